@@ -1,0 +1,3 @@
+//! `coraclectl`: the client that people and CI jobs type.
+
+fn main() {}

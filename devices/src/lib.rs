@@ -1,0 +1,4 @@
+//! What the guest sees: virtio devices, their transport, and the few legacy devices a microVM needs.
+//!
+//! This crate does not know KVM: interrupts leave as eventfd writes and kicks arrive as eventfd
+//! reads, and whoever assembles the machine connects both.

@@ -1,0 +1,157 @@
+//! The contract between a virtio device and its transport.
+//!
+//! A device has two halves. The register half answers the transport: features, configuration
+//! space. The data half runs on a worker that is *given* a [`Session`] (memory, rings, kicks,
+//! interrupts) and gives it *back*:
+//!
+//! ```text
+//!            start(session)                 stop() -> Some(session)
+//!   idle ───────────────────────► serving ────────────────────────────► idle
+//!    ▲                               │
+//!    └──── stop() -> None            └── a broken ring: serving nothing, still stoppable
+//! ```
+//!
+//! Reset is stop and drop. Pause is stop and keep. A snapshot is stop, save, start. A disk swap is
+//! stop, replace the backend, start.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::ring::Virtqueue;
+
+/// The device's number in virtio 1.2, section 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceKind {
+    /// 5.2
+    Block = 2,
+    /// 5.4
+    Entropy = 4,
+}
+
+/// Everything the data half needs to serve, lent to it by the transport between DRIVER_OK and stop.
+#[derive(Debug)]
+pub struct Session {
+    /// The guest's memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// The features that the driver accepted, a subset of what was offered.
+    pub features: u64,
+    /// The queues that the driver made ready, by index; `None` for one that it left alone.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// How the guest hears of used buffers and of configuration changes.
+    pub interrupt: Interrupt,
+}
+
+/// One ready queue, and the eventfd that the guest's notification writes.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The rings in guest memory.
+    pub ring: Virtqueue,
+    /// Written (by KVM, as an ioeventfd, or by the transport) when the driver notifies this queue.
+    pub kick: Arc<EventFd>,
+}
+
+/// The interrupt line of one device: sets the reason in InterruptStatus (4.2.2), then raises the line.
+#[derive(Clone, Debug)]
+pub struct Interrupt {
+    status: Arc<AtomicU32>,
+    line: Arc<EventFd>,
+}
+
+/// InterruptStatus bit 0: a buffer was used.
+pub const INTERRUPT_USED_BUFFER: u32 = 1;
+/// InterruptStatus bit 1: the configuration changed.
+pub const INTERRUPT_CONFIGURATION: u32 = 2;
+
+impl Interrupt {
+    /// An interrupt that sets bits in `status` and writes `line`, which KVM turns into an interrupt (irqfd).
+    pub fn new(status: Arc<AtomicU32>, line: Arc<EventFd>) -> Self {
+        Self { status, line }
+    }
+
+    /// Tells the driver that buffers were used.
+    pub fn used_buffer(&self) {
+        self.raise(INTERRUPT_USED_BUFFER);
+    }
+
+    /// Tells the driver to read the configuration space again.
+    pub fn configuration_changed(&self) {
+        self.raise(INTERRUPT_CONFIGURATION);
+    }
+
+    fn raise(&self, reason: u32) {
+        // The reason must be visible before the line rises: the driver reads it in its handler.
+        self.status.fetch_or(reason, Ordering::SeqCst);
+        if let Err(error) = self.line.write(1) {
+            // Only a counter at its maximum refuses a write, and then the line is already up.
+            log::warn!("interrupt eventfd refused a write: {error}");
+        }
+    }
+}
+
+/// A virtio device as its transport sees it.
+pub trait VirtioDevice: Send {
+    /// Which device this is.
+    fn kind(&self) -> DeviceKind;
+
+    /// The features offered, VIRTIO_F_VERSION_1 included.
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue; its length is the number of queues.
+    fn queue_sizes_max(&self) -> &[u16];
+
+    /// Fills `data` from the configuration space at `offset_bytes`; what lies beyond it reads as zero.
+    fn read_config(&self, offset_bytes: u64, data: &mut [u8]);
+
+    /// Takes a write to the configuration space; what the device does not let be written is ignored.
+    fn write_config(&mut self, offset_bytes: u64, data: &[u8]);
+
+    /// Serves the rings until [`Self::stop`]; looks at each once before it waits for a kick,
+    /// because a restored ring may hold requests whose kick is long past.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot serve; the transport then sets DEVICE_NEEDS_RESET.
+    fn start(&mut self, session: Session) -> Result<(), StartError>;
+
+    /// Quiesces and gives the session back: when it returns nothing is in flight, the used rings are
+    /// complete, and no thread of this device touches guest memory or a disk. `None` if it was not started.
+    ///
+    /// # Errors
+    ///
+    /// When the worker did not drain within the limit or has died; the device goes on serving if it can.
+    fn stop(&mut self) -> Result<Option<Session>, StopError>;
+}
+
+/// Why a device could not start serving.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It is serving already.
+    #[error("the device is serving already")]
+    Started,
+    /// A queue that this device cannot do without was not made ready.
+    #[error("queue {0} was not made ready")]
+    QueueMissing(usize),
+    /// The worker thread is gone.
+    #[error("the device's worker thread has ended")]
+    WorkerGone,
+}
+
+/// Why a device could not stop.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// Requests were still in flight when the limit ran out; the device goes on serving.
+    #[error("{in_flight} requests did not complete within {limit_ms} ms")]
+    Drain {
+        /// Requests still in flight.
+        in_flight: usize,
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// The worker thread is gone.
+    #[error("the device's worker thread has ended")]
+    WorkerGone,
+}

@@ -1,0 +1,76 @@
+//! The contract that every kind of image fulfils.
+
+use std::os::fd::RawFd;
+
+use crate::reactor::{Event, Submit};
+use crate::request::{Completion, Request};
+
+/// What an image tells its device about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size in bytes; a multiple of 512.
+    pub size_bytes: u64,
+    /// Smallest unit the medium reads and writes without a read-modify-write, in bytes; a power of two from 512.
+    pub logical_block_bytes: u32,
+    /// Unit the medium likes best, in bytes; a multiple of the logical block.
+    pub physical_block_bytes: u32,
+    /// Whether writes are refused.
+    pub access: Access,
+    /// Whether DISCARD frees space.
+    pub discard: Discard,
+}
+
+/// Whether an image may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// Whether an image can give space back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// It can.
+    Supported,
+    /// A discard completes without effect.
+    Ignored,
+}
+
+/// What became of a request or an event just now.
+#[derive(Debug)]
+pub enum Step {
+    /// Work goes on; a later event will end it.
+    Pending,
+    /// A request ended.
+    Done(Completion),
+    /// There was no room to start: the request comes back untouched. Offer it again after the next event.
+    Busy(Request),
+}
+
+/// One image: a state machine that never calls the kernel.
+///
+/// ```text
+///   start(request) ──► in flight ──resume(event)──► … ──► Done(completion), once per request
+///        └──► Busy(request): not accepted          └──► Done at once (an error, nothing to do)
+/// ```
+///
+/// The device has checked that a range lies within `geometry().size_bytes` and that a read-only
+/// image is not written; the backend checks again, and refuses by [`crate::request::Failure`].
+pub trait Backend: Send {
+    /// The shape of the image now.
+    fn geometry(&self) -> Geometry;
+
+    /// The descriptors that the operations of this backend name, in the order of their [`crate::reactor::FileSlot`]s.
+    fn files(&self) -> Vec<RawFd>;
+
+    /// Takes one request on.
+    fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step;
+
+    /// Takes the end of one of this backend's operations.
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step;
+
+    /// How many requests were accepted and have not completed. Zero means drained.
+    fn in_flight(&self) -> usize;
+}

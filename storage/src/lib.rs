@@ -1,0 +1,9 @@
+//! Disk images, and where their bytes live. This crate knows neither virtio nor KVM.
+//!
+//! A [`backend::Backend`] is a state machine that never calls the kernel: it turns requests into
+//! [`reactor::KernelOp`]s and their results into completions. A [`reactor::Reactor`] carries the
+//! operations out; an I/O thread owns one reactor and one stack of backends.
+
+pub mod backend;
+pub mod reactor;
+pub mod request;

@@ -1,0 +1,132 @@
+//! What a backend may ask of the kernel, and who carries it out.
+//!
+//! Two reactors exist: io_uring ([`crate::ring`]) and, where the host refuses io_uring, plain
+//! system calls ([`crate::plain`]). A seeded simulator is the third.
+
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use crate::request::Segment;
+
+/// Names one operation in flight; its owner chooses it and gets it back in the [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// A file that was registered with the reactor, by its place in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSlot(pub u32);
+
+/// One operation on a registered file.
+#[derive(Clone, Copy, Debug)]
+pub enum KernelOp {
+    /// `preadv`: result is the number of bytes read; fewer than asked is legal.
+    Read {
+        /// The file.
+        file: FileSlot,
+        /// First of `segment_count` segments; they stay in place until the operation ends.
+        segments: *const Segment,
+        /// How many segments, at most IOV_MAX.
+        segment_count: u32,
+        /// Where in the file.
+        offset_bytes: u64,
+    },
+    /// `pwritev2`: result is the number of bytes written; fewer than asked is legal.
+    Write {
+        /// The file.
+        file: FileSlot,
+        /// First of `segment_count` segments; they stay in place until the operation ends.
+        segments: *const Segment,
+        /// How many segments, at most IOV_MAX.
+        segment_count: u32,
+        /// Where in the file.
+        offset_bytes: u64,
+        /// Whether the write is on the medium when it completes (RWF_DSYNC).
+        durability: Durability,
+    },
+    /// `fdatasync`.
+    SyncData {
+        /// The file.
+        file: FileSlot,
+    },
+    /// `fallocate` with `mode` (FALLOC_FL_*).
+    Allocate {
+        /// The file.
+        file: FileSlot,
+        /// FALLOC_FL_* bits.
+        mode: i32,
+        /// Where in the file.
+        offset_bytes: u64,
+        /// How much.
+        len_bytes: u64,
+    },
+}
+
+/// When a write counts as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// When the host's page cache has it.
+    Cached,
+    /// When the medium has it.
+    Durable,
+}
+
+/// The end of one [`KernelOp`].
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    /// The operation that ended.
+    pub token: Token,
+    /// The system call's result: a count, or a negative errno.
+    pub result: i32,
+}
+
+/// The reactor has no room for another operation; nothing was submitted. Wait for an event, then try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// How a backend puts an operation in flight.
+pub trait Submit {
+    /// Queues `op`; its end is reported as an [`Event`] with `token`, exactly once.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] when there is no room; then nothing was queued.
+    fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full>;
+}
+
+/// What woke the owner of a reactor.
+#[derive(Clone, Copy, Debug)]
+pub enum Wake {
+    /// An operation ended.
+    Done(Event),
+    /// A watched eventfd was written; its counter is already reset. The watch stays armed only until this report.
+    Signalled(Token),
+    /// The timer ran out.
+    TimerExpired,
+}
+
+/// Carries operations out and is the only place where an I/O thread waits.
+pub trait Reactor: Submit {
+    /// Registers `files` for use by [`FileSlot`], replacing what was registered before.
+    ///
+    /// Nothing may be in flight. The descriptors stay open until they are replaced.
+    fn register(&mut self, files: &[RawFd]) -> std::io::Result<()>;
+
+    /// Reports the next write to `eventfd` as one [`Wake::Signalled`] with `token`. One-shot.
+    fn watch(&mut self, eventfd: RawFd, token: Token) -> Result<(), Full>;
+
+    /// Reports [`Wake::TimerExpired`] at `deadline`; a new deadline replaces an older one, `None` takes it back.
+    fn set_timer(&mut self, deadline: Option<Instant>) -> Result<(), Full>;
+
+    /// Submits what is queued, waits until at least one wake-up is there (not at all if `patience`
+    /// is [`Patience::None`]), and appends all that there are to `wakes`.
+    fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> std::io::Result<()>;
+}
+
+/// Whether [`Reactor::wait`] may block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Submit, collect what is there, return.
+    None,
+    /// Block until something happens.
+    UntilEvent,
+}

@@ -1,0 +1,109 @@
+//! The vocabulary between a device and an image: requests, completions and their errors.
+#![expect(unsafe_code, reason = "a segment promises that memory outlives its request")]
+
+use std::ptr::NonNull;
+
+/// What a guest asked of its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Fills the segments from the image.
+    Read,
+    /// Writes the segments to the image.
+    Write,
+    /// Completes when every write that completed before is on the medium.
+    Flush,
+    /// Frees a range; what it reads as afterwards is not defined (virtio 1.2, 5.2.6.2).
+    Discard,
+    /// Makes a range read as zeros.
+    WriteZeroes {
+        /// Whether the range may be deallocated, or must stay allocated.
+        space: Space,
+    },
+}
+
+/// What a WRITE ZEROES may do with the space of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// The image may give the space back (VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP).
+    MayBeFreed,
+    /// The space stays reserved.
+    Stays,
+}
+
+/// One piece of guest memory that a request reads or fills; laid out as a `struct iovec`.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Segment(libc::iovec);
+
+// SAFETY: a segment is an address and a length; whoever made it has promised (see `new`) that the
+// memory stays valid until its request completes, on whichever thread that happens.
+unsafe impl Send for Segment {}
+
+impl Segment {
+    /// A segment of `len_bytes` at `address`.
+    ///
+    /// # Safety
+    ///
+    /// The range must stay mapped, readable and writable until the request that carries the segment has completed.
+    pub unsafe fn new(address: NonNull<u8>, len_bytes: usize) -> Self {
+        Self(libc::iovec {
+            iov_base: address.as_ptr().cast(),
+            iov_len: len_bytes,
+        })
+    }
+
+    /// Where the segment starts in this process.
+    pub fn address(&self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
+    /// How long the segment is, in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.0.iov_len
+    }
+}
+
+/// One request; it travels to the backend and comes back in its [`Completion`], so that the
+/// vector of segments is used again instead of allocated again.
+#[derive(Debug)]
+pub struct Request {
+    /// The caller's own number for it; not looked at by a backend.
+    pub tag: u64,
+    /// What to do.
+    pub operation: Operation,
+    /// Where in the image, in bytes.
+    pub offset_bytes: u64,
+    /// How much, in bytes; for reads and writes the sum of the segments.
+    pub len_bytes: u64,
+    /// The guest's memory; empty unless the operation is a read or a write.
+    pub segments: Vec<Segment>,
+}
+
+/// The end of a request: sent exactly once for every request that was accepted.
+#[derive(Debug)]
+pub struct Completion {
+    /// The request, given back.
+    pub request: Request,
+    /// What became of it.
+    pub outcome: Result<(), Failure>,
+}
+
+/// Why the storage refused or failed a request; the device maps it to the guest's status byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The image lies behind something that answered with an error (EIO, ENOSPC, EBADF …).
+    #[error("the host's storage answered: {}", std::io::Error::from_raw_os_error(*.0))]
+    Host(i32),
+    /// The image cannot do this operation at all.
+    #[error("this image does not support the operation")]
+    Unsupported,
+    /// The range does not lie within the image.
+    #[error("the range does not lie within the image")]
+    OutOfRange,
+    /// The image was opened read-only.
+    #[error("the image is read-only")]
+    ReadOnly,
+    /// The image ended in the middle of a read: it was truncated under us.
+    #[error("the image is shorter than it was when it was opened")]
+    Truncated,
+}

@@ -1,0 +1,1 @@
+//! The machine: KVM, boot, configuration, the API.

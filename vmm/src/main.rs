@@ -1,0 +1,3 @@
+//! `coracle`: one process, one virtual machine.
+
+fn main() {}

@@ -5,5 +5,8 @@
 //! operations out; an I/O thread owns one reactor and one stack of backends.
 
 pub mod backend;
+pub mod engine;
+pub mod plain;
 pub mod reactor;
 pub mod request;
+pub mod ring;

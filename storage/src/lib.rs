@@ -6,7 +6,10 @@
 
 pub mod backend;
 pub mod engine;
+pub mod open;
 pub mod plain;
+pub mod raw;
 pub mod reactor;
 pub mod request;
 pub mod ring;
+pub mod slab;

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod engine;
+pub mod limit;
 pub mod open;
 pub mod plain;
 pub mod raw;

@@ -2,3 +2,5 @@
 //!
 //! This crate does not know KVM: interrupts leave as eventfd writes and kicks arrive as eventfd
 //! reads, and whoever assembles the machine connects both.
+
+pub mod virtio;

@@ -57,6 +57,13 @@ impl Segment {
         self.0.iov_base.cast()
     }
 
+    /// Drops the first `bytes` of the segment, which were transferred already.
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        assert!(bytes <= self.0.iov_len, "a segment cannot shrink below nothing");
+        self.0.iov_base = self.0.iov_base.wrapping_byte_add(bytes);
+        self.0.iov_len -= bytes;
+    }
+
     /// How long the segment is, in bytes.
     pub fn len_bytes(&self) -> usize {
         self.0.iov_len

@@ -1,1 +1,4 @@
 //! The machine: KVM, boot, configuration, the API.
+
+pub mod arch;
+pub mod memory;

@@ -1,0 +1,10 @@
+//! x86-64: boot protocols, tables for the guest, processor state.
+
+pub mod boot;
+pub mod cpu;
+pub mod cpuid;
+pub mod lapic;
+pub mod layout;
+pub mod msr;
+pub mod regs;
+pub mod template;

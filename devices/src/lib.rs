@@ -4,6 +4,9 @@
 //! reads, and whoever assembles the machine connects both.
 
 pub mod bus;
+pub mod i8042;
+pub mod power;
 mod random;
 pub mod virtio;
+pub mod vmgenid;
 mod wait;

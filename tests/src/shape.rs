@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-/// The shape of a value: objects keep their keys, everything else becomes the name of its kind. A list becomes its first item's shape.
+/// The shape of a value: objects keep their keys, everything else becomes the name of its kind.
+///
+/// A list becomes the shape of its first item.
 pub fn shape(value: &Value) -> Value {
     match value {
         Value::Null => json!("null"),

@@ -1,5 +1,6 @@
 //! Virtio 1.2: virtqueues, the device contract, and the devices.
 
+pub mod blk;
 pub mod device;
 pub mod mmio;
 pub mod ring;

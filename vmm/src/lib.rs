@@ -1,4 +1,5 @@
 //! The machine: KVM, boot, configuration, the API.
 
 pub mod arch;
+pub mod config;
 pub mod memory;

@@ -379,8 +379,14 @@ pub fn ask(launch: Launch, request: &Request) -> Outcome<Exchange> {
         .connect()?
         .request(&request.method, &request.path, body.as_deref())?;
     // Some of Firecracker's answers have line breaks inside a JSON string; any shape is as good as that.
-    let shape = answer.json().map_or(Value::String("null".to_owned()), |body| shape(&body));
-    Ok(Exchange { request: request.clone(), status: answer.status, shape })
+    let shape = answer
+        .json()
+        .map_or(Value::String("null".to_owned()), |body| shape(&body));
+    Ok(Exchange {
+        request: request.clone(),
+        status: answer.status,
+        shape,
+    })
 }
 
 /// The files that requests name.

@@ -3,4 +3,11 @@
 pub mod api;
 pub mod arch;
 pub mod config;
+pub mod console;
+pub mod end;
+pub mod event_loop;
+pub mod kvm;
+pub mod machine;
 pub mod memory;
+pub mod monitor;
+pub mod signals;

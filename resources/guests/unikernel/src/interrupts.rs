@@ -48,6 +48,8 @@ const WATCHDOG_COUNT: u32 = 1 << 30;
 const FIXED: u32 = 0x4000;
 const INIT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;
+/// The command has not been delivered yet.
+const PENDING: u32 = 1 << 12;
 
 unsafe extern "C" {
     static interrupt_counts: [AtomicU64; LINES];
@@ -95,19 +97,13 @@ pub fn count(line: usize) -> u64 {
 pub fn start_watchdog() {
     let apic = local_apic();
     apic.write32(local::TIMER_DIVIDER, DIVIDE_BY_1);
-    apic.write32(
-        local::TIMER,
-        PERIODIC | u32::from(LINE_VECTOR) + u32::from(low8(WAKE_LINE as u64)),
-    );
+    apic.write32(local::TIMER, PERIODIC | wake_vector());
     apic.write32(local::TIMER_COUNT, WATCHDOG_COUNT);
 }
 
 /// Interrupts another vCPU on the wake line.
 pub fn wake(apic_id: u8) {
-    command(
-        apic_id,
-        FIXED | u32::from(LINE_VECTOR) + u32::from(low8(WAKE_LINE as u64)),
-    );
+    command(apic_id, FIXED | wake_vector());
 }
 
 /// Resets another vCPU: it waits for [`send_startup`].
@@ -120,11 +116,15 @@ pub fn send_startup(apic_id: u8, page: u8) {
     command(apic_id, STARTUP | u32::from(page));
 }
 
+fn wake_vector() -> u32 {
+    u32::from(LINE_VECTOR + low8(WAKE_LINE as u64))
+}
+
 fn command(apic_id: u8, low: u32) {
     let apic = local_apic();
     apic.write32(local::COMMAND_HIGH, u32::from(apic_id) << 24);
     apic.write32(local::COMMAND_LOW, low);
-    while apic.read32(local::COMMAND_LOW) & 1 << 12 != 0 {
+    while apic.read32(local::COMMAND_LOW) & PENDING != 0 {
         cpu::relax();
     }
 }

@@ -9,10 +9,10 @@ use instrument::width::{low8, low16, low32, size};
 use super::{Failure, ports};
 use crate::machine::Machine;
 use crate::virtio::blk::{self, Disk, Request, Setup, Status, kind};
+use crate::virtio::feature;
 use crate::virtio::mmio::{Kind, QueueAddresses, Transport, register, status};
 use crate::virtio::queue::Descriptor;
 use crate::virtio::rng::Entropy;
-use crate::virtio::feature;
 use crate::{cpu, say, serial};
 
 /// A device under assault.
@@ -58,8 +58,14 @@ const KNOWN_REGISTERS: [u64; 16] = [
     register::CONFIG + 32,
 ];
 /// Types of requests that devices know, for half of the headers.
-const KNOWN_KINDS: [u32; 6] =
-    [kind::READ, kind::WRITE, kind::FLUSH, kind::IDENTITY, kind::DISCARD, kind::WRITE_ZEROES];
+const KNOWN_KINDS: [u32; 6] = [
+    kind::READ,
+    kind::WRITE,
+    kind::FLUSH,
+    kind::IDENTITY,
+    kind::DISCARD,
+    kind::WRITE_ZEROES,
+];
 
 /// Assaults a device for a time, then resets it and has it answer one honest request.
 pub fn hostile(machine: &mut Machine, command: &Command<'static>) -> Result<(), Failure> {
@@ -67,13 +73,22 @@ pub fn hostile(machine: &mut Machine, command: &Command<'static>) -> Result<(), 
     let device = match command.text("kind") {
         None | Some("blk") => Kind::Block,
         Some("rng") => Kind::Entropy,
-        Some(value) => return Err(ArgumentError::Impossible { key: "kind", value, choices: "blk, rng" }.into()),
+        Some(value) => {
+            return Err(ArgumentError::Impossible {
+                key: "kind",
+                value,
+                choices: "blk, rng",
+            }
+            .into());
+        }
     };
     let index = command.number("dev", 0)?;
     let seed = command.number("seed", 1)?;
     let with_ports = command.switch("ports", false)?;
     let operations = command.number("operations", u64::MAX)?;
-    let duration_ticks = machine.clock()?.ticks(command.number("seconds", 5)?.saturating_mul(1000));
+    let duration_ticks = machine
+        .clock()?
+        .ticks(command.number("seconds", 5)?.saturating_mul(1000));
     machine.forget_disk(index);
     let sandbox = Sandbox::below(machine.memory.take_end(SANDBOX_BYTES)?);
     let mut assault = Assault::new(Transport::find(machine.line, device, index)?, seed, sandbox);
@@ -91,28 +106,49 @@ pub fn hostile(machine: &mut Machine, command: &Command<'static>) -> Result<(), 
     }
     if with_ports {
         serial::restore();
+        say!("\n");
     }
     assault.transport.reset()?;
     honest(machine, command, device, index)?;
-    say!("hostile: ok seed={seed} operations={} resets={}\n", assault.operations, assault.resets);
+    say!(
+        "hostile: ok seed={seed} operations={} resets={}\n",
+        assault.operations,
+        assault.resets
+    );
     Ok(())
 }
 
 /// Sets the device up properly; it must serve a request as if nothing had been.
-fn honest(machine: &mut Machine, command: &Command<'static>, device: Kind, index: u64) -> Result<(), Failure> {
+fn honest(
+    machine: &mut Machine,
+    command: &Command<'static>,
+    device: Kind,
+    index: u64,
+) -> Result<(), Failure> {
     let wait = machine.wait(command)?;
     let buffer = machine.memory.allocate(512)?;
     match device {
         Kind::Block => {
             let mut disk = Disk::open(machine, Setup::of(index))?;
             let data = Some(blk::data(buffer.address(), 512, true));
-            super::disk::expect(&mut disk, &wait, &Request { kind: kind::READ, sector: 0, data }, Status::OK)?;
+            super::disk::expect(
+                &mut disk,
+                &wait,
+                &Request {
+                    kind: kind::READ,
+                    sector: 0,
+                    data,
+                },
+                Status::OK,
+            )?;
             machine.keep(disk);
         }
         Kind::Entropy => {
             let written = Entropy::open(machine, index)?.fill(buffer.address(), 512, &wait)?;
             if written == 0 || written > 512 {
-                return Err(Failure::Check("the source returned no bytes, or more than there was room for"));
+                return Err(Failure::Check(
+                    "the source returned no bytes, or more than there was room for",
+                ));
             }
         }
     }
@@ -127,8 +163,18 @@ impl Assault {
             // SAFETY: the sandbox was taken out of free memory.
             unsafe { (address as *mut u64).write_volatile(0) };
         }
-        let queues = [Target { table: garbage.table(), ..Target::default() }; QUEUES];
-        Self { transport, garbage, sandbox, queues, operations: 0, resets: 0 }
+        let queues = [Target {
+            table: garbage.table(),
+            ..Target::default()
+        }; QUEUES];
+        Self {
+            transport,
+            garbage,
+            sandbox,
+            queues,
+            operations: 0,
+            resets: 0,
+        }
     }
 
     /// Reads and writes registers of all widths at all offsets.
@@ -174,8 +220,12 @@ impl Assault {
         match offset & !3 {
             offset if !is_address(offset) => self.garbage.value(),
             offset if offset & 4 != 0 => self.garbage.any() | 0x1000,
-            register::QUEUE_DESCRIPTORS if self.garbage.once_in(2) => self.queues.first().map_or(0, |queue| queue.table),
-            register::QUEUE_USED if self.garbage.once_in(2) => self.sandbox.scribble + self.garbage.below(4096),
+            register::QUEUE_DESCRIPTORS if self.garbage.once_in(2) => {
+                self.queues.first().map_or(0, |queue| queue.table)
+            }
+            register::QUEUE_USED if self.garbage.once_in(2) => {
+                self.sandbox.scribble + self.garbage.below(4096)
+            }
             _ => self.garbage.any() | 0xc000_0000,
         }
     }
@@ -186,7 +236,9 @@ impl Assault {
         for _ in 0..self.garbage.below(4 * BATCH) {
             self.operations += 1;
             let number = size(self.garbage.below(QUEUES as u64));
-            let Some(mut queue) = self.queues.get(number).copied() else { continue };
+            let Some(mut queue) = self.queues.get(number).copied() else {
+                continue;
+            };
             for _ in 0..self.garbage.below(6) {
                 self.put_descriptor(&queue);
                 self.put_letter();
@@ -195,7 +247,11 @@ impl Assault {
             if let Some(place) = self.queues.get_mut(number) {
                 *place = queue;
             }
-            let index = if self.garbage.once_in(16) { low32(self.garbage.value()) } else { low32(number as u64) };
+            let index = if self.garbage.once_in(16) {
+                low32(self.garbage.value())
+            } else {
+                low32(number as u64)
+            };
             self.transport.registers().write32(register::QUEUE_NOTIFY, index);
             if self.garbage.once_in(16) {
                 let offset = self.pick(&KNOWN_REGISTERS);
@@ -210,7 +266,11 @@ impl Assault {
         self.resets += 1;
         let mut state = status::ACKNOWLEDGE | status::DRIVER;
         registers.write32(register::STATUS, state);
-        let mask = if self.garbage.once_in(2) { u64::MAX } else { self.garbage.any() };
+        let mask = if self.garbage.once_in(2) {
+            u64::MAX
+        } else {
+            self.garbage.any()
+        };
         let mut features = self.transport.offered() & mask | feature::VERSION_1;
         if self.garbage.once_in(8) {
             features = self.garbage.value();
@@ -241,19 +301,40 @@ impl Assault {
         };
         let avail = self.garbage.letter() & !u64::from(!self.garbage.once_in(16));
         let table = self.garbage.table();
-        let addresses = QueueAddresses { descriptors: table, avail, used: self.garbage.used_ring() & !3 };
+        let addresses = QueueAddresses {
+            descriptors: table,
+            avail,
+            used: self.garbage.used_ring() & !3,
+        };
         self.transport.set_queue(low16(index as u64), size, &addresses);
         if let Some(place) = self.queues.get_mut(index) {
-            *place = Target { size: size.min(256), table, avail, avail_index: 0 };
+            *place = Target {
+                size: size.min(256),
+                table,
+                avail,
+                avail_index: 0,
+            };
         }
     }
 
     fn put_descriptor(&mut self, queue: &Target) {
-        let Chunk { address, bytes, flags, next } = self.garbage.chunk(queue.size);
-        let descriptor = Descriptor { address, bytes, flags, next };
+        let Chunk {
+            address,
+            bytes,
+            flags,
+            next,
+        } = self.garbage.chunk(queue.size);
+        let descriptor = Descriptor {
+            address,
+            bytes,
+            flags,
+            next,
+        };
         // Half of them where the queue looks first, the others where indirect tables may lie.
         let place = if self.garbage.once_in(2) {
-            queue.table.wrapping_add(16 * self.garbage.below(u64::from(queue.size.max(1))))
+            queue
+                .table
+                .wrapping_add(16 * self.garbage.below(u64::from(queue.size.max(1))))
         } else {
             self.sandbox.tables + 16 * self.garbage.below(TABLES_BYTES / 16)
         };
@@ -265,8 +346,16 @@ impl Assault {
 
     /// A request header, or what may pass for one.
     fn put_letter(&mut self) {
-        let kind = if self.garbage.once_in(2) { self.pick(&KNOWN_KINDS) } else { low32(self.garbage.value()) };
-        let sector = if self.garbage.once_in(4) { self.garbage.value() } else { self.garbage.below(4096) };
+        let kind = if self.garbage.once_in(2) {
+            self.pick(&KNOWN_KINDS)
+        } else {
+            low32(self.garbage.value())
+        };
+        let sector = if self.garbage.once_in(4) {
+            self.garbage.value()
+        } else {
+            self.garbage.below(4096)
+        };
         let place = self.sandbox.letters + 16 * self.garbage.below(LETTERS_BYTES / 16);
         // SAFETY: among the letters of the sandbox, at a multiple of 16.
         unsafe { (place as *mut [u64; 2]).write_volatile([u64::from(kind), sector]) };
@@ -277,16 +366,28 @@ impl Assault {
         let count = low16(self.garbage.below(5));
         for step in 0..count {
             let entry = u64::from(queue.avail_index.wrapping_add(step) % queue.size.max(1));
-            let any = if self.garbage.once_in(16) { u64::from(u16::MAX) } else { u64::from(queue.size.max(1)) };
+            let any = if self.garbage.once_in(16) {
+                u64::from(u16::MAX)
+            } else {
+                u64::from(queue.size.max(1))
+            };
             let head = low16(self.garbage.below(any));
             self.put16(queue.avail + 4 + 2 * entry, head);
         }
-        let jump = if self.garbage.once_in(16) { low16(self.garbage.value()) } else { count };
+        let jump = if self.garbage.once_in(16) {
+            low16(self.garbage.value())
+        } else {
+            count
+        };
         queue.avail_index = queue.avail_index.wrapping_add(jump);
         self.put16(queue.avail + 2, queue.avail_index);
         if self.garbage.once_in(8) {
             let value = low16(self.garbage.value());
-            let place = if self.garbage.once_in(2) { 0 } else { 4 + 2 * u64::from(queue.size) };
+            let place = if self.garbage.once_in(2) {
+                0
+            } else {
+                4 + 2 * u64::from(queue.size)
+            };
             self.put16(queue.avail + place, value);
         }
     }
@@ -300,7 +401,9 @@ impl Assault {
 
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         let index = size(self.garbage.below(choices.len() as u64));
-        *choices.get(index).expect("the index is below the length, which is not 0")
+        *choices
+            .get(index)
+            .expect("the index is below the length, which is not 0")
     }
 }
 

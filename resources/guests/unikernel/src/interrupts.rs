@@ -12,7 +12,7 @@ use instrument::width::low8;
 use crate::cpu::{self, Registers};
 use crate::tables::{LINE_VECTOR, LINES, SPURIOUS_VECTOR};
 
-/// The line on which vCPUs wake each other, and on which the watchdog ticks.
+/// The line on which vCPUs wake each other, and on which their timers tick.
 pub const WAKE_LINE: usize = LINES - 1;
 /// Inputs of the IOAPIC.
 pub const INPUTS: u32 = 24;
@@ -55,7 +55,8 @@ unsafe extern "C" {
     static interrupt_counts: [AtomicU64; LINES];
 }
 
-/// Makes this vCPU, number `index`, take interrupts.
+/// Makes this vCPU, number `index`, take interrupts. A timer ends every idle wait within about a second, so that those
+/// who wait can look at the clock.
 pub fn enable(index: usize) {
     let apic = local_apic();
     apic.write32(local::SPURIOUS, ENABLE | u32::from(SPURIOUS_VECTOR));
@@ -64,6 +65,9 @@ pub fn enable(index: usize) {
         apic.write32(local::LOGICAL_DESTINATION, 1 << (24 + index));
     }
     apic.write32(local::TASK_PRIORITY, 0);
+    apic.write32(local::TIMER_DIVIDER, DIVIDE_BY_1);
+    apic.write32(local::TIMER, PERIODIC | wake_vector());
+    apic.write32(local::TIMER_COUNT, WATCHDOG_COUNT);
 }
 
 /// Routes an input of the IOAPIC, which is below [`INPUTS`], to the first `cpus` vCPUs, edge-triggered.
@@ -91,14 +95,6 @@ pub fn counter(line: usize) -> &'static AtomicU64 {
 /// The count of a line now.
 pub fn count(line: usize) -> u64 {
     counter(line).load(Ordering::Acquire)
-}
-
-/// Ends every idle wait of this vCPU within about a second, so that it can look at the clock.
-pub fn start_watchdog() {
-    let apic = local_apic();
-    apic.write32(local::TIMER_DIVIDER, DIVIDE_BY_1);
-    apic.write32(local::TIMER, PERIODIC | wake_vector());
-    apic.write32(local::TIMER_COUNT, WATCHDOG_COUNT);
 }
 
 /// Interrupts another vCPU on the wake line.

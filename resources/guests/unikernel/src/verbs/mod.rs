@@ -14,6 +14,7 @@ use crate::smp;
 use crate::virtio;
 use crate::virtio::blk::Status;
 
+mod assault;
 mod disk;
 mod echo;
 mod entropy;

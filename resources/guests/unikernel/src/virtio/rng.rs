@@ -57,7 +57,7 @@ impl Entropy {
             if let Some(used) = self.queue.poll()? {
                 return Ok(used.written_bytes);
             }
-            wait.pause(&self.queue, start)?;
+            wait.pause(&mut self.queue, start)?;
         }
     }
 }

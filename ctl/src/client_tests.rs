@@ -68,12 +68,7 @@ fn a_request_says_what_it_sends_and_an_answer_is_read_whole() {
     let (sent, received) = std::sync::mpsc::channel();
     let server = Server::new(move |mut stream| {
         sent.send(read_request(&mut stream)).unwrap();
-        for part in [
-            "HTTP/1.1 200 OK\r\nContent-",
-            "Length: 7\r\n\r\n{\"a\"",
-            ":1}",
-            "\r\n",
-        ] {
+        for part in ["HTTP/1.1 200 OK\r\nContent-", "Length: 7\r\n\r\n{\"a\"", ":1}"] {
             stream.write_all(part.as_bytes()).unwrap();
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -4,4 +4,6 @@
 //! reads, and whoever assembles the machine connects both.
 
 pub mod bus;
+mod random;
 pub mod virtio;
+mod wait;

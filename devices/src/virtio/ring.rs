@@ -246,6 +246,17 @@ impl Virtqueue {
         Ok(true)
     }
 
+    /// Puts the chain that [`Self::pop`] gave last back into the ring, to be popped again: for a device
+    /// that cannot serve it yet and wants to have nothing in flight when it stops.
+    ///
+    /// # Panics
+    ///
+    /// When nothing is in flight. The caller has not pushed that chain.
+    pub fn unpop(&mut self) {
+        assert!(self.in_flight() > 0, "there is a chain to put back");
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
     /// Reads the driver's index; true when there is something new.
     fn look(&mut self) -> Result<bool, RingFault> {
         // Acquire: what the driver wrote into ring and descriptors before the index is visible after.

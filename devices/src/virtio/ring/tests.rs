@@ -384,6 +384,20 @@ fn with_event_idx_the_next_kick_is_asked_for_at_our_position() {
 }
 
 #[test]
+fn a_chain_that_was_put_back_is_popped_again() {
+    let (mut driver, mut ring) = queue(8, 0);
+    driver.offer_chain(&[Piece::Writable(BUFFERS, 1)]);
+    driver.offer_chain(&[Piece::Writable(BUFFERS, 2)]);
+    assert_eq!(pop(&mut ring).unwrap().unwrap().head, 0);
+    assert_eq!(pop(&mut ring).unwrap().unwrap().head, 1);
+    ring.unpop();
+    assert_eq!(ring.in_flight(), 1);
+    assert!(ring.has_available());
+    assert_eq!(pop(&mut ring).unwrap().unwrap().head, 1);
+    assert!(pop(&mut ring).unwrap().is_none());
+}
+
+#[test]
 fn a_queue_goes_on_from_its_saved_state() {
     let (mut driver, mut ring) = queue(8, FEATURE_EVENT_IDX);
     serve(&mut driver, &mut ring, 5);

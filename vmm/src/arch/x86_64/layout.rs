@@ -77,6 +77,25 @@ pub const VIRTIO_IRQ_FIRST: u32 = 5;
 pub const IRQ_LAST: u32 = 23;
 /// As many virtio-mmio devices as there are lines, one line for the VM generation ID set aside.
 pub const VIRTIO_DEVICES_MAX: u32 = IRQ_LAST - VIRTIO_IRQ_FIRST;
+/// Where a guest finds one virtio-mmio device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioWindow {
+    /// The first of [`VIRTIO_MMIO_BYTES`] bytes.
+    pub address: u64,
+    /// Its interrupt line.
+    pub irq: u32,
+}
+
+impl VirtioWindow {
+    /// The window of the device number `index`, as long as there are lines.
+    pub fn of_device(index: u32) -> Option<VirtioWindow> {
+        (index < VIRTIO_DEVICES_MAX).then(|| VirtioWindow {
+            address: VIRTIO_MMIO_START.0 + u64::from(index) * u64::from(VIRTIO_MMIO_BYTES),
+            irq: VIRTIO_IRQ_FIRST + index,
+        })
+    }
+}
+
 /// The line by which the VM generation ID announces a change: the last one.
 pub const VMGENID_IRQ: u32 = IRQ_LAST;
 /// The keyboard's line.
@@ -105,3 +124,28 @@ pub const EXIT_STATUS_PORT: u16 = 0x604;
 
 /// The most virtual processors of a machine.
 pub const VCPUS_MAX: u8 = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_virtio_window_is_its_own_and_so_is_its_line() {
+        let windows: Vec<_> = (0..).map_while(VirtioWindow::of_device).collect();
+        assert_eq!(
+            windows.first(),
+            Some(&VirtioWindow {
+                address: 0xc000_1000,
+                irq: 5
+            })
+        );
+        assert_eq!(
+            windows.last(),
+            Some(&VirtioWindow {
+                address: 0xc001_2000,
+                irq: 22
+            })
+        );
+        assert!(windows.iter().all(|window| window.irq != VMGENID_IRQ));
+    }
+}

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
 
-use crate::arch::x86_64::layout;
+use crate::arch::x86_64::layout::{VIRTIO_MMIO_BYTES, VirtioWindow};
 
 /// Firecracker's arguments for a user who gives none.
 pub const DEFAULT: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
@@ -46,15 +46,6 @@ pub enum RootAccess {
     ReadWrite,
 }
 
-/// A virtio-mmio device for kernels without ACPI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmioDevice {
-    /// Its window, [`layout::VIRTIO_MMIO_BYTES`] long.
-    pub address: u64,
-    /// Its interrupt line.
-    pub irq: u32,
-}
-
 /// A complete, bounded command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cmdline(CString);
@@ -65,7 +56,7 @@ impl Cmdline {
     pub fn compose(
         arguments: Option<&str>,
         root: Option<Root<'_>>,
-        devices: &[MmioDevice],
+        devices: &[VirtioWindow],
     ) -> Result<Cmdline, CmdlineError> {
         let given = arguments.unwrap_or(DEFAULT).trim();
         let (kernel, init) = split_init(given);
@@ -74,7 +65,7 @@ impl Cmdline {
             push_root(&mut text, root);
         }
         for device in devices {
-            let kib = layout::VIRTIO_MMIO_BYTES >> 10;
+            let kib = VIRTIO_MMIO_BYTES >> 10;
             write!(
                 text,
                 " virtio_mmio.device={kib}K@{:#x}:{}",

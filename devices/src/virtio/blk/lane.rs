@@ -1,12 +1,12 @@
 //! One queue in service: takes chains, keeps what is in flight, gives chains back.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Step};
 use coracle_storage::limit::RateLimiter;
 use coracle_storage::reactor::{Event, Reactor};
-use coracle_storage::request::{Completion, Operation, Request, Segment};
+use coracle_storage::request::{Completion, Failure, Operation, Request, Segment};
 use coracle_storage::slab::Slab;
 
 use super::metrics::BlkMetrics;
@@ -145,11 +145,14 @@ impl Lane {
         taken > 0
     }
 
-    /// Lets the held request start without asking the limiter: whoever stops a device does not wait for tokens.
-    pub(super) fn release_held(&mut self, drive: &mut Drive, now: Instant) {
-        if let Some(Held::Throttled(request, _) | Held::NoRoom(request)) = self.held.take() {
-            self.start(request, drive, now);
-        }
+    /// Puts the held request back into the ring, as if it had not been taken: it has not started.
+    pub(super) fn put_back_held(&mut self) {
+        let Some(Held::Throttled(request, _) | Held::NoRoom(request)) = self.held.take() else {
+            return;
+        };
+        // Nothing is taken while a request is held, so it is the last one that was.
+        self.queue.ring.unpop();
+        self.forget(request);
     }
 
     /// Asks the limiter again about the held request: the limits have changed.
@@ -274,19 +277,30 @@ impl Lane {
     }
 
     fn complete(&mut self, completion: Completion, metrics: &BlkMetrics, now: Instant) {
-        let Completion { mut request, outcome } = completion;
+        let Completion { request, outcome } = completion;
+        let (operation, len_bytes) = (request.operation, request.len_bytes);
+        let read_bytes = match (operation, outcome) {
+            (Operation::Read, Ok(())) => len_bytes,
+            _ => 0,
+        };
+        let flight = self.forget(request);
+        count(
+            metrics,
+            operation,
+            len_bytes,
+            outcome.map(|()| now - flight.started),
+        );
+        self.answer(flight.head, flight.status, outcome.into(), read_bytes);
+    }
+
+    /// Ends a request that came back from the image; its vector is used again.
+    fn forget(&mut self, mut request: Request) -> Flight {
+        request.segments.clear();
+        self.spare.push(request.segments);
         let flight = usize::try_from(request.tag)
             .ok()
             .and_then(|tag| self.flights.remove(tag));
-        let flight = flight.expect("an image completes each request once, with the tag it came with");
-        let read_bytes = match (request.operation, outcome) {
-            (Operation::Read, Ok(())) => request.len_bytes,
-            _ => 0,
-        };
-        count(metrics, &request, outcome.is_ok(), now - flight.started);
-        self.answer(flight.head, flight.status, outcome.into(), read_bytes);
-        request.segments.clear();
-        self.spare.push(request.segments);
+        flight.expect("an image gives each request back once, with the tag it came with")
     }
 
     /// Writes the status byte and gives the chain back; `data_bytes` were written before the status.
@@ -319,20 +333,21 @@ impl Lane {
     }
 }
 
-fn count(metrics: &BlkMetrics, request: &Request, succeeded: bool, took: std::time::Duration) {
-    if !succeeded {
+/// Counts the end of a request; `took` is how long it took, if it succeeded.
+fn count(metrics: &BlkMetrics, operation: Operation, len_bytes: u64, took: Result<Duration, Failure>) {
+    let Ok(took) = took else {
         metrics.invalid_reqs_count.add(1);
         return;
-    }
-    match request.operation {
+    };
+    match operation {
         Operation::Read => {
             metrics.read_count.add(1);
-            metrics.read_bytes.add(request.len_bytes);
+            metrics.read_bytes.add(len_bytes);
             metrics.read_agg.record(took);
         }
         Operation::Write => {
             metrics.write_count.add(1);
-            metrics.write_bytes.add(request.len_bytes);
+            metrics.write_bytes.add(len_bytes);
             metrics.write_agg.record(took);
         }
         Operation::Flush => metrics.flush_count.add(1),

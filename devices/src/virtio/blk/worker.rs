@@ -204,7 +204,7 @@ impl Worker {
         };
         lane.settle();
         let worked = if self.stopping.is_some() {
-            lane.release_held(&mut self.drive, now);
+            lane.put_back_held();
             false
         } else {
             lane.take(&mut self.drive, now)

@@ -23,6 +23,23 @@ pub(super) struct Drive {
     pub(super) limiter: RateLimiter,
     pub(super) metrics: Arc<BlkMetrics>,
     pub(super) serial: [u8; SERIAL_BYTES],
+    /// What the guest did wrong was logged so many times.
+    pub(super) complaints: u32,
+}
+
+/// How often a disk's worker complains of its guest, which must not be able to fill the log.
+const COMPLAINTS_MAX: u32 = 10;
+
+impl Drive {
+    fn complain(&mut self, what: &str, error: &dyn std::error::Error) {
+        self.complaints = self.complaints.saturating_add(1);
+        if self.complaints <= COMPLAINTS_MAX {
+            log::warn!(
+                "{what}: {error} (complaint {} of {COMPLAINTS_MAX})",
+                self.complaints
+            );
+        }
+    }
 }
 
 /// A queue being served.
@@ -41,10 +58,8 @@ pub(super) struct Lane {
     held: Option<Held>,
     /// Something was pushed that the driver was not shown yet.
     pushed: bool,
-    /// Why nothing is taken any more, if so.
-    broken: Option<PopError>,
-    /// A malformed chain was logged; a guest must not be able to fill the log.
-    complained: bool,
+    /// The ring makes no sense: nothing is taken any more.
+    broken: bool,
 }
 
 /// What must be known of a request to answer it.
@@ -88,8 +103,7 @@ impl Lane {
             spare: Vec::with_capacity(size),
             held: None,
             pushed: false,
-            broken: None,
-            complained: false,
+            broken: false,
             queue,
         })
     }
@@ -133,12 +147,12 @@ impl Lane {
     pub(super) fn take(&mut self, drive: &mut Drive, now: Instant) -> bool {
         self.retry_held(drive, now);
         let mut taken = 0;
-        while taken < BATCH_MAX && self.held.is_none() && self.broken.is_none() {
+        while taken < BATCH_MAX && self.held.is_none() && !self.broken {
             match self.queue.ring.pop(&mut self.chain) {
                 Ok(false) => break,
                 Ok(true) => self.take_chain(drive, now),
                 Err(error @ PopError::Malformed { head, .. }) => self.refuse(head, &error, drive),
-                Err(error) => self.give_up(error, drive),
+                Err(error) => self.give_up(&error, drive),
             }
             taken += 1;
         }
@@ -183,7 +197,7 @@ impl Lane {
 
     /// Prepares to wait: asks for kicks if they would be of use. False when there is work after all.
     pub(super) fn rest(&mut self) -> bool {
-        if self.held.is_some() || self.broken.is_some() {
+        if self.held.is_some() || self.broken {
             return true;
         }
         !self.queue.ring.enable_kicks()
@@ -191,7 +205,7 @@ impl Lane {
 
     /// Ends the wait: the worker looks by itself now.
     pub(super) fn wake(&mut self) {
-        if self.broken.is_none() {
+        if !self.broken {
             self.queue.ring.disable_kicks();
         }
     }
@@ -312,23 +326,21 @@ impl Lane {
     }
 
     /// Gives back a chain that cannot be answered.
-    fn refuse(&mut self, head: u16, error: &dyn std::error::Error, drive: &Drive) {
+    fn refuse(&mut self, head: u16, error: &dyn std::error::Error, drive: &mut Drive) {
         drive.metrics.execute_fails.add(1);
-        if !self.complained {
-            self.complained = true;
-            log::warn!("the guest's disk driver made a chain that is no request (said once): {error}");
-        }
+        drive.complain("the guest's disk driver made a chain that is no request", error);
         self.queue.ring.push(head, 0);
         self.pushed = true;
     }
 
     /// Serves the queue no more: its positions make no sense, so nothing in it can be trusted.
-    fn give_up(&mut self, error: PopError, drive: &Drive) {
+    fn give_up(&mut self, error: &PopError, drive: &mut Drive) {
         drive.metrics.event_fails.add(1);
-        log::warn!(
-            "the guest's disk driver broke its queue, which is not served until it resets the device: {error}"
+        drive.complain(
+            "the guest's disk driver broke its queue, which needs a reset",
+            error,
         );
-        self.broken = Some(error);
+        self.broken = true;
         self.session.interrupt.device_needs_reset();
     }
 }

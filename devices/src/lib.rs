@@ -4,6 +4,10 @@
 //! reads, and whoever assembles the machine connects both.
 
 pub mod bus;
-mod random;
+pub mod i8042;
+pub mod power;
+pub mod random;
+pub mod serial;
 pub mod virtio;
+pub mod vmgenid;
 mod wait;

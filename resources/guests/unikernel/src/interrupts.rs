@@ -27,7 +27,6 @@ const REDIRECTION: u32 = 0x10;
 const LOGICAL: u32 = 1 << 11;
 
 mod local {
-    pub const ID: u64 = 0x20;
     pub const TASK_PRIORITY: u64 = 0x80;
     pub const LOGICAL_DESTINATION: u64 = 0xd0;
     pub const DESTINATION_FORMAT: u64 = 0xe0;
@@ -103,11 +102,6 @@ pub fn start_watchdog() {
     apic.write32(local::TIMER_COUNT, WATCHDOG_COUNT);
 }
 
-/// Ends what [`start_watchdog`] began.
-pub fn stop_watchdog() {
-    local_apic().write32(local::TIMER_COUNT, 0);
-}
-
 /// Interrupts another vCPU on the wake line.
 pub fn wake(apic_id: u8) {
     command(
@@ -124,11 +118,6 @@ pub fn send_init(apic_id: u8) {
 /// Starts a vCPU that waits, in real mode at the page `page` below 1 MiB.
 pub fn send_startup(apic_id: u8, page: u8) {
     command(apic_id, STARTUP | u32::from(page));
-}
-
-/// The identifier of this vCPU's local APIC.
-pub fn local_id() -> u8 {
-    low8(u64::from(local_apic().read32(local::ID) >> 24))
 }
 
 fn command(apic_id: u8, low: u32) {

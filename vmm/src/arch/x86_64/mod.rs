@@ -11,3 +11,5 @@ pub mod msr;
 pub mod regs;
 pub mod tables;
 pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;

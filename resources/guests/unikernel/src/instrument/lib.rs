@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod cmdline;
+pub mod garbage;
 pub mod histogram;
 pub mod pattern;
 pub mod random;

@@ -103,6 +103,13 @@ impl Launch {
     ///
     /// When the file cannot be written.
     pub fn config(mut self, config: &Value) -> Outcome<Self> {
+        let mut config = config.clone();
+        if let Some(template @ Value::Object(_)) = config.get_mut("cpu-config") {
+            // The API takes the template itself, a configuration file its path.
+            let path = self.directory().join("test-cpu-template.json");
+            std::fs::write(&path, template.to_string())?;
+            *template = Value::String(path.display().to_string());
+        }
         let path = self.directory().join("config.json");
         std::fs::write(&path, config.to_string())?;
         self.arguments

@@ -189,6 +189,13 @@ impl MmioTransport {
         Ok(())
     }
 
+    /// Tells the driver, if there is one, to read the configuration space again.
+    pub fn announce_configuration(&self) {
+        if !matches!(self.life, Life::Idle | Life::Resetting) {
+            self.interrupt().configuration_changed();
+        }
+    }
+
     fn interrupt(&self) -> Interrupt {
         Interrupt::new(Arc::clone(&self.interrupt_status), Arc::clone(&self.line))
     }

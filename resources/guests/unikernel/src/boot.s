@@ -91,8 +91,8 @@ exception_common:
     andq $-16, %rsp
     call exception_entry
 
-# Interrupts count, acknowledge (any value will do, so no register is saved) and return: five instructions would be too
-# many to repeat at CPL 0 with a device's registers; the native code reads those. One stub of 32 bytes per counter.
+# Interrupts only count, and acknowledge at the local APIC, which takes any value, so that no register is saved. What the
+# device wants is asked at CPL 3. One stub of 32 bytes per counter.
     .balign 32
     .globl interrupt_stubs
 interrupt_stubs:

@@ -97,7 +97,10 @@ impl Machine {
 
     /// Forgets how a block device was set up: somebody is about to change that.
     pub fn forget_disk(&mut self, index: u64) {
-        if let Some(place) = usize::try_from(index).ok().and_then(|index| self.disks.get_mut(index)) {
+        if let Some(place) = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.disks.get_mut(index))
+        {
             *place = None;
         }
     }

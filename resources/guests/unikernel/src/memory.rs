@@ -121,7 +121,10 @@ impl Memory {
     /// their end, which is that of RAM below 4 GiB.
     pub fn take_end(&mut self, bytes: u64) -> Result<u64, OutOfMemory> {
         if bytes > self.passing.bytes() {
-            return Err(OutOfMemory { wanted_bytes: bytes, free_bytes: self.passing.bytes() });
+            return Err(OutOfMemory {
+                wanted_bytes: bytes,
+                free_bytes: self.passing.bytes(),
+            });
         }
         let end = self.passing.end;
         self.passing.end -= bytes;
@@ -232,7 +235,10 @@ impl Region {
 impl FreePages {
     /// How many there are.
     pub fn count(&self) -> u64 {
-        self.regions.iter().map(|region| region.bytes() / PAGE_BYTES).sum()
+        self.regions
+            .iter()
+            .map(|region| region.bytes() / PAGE_BYTES)
+            .sum()
     }
 
     /// The address of one of them.

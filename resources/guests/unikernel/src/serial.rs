@@ -44,7 +44,12 @@ pub fn enable_input_interrupt() {
 
 /// Sets the port up as monitors hand it over, whatever was written to it before.
 pub fn restore() {
-    for (port, value) in [(LINE_CONTROL, EIGHT_BITS), (INTERRUPT_ENABLE, 0), (FIFO_CONTROL, 0), (MODEM_CONTROL, READY)] {
+    for (port, value) in [
+        (LINE_CONTROL, EIGHT_BITS),
+        (INTERRUPT_ENABLE, 0),
+        (FIFO_CONTROL, 0),
+        (MODEM_CONTROL, READY),
+    ] {
         cpu::out8(port, value);
     }
 }

@@ -283,6 +283,7 @@ mod tests {
             devices.next(),
             Some(DeviceWindow {
                 base: 0xc000_1000,
+                bytes: 4096,
                 irq: 5
             })
         );
@@ -290,6 +291,7 @@ mod tests {
             devices.next(),
             Some(DeviceWindow {
                 base: 0xfeb0_0e00,
+                bytes: 512,
                 irq: 12
             })
         );

@@ -69,7 +69,12 @@ impl Sandbox {
     pub const fn below(end: u64) -> Self {
         let scribble = end - SCRIBBLE_BYTES;
         let tables = scribble - MOAT_BYTES - TABLES_BYTES;
-        Self { letters: tables - LETTERS_BYTES, tables, scribble, end }
+        Self {
+            letters: tables - LETTERS_BYTES,
+            tables,
+            scribble,
+            end,
+        }
     }
 }
 
@@ -77,7 +82,10 @@ impl Garbage {
     /// The garbage of `seed` for a guest with this sandbox.
     #[must_use]
     pub const fn new(seed: u64, sandbox: Sandbox) -> Self {
-        Self { random: Random::new(seed), sandbox }
+        Self {
+            random: Random::new(seed),
+            sandbox,
+        }
     }
 
     /// Any number.
@@ -145,36 +153,65 @@ impl Garbage {
     /// The address of a request header, or of anything else among the letters.
     pub fn letter(&mut self) -> u64 {
         let exact = self.sandbox.letters + 16 * self.below(LETTERS_BYTES / 16);
-        if self.once_in(8) { exact + self.below(16) } else { exact }
+        if self.once_in(8) {
+            exact + self.below(16)
+        } else {
+            exact
+        }
     }
 
     /// The address of a descriptor table: among the tables, or nowhere.
     pub fn table(&mut self) -> u64 {
-        if self.once_in(8) { self.nowhere() } else { self.sandbox.tables + 16 * self.below(TABLES_BYTES / 16) }
+        if self.once_in(8) {
+            self.nowhere()
+        } else {
+            self.sandbox.tables + 16 * self.below(TABLES_BYTES / 16)
+        }
     }
 
     /// The address of a used ring: where devices may write, or nowhere.
     pub fn used_ring(&mut self) -> u64 {
         let size = self.sandbox.end - self.sandbox.scribble;
-        if self.once_in(8) { self.nowhere() } else { self.sandbox.scribble + self.below(size) }
+        if self.once_in(8) {
+            self.nowhere()
+        } else {
+            self.sandbox.scribble + self.below(size)
+        }
     }
 
     /// A descriptor for a queue of `size` entries.
     pub fn chunk(&mut self, size: u16) -> Chunk {
-        let next = if self.once_in(16) { low16(self.any()) } else { low16(self.below(u64::from(size.max(1)))) };
-        let odd = if self.once_in(16) { low16(self.any()) & !(WRITE | INDIRECT) } else { 0 };
+        let next = if self.once_in(16) {
+            low16(self.any())
+        } else {
+            low16(self.below(u64::from(size.max(1))))
+        };
+        let odd = if self.once_in(16) {
+            low16(self.any()) & !(WRITE | INDIRECT)
+        } else {
+            0
+        };
         let flags = odd | if self.below(3) > 0 { NEXT } else { 0 };
         let ((address, bytes), kind) = match self.below(8) {
             0 => {
                 let entries = low32(self.below(6));
-                let bytes = if self.once_in(4) { self.length() } else { 16 * entries };
+                let bytes = if self.once_in(4) {
+                    self.length()
+                } else {
+                    16 * entries
+                };
                 // A device that ignores INDIRECT must not write to the table.
                 ((self.table(), bytes), INDIRECT)
             }
             1..4 => (self.readable(), 0),
             _ => (self.writable(), WRITE),
         };
-        Chunk { address, bytes, flags: flags | kind, next }
+        Chunk {
+            address,
+            bytes,
+            flags: flags | kind,
+            next,
+        }
     }
 
     /// A length of the kind that programs trip over.
@@ -199,7 +236,9 @@ mod tests {
 
     /// Whether a device that checks its addresses can write this without touching what the guest uses.
     fn is_harmless(sandbox: &Sandbox, address: u64, bytes: u32) -> bool {
-        let Some(end) = address.checked_add(u64::from(bytes)) else { return true };
+        let Some(end) = address.checked_add(u64::from(bytes)) else {
+            return true;
+        };
         end <= FIRST_PAGE_BYTES || address >= sandbox.scribble
     }
 
@@ -211,7 +250,10 @@ mod tests {
             for _ in 0..200_000 {
                 let chunk = garbage.chunk(256);
                 let writes = chunk.flags & WRITE != 0;
-                assert!(!writes || is_harmless(&sandbox, chunk.address, chunk.bytes), "{chunk:x?}");
+                assert!(
+                    !writes || is_harmless(&sandbox, chunk.address, chunk.bytes),
+                    "{chunk:x?}"
+                );
                 let used = garbage.used_ring();
                 assert!(used >= sandbox.scribble, "{used:x}");
             }
@@ -228,7 +270,7 @@ mod tests {
                 let reach = table.saturating_add(16 * 65536);
                 let among = table >= sandbox.tables && reach <= sandbox.scribble;
                 assert!(among || table >= end, "{table:x}");
-                assert!(!among || table % 16 == 0, "{table:x}");
+                assert!(!among || table.is_multiple_of(16), "{table:x}");
                 let chunk = garbage.chunk(256);
                 let both = WRITE | INDIRECT;
                 assert_ne!(chunk.flags & both, both);

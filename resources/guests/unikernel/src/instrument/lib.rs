@@ -2,6 +2,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod acpi;
 pub mod cmdline;
 pub mod garbage;
 pub mod histogram;

@@ -27,12 +27,18 @@ pub fn echo(command: &Command<'static>) -> Result<(), Failure> {
     loop {
         match next_byte(mode) {
             b'\r' | b'\n' => {
-                let text = core::str::from_utf8(line.get(..length).unwrap_or_default()).unwrap_or("(not UTF-8)");
+                let text =
+                    core::str::from_utf8(line.get(..length).unwrap_or_default()).unwrap_or("(not UTF-8)");
                 length = 0;
                 if let Some(status) = text.strip_prefix("exit ") {
                     return match status.parse() {
                         Ok(status) => Err(Failure::Exit(status)),
-                        Err(_) => Err(ArgumentError::Impossible { key: "exit", value: "", choices: "0 to 255" }.into()),
+                        Err(_) => Err(ArgumentError::Impossible {
+                            key: "exit",
+                            value: "",
+                            choices: "0 to 255",
+                        }
+                        .into()),
                     };
                 }
                 say!("echo: {text}\n");

@@ -28,7 +28,9 @@ pub fn rng(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         let wanted = left.min(REQUEST_BYTES_MAX);
         let written = u64::from(source.fill(buffer.address(), low32(wanted), &wait)?);
         if written == 0 || written > wanted {
-            return Err(Failure::Check("the source returned no bytes, or more than there was room for"));
+            return Err(Failure::Check(
+                "the source returned no bytes, or more than there was room for",
+            ));
         }
         check(buffer.bytes_mut(), size(written))?;
         left -= written;
@@ -41,7 +43,9 @@ pub fn rng(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
 
 /// Whether `written` bytes look random, and nothing behind them was touched.
 fn check(bytes: &[u8], written: usize) -> Result<(), Failure> {
-    let Some((random, rest)) = bytes.split_at_checked(written) else { return Ok(()) };
+    let Some((random, rest)) = bytes.split_at_checked(written) else {
+        return Ok(());
+    };
     if rest.iter().any(|&byte| byte != 0) {
         return Err(Failure::Check("the source wrote more than it says"));
     }

@@ -19,15 +19,30 @@ pub fn fault(command: &Command<'static>) -> Result<(), Failure> {
     command.allow(&["kind"])?;
     match command.text("kind") {
         // SAFETY: #GP; its handler does not return.
-        Some("gp") => unsafe { asm!("mov {scratch}, [{scratch}]", "ud2", scratch = in(reg) IMPOSSIBLE, options(noreturn)) },
+        Some("gp") => unsafe {
+            asm!("mov {scratch}, [{scratch}]", "ud2", scratch = in(reg) IMPOSSIBLE, options(noreturn))
+        },
         // SAFETY: #PF; its handler does not return.
-        Some("pf") => unsafe { asm!("mov {scratch}, [{scratch}]", "ud2", scratch = in(reg) UNMAPPED, options(noreturn)) },
+        Some("pf") => unsafe {
+            asm!("mov {scratch}, [{scratch}]", "ud2", scratch = in(reg) UNMAPPED, options(noreturn))
+        },
         // SAFETY: #UD; its handler does not return.
         Some("ud") => unsafe { asm!("ud2", options(noreturn)) },
         // SAFETY: #DE; its handler does not return.
-        Some("de") => unsafe { asm!("xor eax, eax", "xor edx, edx", "xor ecx, ecx", "div ecx", "ud2", options(noreturn)) },
+        Some("de") => unsafe {
+            asm!(
+                "xor eax, eax",
+                "xor edx, edx",
+                "xor ecx, ecx",
+                "div ecx",
+                "ud2",
+                options(noreturn)
+            )
+        },
         // SAFETY: #SS; its handler has a stack of its own and does not return.
-        Some("stack") => unsafe { asm!("mov rsp, {nowhere}", "push rax", "ud2", nowhere = in(reg) IMPOSSIBLE, options(noreturn)) },
+        Some("stack") => unsafe {
+            asm!("mov rsp, {nowhere}", "push rax", "ud2", nowhere = in(reg) IMPOSSIBLE, options(noreturn))
+        },
         Some("triple") => ending::triple_fault(),
         Some("emulation") => {
             tables::make_breakpoint_unemulated();
@@ -39,7 +54,12 @@ pub fn fault(command: &Command<'static>) -> Result<(), Failure> {
         }
         kind => {
             let choices = "gp, pf, ud, de, stack, triple, emulation";
-            Err(ArgumentError::Impossible { key: "kind", value: kind.unwrap_or_default(), choices }.into())
+            Err(ArgumentError::Impossible {
+                key: "kind",
+                value: kind.unwrap_or_default(),
+                choices,
+            }
+            .into())
         }
     }
 }

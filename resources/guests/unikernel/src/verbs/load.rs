@@ -239,7 +239,7 @@ impl Worker {
                 self.lane.queue.kick();
                 progress = now;
             } else {
-                self.plan.wait.pause(&self.lane.queue, progress)?;
+                self.plan.wait.pause(&mut self.lane.queue, progress)?;
             }
         }
         self.last_ticks = now;

@@ -44,7 +44,12 @@ pub fn dirty(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fa
     };
     let milliseconds = command.number("seconds", 5)?.saturating_mul(1000);
     let milliseconds = command.number("ms", milliseconds)?;
-    let mut set = WorkingSet { free, pages, seed: command.number("seed", 1)?, writes: 0 };
+    let mut set = WorkingSet {
+        free,
+        pages,
+        seed: command.number("seed", 1)?,
+        writes: 0,
+    };
     // The first round makes the memory resident; what that costs is not the gap that is looked for.
     (0..pages).for_each(|_| set.write());
     say!("dirty: ready\n");
@@ -75,7 +80,11 @@ pub fn checksum(machine: &mut Machine, command: &Command<'static>) -> Result<(),
     if pages > free.count() {
         return Err(Failure::Unsuitable("the guest has less free memory"));
     }
-    say!("checksum: mib={} checksum={:#018x}\n", pages / MIB_PAGES, checksum_of(&free, pages));
+    say!(
+        "checksum: mib={} checksum={:#018x}\n",
+        pages / MIB_PAGES,
+        checksum_of(&free, pages)
+    );
     Ok(())
 }
 
@@ -110,7 +119,10 @@ impl WorkingSet {
             }
             let next = cpu::ticks();
             if next.saturating_sub(now) > gap.ticks {
-                gap = Gap { ticks: next - now, start: now };
+                gap = Gap {
+                    ticks: next - now,
+                    start: now,
+                };
             }
             now = next;
         }
@@ -132,7 +144,11 @@ impl WorkingSet {
             let address = self.address(page);
             let found = read(address);
             if found != expected {
-                return Err(Failure::Damaged { address, expected, found });
+                return Err(Failure::Damaged {
+                    address,
+                    expected,
+                    found,
+                });
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use crate::smp;
 use crate::virtio;
 use crate::virtio::blk::Status;
 
+mod assault;
 mod disk;
 mod echo;
 mod entropy;
@@ -78,7 +79,12 @@ impl Failure {
             | Self::Memory(_)
             | Self::Clock(_)
             | Self::Unsuitable(_) => ending::STATUS_USAGE,
-            Self::Device(_) | Self::Cpus(_) | Self::Answer { .. } | Self::Content(_) | Self::Damaged { .. } | Self::Check(_) => ending::STATUS_FAILED,
+            Self::Device(_)
+            | Self::Cpus(_)
+            | Self::Answer { .. }
+            | Self::Content(_)
+            | Self::Damaged { .. }
+            | Self::Check(_) => ending::STATUS_FAILED,
             Self::Exit(status) => *status,
         }
     }
@@ -105,8 +111,15 @@ impl fmt::Display for Failure {
                 )
             }
             Self::Content(mismatch) => mismatch.fmt(out),
-            Self::Damaged { address, expected, found } => {
-                write!(out, "address={address:#x} expected={expected:#018x} found={found:#018x}")
+            Self::Damaged {
+                address,
+                expected,
+                found,
+            } => {
+                write!(
+                    out,
+                    "address={address:#x} expected={expected:#018x} found={found:#018x}"
+                )
             }
             Self::Check(what) => write!(out, "{what}"),
             Self::Unsuitable(why) => write!(out, "{why}"),

@@ -15,7 +15,12 @@ use crate::{cpu, say, smp};
 pub fn spin(machine: &mut Machine, command: &Command<'static>) -> Result<(), Failure> {
     command.allow(&["seconds"])?;
     match command.text("seconds") {
-        None => Err(ArgumentError::Impossible { key: "seconds", value: "", choices: "a number, forever" }.into()),
+        None => Err(ArgumentError::Impossible {
+            key: "seconds",
+            value: "",
+            choices: "a number, forever",
+        }
+        .into()),
         Some("forever") => loop {
             cpu::relax();
         },
@@ -51,7 +56,13 @@ pub fn vcpus(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fa
     let mut counters = [const { None }; CPUS_MAX];
     let counters = counters.get_mut(..count).unwrap_or_default();
     for counter in counters.iter_mut() {
-        *counter = Some(Counter { meeting: &meeting, all: count as u64, clock, milliseconds, turns: 0 });
+        *counter = Some(Counter {
+            meeting: &meeting,
+            all: count as u64,
+            clock,
+            milliseconds,
+            turns: 0,
+        });
     }
     smp::each(counters, clock, |counter| {
         if let Some(counter) = counter {
@@ -64,7 +75,11 @@ pub fn vcpus(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fa
     }
     say!("\n");
     let all_ran = counters.iter().flatten().all(|counter| counter.turns > 0);
-    if all_ran { Ok(()) } else { Err(Failure::Check("a vCPU did not count")) }
+    if all_ran {
+        Ok(())
+    } else {
+        Err(Failure::Check("a vCPU did not count"))
+    }
 }
 
 /// What one vCPU counts.

@@ -7,8 +7,8 @@ use crate::cpu;
 
 /// Ports that monitors serve: the serial port, the keyboard controller, the timer, the clock, power and exit.
 const PORTS: [u16; 24] = [
-    0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x60, 0x64, 0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71, 0x600,
-    0x601, 0x602, 0x603, 0x605, 0x606, 0x607,
+    0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x60, 0x64, 0x40, 0x41, 0x42, 0x43, 0x61, 0x70,
+    0x71, 0x600, 0x601, 0x602, 0x603, 0x605, 0x606, 0x607,
 ];
 /// Accesses of one flood.
 const ACCESSES: u64 = 32;
@@ -18,7 +18,10 @@ const SERIAL_DATA: u16 = 0x3f8;
 pub fn flood(garbage: &mut Garbage) -> u64 {
     for _ in 0..ACCESSES {
         let index = garbage.below(PORTS.len() as u64);
-        let port = PORTS.get(usize::from(low8(index))).copied().unwrap_or(SERIAL_DATA);
+        let port = PORTS
+            .get(usize::from(low8(index)))
+            .copied()
+            .unwrap_or(SERIAL_DATA);
         let value = low8(garbage.value());
         if garbage.once_in(3) {
             cpu::in8(port);

@@ -33,14 +33,42 @@ pub fn capacity(machine: &mut Machine, command: &Command<'static>) -> Result<(),
         disk.features,
         transport.offered(),
         u8::from(disk.has(feature::READ_ONLY)),
-        if disk.has(feature::BLOCK_SIZE) { transport.config32(config::BLOCK_SIZE) } else { 512 },
-        if disk.has(feature::SIZE_MAX) { transport.config32(config::SIZE_MAX) } else { 0 },
-        if disk.has(feature::SEG_MAX) { transport.config32(config::SEG_MAX) } else { 0 },
-        if disk.has(feature::MULTI_QUEUE) { transport.config16(config::QUEUES) } else { 1 },
+        if disk.has(feature::BLOCK_SIZE) {
+            transport.config32(config::BLOCK_SIZE)
+        } else {
+            512
+        },
+        if disk.has(feature::SIZE_MAX) {
+            transport.config32(config::SIZE_MAX)
+        } else {
+            0
+        },
+        if disk.has(feature::SEG_MAX) {
+            transport.config32(config::SEG_MAX)
+        } else {
+            0
+        },
+        if disk.has(feature::MULTI_QUEUE) {
+            transport.config16(config::QUEUES)
+        } else {
+            1
+        },
         transport.queue_size_max(0),
-        if disk.has(feature::CONFIG_WCE) { transport.config8(config::WRITEBACK) } else { 0 },
-        if disk.has(feature::DISCARD) { transport.config32(config::DISCARD_SECTORS_MAX) } else { 0 },
-        if disk.has(feature::WRITE_ZEROES) { transport.config32(config::WRITE_ZEROES_SECTORS_MAX) } else { 0 },
+        if disk.has(feature::CONFIG_WCE) {
+            transport.config8(config::WRITEBACK)
+        } else {
+            0
+        },
+        if disk.has(feature::DISCARD) {
+            transport.config32(config::DISCARD_SECTORS_MAX)
+        } else {
+            0
+        },
+        if disk.has(feature::WRITE_ZEROES) {
+            transport.config32(config::WRITE_ZEROES_SECTORS_MAX)
+        } else {
+            0
+        },
     );
     machine.keep(disk);
     Ok(())
@@ -52,7 +80,16 @@ pub fn identity(machine: &mut Machine, command: &Command<'static>) -> Result<(),
     let (mut disk, wait) = open(machine, command)?;
     let mut buffer = machine.memory.allocate(size(IDENTITY_BYTES))?;
     let data = blk::data(buffer.address(), IDENTITY_BYTES, true);
-    expect(&mut disk, &wait, &Request { kind: kind::IDENTITY, sector: 0, data: Some(data) }, Status::OK)?;
+    expect(
+        &mut disk,
+        &wait,
+        &Request {
+            kind: kind::IDENTITY,
+            sector: 0,
+            data: Some(data),
+        },
+        Status::OK,
+    )?;
     machine.keep(disk);
     let bytes = buffer.bytes_mut();
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
@@ -105,7 +142,16 @@ fn clear(
             *shape = count | u64::from(flags) << 32;
         }
         let data = Some(blk::data(buffer.address(), SEGMENT_BYTES, false));
-        expect(&mut disk, &wait, &Request { kind, sector: 0, data }, Status::OK)?;
+        expect(
+            &mut disk,
+            &wait,
+            &Request {
+                kind,
+                sector: 0,
+                data,
+            },
+            Status::OK,
+        )?;
         done += count;
     }
     machine.keep(disk);
@@ -119,15 +165,35 @@ pub fn out_of_range(machine: &mut Machine, command: &Command<'static>) -> Result
     let (mut disk, wait) = open(machine, command)?;
     let buffer = machine.memory.allocate(size(2 * SECTOR))?;
     let end = disk.capacity_sectors;
-    let places = [(end, 1), (end.saturating_sub(1), 2), (end + 1, 1), (u64::MAX, 1), (u64::MAX / SECTOR, 2)];
+    let places = [
+        (end, 1),
+        (end.saturating_sub(1), 2),
+        (end + 1, 1),
+        (u64::MAX, 1),
+        (u64::MAX / SECTOR, 2),
+    ];
     for (sector, sectors) in places {
         for kind in [kind::READ, kind::WRITE] {
             let data = Some(blk::data(buffer.address(), sectors * SECTOR, kind == kind::READ));
-            expect(&mut disk, &wait, &Request { kind, sector, data }, Status::IO_ERROR)?;
+            expect(
+                &mut disk,
+                &wait,
+                &Request { kind, sector, data },
+                Status::IO_ERROR,
+            )?;
         }
     }
     let data = Some(blk::data(buffer.address(), SECTOR, true));
-    expect(&mut disk, &wait, &Request { kind: kind::READ, sector: 0, data }, Status::OK)?;
+    expect(
+        &mut disk,
+        &wait,
+        &Request {
+            kind: kind::READ,
+            sector: 0,
+            data,
+        },
+        Status::OK,
+    )?;
     machine.keep(disk);
     say!("out-of-range: ok\n");
     Ok(())
@@ -139,7 +205,16 @@ pub fn unsupported(machine: &mut Machine, command: &Command<'static>) -> Result<
     let (mut disk, wait) = open(machine, command)?;
     let buffer = machine.memory.allocate(size(SECTOR))?;
     let data = Some(blk::data(buffer.address(), SECTOR, true));
-    expect(&mut disk, &wait, &Request { kind: UNKNOWN_KIND, sector: 0, data }, Status::UNSUPPORTED)?;
+    expect(
+        &mut disk,
+        &wait,
+        &Request {
+            kind: UNKNOWN_KIND,
+            sector: 0,
+            data,
+        },
+        Status::UNSUPPORTED,
+    )?;
     machine.keep(disk);
     say!("unsupported: ok\n");
     Ok(())
@@ -154,7 +229,16 @@ pub fn read_only(machine: &mut Machine, command: &Command<'static>) -> Result<()
     }
     let buffer = machine.memory.allocate(size(SECTOR))?;
     let data = Some(blk::data(buffer.address(), SECTOR, false));
-    expect(&mut disk, &wait, &Request { kind: kind::WRITE, sector: 0, data }, Status::IO_ERROR)?;
+    expect(
+        &mut disk,
+        &wait,
+        &Request {
+            kind: kind::WRITE,
+            sector: 0,
+            data,
+        },
+        Status::IO_ERROR,
+    )?;
     machine.keep(disk);
     say!("read-only: ok\n");
     Ok(())

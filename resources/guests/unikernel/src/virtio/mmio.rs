@@ -110,7 +110,11 @@ impl Transport {
         // SAFETY: the monitor wrote this word of the command line for the device that it put there; the last GiB below
         // 4 GiB, where such windows are, is mapped and holds no RAM that the guest uses.
         let registers = unsafe { Registers::new(window.base) };
-        Self { registers, window_bytes: window.bytes.max(WINDOW_BYTES_MIN), irq: window.irq }
+        Self {
+            registers,
+            window_bytes: window.bytes.max(WINDOW_BYTES_MIN),
+            irq: window.irq,
+        }
     }
 
     /// The bare registers, for those who mean to misuse them.

@@ -23,8 +23,15 @@ impl Entropy {
     pub fn open(machine: &mut Machine, index: u64) -> Result<Self, Error> {
         let transport = Transport::find(machine.line, Kind::Entropy, index)?;
         let features = transport.negotiate(feature::INDIRECT | feature::EVENT_IDX)?;
-        let place = usize::try_from(index).ok().and_then(|index| machine.entropy_memory.get_mut(index));
-        let Some(place) = place else { return Err(Error::NoDevice { kind: "usable entropy", index }) };
+        let place = usize::try_from(index)
+            .ok()
+            .and_then(|index| machine.entropy_memory.get_mut(index));
+        let Some(place) = place else {
+            return Err(Error::NoDevice {
+                kind: "usable entropy",
+                index,
+            });
+        };
         if place.is_none() {
             *place = Some(QueueMemory::new(&mut machine.memory)?);
         }
@@ -36,14 +43,21 @@ impl Entropy {
 
     /// Has the source fill memory; returns how many bytes it says it wrote.
     pub fn fill(&mut self, address: u64, bytes: u32, wait: &Wait) -> Result<u32, Error> {
-        self.queue.submit(0, &[Part { address, bytes, device_writes: true }]);
+        self.queue.submit(
+            0,
+            &[Part {
+                address,
+                bytes,
+                device_writes: true,
+            }],
+        );
         self.queue.kick();
         let start = cpu::ticks();
         loop {
             if let Some(used) = self.queue.poll()? {
                 return Ok(used.written_bytes);
             }
-            wait.pause(&self.queue, start)?;
+            wait.pause(&mut self.queue, start)?;
         }
     }
 }

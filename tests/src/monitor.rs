@@ -152,6 +152,8 @@ impl Launch {
         // The log has a file of its own, so that it does not come between the letters of the guest.
         let log = self.directory().join("test-log");
         std::fs::write(&log, "")?;
+        // Whoever the monitor runs as.
+        std::fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         words.extend(["--log-path".to_owned(), log.display().to_string()]);
         words.extend(self.arguments);
         let (program, arguments) = words.split_first().ok_or("there is a program")?;

@@ -87,7 +87,7 @@ fn one_life(context: &Context, launch: Launch, disk: &std::path::Path, way: u64)
         }
         // Stopped by a signal while paused.
         2 => {
-            let monitor = spinning(launch, &machine("do=hello do=spin"))?;
+            let monitor = spinning(launch, &machine("do=hello do=spin:seconds=forever"))?;
             monitor.set_state("Paused")?;
             monitor.signal(rustix::process::Signal::TERM)?;
             monitor.wait(SOON)?.expect(0)
@@ -131,7 +131,7 @@ fn pauses_leave_nothing(context: &Context) -> Outcome {
     let launch = Launch::new(&context.environment)?;
     let disk = launch.directory().join("test-disk");
     blank_image(&disk, 64)?;
-    let words = "do=hello do=load:mode=randrw,bs=4096,depth=8,seconds=1000";
+    let words = "do=hello do=load:mode=randwrite,bs=4096,depth=8,seconds=1000";
     let machine = Machine::unikernel(&context.environment, words).disk("d", &disk);
     let monitor = spinning(launch, &machine)?;
     let cycle = |monitor: &Monitor| {
@@ -196,7 +196,7 @@ fn the_state_is_told(context: &Context) -> Outcome {
         Ok(())
     };
     state("Not started")?;
-    monitor.configure(&Machine::unikernel(&context.environment, "do=spin").config())?;
+    monitor.configure(&Machine::unikernel(&context.environment, "do=spin:seconds=forever").config())?;
     monitor.start_instance()?;
     state("Running")?;
     for _ in 0..2 {

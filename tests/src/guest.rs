@@ -258,7 +258,7 @@ pub fn blank_image(path: &Path, mib: u64) -> Outcome {
 }
 
 /// The frequency of the TSC, where the guest cannot read it from CPUID.
-fn tsc_khz() -> Option<u64> {
+pub fn tsc_khz() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let mhz = info.lines().find_map(|line| {
         line.strip_prefix("cpu MHz")?

@@ -99,6 +99,7 @@ const IN_EVERY_PHASE: &[(&str, &str, &str)] = &[
     ("PUT", "/metrics", r#"{"metrics_path":"{metrics}"}"#),
     ("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#),
     ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
+    ("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
     ("PATCH", "/vm", r#"{"state":"Paused"}"#),
     ("PATCH", "/vm", r#"{"state":"Resumed"}"#),
 ];

@@ -92,7 +92,7 @@ fn a_signal_ends_it_cleanly(context: &Context) -> Outcome {
     use rustix::process::Signal;
     for signal in [Signal::TERM, Signal::INT] {
         let launch = Launch::new(&context.environment)?;
-        let machine = Machine::unikernel(&context.environment, "do=hello do=spin");
+        let machine = Machine::unikernel(&context.environment, "do=hello do=spin:seconds=forever");
         let monitor = launch.config(&machine.config())?.start()?;
         monitor.console.wait_for("hello", END_WITHIN)?;
         monitor.signal(signal)?;

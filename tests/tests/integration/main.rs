@@ -6,6 +6,8 @@
 mod api;
 mod boot;
 mod ends;
+mod errors;
+mod lifecycle;
 mod linux;
 
 use std::process::ExitCode;
@@ -21,6 +23,8 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("api", api::CASES),
     ("ends", ends::CASES),
     ("linux", linux::CASES),
+    ("errors", errors::CASES),
+    ("lifecycle", lifecycle::CASES),
 ];
 
 fn main() -> ExitCode {

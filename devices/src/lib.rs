@@ -2,3 +2,12 @@
 //!
 //! This crate does not know KVM: interrupts leave as eventfd writes and kicks arrive as eventfd
 //! reads, and whoever assembles the machine connects both.
+
+pub mod bus;
+pub mod i8042;
+pub mod power;
+pub mod random;
+pub mod serial;
+pub mod virtio;
+pub mod vmgenid;
+mod wait;

@@ -5,5 +5,12 @@
 //! operations out; an I/O thread owns one reactor and one stack of backends.
 
 pub mod backend;
+pub mod engine;
+pub mod limit;
+pub mod open;
+pub mod plain;
+pub mod raw;
 pub mod reactor;
 pub mod request;
+pub mod ring;
+pub mod slab;

@@ -3,12 +3,14 @@
 //! Two reactors exist: io_uring ([`crate::ring`]) and, where the host refuses io_uring, plain
 //! system calls ([`crate::plain`]). A seeded simulator is the third.
 
+use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
 use crate::request::Segment;
 
-/// Names one operation in flight; its owner chooses it and gets it back in the [`Event`].
+/// Names one operation or watch; its owner chooses it and gets it back in the [`Event`] or
+/// [`Wake::Signalled`]. The top bit is the reactor's own and must be clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 
@@ -98,29 +100,58 @@ pub trait Submit {
 pub enum Wake {
     /// An operation ended.
     Done(Event),
-    /// A watched eventfd was written; its counter is already reset. The watch stays armed only until this report.
+    /// A watched eventfd was written, once or more often, since the last report. The watch stays.
     Signalled(Token),
-    /// The timer ran out.
+    /// The timer ran out; it is not set any more.
     TimerExpired,
 }
 
 /// Carries operations out and is the only place where an I/O thread waits.
+///
+/// The room of an operation is free again when its event is reported. An owner that answers each
+/// event with at most one new operation, before anybody starts other ones, is never told [`Full`].
 pub trait Reactor: Submit {
     /// Registers `files` for use by [`FileSlot`], replacing what was registered before.
     ///
-    /// Nothing may be in flight. The descriptors stay open until they are replaced.
-    fn register(&mut self, files: &[RawFd]) -> std::io::Result<()>;
+    /// Nothing may be in flight. The caller keeps the descriptors open until they are replaced.
+    ///
+    /// # Errors
+    ///
+    /// When there are more than [`FILES_MAX`], or the kernel refuses a descriptor.
+    fn register(&mut self, files: &[RawFd]) -> io::Result<()>;
 
-    /// Reports the next write to `eventfd` as one [`Wake::Signalled`] with `token`. One-shot.
-    fn watch(&mut self, eventfd: RawFd, token: Token) -> Result<(), Full>;
+    /// Reports every write to `eventfd` as [`Wake::Signalled`] with `token`, until [`Self::unwatch`];
+    /// a counter that is not zero now is reported too. Nobody else may read the eventfd meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When [`WATCHES_MAX`] are watched, or the kernel refuses the descriptor.
+    fn watch(&mut self, eventfd: RawFd, token: Token) -> io::Result<()>;
+
+    /// Takes a watch back: `token` is not reported any more. Unknown tokens are ignored.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the watch then still counts, but is not reported.
+    fn unwatch(&mut self, token: Token) -> io::Result<()>;
 
     /// Reports [`Wake::TimerExpired`] at `deadline`; a new deadline replaces an older one, `None` takes it back.
-    fn set_timer(&mut self, deadline: Option<Instant>) -> Result<(), Full>;
+    fn set_timer(&mut self, deadline: Option<Instant>);
 
     /// Submits what is queued, waits until at least one wake-up is there (not at all if `patience`
-    /// is [`Patience::None`]), and appends all that there are to `wakes`.
-    fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> std::io::Result<()>;
+    /// is [`Patience::None`]), and appends all that there are to `wakes`. A signal may end the wait early.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot carry the wait out at all; the reactor is then of no more use.
+    fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> io::Result<()>;
 }
+
+/// How many files a reactor registers at most.
+pub const FILES_MAX: usize = 16;
+
+/// How many eventfds a reactor watches at most.
+pub const WATCHES_MAX: usize = 48;
 
 /// Whether [`Reactor::wait`] may block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

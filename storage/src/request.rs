@@ -57,6 +57,30 @@ impl Segment {
         self.0.iov_base.cast()
     }
 
+    /// Drops the first `bytes` of the segment.
+    ///
+    /// # Panics
+    ///
+    /// When it is shorter than that.
+    pub fn advance(&mut self, bytes: usize) {
+        assert!(bytes <= self.0.iov_len, "a segment cannot shrink below nothing");
+        self.0.iov_base = self.0.iov_base.wrapping_byte_add(bytes);
+        self.0.iov_len -= bytes;
+    }
+
+    /// Keeps the first `at_bytes` of the segment and returns the rest.
+    ///
+    /// # Panics
+    ///
+    /// When it is shorter than that.
+    #[must_use]
+    pub fn split_off(&mut self, at_bytes: usize) -> Self {
+        let mut rest = *self;
+        rest.advance(at_bytes);
+        self.0.iov_len = at_bytes;
+        rest
+    }
+
     /// How long the segment is, in bytes.
     pub fn len_bytes(&self) -> usize {
         self.0.iov_len

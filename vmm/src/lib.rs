@@ -1,1 +1,13 @@
 //! The machine: KVM, boot, configuration, the API.
+
+pub mod api;
+pub mod arch;
+pub mod config;
+pub mod console;
+pub mod end;
+pub mod event_loop;
+pub mod kvm;
+pub mod machine;
+pub mod memory;
+pub mod monitor;
+pub mod signals;

@@ -65,6 +65,9 @@ pub struct Interrupt {
 pub const INTERRUPT_USED_BUFFER: u32 = 1;
 /// InterruptStatus bit 1: the configuration changed.
 pub const INTERRUPT_CONFIGURATION: u32 = 2;
+/// Not a bit that the driver sees in InterruptStatus: the device gave up, and the transport shows
+/// DEVICE_NEEDS_RESET (2.1.2) until the next reset.
+pub(super) const INTERRUPT_NEEDS_RESET: u32 = 1 << 31;
 
 impl Interrupt {
     /// An interrupt that sets bits in `status` and writes `line`, which KVM turns into an interrupt (irqfd).
@@ -80,6 +83,11 @@ impl Interrupt {
     /// Tells the driver to read the configuration space again.
     pub fn configuration_changed(&self) {
         self.raise(INTERRUPT_CONFIGURATION);
+    }
+
+    /// Tells the driver that the device serves nothing any more until it is reset: a ring is broken.
+    pub fn device_needs_reset(&self) {
+        self.raise(INTERRUPT_NEEDS_RESET | INTERRUPT_CONFIGURATION);
     }
 
     fn raise(&self, reason: u32) {

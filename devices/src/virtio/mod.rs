@@ -1,3 +1,12 @@
 //! Virtio 1.2: virtqueues, the device contract, and the devices.
 
+pub mod blk;
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod device;
+pub mod mmio;
+pub mod ring;
+pub mod rng;
+pub mod segments;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,91 @@
+# Every target sets up what it needs, says what it installs, and works on a fresh Debian 12 with Rust, gcc,
+# Python and apt. What is slow to make and the same in every clone (guests, the Python client) is kept in CACHE.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test test-unit test-integration soak check check-deny bench bench-start record-api clean \
+	build monitor-dev monitor unikernel linux venv
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+CACHE := $(abspath $(or $(CORACLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coracle))
+TRIPLE := x86_64-unknown-linux-gnu
+DEV := $(TARGET)/$(TRIPLE)/debug
+RELEASE := $(TARGET)/$(TRIPLE)/release
+
+UNIKERNEL := $(TARGET)/guests/unikernel/$(TRIPLE)/release/unikernel
+# A link to the directory of the manifest, which the guest's build script names.
+LINUX := $(TARGET)/guests/linux
+VENV := $(CACHE)/client-$(shell sha256sum tests/clients/requirements.txt | cut -c1-12)
+
+# What the tests and benchmarks read; see tests/src/lib.rs.
+export CARGO_TARGET_DIR := $(TARGET)
+export CORACLE_CACHE := $(CACHE)
+export CORACLE_UNIKERNEL := $(UNIKERNEL)
+export CORACLE_LINUX := $(LINUX)
+export CORACLE_CLIENT_PYTHON := $(VENV)/bin/python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  TESTS=name    run the integration tests whose name contains it    SEED=n    replay a seeded sample"
+	@echo "  FIRECRACKER=path-of-its-binary    compare with it, where a test or a benchmark can"
+
+run: monitor linux ## Build everything and boot Linux from a disk; ends with the guest's own exit status
+	tests/tools/need python3
+	tests/tools/run-linux $(RELEASE) $(LINUX) $(TARGET)/run
+
+test: test-unit test-integration ## Run the unit tests and the integration tests with seeded samples (minutes)
+
+test-unit:
+	cargo test --workspace --lib --bins
+	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
+
+test-integration: monitor-dev unikernel linux venv
+	tests/tools/need debugfs iasl
+	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
+		cargo test -p coracle-tests --test integration -- $(TESTS)
+
+soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
+	tests/tools/need debugfs iasl
+	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl \
+		cargo run --release -p coracle-tests --bin soak -- $(ROWS)
+
+# cargo-deny takes minutes to compile, so the tidy test holds deny.toml's lists of licences and duplicates by
+# itself (from cargo metadata); where cargo-deny is installed it reads the same file and has the last word.
+check: ## Formatting, lints, documentation, licences and duplicate versions, the tidy test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	cd resources/guests/unikernel && export CARGO_TARGET_DIR=$(TARGET)/guests/unikernel && \
+		cargo fmt --check && cargo clippy --all-targets -- -D warnings
+	cargo test -p coracle-tests --test tidy
+	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; fi
+
+bench: bench-start ## Run every benchmark; the results are JSON in target/bench/
+
+bench-start: monitor unikernel ## Start-up time, memory and size beside QEMU, and beside Firecracker if FIRECRACKER is set
+	tests/tools/need qemu-system-x86_64
+	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-start
+
+record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
+	cargo run -p coracle-tests --bin record-api
+
+clean: ## Remove what was built here; the cache outside the clone stays
+	rm -rf $(TARGET)
+
+monitor-dev:
+	cargo build --workspace --bins
+
+monitor:
+	cargo build --release -p coracle-vmm -p coracle-ctl --bins
+
+unikernel:
+	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo build --release --bin unikernel
+
+linux:
+	mkdir -p $(TARGET)/guests
+	ln -sfn "$$(resources/guests/linux/build.sh | tail -n 1)" $(LINUX)
+
+venv:
+	tests/tools/venv $(VENV)

@@ -1,0 +1,24 @@
+//! The block device (virtio 1.2, 5.2): a guest's requests become requests to a storage image.
+//!
+//! ```text
+//!   guest ──ring──► worker thread "io <id>" ──Request──► image ──KernelOp──► reactor
+//!     ▲                   │    ▲                                               │
+//!     └──used, interrupt──┘    └─────────────── Completion ◄───────────────────┘
+//! ```
+//!
+//! The worker waits in its reactor alone: kicks, commands, timers and the ends of operations all
+//! arrive there. It owns the image; whoever wants something of it posts a command.
+
+mod config;
+mod device;
+mod lane;
+mod metrics;
+mod request;
+mod space;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use config::{CacheType, Disk, DriveConfig, DriveError, PartialDrive};
+pub use device::{Blk, BlkControl, ControlError};
+pub use metrics::{BlkMetrics, Counter, LatencyAggregate};

@@ -1,0 +1,486 @@
+//! The register file of one virtio-mmio device, version 2 (virtio 1.2, 4.2.2).
+//!
+//! ```text
+//!            ACKNOWLEDGE, DRIVER      FEATURES_OK          DRIVER_OK: start(session)
+//!   Idle ──────────────────────► … ───────────────► … ────────────────────────────► Serving
+//!    ▲                                                                               │  ▲
+//!    ├──────── write 0: stop() gives the session, which is dropped ──────────────────┤  │ resume()
+//!    │                                                                               ▼  │
+//!    │                                                                       pause(): Paused
+//!    └── stop() at last ── Resetting ◄── write 0: stop() ran out of time ────────────┘
+//! ```
+//!
+//! A reset whose drain runs out of time must neither keep the vCPU for ever nor let go of memory that
+//! requests still use. So the write returns after the device's own limit, the status goes on
+//! reading as not zero (the driver must wait for zero, 2.4.2), and each further look at the status
+//! tries again. Until it succeeds every other write is ignored.
+
+mod registers;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::device::{
+    ActiveQueue, INTERRUPT_CONFIGURATION, INTERRUPT_NEEDS_RESET, INTERRUPT_USED_BUFFER, Interrupt, Session,
+    StartError, StopError, VirtioDevice,
+};
+use super::ring::{QueueLayout, RingError, Virtqueue};
+use crate::bus::BusDevice;
+use registers::{register, status};
+
+/// How many addresses one device takes: the registers, and as much configuration space again and more.
+pub const MMIO_LEN: u64 = 0x1000;
+/// The register that the driver writes a queue's index to: where the vmm puts the ioeventfds.
+pub const QUEUE_NOTIFY: u64 = 0x050;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+/// Where the configuration space begins.
+const CONFIG: u64 = 0x100;
+/// As much of the configuration space as is compared to notice a change; no device has more.
+const CONFIG_BYTES_MAX: usize = 256;
+const FEATURE_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+/// Why a device could not be paused or resumed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The device did not give its session back; it goes on serving.
+    #[error("the virtio device cannot be paused")]
+    Stop(#[source] StopError),
+    /// The device did not start again; the driver was told to reset it.
+    #[error("the virtio device cannot be resumed")]
+    Start(#[source] StartError),
+}
+
+/// What a driver's DRIVER_OK can fail by; the guest hears DEVICE_NEEDS_RESET, the log hears this.
+#[derive(Debug, thiserror::Error)]
+enum ActivateError {
+    #[error("queue {index}: {error}")]
+    Ring { index: usize, error: RingError },
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Where the device's session is.
+enum Life {
+    /// There is none.
+    Idle,
+    /// The device has it.
+    Serving,
+    /// It waits here for [`MmioTransport::resume`].
+    Paused(Session),
+    /// The driver asked for a reset, and the device has not given it back yet.
+    Resetting,
+}
+
+/// A queue as the driver sets it up.
+#[derive(Clone, Copy, Default)]
+struct QueueSetup {
+    layout: QueueLayout,
+    ready: bool,
+}
+
+/// What the driver has written; a reset makes it new.
+#[derive(Default)]
+struct Registers {
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    queues: Vec<QueueSetup>,
+}
+
+/// One virtio device on the MMIO bus.
+pub struct MmioTransport {
+    device: Box<dyn VirtioDevice>,
+    memory: Arc<GuestMemoryMmap>,
+    registers: Registers,
+    life: Life,
+    interrupt_status: Arc<AtomicU32>,
+    line: Arc<EventFd>,
+    kicks: Vec<Arc<EventFd>>,
+    generation: u32,
+    config_seen: [u8; CONFIG_BYTES_MAX],
+}
+
+impl MmioTransport {
+    /// A transport around an idle device, as after power-on.
+    ///
+    /// # Errors
+    ///
+    /// When the eventfds for kicks and interrupts cannot be made.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: Arc<GuestMemoryMmap>) -> io::Result<Self> {
+        // Non-blocking: a counter that nobody reads must not stop the thread that writes it.
+        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
+        let kicks = device
+            .queue_sizes_max()
+            .iter()
+            .map(|_| eventfd())
+            .collect::<io::Result<Vec<_>>>()?;
+        let mut transport = Self {
+            device,
+            memory,
+            registers: Registers::default(),
+            life: Life::Idle,
+            interrupt_status: Arc::default(),
+            line: eventfd()?,
+            kicks,
+            generation: 0,
+            config_seen: [0; CONFIG_BYTES_MAX],
+        };
+        transport.device.read_config(0, &mut transport.config_seen);
+        transport.clear();
+        Ok(transport)
+    }
+
+    /// The eventfds that notifications write, by queue index: what the driver writes to [`QUEUE_NOTIFY`].
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        &self.kicks
+    }
+
+    /// The eventfd that raises the device's interrupt.
+    pub fn line(&self) -> &Arc<EventFd> {
+        &self.line
+    }
+
+    /// Stops the device and keeps its session; when it returns nothing is in flight. The vCPUs are not running.
+    ///
+    /// # Errors
+    ///
+    /// When the device did not drain in time; it goes on serving.
+    pub fn pause(&mut self) -> Result<(), TransportError> {
+        match self.life {
+            Life::Idle | Life::Paused(_) => {}
+            Life::Serving => match self.device.stop().map_err(TransportError::Stop)? {
+                Some(session) => self.life = Life::Paused(session),
+                None => self.give_up("a device that was started had no session to give back"),
+            },
+            Life::Resetting => {
+                self.device.stop().map_err(TransportError::Stop)?;
+                self.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the device again where [`Self::pause`] stopped it.
+    ///
+    /// # Errors
+    ///
+    /// When the device does not start; its driver is told that it needs a reset.
+    pub fn resume(&mut self) -> Result<(), TransportError> {
+        match std::mem::replace(&mut self.life, Life::Idle) {
+            Life::Paused(session) => match self.device.start(session) {
+                Ok(()) => self.life = Life::Serving,
+                Err(error) => {
+                    self.give_up("it did not start again");
+                    return Err(TransportError::Start(error));
+                }
+            },
+            other => self.life = other,
+        }
+        Ok(())
+    }
+
+    /// Tells the driver, if there is one, to read the configuration space again.
+    pub fn announce_configuration(&self) {
+        if !matches!(self.life, Life::Idle | Life::Resetting) {
+            self.interrupt().configuration_changed();
+        }
+    }
+
+    fn interrupt(&self) -> Interrupt {
+        Interrupt::new(Arc::clone(&self.interrupt_status), Arc::clone(&self.line))
+    }
+
+    /// Sets DEVICE_NEEDS_RESET and tells the driver.
+    fn give_up(&mut self, why: &str) {
+        log::error!("virtio {:?} needs a reset: {why}", self.device.kind());
+        self.life = Life::Idle;
+        self.interrupt().device_needs_reset();
+    }
+
+    /// Everything as new.
+    fn clear(&mut self) {
+        let queues = self.device.queue_sizes_max().iter();
+        // 0 is no size: a driver that forgets to write one has a queue that cannot be built.
+        self.registers = Registers {
+            queues: queues.map(|_| QueueSetup::default()).collect(),
+            ..Registers::default()
+        };
+        self.life = Life::Idle;
+        self.interrupt_status.store(0, Ordering::SeqCst);
+        for kick in &self.kicks {
+            // Empties the counter; fails only when it is empty.
+            let _ = kick.read();
+        }
+    }
+
+    fn reset(&mut self) {
+        if matches!(self.life, Life::Serving | Life::Resetting) {
+            match self.device.stop() {
+                Ok(_session_dropped) => {}
+                // The thread is gone, and with it whatever could touch the guest's memory.
+                Err(StopError::WorkerGone) => {
+                    log::error!("the worker of virtio {:?} has ended", self.device.kind())
+                }
+                Err(error @ StopError::Drain { .. }) => {
+                    log::warn!("the reset of virtio {:?} goes on: {error}", self.device.kind());
+                    self.life = Life::Resetting;
+                    return;
+                }
+            }
+        }
+        self.clear();
+    }
+
+    fn status(&mut self) -> u32 {
+        if matches!(self.life, Life::Resetting) {
+            self.reset();
+        }
+        match self.interrupt_status.load(Ordering::SeqCst) & INTERRUPT_NEEDS_RESET {
+            0 => self.registers.status,
+            _ => self.registers.status | status::DEVICE_NEEDS_RESET,
+        }
+    }
+
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        if matches!(self.life, Life::Resetting) {
+            return;
+        }
+        // Bits are only ever added, each when the one before it is there (3.1.1).
+        let added = value & !self.registers.status;
+        for (bit, needs) in [
+            (status::ACKNOWLEDGE, 0),
+            (status::DRIVER, status::ACKNOWLEDGE),
+            (status::FEATURES_OK, status::DRIVER),
+            (status::DRIVER_OK, status::FEATURES_OK),
+            (status::FAILED, 0),
+        ] {
+            let ready = self.registers.status & needs == needs;
+            let accepted = bit != status::FEATURES_OK || self.features_are_acceptable();
+            if added & bit != 0 && ready && accepted {
+                self.registers.status |= bit;
+                if bit == status::DRIVER_OK
+                    && let Err(error) = self.activate()
+                {
+                    self.give_up(&error.to_string());
+                }
+            }
+        }
+    }
+
+    fn features_are_acceptable(&self) -> bool {
+        let accepted = self.registers.driver_features;
+        accepted & !self.device.features() == 0 && accepted & FEATURE_VERSION_1 != 0
+    }
+
+    /// Builds the queues that are ready and gives them to the device.
+    fn activate(&mut self) -> Result<(), ActivateError> {
+        let features = self.registers.driver_features;
+        let mut queues = Vec::with_capacity(self.kicks.len());
+        for (index, (setup, kick)) in self.registers.queues.iter().zip(&self.kicks).enumerate() {
+            queues.push(if setup.ready {
+                let ring = Virtqueue::new(Arc::clone(&self.memory), setup.layout, features)
+                    .map_err(|error| ActivateError::Ring { index, error })?;
+                Some(ActiveQueue {
+                    ring,
+                    kick: Arc::clone(kick),
+                })
+            } else {
+                None
+            });
+        }
+        let memory = Arc::clone(&self.memory);
+        self.device.start(Session {
+            memory,
+            features,
+            queues,
+            interrupt: self.interrupt(),
+        })?;
+        self.life = Life::Serving;
+        Ok(())
+    }
+
+    fn selected(&self) -> Option<&QueueSetup> {
+        self.registers
+            .queues
+            .get(usize::try_from(self.registers.queue_sel).ok()?)
+    }
+
+    fn selected_size_max(&self) -> u16 {
+        let index = usize::try_from(self.registers.queue_sel).ok();
+        index
+            .and_then(|index| self.device.queue_sizes_max().get(index))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    fn read_register(&mut self, offset: u64) -> u32 {
+        match offset {
+            register::MAGIC_VALUE => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => self.device.kind() as u32,
+            register::VENDOR_ID => 0,
+            register::DEVICE_FEATURES => window(self.device.features(), self.registers.device_features_sel),
+            register::QUEUE_SIZE_MAX => u32::from(self.selected_size_max()),
+            register::QUEUE_READY => self.selected().is_some_and(|queue| queue.ready).into(),
+            register::INTERRUPT_STATUS => {
+                self.interrupt_status.load(Ordering::SeqCst)
+                    & (INTERRUPT_USED_BUFFER | INTERRUPT_CONFIGURATION)
+            }
+            register::STATUS => self.status(),
+            // No shared memory: length and base of every region read as all ones (4.2.2).
+            register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
+            register::CONFIG_GENERATION => self.config_generation(),
+            // Write-only and reserved registers.
+            _ => 0,
+        }
+    }
+
+    /// A number that differs whenever the configuration space does: compared here, so that no device
+    /// has to remember to count.
+    fn config_generation(&mut self) -> u32 {
+        let mut config = [0; CONFIG_BYTES_MAX];
+        self.device.read_config(0, &mut config);
+        if config != self.config_seen {
+            self.config_seen = config;
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.generation
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.registers.device_features_sel = value,
+            register::DRIVER_FEATURES_SEL => self.registers.driver_features_sel = value,
+            register::DRIVER_FEATURES => self.write_driver_features(value),
+            register::QUEUE_SEL => self.registers.queue_sel = value,
+            register::QUEUE_SIZE..=register::QUEUE_READY
+            | register::QUEUE_DESC_LOW..=register::QUEUE_DEVICE_HIGH => self.write_queue(offset, value),
+            QUEUE_NOTIFY => self.notify(value),
+            register::INTERRUPT_ACK => {
+                let bits = value & (INTERRUPT_USED_BUFFER | INTERRUPT_CONFIGURATION);
+                self.interrupt_status.fetch_and(!bits, Ordering::SeqCst);
+            }
+            register::STATUS => self.write_status(value),
+            // Read-only and reserved registers.
+            _ => {}
+        }
+    }
+
+    fn write_driver_features(&mut self, value: u32) {
+        // What FEATURES_OK has sealed stays (3.1.1); what comes before DRIVER is nobody's.
+        if self.registers.status & (status::DRIVER | status::FEATURES_OK) != status::DRIVER {
+            return;
+        }
+        let features = &mut self.registers.driver_features;
+        match self.registers.driver_features_sel {
+            0 => set_low(features, value),
+            1 => set_high(features, value),
+            // No device offers more than 64 features, so none of these was offered.
+            _ => {}
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        if self.registers.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
+            return;
+        }
+        let size_max = self.selected_size_max();
+        let index = usize::try_from(self.registers.queue_sel).ok();
+        let Some(queue) = index.and_then(|index| self.registers.queues.get_mut(index)) else {
+            return;
+        };
+        if offset == register::QUEUE_READY {
+            queue.ready = value == 1;
+            return;
+        }
+        if queue.ready {
+            return;
+        }
+        let layout = &mut queue.layout;
+        match offset {
+            // A size beyond the largest becomes 0, which no queue can be built with.
+            register::QUEUE_SIZE => {
+                layout.size = u16::try_from(value)
+                    .ok()
+                    .filter(|size| *size <= size_max)
+                    .unwrap_or(0);
+            }
+            register::QUEUE_DESC_LOW => set_low(&mut layout.descriptors, value),
+            register::QUEUE_DESC_HIGH => set_high(&mut layout.descriptors, value),
+            register::QUEUE_DRIVER_LOW => set_low(&mut layout.avail, value),
+            register::QUEUE_DRIVER_HIGH => set_high(&mut layout.avail, value),
+            register::QUEUE_DEVICE_LOW => set_low(&mut layout.used, value),
+            register::QUEUE_DEVICE_HIGH => set_high(&mut layout.used, value),
+            _ => {}
+        }
+    }
+
+    /// A notification that KVM did not take by its ioeventfd.
+    fn notify(&self, queue: u32) {
+        let kick = usize::try_from(queue)
+            .ok()
+            .and_then(|queue| self.kicks.get(queue));
+        if let (Some(kick), Life::Serving) = (kick, &self.life) {
+            // Refused only when the counter is full, and then the device has been told.
+            let _ = kick.write(1);
+        }
+    }
+}
+
+/// Control registers answer aligned accesses of 32 bits (4.2.2.2); others read as zero and change
+/// nothing. The configuration space takes every width.
+impl BusDevice for MmioTransport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            self.device.read_config(offset, data);
+        } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
+            *data = self.read_register(offset).to_le_bytes();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if matches!(self.life, Life::Resetting) && offset != register::STATUS {
+            return;
+        }
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            // The driver may touch the device once it has found itself to be its driver (3.1.1).
+            if self.registers.status & status::DRIVER != 0 {
+                self.device.write_config(offset, data);
+            }
+        } else if let Ok(data) = <[u8; 4]>::try_from(data) {
+            self.write_register(offset, u32::from_le_bytes(data));
+        }
+    }
+}
+
+/// The 32 bits of `features` that `select` shows.
+fn window(features: u64, select: u32) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "a window of 32 bits is wanted")]
+    match select {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn set_low(word: &mut u64, value: u32) {
+    *word = *word & !u64::from(u32::MAX) | u64::from(value);
+}
+
+fn set_high(word: &mut u64, value: u32) {
+    *word = *word & u64::from(u32::MAX) | u64::from(value) << 32;
+}

@@ -1,0 +1,12 @@
+//! The entropy device (virtio 1.2, 5.4): random bytes of the host for the guest.
+
+mod config;
+mod device;
+mod worker;
+
+pub use config::EntropyConfig;
+pub use device::{DRAIN_MS_MAX, Entropy};
+pub use worker::{EntropyCounts, REQUEST_BYTES_MAX};
+
+#[cfg(test)]
+mod tests;

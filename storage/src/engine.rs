@@ -1,0 +1,60 @@
+//! Which reactor carries a disk's operations out.
+
+use std::io;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::plain::Plain;
+use crate::reactor::Reactor;
+use crate::ring::PreparedRing;
+
+/// Firecracker's `io_engine`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Engine {
+    /// io_uring; plain system calls, with a warning, where the host refuses it.
+    #[default]
+    Async,
+    /// Plain system calls.
+    Sync,
+}
+
+/// A reactor that was chosen and set up, but is not bound to a thread yet.
+pub enum PreparedReactor {
+    /// io_uring.
+    Ring(Box<PreparedRing>),
+    /// Plain system calls, with room for so many operations.
+    Plain {
+        /// Operations in flight at most.
+        ops_max: u32,
+    },
+}
+
+impl PreparedReactor {
+    /// Sets up what `engine` asks for, with room for `ops_max` operations. Never fails: where
+    /// io_uring is not to be had, it says why in the log and prepares plain system calls.
+    pub fn new(engine: Engine, ops_max: u32) -> Self {
+        match engine {
+            Engine::Sync => Self::Plain { ops_max },
+            Engine::Async => match PreparedRing::new(ops_max) {
+                Ok(ring) => Self::Ring(Box::new(ring)),
+                Err(reason) => {
+                    log::warn!("disks run on plain system calls, which is slower: {reason}");
+                    Self::Plain { ops_max }
+                }
+            },
+        }
+    }
+
+    /// Binds the reactor to the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the ring after all.
+    pub fn enable(self) -> io::Result<Box<dyn Reactor>> {
+        Ok(match self {
+            Self::Ring(ring) => Box::new(ring.enable()?),
+            Self::Plain { ops_max } => Box::new(Plain::new(ops_max)),
+        })
+    }
+}

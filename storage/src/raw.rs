@@ -1,0 +1,318 @@
+//! An image that is a file or a block device, byte for byte.
+#![expect(
+    unsafe_code,
+    reason = "WRITE ZEROES may have to write a buffer of zeros of its own"
+)]
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::NonNull;
+
+use crate::backend::{Access, Backend, Discard, Geometry, Step};
+use crate::reactor::{Durability, Event, FileSlot, KernelOp, Submit, Token};
+use crate::request::{Completion, Failure, Operation, Request, Segment, Space};
+use crate::slab::Slab;
+
+/// A raw image.
+///
+/// Every request is one kernel operation at a time; what it left undone is asked for again:
+///
+/// ```text
+///   Transfer ──short──► Transfer         Deallocate ──EOPNOTSUPP──► ZeroRange ──EOPNOTSUPP──► WriteZeros
+///      └── EINTR, EAGAIN: again, a bounded number of times
+/// ```
+#[derive(Debug)]
+pub struct Raw {
+    file: File,
+    geometry: Geometry,
+    flights: Slab<Flight>,
+    /// What the file has refused; it is not asked again.
+    refused: Refused,
+    /// Made when a file can zero a range in no other way.
+    zeros: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Refused {
+    deallocate: bool,
+    zero_range: bool,
+}
+
+/// A request in flight.
+#[derive(Debug)]
+struct Flight {
+    request: Request,
+    stage: Stage,
+    /// Bytes already transferred.
+    done_bytes: u64,
+    /// The first segment that is not transferred whole.
+    segment: usize,
+    /// How often the kernel said EINTR or EAGAIN since the last progress.
+    retries: u32,
+}
+
+/// The kernel operation that a request is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Transfer,
+    Sync,
+    Deallocate,
+    ZeroRange,
+    WriteZeros,
+}
+
+/// How often an operation that made no progress is tried again.
+const RETRIES_MAX: u32 = 16;
+
+/// Segments in one operation (IOV_MAX of Linux).
+const SEGMENTS_MAX: usize = 1024;
+
+/// The buffer of zeros, and how often one operation writes it.
+const ZEROS_BYTES: usize = 64 * 1024;
+const ZEROS_SEGMENTS_MAX: usize = 16;
+
+/// The one file of a raw image.
+const FILE: FileSlot = FileSlot(0);
+
+/// Requests for which there is room from the start.
+const FLIGHTS_TYPICAL: usize = 256;
+
+/// What is to be done about a request.
+enum Next {
+    Submit,
+    End(Result<(), Failure>),
+}
+
+impl Raw {
+    /// An image on `file`, which is opened for `geometry.access` and is `geometry.size_bytes` long.
+    pub fn new(file: File, geometry: Geometry) -> Self {
+        Self {
+            file,
+            geometry,
+            flights: Slab::with_capacity(FLIGHTS_TYPICAL),
+            refused: Refused::default(),
+            zeros: Vec::new(),
+        }
+    }
+
+    /// The stage in which `request` starts, or its end.
+    fn first_stage(&self, request: &Request) -> Result<Stage, Result<(), Failure>> {
+        let end = request.offset_bytes.checked_add(request.len_bytes);
+        if end.is_none_or(|end| end > self.geometry.size_bytes) {
+            return Err(Err(Failure::OutOfRange));
+        }
+        let read_only = self.geometry.access == Access::ReadOnly;
+        match request.operation {
+            Operation::Flush if read_only => Err(Ok(())),
+            Operation::Flush => Ok(Stage::Sync),
+            Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if read_only => {
+                Err(Err(Failure::ReadOnly))
+            }
+            _ if request.len_bytes == 0 => Err(Ok(())),
+            Operation::Read | Operation::Write => Ok(Stage::Transfer),
+            Operation::Discard if self.geometry.discard == Discard::Ignored => Err(Ok(())),
+            Operation::Discard => Ok(Stage::Deallocate),
+            Operation::WriteZeroes {
+                space: Space::MayBeFreed,
+            } if !self.refused.deallocate => Ok(Stage::Deallocate),
+            Operation::WriteZeroes { .. } if !self.refused.zero_range => Ok(Stage::ZeroRange),
+            Operation::WriteZeroes { .. } => Ok(Stage::WriteZeros),
+        }
+    }
+
+    /// Takes the kernel's answer to the current operation of a flight.
+    fn judge(&mut self, place: usize, result: i32) -> Next {
+        let flight = self
+            .flights
+            .get_mut(place)
+            .expect("events name operations in flight");
+        match (flight.stage, result) {
+            (_, _) if result == -libc::EINTR || result == -libc::EAGAIN => {
+                flight.retries += 1;
+                if flight.retries > RETRIES_MAX {
+                    return Next::End(Err(Failure::Host(-result)));
+                }
+                Next::Submit
+            }
+            (Stage::Deallocate, _) if result == -libc::EOPNOTSUPP => {
+                self.refused.deallocate = true;
+                if flight.request.operation == Operation::Discard {
+                    self.geometry.discard = Discard::Ignored;
+                    return Next::End(Err(Failure::Unsupported));
+                }
+                flight.stage = if self.refused.zero_range {
+                    Stage::WriteZeros
+                } else {
+                    Stage::ZeroRange
+                };
+                Next::Submit
+            }
+            (Stage::ZeroRange, _) if result == -libc::EOPNOTSUPP => {
+                self.refused.zero_range = true;
+                flight.stage = Stage::WriteZeros;
+                Next::Submit
+            }
+            (_, ..0) => Next::End(Err(Failure::Host(-result))),
+            (Stage::Sync | Stage::Deallocate | Stage::ZeroRange, _) => Next::End(Ok(())),
+            (Stage::Transfer | Stage::WriteZeros, 0) => Next::End(Err(match flight.request.operation {
+                Operation::Read => Failure::Truncated,
+                _ => Failure::Host(libc::EIO),
+            })),
+            (Stage::Transfer | Stage::WriteZeros, _) => flight.advance(u64::from(result.unsigned_abs())),
+        }
+    }
+
+    /// Puts the current operation of a flight in flight. There is room: `start` asked for it, and
+    /// an event has freed the room of the operation before.
+    fn submit(&mut self, place: usize, io: &mut dyn Submit) -> Result<(), crate::reactor::Full> {
+        let flight = self
+            .flights
+            .get_mut(place)
+            .expect("a place is submitted while it is taken");
+        if flight.stage == Stage::WriteZeros {
+            if self.zeros.is_empty() {
+                self.zeros = vec![0; ZEROS_BYTES];
+            }
+            flight.point_at(&mut self.zeros);
+        }
+        io.submit(flight.operation(), Token(place as u64))
+    }
+
+    fn complete(&mut self, place: usize, outcome: Result<(), Failure>) -> Step {
+        let flight = self.flights.remove(place).expect("a place is completed once");
+        Step::Done(Completion {
+            request: flight.request,
+            outcome,
+        })
+    }
+}
+
+impl Backend for Raw {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn files(&self) -> Vec<RawFd> {
+        vec![self.file.as_raw_fd()]
+    }
+
+    fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
+        let stage = match self.first_stage(&request) {
+            Ok(stage) => stage,
+            Err(outcome) => return Step::Done(Completion { request, outcome }),
+        };
+        let place = self.flights.insert(Flight {
+            request,
+            stage,
+            done_bytes: 0,
+            segment: 0,
+            retries: 0,
+        });
+        match self.submit(place, io) {
+            Ok(()) => Step::Pending,
+            Err(_full) => {
+                let flight = self.flights.remove(place).expect("the place was taken just now");
+                Step::Busy(flight.request)
+            }
+        }
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
+        let place = usize::try_from(event.token.0).expect("tokens of a raw image are places");
+        match self.judge(place, event.result) {
+            Next::End(outcome) => self.complete(place, outcome),
+            Next::Submit => {
+                self.submit(place, io)
+                    .expect("an event frees the room that its successor needs");
+                Step::Pending
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+}
+
+impl Flight {
+    fn remaining_bytes(&self) -> u64 {
+        self.request.len_bytes - self.done_bytes
+    }
+
+    /// The kernel operation of the current stage, on what remains of the range.
+    fn operation(&self) -> KernelOp {
+        let offset_bytes = self.request.offset_bytes + self.done_bytes;
+        let segments = self.request.segments.get(self.segment..).unwrap_or_default();
+        let segment_count = u32::try_from(segments.len().min(SEGMENTS_MAX)).expect("SEGMENTS_MAX is small");
+        let segments = segments.as_ptr();
+        match self.stage {
+            Stage::Transfer if self.request.operation == Operation::Read => KernelOp::Read {
+                file: FILE,
+                segments,
+                segment_count,
+                offset_bytes,
+            },
+            Stage::Transfer | Stage::WriteZeros => KernelOp::Write {
+                file: FILE,
+                segments,
+                segment_count,
+                offset_bytes,
+                durability: Durability::Cached,
+            },
+            Stage::Sync => KernelOp::SyncData { file: FILE },
+            Stage::Deallocate => self.allocate(libc::FALLOC_FL_PUNCH_HOLE),
+            Stage::ZeroRange => self.allocate(libc::FALLOC_FL_ZERO_RANGE),
+        }
+    }
+
+    fn allocate(&self, mode: i32) -> KernelOp {
+        KernelOp::Allocate {
+            file: FILE,
+            mode: mode | libc::FALLOC_FL_KEEP_SIZE,
+            offset_bytes: self.request.offset_bytes,
+            len_bytes: self.request.len_bytes,
+        }
+    }
+
+    /// Counts `bytes` as transferred, and steps over the segments that are through.
+    fn advance(&mut self, bytes: u64) -> Next {
+        self.retries = 0;
+        self.done_bytes += bytes;
+        assert!(
+            self.done_bytes <= self.request.len_bytes,
+            "the segments of a request are as long as the request"
+        );
+        if self.remaining_bytes() == 0 {
+            return Next::End(Ok(()));
+        }
+        let mut left = usize::try_from(bytes).expect("this is a 64-bit monitor");
+        while let Some(segment) = self.request.segments.get_mut(self.segment) {
+            let step = left.min(segment.len_bytes());
+            segment.advance(step);
+            left -= step;
+            if segment.len_bytes() > 0 {
+                break;
+            }
+            self.segment += 1;
+        }
+        Next::Submit
+    }
+
+    /// Makes the segments of a WRITE ZEROES, which came without any, cover what remains with `zeros`.
+    fn point_at(&mut self, zeros: &mut [u8]) {
+        self.request.segments.clear();
+        self.segment = 0;
+        let mut remaining = self.remaining_bytes();
+        while remaining > 0 && self.request.segments.len() < ZEROS_SEGMENTS_MAX {
+            let len_bytes = zeros.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
+            // SAFETY: the buffer is never resized again and lives as long as the image, which is
+            // not dropped while a request is in flight; it is only ever written from.
+            let segment = unsafe { Segment::new(NonNull::from(&mut *zeros).cast(), len_bytes) };
+            self.request.segments.push(segment);
+            remaining -= len_bytes as u64;
+        }
+    }
+}

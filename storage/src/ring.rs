@@ -1,0 +1,410 @@
+//! The reactor on io_uring; the only io_uring code there is.
+//!
+//! The ring may reach nothing but its registered files (restrictions: every entry must name a
+//! fixed file, and only the operations below exist), belongs to one thread (SINGLE_ISSUER) and runs
+//! its completions only when that thread enters it (DEFER_TASKRUN): no interprocessor interrupts.
+#![expect(unsafe_code, reason = "entries of the submission queue carry addresses")]
+
+#[cfg(test)]
+mod tests;
+mod unavailable;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use io_uring::register::Restriction;
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
+
+use crate::reactor::{
+    Durability, Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX,
+    Wake,
+};
+use crate::request::Segment;
+pub use unavailable::Unavailable;
+
+/// A ring that is set up and restricted, but not yet bound to a thread: the thread that will use
+/// it calls [`PreparedRing::enable`].
+pub struct PreparedRing {
+    ring: IoUring,
+    ops_max: u32,
+}
+
+impl PreparedRing {
+    /// Sets a ring up for `ops_max` operations in flight. This is also the probe of the host: the
+    /// setup flags are younger than every operation used, so a kernel that takes them has it all.
+    ///
+    /// # Errors
+    ///
+    /// What this host lacks, and what to do about it.
+    pub fn new(ops_max: u32) -> Result<Self, Unavailable> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            // Lets a look for completions skip the system call when there is nothing to run.
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_r_disabled()
+            .setup_cqsize((2 * (ops_max + WATCH_ENTRIES)).next_power_of_two())
+            .build((ops_max + WATCH_ENTRIES).next_power_of_two())
+            .map_err(Unavailable::from_setup)?;
+        restrict(&ring).map_err(Unavailable::Other)?;
+        Ok(Self { ring, ops_max })
+    }
+
+    /// Binds the ring to the calling thread, which from now on is the only one that may use it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn enable(self) -> io::Result<Ring> {
+        self.ring.submitter().register_enable_rings()?;
+        Ok(Ring {
+            ring: self.ring,
+            ops_max: self.ops_max,
+            ops_in_flight: 0,
+            watches: [const { WatchSlot::EMPTY }; WATCHES_MAX],
+            deadline: None,
+        })
+    }
+}
+
+/// Kernel worker threads that one ring may start, for operations on files (bounded by the medium)
+/// and on everything else. Without a cap the kernel starts up to one per operation in flight.
+const WORKERS_MAX: [u32; 2] = [4, 1];
+
+/// Room in the submission queue for watches; they are submitted at once, so one would do.
+const WATCH_ENTRIES: u32 = 2;
+
+/// IORING_REGISTER_FILES_UPDATE, the one registration allowed while the ring runs (io_uring.h).
+const REGISTER_FILES_UPDATE: u8 = 6;
+
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let submitter = ring.submitter();
+    submitter.register_files_sparse(FIXED_FILES)?;
+    submitter.register_iowq_max_workers(&mut WORKERS_MAX.clone())?;
+    submitter.register_restrictions(&mut [
+        Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
+        Restriction::sqe_op(opcode::Read::CODE),
+        Restriction::sqe_op(opcode::Write::CODE),
+        Restriction::sqe_op(opcode::Readv::CODE),
+        Restriction::sqe_op(opcode::Writev::CODE),
+        Restriction::sqe_op(opcode::Fsync::CODE),
+        Restriction::sqe_op(opcode::Fallocate::CODE),
+        Restriction::sqe_op(opcode::PollAdd::CODE),
+        Restriction::sqe_op(opcode::PollRemove::CODE),
+        Restriction::register_op(REGISTER_FILES_UPDATE),
+    ])
+}
+
+/// Fixed files: first those of the backend, then the watched eventfds.
+#[expect(clippy::cast_possible_truncation, reason = "64")]
+const FIXED_FILES: u32 = (FILES_MAX + WATCHES_MAX) as u32;
+
+/// An io_uring that belongs to the thread that enabled it.
+///
+/// Eventfds are watched by multishot polls. Each write posts a completion, edge-triggered, without
+/// a new entry and without reading the counter; a one-shot poll would cost an entry and a `read`
+/// per kick, and a read operation an entry and a descriptor that blocks. The timer is the limit of the wait
+/// itself (IORING_ENTER_EXT_ARG): replacing it costs nothing.
+pub struct Ring {
+    ring: IoUring,
+    ops_max: u32,
+    ops_in_flight: u32,
+    watches: [WatchSlot; WATCHES_MAX],
+    deadline: Option<Instant>,
+}
+
+/// One place for a watched eventfd. A poll that was removed still completes once, with the
+/// generation under which it was armed; that tells it from the slot's next watch.
+struct WatchSlot {
+    token: Option<Token>,
+    generation: u32,
+    /// The kernel ended the poll (it does when it has no room for a completion); arm it again.
+    lapsed: bool,
+}
+
+impl WatchSlot {
+    const EMPTY: Self = Self {
+        token: None,
+        generation: 0,
+        lapsed: false,
+    };
+}
+
+/// Marks the user data of a watch; below it the generation, and the slot in the lowest eight bits.
+const WATCH: u64 = 1 << 63;
+const SLOT_BITS: u32 = 8;
+/// User data of the removal of a watch; no slot has this number.
+const REMOVAL: u64 = u64::MAX;
+
+impl Submit for Ring {
+    fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full> {
+        assert!(
+            token.0 & WATCH == 0,
+            "the top bit of a token belongs to the reactor"
+        );
+        if self.ops_in_flight == self.ops_max {
+            return Err(Full);
+        }
+        // SAFETY: the operation's segments stay in place, and the memory they name stays mapped,
+        // until the operation ends: the contracts of `KernelOp` and `Segment::new`.
+        unsafe { self.ring.submission().push(&entry_of(op).user_data(token.0)) }.map_err(|_| Full)?;
+        self.ops_in_flight += 1;
+        Ok(())
+    }
+}
+
+impl Reactor for Ring {
+    fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
+        assert!(
+            self.ops_in_flight == 0,
+            "files are replaced only when nothing is in flight"
+        );
+        let mut slots = [NO_FILE; FILES_MAX];
+        let Some(used) = slots.get_mut(..files.len()) else {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        };
+        used.copy_from_slice(files);
+        self.ring.submitter().register_files_update(0, &slots).map(drop)
+    }
+
+    fn watch(&mut self, eventfd: RawFd, token: Token) -> io::Result<()> {
+        let Some(slot) = self.watches.iter().position(|watch| watch.token.is_none()) else {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        };
+        self.ring
+            .submitter()
+            .register_files_update(watch_file(slot), &[eventfd])?;
+        if let Some(watch) = self.watches.get_mut(slot) {
+            watch.token = Some(token);
+        }
+        self.arm(slot)
+    }
+
+    fn unwatch(&mut self, token: Token) -> io::Result<()> {
+        let Some(slot) = self.watches.iter().position(|watch| watch.token == Some(token)) else {
+            return Ok(());
+        };
+        let Some(watch) = self.watches.get_mut(slot) else {
+            return Ok(());
+        };
+        let armed_as = watch_data(slot, watch.generation);
+        watch.token = None;
+        watch.generation = watch.generation.wrapping_add(1);
+        watch.lapsed = false;
+        let removal = opcode::PollRemove::new(armed_as).build();
+        self.push_now(&removal.flags(Flags::FIXED_FILE).user_data(REMOVAL))?;
+        self.ring
+            .submitter()
+            .register_files_update(watch_file(slot), &[NO_FILE])
+            .map(drop)
+    }
+
+    fn set_timer(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> io::Result<()> {
+        self.enter(patience)?;
+        if self.collect(wakes)? {
+            self.arm_lapsed()?;
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            self.deadline = None;
+            wakes.push(Wake::TimerExpired);
+        }
+        Ok(())
+    }
+}
+
+/// A fixed-file slot that holds nothing (io_uring_register(2)).
+const NO_FILE: RawFd = -1;
+
+impl Ring {
+    fn arm(&mut self, slot: usize) -> io::Result<()> {
+        let Some(watch) = self.watches.get_mut(slot) else {
+            return Ok(());
+        };
+        watch.lapsed = false;
+        let data = watch_data(slot, watch.generation);
+        let poll = opcode::PollAdd::new(Fixed(watch_file(slot)), libc::POLLIN.unsigned_abs().into());
+        self.push_now(&poll.multi(true).build().user_data(data))
+    }
+
+    fn arm_lapsed(&mut self) -> io::Result<()> {
+        for slot in 0..WATCHES_MAX {
+            if self.watches.get(slot).is_some_and(|watch| watch.lapsed) {
+                self.arm(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pushes an entry that carries no address, and submits: the queue keeps its room for operations.
+    fn push_now(&mut self, entry: &Entry) -> io::Result<()> {
+        // SAFETY: the entry is a poll or its removal; it names no memory.
+        unsafe { self.ring.submission().push(entry) }
+            .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
+        self.ring.submit().map(drop).or_else(ignore_interruption)
+    }
+
+    fn enter(&mut self, patience: Patience) -> io::Result<()> {
+        let submission = self.ring.submission();
+        let idle = submission.is_empty() && !submission.taskrun() && !submission.cq_overflow();
+        drop(submission);
+        let entered = match (patience, self.deadline) {
+            (Patience::None, _) if idle => return Ok(()),
+            (Patience::None, _) => self.ring.submit(),
+            (Patience::UntilEvent, None) => self.ring.submit_and_wait(1),
+            (Patience::UntilEvent, Some(deadline)) => {
+                let limit = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+                self.ring
+                    .submitter()
+                    .submit_with_args(1, &SubmitArgs::new().timespec(&limit))
+            }
+        };
+        entered.map(drop).or_else(ignore_interruption)
+    }
+
+    /// Appends what the completion queue holds; says whether a watch lapsed.
+    fn collect(&mut self, wakes: &mut Vec<Wake>) -> io::Result<bool> {
+        let mut any_lapsed = false;
+        for completion in self.ring.completion() {
+            let (data, result) = (completion.user_data(), completion.result());
+            if data & WATCH == 0 {
+                self.ops_in_flight -= 1;
+                wakes.push(Wake::Done(Event {
+                    token: Token(data),
+                    result,
+                }));
+                continue;
+            }
+            // A removal, or the last words of a watch that was removed, find no slot.
+            let Some((watch, token)) = live_watch(&mut self.watches, data) else {
+                continue;
+            };
+            if result < 0 && result != -libc::ECANCELED {
+                return Err(io::Error::from_raw_os_error(-result));
+            }
+            if !cqueue::more(completion.flags()) {
+                watch.lapsed = true;
+                any_lapsed = true;
+            }
+            wakes.push(Wake::Signalled(token));
+        }
+        Ok(any_lapsed)
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Closing a ring does not stop the kernel from writing to the memory of operations in
+        // flight; whoever dropped it may unmap that memory next.
+        let mut wakes = Vec::new();
+        while self.ops_in_flight > 0 {
+            if let Err(error) = self.wait(Patience::UntilEvent, &mut wakes) {
+                log::error!(
+                    "cannot wait for {} disk operations in flight: {error}",
+                    self.ops_in_flight
+                );
+                return;
+            }
+            wakes.clear();
+        }
+    }
+}
+
+fn live_watch(watches: &mut [WatchSlot], data: u64) -> Option<(&mut WatchSlot, Token)> {
+    let slot = usize::try_from(data & ((1 << SLOT_BITS) - 1)).ok()?;
+    let watch = watches.get_mut(slot)?;
+    let token = watch.token?;
+    (watch_data(slot, watch.generation) == data).then_some((watch, token))
+}
+
+fn watch_data(slot: usize, generation: u32) -> u64 {
+    WATCH | u64::from(generation) << SLOT_BITS | slot as u64
+}
+
+fn watch_file(slot: usize) -> u32 {
+    u32::try_from(FILES_MAX + slot).expect("there are 64 fixed files")
+}
+
+/// A wait that was cut short, timed out or found the completion queue full is no failure: the
+/// caller collects what there is and comes back.
+fn ignore_interruption(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+fn entry_of(op: KernelOp) -> Entry {
+    match op {
+        KernelOp::Read {
+            file,
+            segments,
+            segment_count,
+            offset_bytes,
+        } => {
+            // One segment is the common case, and needs no list to be copied in.
+            match single(segments, segment_count) {
+                Some((address, len_bytes)) => opcode::Read::new(fixed(file), address, len_bytes)
+                    .offset(offset_bytes)
+                    .build(),
+                None => opcode::Readv::new(fixed(file), segments.cast(), segment_count)
+                    .offset(offset_bytes)
+                    .build(),
+            }
+        }
+        KernelOp::Write {
+            file,
+            segments,
+            segment_count,
+            offset_bytes,
+            durability,
+        } => {
+            let flags = match durability {
+                Durability::Cached => 0,
+                Durability::Durable => libc::RWF_DSYNC,
+            };
+            match single(segments, segment_count) {
+                Some((address, len_bytes)) => {
+                    let write = opcode::Write::new(fixed(file), address, len_bytes);
+                    write.offset(offset_bytes).rw_flags(flags).build()
+                }
+                None => {
+                    let write = opcode::Writev::new(fixed(file), segments.cast(), segment_count);
+                    write.offset(offset_bytes).rw_flags(flags).build()
+                }
+            }
+        }
+        KernelOp::SyncData { file } => opcode::Fsync::new(fixed(file))
+            .flags(FsyncFlags::DATASYNC)
+            .build(),
+        KernelOp::Allocate {
+            file,
+            mode,
+            offset_bytes,
+            len_bytes,
+        } => opcode::Fallocate::new(fixed(file), len_bytes)
+            .offset(offset_bytes)
+            .mode(mode)
+            .build(),
+    }
+}
+
+fn single(segments: *const Segment, segment_count: u32) -> Option<(*mut u8, u32)> {
+    if segment_count != 1 {
+        return None;
+    }
+    // SAFETY: `segments` points to `segment_count` segments (contract of `KernelOp`): to one.
+    let segment = unsafe { &*segments };
+    Some((segment.address(), u32::try_from(segment.len_bytes()).ok()?))
+}
+
+fn fixed(file: FileSlot) -> Fixed {
+    Fixed(file.0)
+}

@@ -1,0 +1,119 @@
+//! What the tests run against, and what this machine can do.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Outcome;
+use crate::seed::Seed;
+
+/// The programs, guests and abilities of this run.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// The monitor under test.
+    pub coracle: PathBuf,
+    /// Its command-line client.
+    pub coraclectl: PathBuf,
+    /// The unikernel guest.
+    pub unikernel: PathBuf,
+    /// The directory of the Linux guest's manifest.
+    pub linux: PathBuf,
+    /// A Python with the pinned Firecracker client.
+    pub client_python: PathBuf,
+    /// A Firecracker to compare with.
+    pub firecracker: Option<PathBuf>,
+    /// Where every random choice comes from.
+    pub seed: Seed,
+}
+
+/// What a test needs of the machine it runs on, beyond what the Makefile sets up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: it runs everywhere.
+    Nothing,
+    /// A usable /dev/kvm.
+    Kvm,
+    /// A usable /dev/kvm, and a mount namespace to change what is at that path.
+    KvmAndMountNamespace,
+    /// A usable /dev/kvm, and the right to become another user.
+    KvmAndRoot,
+    /// A usable /dev/kvm and a Firecracker named by `FIRECRACKER`.
+    KvmAndFirecracker,
+}
+
+impl Environment {
+    /// Reads the variables that the Makefile sets; without them, the paths are those of a plain cargo build.
+    pub fn read() -> Self {
+        let built = built_beside_this_program();
+        let path = |name: &str, default: PathBuf| std::env::var_os(name).map_or(default, PathBuf::from);
+        Self {
+            coracle: path("CORACLE_BIN", built.join("coracle")),
+            coraclectl: path("CORACLECTL_BIN", built.join("coraclectl")),
+            unikernel: path("CORACLE_UNIKERNEL", built.join("unikernel")),
+            linux: path("CORACLE_LINUX", built.join("linux")),
+            client_python: path("CORACLE_CLIENT_PYTHON", PathBuf::from("python3")),
+            firecracker: std::env::var_os("FIRECRACKER")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            seed: Seed::from_environment(),
+        }
+    }
+
+    /// Why this machine cannot meet a need, or nothing if it can.
+    pub fn lacks(&self, need: Need) -> Option<String> {
+        match need {
+            Need::Nothing => None,
+            Need::Kvm => no_kvm(),
+            Need::KvmAndMountNamespace => no_kvm().or_else(no_mount_namespace),
+            Need::KvmAndRoot => no_kvm().or_else(no_root),
+            Need::KvmAndFirecracker if self.firecracker.is_none() => Some("FIRECRACKER is not set".into()),
+            Need::KvmAndFirecracker => no_kvm(),
+        }
+    }
+
+    /// Fails with what to do if a program or guest is not there.
+    ///
+    /// # Errors
+    ///
+    /// Then.
+    pub fn check(&self) -> Outcome {
+        for (path, remedy) in [
+            (&self.coracle, "run: make test, or set CORACLE_BIN"),
+            (&self.unikernel, "run: make test, or set CORACLE_UNIKERNEL"),
+        ] {
+            crate::ensure!(path.is_file(), "{} is not there; {remedy}", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// The directory of the programs that cargo built with this one.
+fn built_beside_this_program() -> PathBuf {
+    let this = std::env::current_exe().unwrap_or_default();
+    let directory = this.parent().unwrap_or(Path::new("."));
+    // Test programs are one level deeper.
+    if directory.ends_with("deps") {
+        directory.join("..")
+    } else {
+        directory.to_owned()
+    }
+}
+
+fn no_kvm() -> Option<String> {
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    opened.err().map(|e| format!("/dev/kvm: {e}"))
+}
+
+fn no_mount_namespace() -> Option<String> {
+    let tried = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "true"])
+        .output();
+    let is_made = tried.is_ok_and(|tried| tried.status.success());
+    (!is_made).then(|| "unshare --map-root-user --mount is refused".into())
+}
+
+fn no_root() -> Option<String> {
+    (!rustix::process::geteuid().is_root()).then(|| "only root can become another user".into())
+}

@@ -1,0 +1,180 @@
+//! A process seen from outside, by /proc.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::Outcome;
+
+/// A process by its number; it may be gone at any time, then every look at it is an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process(pub u32);
+
+/// What a process holds at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Memory that is resident, in KiB.
+    pub resident_kib: u64,
+}
+
+impl Process {
+    /// What the process holds now.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone.
+    pub fn holdings(self) -> Outcome<Holdings> {
+        let threads = fs::read_dir(self.path("task"))?.count();
+        Ok(Holdings {
+            descriptors: self.descriptors()?.len(),
+            threads,
+            resident_kib: self.status_kib("VmRSS")?,
+        })
+    }
+
+    /// What each open descriptor refers to.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn descriptors(self) -> Outcome<Vec<PathBuf>> {
+        let entries = fs::read_dir(self.path("fd"))?;
+        Ok(entries
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .collect())
+    }
+
+    /// The names of the threads.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn thread_names(self) -> Outcome<Vec<String>> {
+        let tasks = fs::read_dir(self.path("task"))?;
+        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+        Ok(tasks
+            .filter_map(|task| Some(name(task.ok()?)?.trim_end().to_owned()))
+            .collect())
+    }
+
+    /// CPU time of all threads so far.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn cpu_time(self) -> Outcome<Duration> {
+        let stat = fs::read_to_string(self.path("stat"))?;
+        // The name in parentheses may contain spaces; the numbers begin behind it with field 3.
+        let numbers = stat
+            .rsplit_once(')')
+            .map(|(_, rest)| rest)
+            .ok_or("no name in stat")?;
+        let mut fields = numbers.split_whitespace().skip(14 - 3);
+        let ticks = |field: Option<&str>| field.and_then(|f| f.parse::<u64>().ok()).ok_or("stat is short");
+        let total = ticks(fields.next())? + ticks(fields.next())?;
+        Ok(Duration::from_millis(
+            total * 1000 / rustix::param::clock_ticks_per_second(),
+        ))
+    }
+
+    /// A line of /proc/PID/status that is a number of KiB.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone or has no such line.
+    pub fn status_kib(self, line: &str) -> Outcome<u64> {
+        let status = fs::read_to_string(self.path("status"))?;
+        let number = status
+            .lines()
+            .find_map(|l| l.strip_prefix(line)?.strip_prefix(':')?.split_whitespace().next());
+        Ok(number
+            .and_then(|n| n.parse().ok())
+            .ok_or_else(|| format!("no {line} in the status of {}", self.0))?)
+    }
+
+    /// The resident part, in KiB, of mappings of exactly this size: guest memory.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone or has no such mapping.
+    pub fn resident_kib_of_mapping(self, bytes: u64) -> Outcome<u64> {
+        let maps = fs::read_to_string(self.path("smaps"))?;
+        let (mut found, mut sum, mut is_inside) = (false, 0, false);
+        for line in maps.lines() {
+            if let Some((start, end)) = range(line) {
+                is_inside = end - start >= bytes;
+                found |= is_inside;
+            } else if is_inside && let Some(kib) = line.strip_prefix("Rss:") {
+                sum += kib.trim().trim_end_matches(" kB").parse::<u64>()?;
+            }
+        }
+        crate::ensure!(found, "process {} maps no {bytes} bytes in one piece", self.0);
+        Ok(sum)
+    }
+
+    /// The bytes of the mapping of at least this size: guest memory, as the monitor sees it.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone, or may not be read.
+    pub fn read_mapping(self, bytes: u64) -> Outcome<Vec<u8>> {
+        use std::os::unix::fs::FileExt;
+        let maps = fs::read_to_string(self.path("maps"))?;
+        let mapping = maps
+            .lines()
+            .filter_map(range)
+            .find(|(start, end)| end - start >= bytes);
+        let (start, _) = mapping.ok_or_else(|| format!("process {} maps no {bytes} bytes", self.0))?;
+        let mut content = vec![0; usize::try_from(bytes)?];
+        fs::File::open(self.path("mem"))?.read_exact_at(&mut content, start)?;
+        Ok(content)
+    }
+
+    /// Whether there is still such a process.
+    pub fn is_there(self) -> bool {
+        self.path("").exists()
+    }
+
+    fn path(self, name: &str) -> PathBuf {
+        Path::new("/proc").join(self.0.to_string()).join(name)
+    }
+}
+
+/// Processes whose command line contains `text`.
+///
+/// # Errors
+///
+/// When /proc cannot be read.
+pub fn processes_with(text: &str) -> Outcome<Vec<Process>> {
+    let ids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mentions = |id: &u32| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(text)
+    };
+    Ok(ids.filter(mentions).map(Process).collect())
+}
+
+/// Unix sockets that the kernel knows under a path that contains `text`.
+///
+/// # Errors
+///
+/// When /proc cannot be read.
+pub fn sockets_with(text: &str) -> Outcome<usize> {
+    Ok(fs::read_to_string("/proc/net/unix")?
+        .lines()
+        .filter(|line| line.contains(text))
+        .count())
+}
+
+/// The range at the start of a line of maps.
+fn range(line: &str) -> Option<(u64, u64)> {
+    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+    Some((
+        u64::from_str_radix(start, 16).ok()?,
+        u64::from_str_radix(end, 16).ok()?,
+    ))
+}

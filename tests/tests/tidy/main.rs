@@ -1,0 +1,7 @@
+//! Reads the tree and holds what no compiler checks: which crate may use which, the size of files,
+//! forbidden words, licences and duplicate versions.
+
+mod crates;
+mod licences;
+mod sources;
+mod tree;

@@ -1,0 +1,16 @@
+//! The API: HTTP on a Unix socket, and a table of verbs.
+//!
+//! The thread `api` owns nothing of the machine. It turns requests into [`Call`]s and posts them to
+//! the thread that does; the answer comes back through the call's [`Reply`].
+
+mod bell;
+mod connection;
+pub mod http;
+mod inbox;
+mod router;
+pub mod server;
+pub mod verbs;
+
+pub use inbox::{Call, Calls, Inbox, Reply, mailbox};
+pub use router::route;
+pub use verbs::{Answer, Data, Fault, Verb};

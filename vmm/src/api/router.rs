@@ -1,0 +1,261 @@
+//! From a request to a verb, through the table.
+
+use super::http::{Method, Request};
+use super::verbs::{Fault, NOT_BUILT, ROUTES, Route, Verb};
+use crate::config::check_device_id;
+
+/// The verb that `request` asks for.
+///
+/// # Errors
+///
+/// What is wrong with the request, in Firecracker's words where clients may know them.
+pub fn route(request: &Request) -> Result<Verb, Fault> {
+    let method = request.method;
+    let path = request.path.trim_matches('/');
+    match (method, request.body.is_empty()) {
+        (Method::Get, false) => return Err(Fault::bad_request("GET request cannot have a body.")),
+        (Method::Delete, false) => return Err(Fault::bad_request("DELETE request cannot have a body.")),
+        _ => {}
+    }
+    let first = path.split('/').next().unwrap_or_default();
+    if let Some((_, what)) = NOT_BUILT.iter().find(|(part, _)| *part == first) {
+        return Err(Fault::bad_request(format!(
+            "The requested operation is not supported: {what} cannot be had in this version."
+        )));
+    }
+    if request.body.is_empty() && matches!(method, Method::Put | Method::Patch) {
+        return Err(Fault::bad_request(format!("Empty {} request.", method.name())));
+    }
+    for route in ROUTES.iter().filter(|route| route.method == method) {
+        if let Some(id) = matching(route, path) {
+            if route.path.ends_with('}') {
+                check_device_id(id).map_err(|error| Fault::from_error(&error))?;
+            }
+            return (route.parse)(id, &request.body);
+        }
+    }
+    Err(Fault::bad_request(format!(
+        "Invalid request method and/or path: {} {path}.",
+        method.name()
+    )))
+}
+
+/// The name in `path` if it is one of `route`; empty if the route has none, or the path lacks it.
+fn matching<'a>(route: &Route, path: &'a str) -> Option<&'a str> {
+    let pattern = route.path.trim_start_matches('/');
+    match pattern.split_once("/{") {
+        None => (pattern == path).then_some(""),
+        Some((collection, _)) => match path.split_once('/') {
+            None => (path == collection).then_some(""),
+            Some((first, id)) => (first == collection).then_some(id),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+    use super::super::verbs::VerbKind;
+    use super::*;
+
+    fn ask(method: Method, path: &str, body: &str) -> Result<Verb, String> {
+        let request = Request {
+            method,
+            path: path.to_owned(),
+            body: body.as_bytes().to_vec(),
+            keep_alive: true,
+        };
+        route(&request).map_err(|fault| {
+            assert_eq!(fault.status.code(), 400);
+            fault.message
+        })
+    }
+
+    /// A body for every verb of the table.
+    fn example(kind: VerbKind) -> &'static str {
+        match kind {
+            VerbKind::PutMachineConfig => r#"{"vcpu_count": 1, "mem_size_mib": 128}"#,
+            VerbKind::PatchMachineConfig => r#"{"vcpu_count": 1}"#,
+            VerbKind::PutCpuConfig | VerbKind::PutEntropy | VerbKind::PutSerial | VerbKind::PutLogger => "{}",
+            VerbKind::PutBootSource => r#"{"kernel_image_path": "vmlinux"}"#,
+            VerbKind::PutDrive => {
+                r#"{"drive_id": "a", "path_on_host": "a.img", "is_root_device": false, "is_read_only": false}"#
+            }
+            VerbKind::PatchDrive => r#"{"drive_id": "a", "path_on_host": "b.img"}"#,
+            VerbKind::PutMetrics => r#"{"metrics_path": "m"}"#,
+            VerbKind::FlushMetrics => r#"{"action_type": "FlushMetrics"}"#,
+            VerbKind::Start => r#"{"action_type": "InstanceStart"}"#,
+            VerbKind::SendCtrlAltDel => r#"{"action_type": "SendCtrlAltDel"}"#,
+            VerbKind::Pause => r#"{"state": "Paused"}"#,
+            VerbKind::Resume => r#"{"state": "Resumed"}"#,
+            VerbKind::GetInstance
+            | VerbKind::GetVersion
+            | VerbKind::GetMachineConfig
+            | VerbKind::GetMetrics
+            | VerbKind::GetConfig => "",
+        }
+    }
+
+    #[test]
+    fn every_line_of_the_table_is_reached_and_becomes_its_verbs() {
+        for line in ROUTES {
+            let path = line.path.replace("{drive_id}", "a");
+            for kind in line.kinds {
+                let verb = ask(line.method, &path, example(*kind)).unwrap();
+                assert_eq!(verb.kind(), *kind, "{} {path}", line.method.name());
+            }
+            assert_eq!(
+                line.body.is_none(),
+                line.method == Method::Get,
+                "{} {path}",
+                line.method.name()
+            );
+        }
+    }
+
+    #[test]
+    fn no_two_lines_of_the_table_mean_the_same() {
+        for (at, line) in ROUTES.iter().enumerate() {
+            let same = |other: &Route| other.method == line.method && other.path == line.path;
+            assert_eq!(
+                ROUTES.iter().position(same),
+                Some(at),
+                "{} {}",
+                line.method.name(),
+                line.path
+            );
+        }
+    }
+
+    #[test]
+    fn every_body_with_an_unknown_duplicate_or_mistyped_field_is_refused() {
+        for line in ROUTES.iter().filter(|line| line.body.is_some()) {
+            let path = line.path.replace("{drive_id}", "a");
+            for kind in line.kinds {
+                let body = example(*kind);
+                let refused = |body: &str, reason: &str| {
+                    let message = ask(line.method, &path, body).unwrap_err();
+                    let prefix = "An error occurred when deserializing the json body of a request: ";
+                    assert!(
+                        message.starts_with(prefix) && message.contains(reason),
+                        "{path} {body}: {message}"
+                    );
+                };
+                let separator = if body == "{}" { "" } else { ", " };
+                refused(
+                    &body.replacen('{', &format!("{{\"bogus\": 1{separator}"), 1),
+                    "unknown field `bogus`",
+                );
+                for (wrong, reason) in [
+                    ("[]", "invalid type"),
+                    ("7", "invalid type"),
+                    ("{", "EOF"),
+                    ("\0", "expected value"),
+                ] {
+                    refused(wrong, reason);
+                }
+                refused(&format!("{body} x"), "trailing characters");
+                let Some((field, _)) = body.trim_start_matches('{').split_once([',', '}']) else {
+                    panic!("{body} is an object");
+                };
+                if let Some((name, _)) = field.split_once(':') {
+                    refused(&body.replacen('{', &format!("{{{field}, "), 1), "duplicate field");
+                    refused(&format!("{{{name}: [7]}}"), "expected");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_is_named() {
+        for (method, path, what) in [
+            (Method::Put, "/network-interfaces/eth0", "network interfaces"),
+            (Method::Patch, "/network-interfaces/eth0", "network interfaces"),
+            (Method::Put, "/vsock", "vsock"),
+            (Method::Get, "/mmds", "MMDS"),
+            (Method::Put, "/mmds/config", "MMDS"),
+            (Method::Get, "/balloon/statistics", "balloon"),
+            (Method::Put, "/pmem/a", "pmem"),
+            (Method::Patch, "/hotplug/memory", "memory hotplug"),
+            (Method::Put, "/snapshot/create", "snapshots"),
+            (Method::Put, "/snapshot/load", "snapshots"),
+        ] {
+            let body = if method == Method::Get { "" } else { "{}" };
+            let message = ask(method, path, body).unwrap_err();
+            assert!(
+                message.contains(what) && message.contains("not supported"),
+                "{path}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_firecracker_refuses_is_refused_in_its_words() {
+        let drive =
+            r#"{"drive_id": "b", "path_on_host": "x", "is_root_device": false, "is_read_only": false}"#;
+        for (method, path, body, words) in [
+            (
+                Method::Get,
+                "/nope",
+                "",
+                "Invalid request method and/or path: GET nope.",
+            ),
+            (
+                Method::Get,
+                "/version?x=1",
+                "",
+                "Invalid request method and/or path: GET version?x=1.",
+            ),
+            (
+                Method::Get,
+                "/vm",
+                "",
+                "Invalid request method and/or path: GET vm.",
+            ),
+            (
+                Method::Put,
+                "/version",
+                "{}",
+                "Invalid request method and/or path: PUT version.",
+            ),
+            (
+                Method::Delete,
+                "/foo",
+                "",
+                "Invalid request method and/or path: DELETE foo.",
+            ),
+            (Method::Put, "/machine-config", "", "Empty PUT request."),
+            (Method::Patch, "/machine-config", "", "Empty PATCH request."),
+            (Method::Patch, "/machine-config", "{}", "Empty PATCH request."),
+            (Method::Get, "/", "{}", "GET request cannot have a body."),
+            (Method::Put, "/drives", "{}", "The ID cannot be empty."),
+            (Method::Put, "/drives/", "{}", "The ID cannot be empty."),
+            (
+                Method::Put,
+                "/drives/a-b",
+                "{}",
+                "API Resource IDs can only contain alphanumeric characters and underscores.",
+            ),
+            (
+                Method::Put,
+                "/drives/a",
+                drive,
+                "The id from the path does not match the id from the body!",
+            ),
+            (
+                Method::Patch,
+                "/drives/a",
+                r#"{"drive_id": "b"}"#,
+                "The id from the path does not match the id from the body!",
+            ),
+        ] {
+            assert_eq!(
+                ask(method, path, body).unwrap_err(),
+                words,
+                "{} {path}",
+                method.name()
+            );
+        }
+    }
+}

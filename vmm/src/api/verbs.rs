@@ -1,0 +1,563 @@
+//! The verbs of the API: one table, from which the router, the OpenAPI document and the client come,
+//! and one policy that says in which phase a verb is allowed.
+
+use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
+use coracle_devices::virtio::rng::EntropyConfig;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::http::{Content, Method, Response, Status};
+use crate::config::{
+    Action, BootSource, ConfigError, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig,
+    MachineConfigPatch, MetricsConfig, Phase, Vm, VmState,
+};
+
+/// What a client wants, with everything it sent parsed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verb {
+    /// Describe the instance.
+    GetInstance,
+    /// Tell the version.
+    GetVersion,
+    /// Tell vCPUs and memory.
+    GetMachineConfig,
+    /// Set vCPUs and memory.
+    PutMachineConfig(MachineConfig),
+    /// Change vCPUs and memory.
+    PatchMachineConfig(MachineConfigPatch),
+    /// Set the custom CPU template.
+    PutCpuConfig(CpuConfig),
+    /// Set what is booted.
+    PutBootSource(BootSource),
+    /// Add or replace a drive.
+    PutDrive(DriveConfig),
+    /// Change a drive's image or limits.
+    PatchDrive(PartialDrive),
+    /// Set the entropy device.
+    PutEntropy(EntropyConfig),
+    /// Set the serial port.
+    PutSerial(SerialConfig),
+    /// Set where logs go.
+    PutLogger(LoggerConfig),
+    /// Set where metrics go.
+    PutMetrics(MetricsConfig),
+    /// Tell the metrics.
+    GetMetrics,
+    /// Write the metrics now.
+    FlushMetrics,
+    /// Start the machine.
+    Start,
+    /// Press Ctrl+Alt+Del.
+    SendCtrlAltDel,
+    /// Stop the vCPUs and drain the devices.
+    Pause,
+    /// Let the guest run on.
+    Resume,
+    /// Tell the whole configuration.
+    GetConfig,
+}
+
+/// What a verb is, without what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the verb of the same name")]
+pub enum VerbKind {
+    GetInstance,
+    GetVersion,
+    GetMachineConfig,
+    PutMachineConfig,
+    PatchMachineConfig,
+    PutCpuConfig,
+    PutBootSource,
+    PutDrive,
+    PatchDrive,
+    PutEntropy,
+    PutSerial,
+    PutLogger,
+    PutMetrics,
+    GetMetrics,
+    FlushMetrics,
+    Start,
+    SendCtrlAltDel,
+    Pause,
+    Resume,
+    GetConfig,
+}
+
+impl Verb {
+    /// What the verb is.
+    pub fn kind(&self) -> VerbKind {
+        match self {
+            Self::GetInstance => VerbKind::GetInstance,
+            Self::GetVersion => VerbKind::GetVersion,
+            Self::GetMachineConfig => VerbKind::GetMachineConfig,
+            Self::PutMachineConfig(_) => VerbKind::PutMachineConfig,
+            Self::PatchMachineConfig(_) => VerbKind::PatchMachineConfig,
+            Self::PutCpuConfig(_) => VerbKind::PutCpuConfig,
+            Self::PutBootSource(_) => VerbKind::PutBootSource,
+            Self::PutDrive(_) => VerbKind::PutDrive,
+            Self::PatchDrive(_) => VerbKind::PatchDrive,
+            Self::PutEntropy(_) => VerbKind::PutEntropy,
+            Self::PutSerial(_) => VerbKind::PutSerial,
+            Self::PutLogger(_) => VerbKind::PutLogger,
+            Self::PutMetrics(_) => VerbKind::PutMetrics,
+            Self::GetMetrics => VerbKind::GetMetrics,
+            Self::FlushMetrics => VerbKind::FlushMetrics,
+            Self::Start => VerbKind::Start,
+            Self::SendCtrlAltDel => VerbKind::SendCtrlAltDel,
+            Self::Pause => VerbKind::Pause,
+            Self::Resume => VerbKind::Resume,
+            Self::GetConfig => VerbKind::GetConfig,
+        }
+    }
+
+    /// Whether the request used a field that Firecracker has deprecated.
+    pub fn is_deprecated(&self) -> bool {
+        match self {
+            Self::PutMachineConfig(machine) => machine.cpu_template.is_some(),
+            Self::PatchMachineConfig(patch) => patch.cpu_template.is_some(),
+            _ => false,
+        }
+    }
+}
+
+/// Whether `verb` is allowed in `phase`: the one place that says so.
+///
+/// # Errors
+///
+/// The answer for a client that asks at the wrong time.
+pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
+    use VerbKind as V;
+    match (phase, verb) {
+        (_, V::GetInstance | V::GetVersion | V::GetMachineConfig | V::GetConfig | V::GetMetrics) => Ok(()),
+        (
+            Phase::NotStarted,
+            V::PutMachineConfig
+            | V::PatchMachineConfig
+            | V::PutCpuConfig
+            | V::PutBootSource
+            | V::PutDrive
+            | V::PutEntropy
+            | V::PutSerial
+            | V::PutLogger
+            | V::PutMetrics
+            | V::Start,
+        ) => Ok(()),
+        (
+            Phase::Running | Phase::Paused,
+            V::PatchDrive | V::FlushMetrics | V::SendCtrlAltDel | V::Pause | V::Resume,
+        ) => Ok(()),
+        (Phase::NotStarted, V::PatchDrive | V::FlushMetrics | V::SendCtrlAltDel | V::Pause | V::Resume) => {
+            Err(Fault::bad_request(
+                "The requested operation is not supported before starting the microVM.",
+            ))
+        }
+        (
+            Phase::Running | Phase::Paused,
+            V::PutMachineConfig
+            | V::PatchMachineConfig
+            | V::PutCpuConfig
+            | V::PutBootSource
+            | V::PutDrive
+            | V::PutEntropy
+            | V::PutSerial
+            | V::PutLogger
+            | V::PutMetrics
+            | V::Start,
+        ) => Err(Fault::bad_request(
+            "The requested operation is not supported after starting the microVM.",
+        )),
+    }
+}
+
+/// One line of the table: what can be sent, and what it becomes.
+#[derive(Debug)]
+pub struct Route {
+    /// The method.
+    pub method: Method,
+    /// The path, with `{drive_id}` where a name stands.
+    pub path: &'static str,
+    /// One line for people.
+    pub summary: &'static str,
+    /// The type of the body as the OpenAPI document names it; `None` if there must be no body.
+    pub body: Option<&'static str>,
+    /// What a successful answer is.
+    pub answer: AnswerShape,
+    /// What a body can become.
+    pub kinds: &'static [VerbKind],
+    /// Makes the verb of the name in the path (empty if there is none) and the body.
+    pub(super) parse: fn(&str, &[u8]) -> Result<Verb, Fault>,
+}
+
+/// What a successful answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerShape {
+    /// Status 204.
+    Empty,
+    /// Status 200 with JSON of this type, as the OpenAPI document names it.
+    Json(&'static str),
+    /// Status 200 with text.
+    Text(Content),
+}
+
+/// Everything that can be asked.
+pub static ROUTES: &[Route] = &[
+    Route {
+        method: Method::Get,
+        path: "/",
+        summary: "Describes the instance.",
+        body: None,
+        answer: AnswerShape::Json("InstanceInfo"),
+        kinds: &[VerbKind::GetInstance],
+        parse: |_, _| Ok(Verb::GetInstance),
+    },
+    Route {
+        method: Method::Get,
+        path: "/version",
+        summary: "Tells the version.",
+        body: None,
+        answer: AnswerShape::Json("Version"),
+        kinds: &[VerbKind::GetVersion],
+        parse: |_, _| Ok(Verb::GetVersion),
+    },
+    Route {
+        method: Method::Get,
+        path: "/machine-config",
+        summary: "Tells vCPUs and memory.",
+        body: None,
+        answer: AnswerShape::Json("MachineConfig"),
+        kinds: &[VerbKind::GetMachineConfig],
+        parse: |_, _| Ok(Verb::GetMachineConfig),
+    },
+    Route {
+        method: Method::Put,
+        path: "/machine-config",
+        summary: "Sets vCPUs and memory.",
+        body: Some("MachineConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutMachineConfig],
+        parse: |_, body| json(body).map(Verb::PutMachineConfig),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/machine-config",
+        summary: "Changes vCPUs and memory.",
+        body: Some("MachineConfigPatch"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchMachineConfig],
+        parse: patch_machine_config,
+    },
+    Route {
+        method: Method::Put,
+        path: "/cpu-config",
+        summary: "Sets a custom CPU template.",
+        body: Some("CpuConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutCpuConfig],
+        parse: |_, body| json(body).map(Verb::PutCpuConfig),
+    },
+    Route {
+        method: Method::Put,
+        path: "/boot-source",
+        summary: "Sets kernel, initrd and command line.",
+        body: Some("BootSource"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutBootSource],
+        parse: |_, body| json(body).map(Verb::PutBootSource),
+    },
+    Route {
+        method: Method::Put,
+        path: "/drives/{drive_id}",
+        summary: "Adds a drive, or replaces the one of that name.",
+        body: Some("DriveConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutDrive],
+        parse: put_drive,
+    },
+    Route {
+        method: Method::Patch,
+        path: "/drives/{drive_id}",
+        summary: "Changes a drive's image or limits while the machine is there.",
+        body: Some("PartialDrive"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchDrive],
+        parse: patch_drive,
+    },
+    Route {
+        method: Method::Put,
+        path: "/entropy",
+        summary: "Adds an entropy device.",
+        body: Some("EntropyConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutEntropy],
+        parse: |_, body| json(body).map(Verb::PutEntropy),
+    },
+    Route {
+        method: Method::Put,
+        path: "/serial",
+        summary: "Sets where the serial port's output goes.",
+        body: Some("SerialConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutSerial],
+        parse: |_, body| json(body).map(Verb::PutSerial),
+    },
+    Route {
+        method: Method::Put,
+        path: "/logger",
+        summary: "Sets what is logged, and where.",
+        body: Some("LoggerConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutLogger],
+        parse: |_, body| json(body).map(Verb::PutLogger),
+    },
+    Route {
+        method: Method::Put,
+        path: "/metrics",
+        summary: "Sets where metrics go; once.",
+        body: Some("MetricsConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutMetrics],
+        parse: |_, body| json(body).map(Verb::PutMetrics),
+    },
+    Route {
+        method: Method::Get,
+        path: "/metrics",
+        summary: "Tells the metrics, for Prometheus. (Not in Firecracker.)",
+        body: None,
+        answer: AnswerShape::Text(Content::Prometheus),
+        kinds: &[VerbKind::GetMetrics],
+        parse: |_, _| Ok(Verb::GetMetrics),
+    },
+    Route {
+        method: Method::Put,
+        path: "/actions",
+        summary: "Starts the machine, writes the metrics, or presses Ctrl+Alt+Del.",
+        body: Some("InstanceActionInfo"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::Start, VerbKind::FlushMetrics, VerbKind::SendCtrlAltDel],
+        parse: |_, body| {
+            json(body).map(|info: InstanceActionInfo| match info.action_type {
+                Action::InstanceStart => Verb::Start,
+                Action::FlushMetrics => Verb::FlushMetrics,
+                Action::SendCtrlAltDel => Verb::SendCtrlAltDel,
+            })
+        },
+    },
+    Route {
+        method: Method::Patch,
+        path: "/vm",
+        summary: "Pauses or resumes the machine.",
+        body: Some("Vm"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::Pause, VerbKind::Resume],
+        parse: |_, body| {
+            json(body).map(|vm: Vm| match vm.state {
+                VmState::Paused => Verb::Pause,
+                VmState::Resumed => Verb::Resume,
+            })
+        },
+    },
+    Route {
+        method: Method::Get,
+        path: "/vm/config",
+        summary: "Tells the whole configuration.",
+        body: None,
+        answer: AnswerShape::Json("FullConfig"),
+        kinds: &[VerbKind::GetConfig],
+        parse: |_, _| Ok(Verb::GetConfig),
+    },
+];
+
+/// What Firecracker has at a path that is not built into this version: first part of the path, and
+/// what is missing.
+pub static NOT_BUILT: &[(&str, &str)] = &[
+    ("network-interfaces", "network interfaces"),
+    ("vsock", "the vsock device"),
+    ("mmds", "the metadata service (MMDS)"),
+    ("balloon", "the balloon device"),
+    ("pmem", "pmem devices"),
+    ("hotplug", "memory hotplug"),
+    ("snapshot", "snapshots"),
+];
+
+fn patch_machine_config(_: &str, body: &[u8]) -> Result<Verb, Fault> {
+    let patch: MachineConfigPatch = json(body)?;
+    if patch == MachineConfigPatch::default() {
+        return Err(Fault::bad_request("Empty PATCH request."));
+    }
+    Ok(Verb::PatchMachineConfig(patch))
+}
+
+fn put_drive(id: &str, body: &[u8]) -> Result<Verb, Fault> {
+    let drive: DriveConfig = json(body)?;
+    same_id(id, &drive.drive_id)?;
+    Ok(Verb::PutDrive(drive))
+}
+
+fn patch_drive(id: &str, body: &[u8]) -> Result<Verb, Fault> {
+    let drive: PartialDrive = json(body)?;
+    same_id(id, &drive.drive_id)?;
+    Ok(Verb::PatchDrive(drive))
+}
+
+fn same_id(in_path: &str, in_body: &str) -> Result<(), Fault> {
+    if in_path == in_body {
+        return Ok(());
+    }
+    Err(Fault::bad_request(
+        "The id from the path does not match the id from the body!",
+    ))
+}
+
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    // serde would also take a JSON array, with the fields by position.
+    let parsed = match body.trim_ascii_start() {
+        [b'[', ..] => Err(serde::de::Error::custom(
+            "invalid type: an array, expected an object",
+        )),
+        _ => serde_json::from_slice(body),
+    };
+    parsed.map_err(|error: serde_json::Error| {
+        Fault::bad_request(format!(
+            "An error occurred when deserializing the json body of a request: {error}."
+        ))
+    })
+}
+
+/// How a verb went.
+pub type Answer = Result<Data, Fault>;
+
+/// What a verb that went well says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Nothing.
+    Empty,
+    /// A body.
+    Body(Content, String),
+}
+
+impl Data {
+    /// `value` as JSON.
+    pub fn json(value: &impl Serialize) -> Self {
+        let text =
+            serde_json::to_string(value).expect("the API's types have string keys and no failing parts");
+        Self::Body(Content::Json, text)
+    }
+}
+
+/// Why a verb is refused or failed, for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The status.
+    pub status: Status,
+    /// What to tell the client: what is wrong, and what to do.
+    pub message: String,
+}
+
+impl Fault {
+    /// The client asked for something that cannot be done.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self {
+            status: Status::BadRequest,
+            message: message.into(),
+        }
+    }
+
+    /// An error with its causes, in one line.
+    pub fn from_error(error: &dyn std::error::Error) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            cause = error.source();
+        }
+        Self::bad_request(message)
+    }
+
+    /// The fault as a response.
+    pub fn response(&self) -> Response {
+        let body = serde_json::json!({ "fault_message": self.message }).to_string();
+        Response {
+            status: self.status,
+            body: Some((Content::Json, body)),
+            deprecated: false,
+        }
+    }
+}
+
+impl From<ConfigError> for Fault {
+    fn from(error: ConfigError) -> Self {
+        Self::from_error(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
+    const AFTER: &str = "The requested operation is not supported after starting the microVM.";
+
+    #[test]
+    fn each_verb_is_allowed_in_its_phases_only() {
+        use VerbKind as V;
+        let always = [
+            V::GetInstance,
+            V::GetVersion,
+            V::GetMachineConfig,
+            V::GetConfig,
+            V::GetMetrics,
+        ];
+        let once_started = [
+            V::PatchDrive,
+            V::FlushMetrics,
+            V::SendCtrlAltDel,
+            V::Pause,
+            V::Resume,
+        ];
+        let mut seen = 0;
+        for kind in ROUTES.iter().flat_map(|route| route.kinds) {
+            for phase in Phase::ALL {
+                let expected = match phase {
+                    _ if always.contains(kind) => Ok(()),
+                    Phase::NotStarted if once_started.contains(kind) => Err(Fault::bad_request(BEFORE)),
+                    Phase::Running | Phase::Paused if !once_started.contains(kind) => {
+                        Err(Fault::bad_request(AFTER))
+                    }
+                    _ => Ok(()),
+                };
+                assert_eq!(permitted(phase, *kind), expected, "{kind:?} in {phase:?}");
+                seen += 1;
+            }
+        }
+        assert_eq!(
+            seen,
+            20 * 3,
+            "a new verb belongs into this test and into the table"
+        );
+    }
+
+    #[test]
+    fn a_fault_has_firecrackers_body() {
+        let response = Fault::bad_request("say \"why\"").response();
+        assert_eq!(
+            response.body,
+            Some((Content::Json, r#"{"fault_message":"say \"why\""}"#.to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_fault_tells_every_cause() {
+        let source = std::io::Error::other("the disk is on fire");
+        let error = crate::config::BootSourceError::Kernel {
+            path: "k".to_owned(),
+            source,
+        };
+        assert!(
+            Fault::from_error(&error)
+                .message
+                .ends_with("permissions: the disk is on fire")
+        );
+    }
+}

@@ -1,0 +1,244 @@
+//! The whole configuration as one JSON document: what `--config-file` reads and `GET /vm/config` writes.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::blk::DriveConfig;
+use coracle_devices::virtio::rng::EntropyConfig;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use super::{BootSource, Config, ConfigError, CpuConfig, LoggerConfig, MachineConfig, MetricsConfig};
+
+/// Longest config file, and longest CPU template that it names, in bytes.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The answer to `GET /vm/config`: every section, with `null` for what is not configured.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct FullConfig {
+    balloon: Option<Value>,
+    drives: Vec<DriveConfig>,
+    boot_source: BootSource,
+    cpu_config: Option<CpuConfig>,
+    logger: Option<LoggerConfig>,
+    machine_config: MachineConfig,
+    metrics: Option<MetricsConfig>,
+    mmds_config: Option<Value>,
+    network_interfaces: Vec<Value>,
+    vsock: Option<Value>,
+    entropy: Option<EntropyConfig>,
+    pmem: Vec<Value>,
+    memory_hotplug: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<SerialConfig>,
+}
+
+impl From<&Config> for FullConfig {
+    fn from(config: &Config) -> Self {
+        let config = config.clone();
+        Self {
+            balloon: None,
+            drives: config.drives,
+            boot_source: config.boot_source.unwrap_or_default(),
+            cpu_config: config.cpu,
+            logger: config.logger,
+            machine_config: config.machine,
+            metrics: config.metrics,
+            mmds_config: None,
+            network_interfaces: Vec::new(),
+            vsock: None,
+            entropy: config.entropy,
+            pmem: Vec::new(),
+            memory_hotplug: None,
+            serial: config.serial,
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file of `--config-file`, and the CPU template that it may name.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the file, or the first rule that its content breaks.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigFileError> {
+        let text = read(path)?;
+        let sections = serde_json::from_slice::<Sections>(&text).map_err(|source| ConfigFileError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        sections.into_config()
+    }
+}
+
+/// The sections of a config file. A file that `GET /vm/config` has written can be read back.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Sections {
+    boot_source: BootSource,
+    #[serde(default)]
+    drives: Vec<DriveConfig>,
+    machine_config: Option<MachineConfig>,
+    #[serde(default)]
+    cpu_config: CpuSection,
+    logger: Option<LoggerConfig>,
+    metrics: Option<MetricsConfig>,
+    entropy: Option<EntropyConfig>,
+    serial: Option<SerialConfig>,
+    balloon: Option<Value>,
+    mmds_config: Option<Value>,
+    network_interfaces: Option<Value>,
+    vsock: Option<Value>,
+    pmem: Option<Value>,
+    memory_hotplug: Option<Value>,
+}
+
+impl Sections {
+    fn into_config(self) -> Result<Config, ConfigFileError> {
+        let missing = [
+            (&self.balloon, "balloon"),
+            (&self.mmds_config, "mmds-config"),
+            (&self.network_interfaces, "network-interfaces"),
+            (&self.vsock, "vsock"),
+            (&self.pmem, "pmem"),
+            (&self.memory_hotplug, "memory-hotplug"),
+        ];
+        for (section, name) in missing {
+            if section.as_ref().is_some_and(asks_for_something) {
+                return Err(ConfigFileError::NotBuilt { section: name });
+            }
+        }
+        let mut config = Config::default();
+        if let Some(machine) = self.machine_config {
+            config.set_machine(machine)?;
+        }
+        config.cpu = match self.cpu_config {
+            CpuSection::None => None,
+            CpuSection::Template(template) => Some(template),
+            CpuSection::Path(path) => Some(read_template(&path)?),
+        };
+        config.set_boot_source(self.boot_source)?;
+        for drive in self.drives {
+            config.insert_drive(drive)?;
+        }
+        config.entropy = self.entropy;
+        config.serial = self.serial;
+        config.logger = self.logger;
+        config.metrics = self.metrics;
+        Ok(config)
+    }
+}
+
+fn asks_for_something(section: &Value) -> bool {
+    match section {
+        Value::Null => false,
+        Value::Array(entries) => !entries.is_empty(),
+        _ => true,
+    }
+}
+
+fn read_template(path: &Path) -> Result<CpuConfig, ConfigFileError> {
+    let text = read(path)?;
+    serde_json::from_slice(&text).map_err(|source| ConfigFileError::Json {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigFileError> {
+    let cannot = |source| ConfigFileError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(cannot)?;
+    file.take(CONFIG_FILE_BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(cannot)?;
+    if text.len() as u64 > CONFIG_FILE_BYTES_MAX {
+        return Err(ConfigFileError::TooLong {
+            path: path.to_owned(),
+        });
+    }
+    Ok(text)
+}
+
+/// A CPU template in the file itself, or the path of one.
+#[derive(Default)]
+enum CpuSection {
+    #[default]
+    None,
+    Path(PathBuf),
+    Template(CpuConfig),
+}
+
+impl<'de> Deserialize<'de> for CpuSection {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = CpuSection;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a CPU template, or the path of a file with one")
+            }
+
+            fn visit_unit<E>(self) -> Result<CpuSection, E> {
+                Ok(CpuSection::None)
+            }
+
+            fn visit_str<E>(self, path: &str) -> Result<CpuSection, E> {
+                Ok(CpuSection::Path(path.into()))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<CpuSection, A::Error> {
+                CpuConfig::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+                    .map(CpuSection::Template)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Why a config file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFileError {
+    /// It cannot be read.
+    #[error("cannot read `{}`; check the path and its permissions", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no configuration by its size.
+    #[error("`{}` has more than {CONFIG_FILE_BYTES_MAX} bytes; that is no configuration", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is not JSON, or has fields that are not known.
+    #[error("`{}` is not a configuration", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what was expected there.
+        source: serde_json::Error,
+    },
+    /// It asks for a device that there is not.
+    #[error(
+        "section `{section}` asks for something that is not built into this version; leave the section out"
+    )]
+    NotBuilt {
+        /// The section.
+        section: &'static str,
+    },
+    /// A rule is broken.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}

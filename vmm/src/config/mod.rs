@@ -1,0 +1,274 @@
+//! What was asked for: the one set of types behind the API, the config file and the command line.
+//!
+//! [`Config`] only holds what was asked; nothing is opened or built before the machine starts.
+
+mod boot;
+mod cpu;
+mod file;
+mod id;
+mod instance;
+mod machine;
+mod observe;
+
+use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::blk::{DriveConfig, DriveError, PartialDrive};
+use coracle_devices::virtio::rng::EntropyConfig;
+
+pub use boot::{BOOT_ARGS_BYTES_MAX, BOOT_ARGS_DEFAULT, BootProtocol, BootSource, BootSourceError};
+pub use cpu::{
+    Bits, CpuConfig, CpuidModifier, CpuidRegister, CpuidRegisterModifier, Hex, KvmCapability, MsrModifier,
+};
+pub use file::{CONFIG_FILE_BYTES_MAX, ConfigFileError, FullConfig};
+pub use id::{DEVICE_ID_BYTES_MAX, INSTANCE_ID_BYTES_MAX, IdError, check_device_id, check_instance_id};
+pub use instance::{
+    Action, FIRECRACKER_API_VERSION, InstanceActionInfo, InstanceInfo, Phase, Version, Vm, VmState,
+};
+pub use machine::{
+    HugePages, MEM_SIZE_MIB_MAX, MachineConfig, MachineConfigPatch, MachineError, MemoryBacking,
+    StaticTemplate, VCPU_COUNT_MAX,
+};
+pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
+
+/// Most drives of a machine: with the entropy device, all interrupt lines that are left for virtio.
+pub const DRIVES_MAX: usize = 18;
+
+/// What was asked for, checked. Every change goes through a method that keeps the rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    machine: MachineConfig,
+    cpu: Option<CpuConfig>,
+    boot_source: Option<BootSource>,
+    drives: Vec<DriveConfig>,
+    entropy: Option<EntropyConfig>,
+    serial: Option<SerialConfig>,
+    logger: Option<LoggerConfig>,
+    metrics: Option<MetricsConfig>,
+}
+
+impl Config {
+    /// vCPUs and memory.
+    pub fn machine(&self) -> &MachineConfig {
+        &self.machine
+    }
+
+    /// The custom CPU template, if there is one.
+    pub fn cpu(&self) -> Option<&CpuConfig> {
+        self.cpu.as_ref()
+    }
+
+    /// What the machine boots, once that is set.
+    pub fn boot_source(&self) -> Option<&BootSource> {
+        self.boot_source.as_ref()
+    }
+
+    /// The drives in the order in which the guest finds them: the root drive first.
+    pub fn drives(&self) -> &[DriveConfig] {
+        &self.drives
+    }
+
+    /// The entropy device, if there is one.
+    pub fn entropy(&self) -> Option<&EntropyConfig> {
+        self.entropy.as_ref()
+    }
+
+    /// The serial port, as far as it was configured.
+    pub fn serial(&self) -> Option<&SerialConfig> {
+        self.serial.as_ref()
+    }
+
+    /// The logger, as far as it was configured.
+    pub fn logger(&self) -> Option<&LoggerConfig> {
+        self.logger.as_ref()
+    }
+
+    /// Where metrics go, if anywhere.
+    pub fn metrics(&self) -> Option<&MetricsConfig> {
+        self.metrics.as_ref()
+    }
+
+    /// Replaces vCPUs and memory.
+    ///
+    /// # Errors
+    ///
+    /// The rule that `machine` breaks; then nothing has changed.
+    pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), ConfigError> {
+        self.machine = machine.checked()?;
+        Ok(())
+    }
+
+    /// Changes what `patch` names of vCPUs and memory.
+    ///
+    /// # Errors
+    ///
+    /// The rule that the result would break; then nothing has changed.
+    pub fn patch_machine(&mut self, patch: &MachineConfigPatch) -> Result<(), ConfigError> {
+        self.set_machine(self.machine.patched(patch))
+    }
+
+    /// Replaces the custom CPU template.
+    pub fn set_cpu(&mut self, cpu: CpuConfig) {
+        self.cpu = Some(cpu);
+    }
+
+    /// Replaces what the machine boots. Whether the files can be opened is for [`BootSource::probe`].
+    ///
+    /// # Errors
+    ///
+    /// The rule that `boot_source` breaks; then nothing has changed.
+    pub fn set_boot_source(&mut self, boot_source: BootSource) -> Result<(), ConfigError> {
+        self.boot_source = Some(boot_source.checked()?);
+        Ok(())
+    }
+
+    /// Adds a drive, or replaces the one of the same name. The root drive is always the first.
+    ///
+    /// # Errors
+    ///
+    /// The rule that `drive` breaks; then nothing has changed.
+    pub fn insert_drive(&mut self, drive: DriveConfig) -> Result<(), ConfigError> {
+        check_device_id(&drive.drive_id)?;
+        if drive.image_path()?.is_empty() {
+            return Err(ConfigError::NoImage {
+                drive_id: drive.drive_id,
+            });
+        }
+        if drive.partuuid.is_some() && !drive.is_root_device {
+            return Err(ConfigError::PartuuidWithoutRoot {
+                drive_id: drive.drive_id,
+            });
+        }
+        let others = || {
+            self.drives
+                .iter()
+                .filter(|other| other.drive_id != drive.drive_id)
+        };
+        if let Some(root) = others().find(|other| other.is_root_device && drive.is_root_device) {
+            return Err(ConfigError::SecondRoot {
+                root_id: root.drive_id.clone(),
+            });
+        }
+        if others().count() == DRIVES_MAX {
+            return Err(ConfigError::TooManyDrives);
+        }
+        match self
+            .drives
+            .iter_mut()
+            .find(|other| other.drive_id == drive.drive_id)
+        {
+            Some(slot) => *slot = drive,
+            None => self.drives.push(drive),
+        }
+        self.drives.sort_by_key(|drive| !drive.is_root_device);
+        Ok(())
+    }
+
+    /// Changes what `patch` names of a drive.
+    ///
+    /// # Errors
+    ///
+    /// There is no such drive, or its image would have no path; then nothing has changed.
+    pub fn patch_drive(&mut self, patch: &PartialDrive) -> Result<(), ConfigError> {
+        let drive_id = &patch.drive_id;
+        let drive = self.drives.iter_mut().find(|drive| drive.drive_id == *drive_id);
+        let drive = drive.ok_or_else(|| ConfigError::NoSuchDrive {
+            drive_id: drive_id.clone(),
+        })?;
+        if let Some(path) = &patch.path_on_host {
+            if path.is_empty() {
+                return Err(ConfigError::NoImage {
+                    drive_id: drive_id.clone(),
+                });
+            }
+            drive.path_on_host = Some(path.clone());
+        }
+        if let Some(limits) = patch.rate_limiter {
+            let kept = drive.rate_limiter.get_or_insert_default();
+            kept.bandwidth = limits.bandwidth.or(kept.bandwidth);
+            kept.ops = limits.ops.or(kept.ops);
+        }
+        Ok(())
+    }
+
+    /// Replaces the entropy device.
+    pub fn set_entropy(&mut self, entropy: EntropyConfig) {
+        self.entropy = Some(entropy);
+    }
+
+    /// Replaces the serial port's configuration.
+    pub fn set_serial(&mut self, serial: SerialConfig) {
+        self.serial = Some(serial);
+    }
+
+    /// Remembers the logger's configuration, for `GET /vm/config`.
+    pub fn set_logger(&mut self, logger: LoggerConfig) {
+        self.logger = Some(logger);
+    }
+
+    /// Says where metrics go; that can be said once.
+    ///
+    /// # Errors
+    ///
+    /// It was said before; then nothing has changed.
+    pub fn set_metrics(&mut self, metrics: MetricsConfig) -> Result<(), ConfigError> {
+        if self.metrics.is_some() {
+            return Err(ConfigError::SecondMetrics);
+        }
+        self.metrics = Some(metrics);
+        Ok(())
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A bad name.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// vCPUs or memory.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Kernel, initrd or command line.
+    #[error(transparent)]
+    BootSource(#[from] BootSourceError),
+    /// A drive without an image.
+    #[error("Drive config error")]
+    Drive(#[from] DriveError),
+    /// A drive with an empty path.
+    #[error("Drive config error: path_on_host of `{drive_id}` is empty; name a file or a block device")]
+    NoImage {
+        /// The drive.
+        drive_id: String,
+    },
+    /// A partition to boot from on a drive that is not booted from.
+    #[error(
+        "Drive config error: `{drive_id}` has a partuuid but is not the root device; \
+         set is_root_device, or leave partuuid out"
+    )]
+    PartuuidWithoutRoot {
+        /// The drive.
+        drive_id: String,
+    },
+    /// Two drives to boot from.
+    #[error(
+        "Drive config error: A root block device already exists: `{root_id}`; set is_root_device on one drive only"
+    )]
+    SecondRoot {
+        /// The root drive that there is.
+        root_id: String,
+    },
+    /// No place for another drive.
+    #[error("Drive config error: there are {DRIVES_MAX} drives, and no machine can have more")]
+    TooManyDrives,
+    /// A change of something that is not there.
+    #[error("Drive config error: there is no drive `{drive_id}`; GET /vm/config lists them")]
+    NoSuchDrive {
+        /// The drive that was asked for.
+        drive_id: String,
+    },
+    /// Metrics that would change their destination.
+    #[error("Metrics error: the metrics already have a destination, and it cannot be changed")]
+    SecondMetrics,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+//! Guest memory: mapped at start, resident only where the guest has touched it.
+//!
+//! ```text
+//!  0 ┌──────────────┐
+//!    │ low memory   │ at most 3 GiB
+//! 3G ├──────────────┤
+//!    │ devices      │ no memory here: virtio-mmio, IOAPIC, LAPIC, TSS
+//! 4G ├──────────────┤
+//!    │ high memory  │ the rest
+//!    └──────────────┘
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
+};
+
+use crate::arch::x86_64::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
+
+/// The most memory that a guest can be given, 1 TiB: what Firecracker gives, and far below the
+/// end of a server processor's physical addresses.
+pub const MEMORY_MIB_MAX: u64 = 1 << 20;
+
+const MIB: u64 = 1 << 20;
+const HUGE_PAGE_MIB: u64 = 2;
+
+/// What the bytes of guest memory are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Private to the process.
+    Anonymous,
+    /// A sealed memfd, which other processes can be given.
+    Shared,
+}
+
+/// The page size of the host's mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageSize {
+    /// The host's base pages (transparent huge pages as the host is set).
+    Base,
+    /// hugetlbfs pages of 2 MiB, reserved when the memory is made.
+    Huge2Mib,
+}
+
+/// Why guest memory could not be made.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of an error is its documentation")]
+pub enum MemoryError {
+    #[error("a guest cannot have {mib} MiB of memory: give it 1 to {MEMORY_MIB_MAX}")]
+    Size { mib: u64 },
+    #[error("{mib} MiB of memory is not a whole number of 2 MiB huge pages")]
+    HugeSize { mib: u64 },
+    #[error(
+        "the host has no {needed} free huge pages of 2 MiB for {mib} MiB of guest memory: \
+         raise `vm.nr_hugepages` (free now: /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages) \
+         or set `huge_pages` to `None`"
+    )]
+    HugePages {
+        mib: u64,
+        needed: u64,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot make a memfd of {mib} MiB for guest memory")]
+    Memfd {
+        mib: u64,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "cannot map {mib} MiB of guest memory: look at the limit on address space (`ulimit -v`) \
+         and at `vm.overcommit_memory`"
+    )]
+    Map {
+        mib: u64,
+        #[source]
+        source: MmapRegionError,
+    },
+    #[error("cannot lay out {mib} MiB of guest memory")]
+    Layout {
+        mib: u64,
+        #[source]
+        source: GuestRegionCollectionError,
+    },
+}
+
+/// Maps `mib` MiB of guest memory; no page of it is resident until somebody touches it.
+pub fn allocate(mib: u64, backing: Backing, pages: PageSize) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    if mib == 0 || mib > MEMORY_MIB_MAX {
+        return Err(MemoryError::Size { mib });
+    }
+    if pages == PageSize::Huge2Mib && !mib.is_multiple_of(HUGE_PAGE_MIB) {
+        return Err(MemoryError::HugeSize { mib });
+    }
+    let file = match backing {
+        Backing::Anonymous => None,
+        Backing::Shared => Some(Arc::new(memfd(mib, pages)?)),
+    };
+    let mut offset_bytes = 0;
+    let mut regions = Vec::new();
+    for (start, size_bytes) in ranges(mib * MIB) {
+        let file_offset = file
+            .as_ref()
+            .map(|file| FileOffset::from_arc(Arc::clone(file), offset_bytes));
+        let region = map(file_offset, size_bytes, pages).map_err(|source| map_error(mib, pages, source))?;
+        let region = GuestRegionMmap::new(region, start).expect("ranges() end below 2^64");
+        regions.push(region);
+        offset_bytes += size_bytes;
+    }
+    let memory =
+        GuestMemoryMmap::from_regions(regions).map_err(|source| MemoryError::Layout { mib, source })?;
+    Ok(Arc::new(memory))
+}
+
+/// The guest-physical ranges of `size_bytes` of memory, below and above the gap for devices.
+pub fn ranges(size_bytes: u64) -> impl Iterator<Item = (GuestAddress, u64)> {
+    let low_bytes = size_bytes.min(MMIO_GAP_START.0);
+    [
+        (GuestAddress(0), low_bytes),
+        (HIGH_MEMORY_START, size_bytes - low_bytes),
+    ]
+    .into_iter()
+    .filter(|(_, bytes)| *bytes > 0)
+}
+
+/// The end of the memory below the device gap: kernel, initrd and boot tables must lie under it.
+pub fn low_memory_end(memory: &GuestMemoryMmap) -> GuestAddress {
+    let low = memory.find_region(GuestAddress(0));
+    GuestAddress(low.map_or(0, GuestMemoryRegion::len))
+}
+
+/// One KVM memory slot: which host bytes the guest sees where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// KVM's slot number, from 0.
+    pub index: u32,
+    /// Where the guest sees it.
+    pub guest_address: GuestAddress,
+    /// Its length.
+    pub size_bytes: u64,
+    /// Where this process sees it; valid as long as the memory it was taken from lives.
+    pub host_address: u64,
+}
+
+/// The slots that show `memory` to a guest, in the order of their addresses.
+pub fn slots(memory: &GuestMemoryMmap) -> impl Iterator<Item = Slot> {
+    (0u32..).zip(memory.iter()).map(|(index, region)| Slot {
+        index,
+        guest_address: region.start_addr(),
+        size_bytes: region.len(),
+        host_address: region.as_ptr() as u64,
+    })
+}
+
+fn memfd(mib: u64, pages: PageSize) -> Result<File, MemoryError> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if pages == PageSize::Huge2Mib {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let sealed = || -> rustix::io::Result<File> {
+        let file = memfd_create("guest-memory", flags)?;
+        ftruncate(&file, mib * MIB)?;
+        // A holder of the descriptor who could shrink it would turn our accesses into SIGBUS.
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(File::from(file))
+    };
+    sealed().map_err(|errno| MemoryError::Memfd {
+        mib,
+        source: errno.into(),
+    })
+}
+
+fn map(file: Option<FileOffset>, size_bytes: u64, pages: PageSize) -> Result<MmapRegion, MmapRegionError> {
+    let mut flags = if file.is_some() {
+        libc::MAP_SHARED
+    } else {
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+    };
+    flags |= match pages {
+        // Overcommit is the host's policy: a guest's memory is charged as it is touched.
+        PageSize::Base => libc::MAP_NORESERVE,
+        // Huge pages are reserved at once, so that a lack of them is an error here and not a
+        // SIGBUS under the running guest.
+        PageSize::Huge2Mib if file.is_some() => 0,
+        PageSize::Huge2Mib => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+    };
+    let size = usize::try_from(size_bytes).expect("a 64-bit host");
+    MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags)
+}
+
+fn map_error(mib: u64, pages: PageSize, source: MmapRegionError) -> MemoryError {
+    match source {
+        MmapRegionError::Mmap(source)
+            if pages == PageSize::Huge2Mib && source.raw_os_error() == Some(libc::ENOMEM) =>
+        {
+            MemoryError::HugePages {
+                mib,
+                needed: mib.div_ceil(HUGE_PAGE_MIB),
+                source,
+            }
+        }
+        source => MemoryError::Map { mib, source },
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    /// Counts the pages of `slot` that have a page frame, by the kernel's own page map.
+    fn resident_pages(slot: &Slot) -> usize {
+        const PRESENT: u64 = 1 << 63;
+        let pages = usize::try_from(slot.size_bytes / 4096).unwrap();
+        let mut entries = vec![0; pages * 8];
+        let map = File::open("/proc/self/pagemap").unwrap();
+        map.read_exact_at(&mut entries, slot.host_address / 4096 * 8)
+            .unwrap();
+        let entries = entries
+            .as_chunks()
+            .0
+            .iter()
+            .map(|entry| u64::from_le_bytes(*entry));
+        entries.filter(|entry| entry & PRESENT != 0).count()
+    }
+
+    #[test]
+    fn memory_below_three_gib_is_one_region() {
+        let ranges: Vec<_> = ranges(128 * MIB).collect();
+        assert_eq!(ranges, [(GuestAddress(0), 128 * MIB)]);
+    }
+
+    #[test]
+    fn memory_skips_the_device_gap() {
+        let exactly: Vec<_> = ranges(3 << 30).collect();
+        assert_eq!(exactly, [(GuestAddress(0), 3 << 30)]);
+        let above: Vec<_> = ranges((3 << 30) + MIB).collect();
+        assert_eq!(above, [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), MIB)]);
+    }
+
+    #[test]
+    fn memory_is_not_resident_before_it_is_touched() {
+        for backing in [Backing::Anonymous, Backing::Shared] {
+            let memory = allocate(64, backing, PageSize::Base).unwrap();
+            let slot = slots(&memory).next().unwrap();
+            assert_eq!(resident_pages(&slot), 0, "{backing:?}");
+            memory.write_obj(1u8, GuestAddress(5 * MIB)).unwrap();
+            // One base page, or one transparent huge page.
+            let resident = resident_pages(&slot);
+            assert!((1..=512).contains(&resident), "{backing:?}: {resident} pages");
+        }
+    }
+
+    #[test]
+    fn slots_cover_all_memory_in_order() {
+        let memory = allocate(5 << 10, Backing::Shared, PageSize::Base).unwrap();
+        let slots: Vec<_> = slots(&memory).collect();
+        let guest: Vec<_> = slots
+            .iter()
+            .map(|slot| (slot.index, slot.guest_address.0, slot.size_bytes))
+            .collect();
+        assert_eq!(guest, [(0, 0, 3 << 30), (1, 4 << 30, 2 << 30)]);
+        let second = memory.find_region(GuestAddress(4 << 30)).unwrap();
+        assert_eq!(second.file_offset().unwrap().start(), 3 << 30);
+    }
+
+    #[test]
+    fn shared_memory_cannot_be_shrunk_under_the_guest() {
+        let memory = allocate(2, Backing::Shared, PageSize::Base).unwrap();
+        let region = memory.iter().next().unwrap();
+        let file = region.file_offset().unwrap().file();
+        assert!(file.set_len(4096).is_err());
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        for mib in [0, MEMORY_MIB_MAX + 1, u64::MAX] {
+            let refused = allocate(mib, Backing::Anonymous, PageSize::Base);
+            assert!(matches!(refused, Err(MemoryError::Size { .. })), "{mib}");
+        }
+        let odd = allocate(3, Backing::Anonymous, PageSize::Huge2Mib);
+        assert!(matches!(odd, Err(MemoryError::HugeSize { mib: 3 })));
+    }
+
+    #[test]
+    fn a_lack_of_huge_pages_says_what_to_raise() {
+        // More than any test machine has set aside; reservation fails before a page is touched.
+        for backing in [Backing::Anonymous, Backing::Shared] {
+            let error = allocate(MEMORY_MIB_MAX, backing, PageSize::Huge2Mib).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("nr_hugepages") && text.contains("524288"),
+                "{backing:?}: {text}"
+            );
+        }
+    }
+}

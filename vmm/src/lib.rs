@@ -2,5 +2,8 @@
 
 pub mod api;
 pub mod arch;
+pub mod cli;
 pub mod config;
+pub mod line_sink;
+pub mod logger;
 pub mod memory;

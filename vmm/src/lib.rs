@@ -7,3 +7,4 @@ pub mod config;
 pub mod line_sink;
 pub mod logger;
 pub mod memory;
+pub mod metrics;

@@ -6,7 +6,7 @@
 pub mod bus;
 pub mod i8042;
 pub mod power;
-mod random;
+pub mod random;
 pub mod serial;
 pub mod virtio;
 pub mod vmgenid;

@@ -8,7 +8,7 @@ use std::io;
 /// # Errors
 ///
 /// When the kernel refuses, which only a seccomp filter without getrandom does.
-pub(crate) fn fill(bytes: &mut [u8]) -> io::Result<()> {
+pub fn fill(bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
         // SAFETY: the pointer and the length are those of one exclusive slice.

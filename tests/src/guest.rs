@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::Outcome;
 use crate::environment::Environment;
+use crate::monitor::{Ended, Launch};
 
 /// A machine to be, in the form of a configuration file.
 #[derive(Clone, Debug)]
@@ -80,6 +82,17 @@ impl Machine {
         self
     }
 
+    /// With every root drive read-only.
+    #[must_use]
+    pub fn read_only_root(mut self) -> Self {
+        for drive in self.drives.iter_mut().filter_map(Value::as_object_mut) {
+            if drive.get("is_root_device") == Some(&Value::Bool(true)) {
+                drive.insert("is_read_only".into(), Value::Bool(true));
+            }
+        }
+        self
+    }
+
     /// With another part of the configuration.
     #[must_use]
     pub fn part(mut self, name: &str, content: Value) -> Self {
@@ -104,10 +117,24 @@ impl Machine {
     }
 }
 
+/// Runs a machine from a configuration file to its end, without an API.
+///
+/// # Errors
+///
+/// When it does not start, or does not end in time.
+pub fn run(launch: Launch, machine: &Machine, limit: Duration) -> Outcome<Ended> {
+    launch
+        .without_api()
+        .config(&machine.config())?
+        .spawn()?
+        .wait(limit)
+}
+
 /// The Linux guest's manifest, which its build script writes.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Linux {
-    host: String,
+    /// `emulating` or `native`: what kind of host it is.
+    pub host: String,
     /// The variant for this host.
     pub run: String,
     /// The root filesystem: shared, so it is copied before a guest writes to it.
@@ -231,7 +258,7 @@ pub fn blank_image(path: &Path, mib: u64) -> Outcome {
 }
 
 /// The frequency of the TSC, where the guest cannot read it from CPUID.
-fn tsc_khz() -> Option<u64> {
+pub fn tsc_khz() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let mhz = info.lines().find_map(|line| {
         line.strip_prefix("cpu MHz")?

@@ -79,6 +79,19 @@ impl Connection {
         Ok(self.stream.write_all(bytes)?)
     }
 
+    /// Sends as much of the bytes as the other side takes in a moment.
+    ///
+    /// # Errors
+    ///
+    /// When the other side has closed the connection.
+    pub fn send_some(&mut self, bytes: &[u8]) -> Outcome {
+        self.stream.set_write_timeout(Some(Duration::from_millis(50)))?;
+        match self.stream.write_all(bytes) {
+            Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads one answer.
     ///
     /// # Errors

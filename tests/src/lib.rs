@@ -9,6 +9,7 @@
 pub mod case;
 pub mod console;
 pub mod environment;
+pub mod exchange;
 pub mod guest;
 pub mod http;
 pub mod monitor;

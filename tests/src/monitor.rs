@@ -24,7 +24,7 @@ pub struct Launch {
     before: Vec<String>,
     arguments: Vec<String>,
     directory: tempfile::TempDir,
-    has_api: bool,
+    has_socket: bool,
 }
 
 /// A running monitor. Dropping it kills the process and removes its directory.
@@ -74,7 +74,7 @@ impl Launch {
             before: vec![],
             arguments: vec![],
             directory,
-            has_api: true,
+            has_socket: true,
         })
     }
 
@@ -103,6 +103,13 @@ impl Launch {
     ///
     /// When the file cannot be written.
     pub fn config(mut self, config: &Value) -> Outcome<Self> {
+        let mut config = config.clone();
+        if let Some(template @ Value::Object(_)) = config.get_mut("cpu-config") {
+            // The API takes the template itself, a configuration file its path.
+            let path = self.directory().join("test-cpu-template.json");
+            std::fs::write(&path, template.to_string())?;
+            *template = Value::String(path.display().to_string());
+        }
         let path = self.directory().join("config.json");
         std::fs::write(&path, config.to_string())?;
         self.arguments
@@ -110,10 +117,23 @@ impl Launch {
         Ok(self)
     }
 
-    /// No API socket.
+    /// Another program than the one that is tested: a copy of it, say.
     #[must_use]
-    pub fn without_api(mut self) -> Self {
-        self.has_api = false;
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
+        self
+    }
+
+    /// No API.
+    #[must_use]
+    pub fn without_api(self) -> Self {
+        self.without_socket().arguments(["--no-api"])
+    }
+
+    /// No API socket of its own: the arguments say what there is instead.
+    #[must_use]
+    pub fn without_socket(mut self) -> Self {
+        self.has_socket = false;
         self
     }
 
@@ -126,14 +146,14 @@ impl Launch {
         let socket = self.directory().join("api.sock");
         let mut words: Vec<String> = self.before.clone();
         words.push(self.program.display().to_string());
-        if self.has_api {
+        if self.has_socket {
             words.extend(["--api-sock".to_owned(), socket.display().to_string()]);
-        } else {
-            words.push("--no-api".to_owned());
         }
         // The log has a file of its own, so that it does not come between the letters of the guest.
         let log = self.directory().join("test-log");
         std::fs::write(&log, "")?;
+        // Whoever the monitor runs as.
+        std::fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
         words.extend(["--log-path".to_owned(), log.display().to_string()]);
         words.extend(self.arguments);
         let (program, arguments) = words.split_first().ok_or("there is a program")?;

@@ -217,6 +217,16 @@ pub fn write(protocol: Protocol, directory: &Path) -> Outcome<PathBuf> {
     Ok(path)
 }
 
+/// Writes a kernel that halts for ever and takes no interrupt.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub fn write_idle(path: &Path) -> Outcome {
+    // cli; hlt; jmp to the hlt
+    Ok(std::fs::write(path, elf(&[0xfa, 0xf4, 0xeb, 0xfd], Note::None))?)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Note {
     Pvh,

@@ -6,6 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Clone, Debug)]
 pub struct Seed(u64);
 
+impl From<u64> for Seed {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 impl Seed {
     /// The seed in the variable `SEED`, or one from the clock.
     pub fn from_environment() -> Self {

@@ -224,8 +224,13 @@ mod tests {
         let pages = usize::try_from(slot.size_bytes / 4096).unwrap();
         let mut entries = vec![0; pages * 8];
         let map = File::open("/proc/self/pagemap").unwrap();
-        map.read_exact_at(&mut entries, slot.host_address / 4096 * 8).unwrap();
-        let entries = entries.as_chunks().0.iter().map(|entry| u64::from_le_bytes(*entry));
+        map.read_exact_at(&mut entries, slot.host_address / 4096 * 8)
+            .unwrap();
+        let entries = entries
+            .as_chunks()
+            .0
+            .iter()
+            .map(|entry| u64::from_le_bytes(*entry));
         entries.filter(|entry| entry & PRESENT != 0).count()
     }
 

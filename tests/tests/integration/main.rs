@@ -3,7 +3,12 @@
 //! A test that this machine cannot run is reported as ignored, with the reason; the random choices of the others come
 //! from one seed, which is printed.
 
+mod api;
 mod boot;
+mod ends;
+mod errors;
+mod lifecycle;
+mod linux;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +18,14 @@ use coracle_tests::environment::Environment;
 use libtest_mimic::Arguments;
 
 /// Every test, in groups.
-const GROUPS: &[(&str, &[Case])] = &[("boot", boot::CASES)];
+const GROUPS: &[(&str, &[Case])] = &[
+    ("boot", boot::CASES),
+    ("api", api::CASES),
+    ("ends", ends::CASES),
+    ("linux", linux::CASES),
+    ("errors", errors::CASES),
+    ("lifecycle", lifecycle::CASES),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -91,8 +91,8 @@ exception_common:
     andq $-16, %rsp
     call exception_entry
 
-# Interrupts count, acknowledge (any value will do, so no register is saved) and return: five instructions would be too
-# many to repeat at CPL 0 with a device's registers; the native code reads those. One stub of 32 bytes per counter.
+# Interrupts only count, and acknowledge at the local APIC, which takes any value, so that no register is saved. What the
+# device wants is asked at CPL 3. One stub of 32 bytes per counter.
     .balign 32
     .globl interrupt_stubs
 interrupt_stubs:
@@ -177,7 +177,7 @@ boot_task:
     .quad 0x40
     .globl boot_frame
 boot_frame:
-    .quad start, 0x33, 0x202, cpus + {stack_top} - 8, 0x2b
+    .quad start, 0x33, 0x202, first_stack_top - 8, 0x2b
 
 gdt_pointer:
     .word gdt_end - gdt - 1
@@ -196,8 +196,11 @@ page_fault_frame:
 page_fault_address:
     .quad 0
 
+# The first vCPU's stack, on which commands keep what they measure.
     .bss
     .balign 16
+    .skip 262144
+first_stack_top:
     .skip 16384
 page_fault_stack_top:
     .text

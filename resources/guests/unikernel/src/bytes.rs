@@ -46,9 +46,9 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, bytes: usize) -> *mut u8 {
 unsafe extern "C" fn memcmp(one: *const u8, other: *const u8, bytes: usize) -> i32 {
     for index in 0..bytes {
         // SAFETY: the caller vouches for `bytes` readable bytes at `one`.
-        let left = unsafe { one.add(index).read_volatile() };
+        let left = unsafe { one.wrapping_add(index).read_volatile() };
         // SAFETY: the caller vouches for `bytes` readable bytes at `other`.
-        let right = unsafe { other.add(index).read_volatile() };
+        let right = unsafe { other.wrapping_add(index).read_volatile() };
         if left != right {
             return i32::from(left) - i32::from(right);
         }

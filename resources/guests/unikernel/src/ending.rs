@@ -29,6 +29,11 @@ const SLEEP_S5: u8 = 1 << 5 | 5 << 2;
 const KEYBOARD_PORT: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 
+/// A few milliseconds: monitors without an exit device are common.
+const EXIT_TICKS: u64 = 1 << 23;
+/// A second or less.
+const RESET_TICKS: u64 = 1 << 31;
+
 static ENDING: AtomicU8 = AtomicU8::new(Ending::Exit as u8);
 
 /// Chooses how [`finish`] ends.
@@ -43,15 +48,24 @@ pub fn finish(status: u8) -> ! {
         hang()
     }
     if ending == Ending::Exit as u8 {
-        cpu::out8(EXIT_PORT, status);
+        end_by(EXIT_PORT, status, EXIT_TICKS);
     }
     if ending == Ending::PowerOff as u8 {
-        cpu::out8(SLEEP_CONTROL_PORT, SLEEP_S5);
+        end_by(SLEEP_CONTROL_PORT, SLEEP_S5, RESET_TICKS);
     }
     if ending != Ending::TripleFault as u8 {
-        cpu::out8(KEYBOARD_PORT, KEYBOARD_RESET);
+        end_by(KEYBOARD_PORT, KEYBOARD_RESET, RESET_TICKS);
     }
     triple_fault()
+}
+
+/// Writes the last word, and gives the monitor some time: it may act on another thread than this one's.
+fn end_by(port: u16, value: u8, ticks: u64) {
+    cpu::out8(port, value);
+    let start = cpu::ticks();
+    while cpu::ticks().saturating_sub(start) < ticks {
+        cpu::relax();
+    }
 }
 
 /// An exception that has no handler, in a handler that does not exist.

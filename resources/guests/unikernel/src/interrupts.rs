@@ -12,7 +12,7 @@ use instrument::width::low8;
 use crate::cpu::{self, Registers};
 use crate::tables::{LINE_VECTOR, LINES, SPURIOUS_VECTOR};
 
-/// The line on which vCPUs wake each other, and on which the watchdog ticks.
+/// The line on which vCPUs wake each other, and on which their timers tick.
 pub const WAKE_LINE: usize = LINES - 1;
 /// Inputs of the IOAPIC.
 pub const INPUTS: u32 = 24;
@@ -27,7 +27,6 @@ const REDIRECTION: u32 = 0x10;
 const LOGICAL: u32 = 1 << 11;
 
 mod local {
-    pub const ID: u64 = 0x20;
     pub const TASK_PRIORITY: u64 = 0x80;
     pub const LOGICAL_DESTINATION: u64 = 0xd0;
     pub const DESTINATION_FORMAT: u64 = 0xe0;
@@ -49,12 +48,15 @@ const WATCHDOG_COUNT: u32 = 1 << 30;
 const FIXED: u32 = 0x4000;
 const INIT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;
+/// The command has not been delivered yet.
+const PENDING: u32 = 1 << 12;
 
 unsafe extern "C" {
     static interrupt_counts: [AtomicU64; LINES];
 }
 
-/// Makes this vCPU, number `index`, take interrupts.
+/// Makes this vCPU, number `index`, take interrupts. A timer ends every idle wait within about a second, so that those
+/// who wait can look at the clock.
 pub fn enable(index: usize) {
     let apic = local_apic();
     apic.write32(local::SPURIOUS, ENABLE | u32::from(SPURIOUS_VECTOR));
@@ -63,6 +65,9 @@ pub fn enable(index: usize) {
         apic.write32(local::LOGICAL_DESTINATION, 1 << (24 + index));
     }
     apic.write32(local::TASK_PRIORITY, 0);
+    apic.write32(local::TIMER_DIVIDER, DIVIDE_BY_1);
+    apic.write32(local::TIMER, PERIODIC | wake_vector());
+    apic.write32(local::TIMER_COUNT, WATCHDOG_COUNT);
 }
 
 /// Routes an input of the IOAPIC, which is below [`INPUTS`], to the first `cpus` vCPUs, edge-triggered.
@@ -92,28 +97,9 @@ pub fn count(line: usize) -> u64 {
     counter(line).load(Ordering::Acquire)
 }
 
-/// Ends every idle wait of this vCPU within about a second, so that it can look at the clock.
-pub fn start_watchdog() {
-    let apic = local_apic();
-    apic.write32(local::TIMER_DIVIDER, DIVIDE_BY_1);
-    apic.write32(
-        local::TIMER,
-        PERIODIC | u32::from(LINE_VECTOR) + u32::from(low8(WAKE_LINE as u64)),
-    );
-    apic.write32(local::TIMER_COUNT, WATCHDOG_COUNT);
-}
-
-/// Ends what [`start_watchdog`] began.
-pub fn stop_watchdog() {
-    local_apic().write32(local::TIMER_COUNT, 0);
-}
-
 /// Interrupts another vCPU on the wake line.
 pub fn wake(apic_id: u8) {
-    command(
-        apic_id,
-        FIXED | u32::from(LINE_VECTOR) + u32::from(low8(WAKE_LINE as u64)),
-    );
+    command(apic_id, FIXED | wake_vector());
 }
 
 /// Resets another vCPU: it waits for [`send_startup`].
@@ -126,16 +112,15 @@ pub fn send_startup(apic_id: u8, page: u8) {
     command(apic_id, STARTUP | u32::from(page));
 }
 
-/// The identifier of this vCPU's local APIC.
-pub fn local_id() -> u8 {
-    low8(u64::from(local_apic().read32(local::ID) >> 24))
+fn wake_vector() -> u32 {
+    u32::from(LINE_VECTOR + low8(WAKE_LINE as u64))
 }
 
 fn command(apic_id: u8, low: u32) {
     let apic = local_apic();
     apic.write32(local::COMMAND_HIGH, u32::from(apic_id) << 24);
     apic.write32(local::COMMAND_LOW, low);
-    while apic.read32(local::COMMAND_LOW) & 1 << 12 != 0 {
+    while apic.read32(local::COMMAND_LOW) & PENDING != 0 {
         cpu::relax();
     }
 }

@@ -6,6 +6,8 @@ use instrument::time::Clock;
 use crate::memory::Memory;
 use crate::verbs::{self, Failure};
 use crate::virtio::blk::{DISKS_MAX, Disk, DiskMemory, Setup};
+use crate::virtio::queue::QueueMemory;
+use crate::virtio::rng::SOURCES_MAX;
 use crate::wait::{Mode, Wait};
 use crate::{clock, ending, say};
 
@@ -19,6 +21,8 @@ pub struct Machine {
     pub rsdp_address: u64,
     /// Memory of block devices, by index.
     pub disk_memory: [DiskMemory; DISKS_MAX],
+    /// Memory of entropy sources, by index.
+    pub entropy_memory: [Option<QueueMemory>; SOURCES_MAX],
     disks: [Option<Disk>; DISKS_MAX],
     clock: Option<Clock>,
 }
@@ -40,6 +44,7 @@ pub fn run(line: CommandLine<'static>, memory: Memory, rsdp_address: u64) -> ! {
         memory,
         rsdp_address,
         disk_memory: [const { DiskMemory::EMPTY }; DISKS_MAX],
+        entropy_memory: [const { None }; SOURCES_MAX],
         disks: [const { None }; DISKS_MAX],
         clock: None,
     };
@@ -87,6 +92,16 @@ impl Machine {
             .and_then(|index| self.disks.get_mut(index))
         {
             *place = Some(disk);
+        }
+    }
+
+    /// Forgets how a block device was set up: somebody is about to change that.
+    pub fn forget_disk(&mut self, index: u64) {
+        if let Some(place) = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.disks.get_mut(index))
+        {
+            *place = None;
         }
     }
 

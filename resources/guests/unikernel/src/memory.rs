@@ -28,7 +28,7 @@ pub struct Memory {
     lasting: Region,
     /// Free memory for one command, and all of it.
     passing: Region,
-    passing_base: u64,
+    passing_whole: Region,
     high_is_mapped: bool,
 }
 
@@ -42,6 +42,12 @@ pub struct Buffer {
 /// A value of its own in RAM: a box.
 #[derive(Debug)]
 pub struct Held<T>(*mut T);
+
+/// Pages that nobody uses, numbered across the pieces of RAM that they lie in.
+#[derive(Debug)]
+pub struct FreePages {
+    regions: [Region; REGIONS_MAX + 1],
+}
 
 /// There is not enough RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +107,7 @@ impl Memory {
                 end: split,
             },
             passing: Region { base: split, end },
-            passing_base: split,
+            passing_whole: Region { base: split, end },
             high_is_mapped: false,
         }
     }
@@ -111,9 +117,18 @@ impl Memory {
         self.regions.iter().map(|region| region.bytes()).sum()
     }
 
-    /// The end of the piece of RAM that the image lies in, which is below 4 GiB.
-    pub const fn low_end(&self) -> u64 {
-        self.passing.end
+    /// Takes the last `bytes` of the piece of RAM that the image lies in, until the next [`Self::release`]; returns
+    /// their end, which is that of RAM below 4 GiB.
+    pub fn take_end(&mut self, bytes: u64) -> Result<u64, OutOfMemory> {
+        if bytes > self.passing.bytes() {
+            return Err(OutOfMemory {
+                wanted_bytes: bytes,
+                free_bytes: self.passing.bytes(),
+            });
+        }
+        let end = self.passing.end;
+        self.passing.end -= bytes;
+        Ok(end)
     }
 
     /// Memory for as long as the guest lives.
@@ -136,20 +151,21 @@ impl Memory {
 
     /// Forgets what [`Self::allocate`] gave: the commands before have ended.
     pub fn release(&mut self) {
-        self.passing.base = self.passing_base;
+        self.passing = self.passing_whole;
     }
 
-    /// The free pieces of RAM, those above 4 GiB mapped: the same ones at the start of every command.
-    pub fn free(&mut self) -> Result<impl Iterator<Item = Region> + Clone + use<>, OutOfMemory> {
+    /// The free RAM, that above 4 GiB mapped: the same pages at the start of every command.
+    pub fn free(&mut self) -> Result<FreePages, OutOfMemory> {
         if !self.high_is_mapped {
             self.map_high()?;
             self.high_is_mapped = true;
         }
-        let high = self
-            .regions
-            .into_iter()
-            .filter(|region| region.base >= LOW_END && region.bytes() > 0);
-        Ok(core::iter::once(self.passing).chain(high))
+        let high = self.regions.into_iter().filter(|region| region.base >= LOW_END);
+        let mut regions = [Region::default(); REGIONS_MAX + 1];
+        for (slot, region) in regions.iter_mut().zip(core::iter::once(self.passing).chain(high)) {
+            *slot = region;
+        }
+        Ok(FreePages { regions })
     }
 
     /// Maps the RAM above 4 GiB in large pages.
@@ -213,6 +229,28 @@ impl Region {
         self.base += rounded;
         buffer.bytes_mut().fill(0);
         Ok(buffer)
+    }
+}
+
+impl FreePages {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.regions
+            .iter()
+            .map(|region| region.bytes() / PAGE_BYTES)
+            .sum()
+    }
+
+    /// The address of one of them.
+    pub fn page(&self, index: u64) -> u64 {
+        let mut offset = index * PAGE_BYTES;
+        for region in &self.regions {
+            if offset < region.bytes() {
+                return region.base + offset;
+            }
+            offset -= region.bytes();
+        }
+        panic!("page {index} is not free memory")
     }
 }
 

@@ -6,7 +6,14 @@ use crate::cpu;
 
 const DATA: u16 = 0x3f8;
 const INTERRUPT_ENABLE: u16 = DATA + 1;
+const FIFO_CONTROL: u16 = DATA + 2;
+const LINE_CONTROL: u16 = DATA + 3;
+const MODEM_CONTROL: u16 = DATA + 4;
 const LINE_STATUS: u16 = DATA + 5;
+/// Eight data bits, and the data registers where they belong.
+const EIGHT_BITS: u8 = 3;
+/// DTR, RTS and OUT2; no loopback.
+const READY: u8 = 0b1011;
 const DATA_READY: u8 = 1;
 
 /// The IOAPIC input of the port.
@@ -33,6 +40,18 @@ pub fn read() -> Option<u8> {
 /// Has input raise an interrupt.
 pub fn enable_input_interrupt() {
     cpu::out8(INTERRUPT_ENABLE, 1);
+}
+
+/// Sets the port up as monitors hand it over, whatever was written to it before.
+pub fn restore() {
+    for (port, value) in [
+        (LINE_CONTROL, EIGHT_BITS),
+        (INTERRUPT_ENABLE, 0),
+        (FIFO_CONTROL, 0),
+        (MODEM_CONTROL, READY),
+    ] {
+        cpu::out8(port, value);
+    }
 }
 
 struct Port;

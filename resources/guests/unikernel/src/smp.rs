@@ -10,7 +10,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use instrument::time::Clock;
-use instrument::width::low8;
+use instrument::width::{low8, size};
 
 use crate::tables::CPUS_MAX;
 use crate::{cpu, interrupts, tables};
@@ -41,7 +41,7 @@ impl fmt::Display for Error {
 
 /// What a vCPU is to do: 0 or the address of a [`Job`].
 struct Mailbox {
-    job: AtomicUsize,
+    job: AtomicU64,
     /// Whether it is up.
     up: AtomicBool,
 }
@@ -55,7 +55,7 @@ struct Job {
 
 static MAILBOXES: [Mailbox; CPUS_MAX] = [const {
     Mailbox {
-        job: AtomicUsize::new(0),
+        job: AtomicU64::new(0),
         up: AtomicBool::new(false),
     }
 }; CPUS_MAX];
@@ -98,7 +98,7 @@ pub fn each<T: Send>(items: &mut [T], clock: Clock, work: fn(&mut T)) -> Result<
         });
         mailbox(index)
             .job
-            .store(ptr::from_ref(job).expose_provenance(), Ordering::Release);
+            .store(ptr::from_ref(job).expose_provenance() as u64, Ordering::Release);
         interrupts::wake(low8(index as u64));
     }
     work(own);
@@ -152,8 +152,9 @@ fn prepare_start(index: usize) {
     let page = (usize::from(TRAMPOLINE_PAGE) << 12) as *mut u8;
     // SAFETY: the page is RAM that nobody uses after the monitor has started the guest, and longer than the code.
     unsafe { ptr::copy_nonoverlapping(begin, page, bytes) };
+    let task = &raw mut boot_task;
     // SAFETY: the entry code reads it, of the one vCPU that is being started.
-    unsafe { (&raw mut boot_task).write_volatile(selector) };
+    unsafe { task.write_volatile(selector) };
     let frame = (&raw mut boot_frame).cast::<u64>();
     // SAFETY: as above; the frame's first word is RIP.
     unsafe { frame.write_volatile(other_start as *const () as u64) };
@@ -171,13 +172,11 @@ extern "C" fn other_start() -> ! {
     loop {
         let address = mailbox.job.load(Ordering::Acquire);
         if address == 0 {
-            // SAFETY: an atomic usize is an atomic u64 on this architecture.
-            let empty = unsafe { AtomicU64::from_ptr(mailbox.job.as_ptr().cast()) };
-            cpu::idle_while(empty, 0);
+            cpu::idle_while(&mailbox.job, 0);
             continue;
         }
         // SAFETY: `each` stored the address of a job that it keeps until the mailbox is empty.
-        let job = unsafe { &*ptr::with_exposed_provenance::<Job>(address) };
+        let job = unsafe { &*ptr::with_exposed_provenance::<Job>(size(address)) };
         // SAFETY: `each` made the job of a function and an item that belong together.
         unsafe { (job.call)(job.work, job.item) };
         mailbox.job.store(0, Ordering::Release);

@@ -61,8 +61,9 @@ impl Wait {
                 return Err(Error::NoInterrupt { irq: transport.irq });
             }
             interrupts::enable(0);
-            interrupts::start_watchdog();
             interrupts::route(transport.irq, cpus);
+            // A line that is still up from before would never rise again.
+            transport.acknowledge_interrupt();
         }
         Ok(())
     }
@@ -83,12 +84,12 @@ impl Wait {
             if let Some(finished) = lane.poll()? {
                 return Ok(finished);
             }
-            self.pause(&lane.queue, start)?;
+            self.pause(&mut lane.queue, start)?;
         }
     }
 
     /// Waits for a while, or until `queue` has something; `start` is when the waiting began.
-    pub fn pause(&self, queue: &Queue, start: u64) -> Result<(), Error> {
+    pub fn pause(&self, queue: &mut Queue, start: u64) -> Result<(), Error> {
         match self.mode {
             Mode::Poll => {
                 for _ in 0..LOOKS {
@@ -98,16 +99,7 @@ impl Wait {
                     cpu::relax();
                 }
             }
-            Mode::Interrupt => {
-                let line = queue.transport().irq as usize;
-                let seen = interrupts::count(line);
-                queue.arm();
-                if !queue.has_used() {
-                    cpu::idle_while(interrupts::counter(line), seen);
-                    queue.transport().acknowledge_interrupt();
-                }
-                queue.silence();
-            }
+            Mode::Interrupt => idle(queue),
         }
         self.check(queue, start)
     }
@@ -124,4 +116,22 @@ impl Wait {
             seconds: self.limit_seconds,
         })
     }
+}
+
+/// Idles until the device interrupts, unless it has something already; acknowledges what it interrupted for.
+///
+/// The line rises only after it fell. So no interrupt may stay unacknowledged while this vCPU idles, and what came
+/// before an acknowledgement is looked for after it.
+fn idle(queue: &mut Queue) {
+    let line = queue.transport().irq as usize;
+    queue.arm();
+    if !queue.has_used() {
+        cpu::idle_while(interrupts::counter(line), queue.interrupts_seen);
+    }
+    let count = interrupts::count(line);
+    if count != queue.interrupts_seen {
+        queue.interrupts_seen = count;
+        queue.transport().acknowledge_interrupt();
+    }
+    queue.silence();
 }

@@ -170,3 +170,82 @@ fn check_capabilities(kvm: &Kvm, asked: &[KvmCapability]) -> Result<(), CpuError
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test's panic is its failure"
+)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::template::{Mask, MsrModifier};
+    use crate::arch::x86_64::testing;
+
+    const SYSCALL_MASK: u32 = 0xc000_0084;
+
+    #[test]
+    fn a_topology_is_checked() {
+        assert_eq!(Topology::new(32, Smt::On).unwrap().cores(), 16);
+        assert_eq!(Topology::new(1, Smt::On).unwrap().threads_per_core(), 1);
+        assert!(matches!(
+            Topology::new(0, Smt::Off),
+            Err(CpuError::Vcpus { vcpus: 0 })
+        ));
+        assert!(matches!(
+            Topology::new(33, Smt::Off),
+            Err(CpuError::Vcpus { vcpus: 33 })
+        ));
+        assert!(matches!(
+            Topology::new(3, Smt::On),
+            Err(CpuError::OddSmt { vcpus: 3 })
+        ));
+    }
+
+    #[test]
+    fn each_vcpu_becomes_the_templates_processor() {
+        let Some(vm) = testing::vm("each_vcpu_becomes_the_templates_processor", 2) else {
+            return;
+        };
+        let mask = Mask {
+            filter: 0xff,
+            value: 0x55,
+        };
+        let template = CpuTemplate {
+            cpuid_drop: vec![7, 0xd],
+            msr_modifiers: vec![MsrModifier {
+                index: SYSCALL_MASK,
+                mask,
+            }],
+            ..CpuTemplate::default()
+        };
+        let topology = Topology::new(2, Smt::Off).unwrap();
+        let cpu = Cpu::new(&vm.kvm, topology, template).unwrap();
+        for (index, vcpu) in (0..).zip(&vm.vcpus) {
+            cpu.configure(vcpu, index).unwrap();
+            assert_eq!(msr::read(vcpu, &[SYSCALL_MASK]).unwrap()[0].value, 0x55);
+            let cpuid = vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
+            assert!(cpuid.as_slice().iter().all(|entry| entry.function != 7));
+        }
+    }
+
+    #[test]
+    fn a_capability_that_the_host_lacks_is_named() {
+        let Some(vm) = testing::vm("a_capability_that_the_host_lacks_is_named", 0) else {
+            return;
+        };
+        let topology = Topology::new(1, Smt::Off).unwrap();
+        let with = |kvm_capabilities| CpuTemplate {
+            kvm_capabilities,
+            ..CpuTemplate::default()
+        };
+        let absurd = with(vec![KvmCapability::Require(100_000)]);
+        let text = Cpu::new(&vm.kvm, topology, absurd).unwrap_err().to_string();
+        assert!(text.contains("100000"), "{text}");
+        let waived = with(vec![
+            KvmCapability::Waive(Cap::Xcrs as u32),
+            KvmCapability::Require(0),
+        ]);
+        assert!(Cpu::new(&vm.kvm, topology, waived).is_ok());
+    }
+}

@@ -47,3 +47,43 @@ fn set_delivery_mode(lapic: &mut kvm_lapic_state, register: usize, mode: u32) {
         *byte = new.cast_signed();
     }
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test's panic is its failure"
+)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::testing;
+
+    fn register(lapic: &kvm_lapic_state, at: usize) -> u32 {
+        let bytes: Vec<u8> = lapic.regs[at..at + 4]
+            .iter()
+            .map(|byte| byte.cast_unsigned())
+            .collect();
+        u32::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    #[test]
+    fn the_pins_take_the_pics_interrupts_and_nmi() {
+        let Some(vm) = testing::vm("the_pins_take_the_pics_interrupts_and_nmi", 1) else {
+            return;
+        };
+        set_pins(&vm.vcpus[0]).unwrap();
+        let lapic = vm.vcpus[0].get_lapic().unwrap();
+        assert_eq!(register(&lapic, LVT_LINT0) & DELIVERY_MODE, MODE_EXTINT);
+        assert_eq!(register(&lapic, LVT_LINT1) & DELIVERY_MODE, MODE_NMI);
+    }
+
+    #[test]
+    fn other_bits_of_a_register_stay() {
+        let mut lapic = kvm_lapic_state::default();
+        lapic.regs[LVT_LINT0] = 0x20;
+        lapic.regs[LVT_LINT0 + 1] = 0x05;
+        lapic.regs[LVT_LINT0 + 2] = 0x01;
+        set_delivery_mode(&mut lapic, LVT_LINT0, MODE_NMI);
+        assert_eq!(register(&lapic, LVT_LINT0), 0x1_0420);
+    }
+}

@@ -4,6 +4,8 @@ pub mod acpi;
 pub mod boot;
 pub mod cpu;
 pub mod cpuid;
+#[cfg(test)]
+mod entry_tests;
 pub mod lapic;
 pub mod layout;
 mod mptable;
@@ -11,3 +13,5 @@ pub mod msr;
 pub mod regs;
 pub mod tables;
 pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -168,3 +168,52 @@ fn set(vcpu: &VcpuFd, msrs: &[Msr]) -> Result<Option<Refused>, MsrError> {
 
 /// Below KVM's limit of 256 for one call.
 const CHUNK: usize = 128;
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test's panic is its failure"
+)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::testing;
+
+    #[test]
+    fn a_vcpu_takes_the_boot_registers_and_a_templates() {
+        let Some(vm) = testing::vm("a_vcpu_takes_the_boot_registers_and_a_templates", 1) else {
+            return;
+        };
+        let star = Msr {
+            index: STAR,
+            value: 0x0023_0010_0000_0000,
+        };
+        set_for_boot(&vm.vcpus[0], &[star]).unwrap();
+        let read = read(&vm.vcpus[0], &[MTRR_DEF_TYPE, STAR]).unwrap();
+        assert_eq!(
+            read,
+            [
+                Msr {
+                    index: MTRR_DEF_TYPE,
+                    value: MTRR_ENABLED_WRITE_BACK
+                },
+                star
+            ]
+        );
+    }
+
+    #[test]
+    fn a_register_that_kvm_lacks_is_named() {
+        let Some(vm) = testing::vm("a_register_that_kvm_lacks_is_named", 1) else {
+            return;
+        };
+        let absent = Msr {
+            index: 0xdead_beef,
+            value: 1,
+        };
+        let missing = read(&vm.vcpus[0], &[absent.index]).unwrap_err().to_string();
+        assert!(missing.contains("0xdeadbeef"), "{missing}");
+        let refused = set_for_boot(&vm.vcpus[0], &[absent]).unwrap_err().to_string();
+        assert!(refused.contains("0xdeadbeef"), "{refused}");
+    }
+}

@@ -254,3 +254,76 @@ fn write_page_directory(
     let bytes: Vec<u8> = pages.flat_map(u64::to_le_bytes).collect();
     memory.write_slice(&bytes, at)
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test's panic is its failure"
+)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::testing;
+    use crate::memory::{Backing, PageSize, allocate};
+
+    #[test]
+    fn descriptors_match_the_processor_manual() {
+        let pvh = Gdt::new(EntryMode::Pvh);
+        assert_eq!(pvh.code.entry(), 0x00cf_9b00_0000_ffff);
+        assert_eq!(pvh.data.entry(), 0x00cf_9300_0000_ffff);
+        assert_eq!(pvh.tss.entry(), 0x0000_8b00_0000_0067);
+        assert_eq!(Gdt::new(EntryMode::Linux64).code.entry(), 0x00af_9b00_0000_ffff);
+    }
+
+    #[test]
+    fn the_page_tables_map_four_gib_to_themselves() {
+        let memory = allocate(1, Backing::Anonymous, PageSize::Base).unwrap();
+        write_page_tables(&memory).unwrap();
+        let read = |at: u64| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+        let table = |entry: u64| entry & !0xfff;
+        for address in [0u64, 0x20_0000, 0x1234_5678, 0xc000_0000, 0xffff_ffff] {
+            let pdpt = table(read(layout::PML4.0 + (address >> 39) * 8));
+            let directory = table(read(pdpt + (address >> 30) * 8));
+            let page = read(directory + ((address >> 21) & 511) * 8);
+            assert_eq!(page, (address & !0x1f_ffff) | 0x83, "{address:#x}");
+        }
+        assert_eq!(read(layout::PDPT.0 + 4 * 8), 0);
+    }
+
+    #[test]
+    fn a_vcpu_takes_the_state_of_each_entry() {
+        let Some(vm) = testing::vm("a_vcpu_takes_the_state_of_each_entry", 1) else {
+            return;
+        };
+        let vcpu = &vm.vcpus[0];
+        let memory = allocate(1, Backing::Anonymous, PageSize::Base).unwrap();
+        reset_fpu(vcpu).unwrap();
+        assert_eq!(vcpu.get_fpu().unwrap().fcw, FPU_CONTROL);
+
+        let entry = Entry {
+            address: GuestAddress(0x10_0020),
+            mode: EntryMode::Pvh,
+        };
+        enter(vcpu, &memory, &entry).unwrap();
+        let (regs, sregs) = (vcpu.get_regs().unwrap(), vcpu.get_sregs().unwrap());
+        assert_eq!(
+            (regs.rip, regs.rbx, regs.rflags),
+            (0x10_0020, layout::PVH_START_INFO.0, RFLAGS)
+        );
+        assert_eq!((sregs.cr0 & (CR0_PE | CR0_PG), sregs.cr4), (CR0_PE, 0));
+        assert_eq!((sregs.cs.db, sregs.cs.l, sregs.cs.limit), (1, 0, 0xffff_ffff));
+
+        let entry = Entry {
+            address: GuestAddress(0x100_0000),
+            mode: EntryMode::Linux64,
+        };
+        enter(vcpu, &memory, &entry).unwrap();
+        let (regs, sregs) = (vcpu.get_regs().unwrap(), vcpu.get_sregs().unwrap());
+        assert_eq!((regs.rip, regs.rsi), (0x100_0000, layout::ZERO_PAGE.0));
+        assert_eq!((sregs.cr3, sregs.efer), (layout::PML4.0, EFER_LME | EFER_LMA));
+        assert_eq!(
+            (sregs.cs.selector, sregs.cs.l, sregs.ds.selector),
+            (0x10, 1, 0x18)
+        );
+    }
+}

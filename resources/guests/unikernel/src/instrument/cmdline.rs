@@ -19,6 +19,8 @@ pub struct Command<'a> {
 pub struct DeviceWindow {
     /// Guest-physical address of the registers.
     pub base: u64,
+    /// How many bytes of registers there are.
+    pub bytes: u64,
     /// Input of the IOAPIC.
     pub irq: u32,
 }
@@ -223,11 +225,15 @@ impl<'a> Command<'a> {
 
 impl DeviceWindow {
     fn parse(text: &str) -> Option<Self> {
-        let (_size, place) = text.split_once('@')?;
+        let (size, place) = text.split_once('@')?;
+        let bytes = match size.strip_suffix('K') {
+            Some(kib) => number(kib)?.checked_mul(1024)?,
+            None => number(size)?,
+        };
         let mut fields = place.split(':');
         let base = number(fields.next()?)?;
         let irq = u32::try_from(number(fields.next()?)?).ok()?;
-        Some(Self { base, irq })
+        Some(Self { base, bytes, irq })
     }
 }
 
@@ -277,6 +283,7 @@ mod tests {
             devices.next(),
             Some(DeviceWindow {
                 base: 0xc000_1000,
+                bytes: 4096,
                 irq: 5
             })
         );
@@ -284,6 +291,7 @@ mod tests {
             devices.next(),
             Some(DeviceWindow {
                 base: 0xfeb0_0e00,
+                bytes: 512,
                 irq: 12
             })
         );

@@ -2,7 +2,9 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod acpi;
 pub mod cmdline;
+pub mod garbage;
 pub mod histogram;
 pub mod pattern;
 pub mod random;

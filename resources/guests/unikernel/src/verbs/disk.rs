@@ -75,7 +75,7 @@ pub fn flush(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fa
     let wait = machine.wait(command)?;
     let mut disk = machine.disk(Setup::of(command.number("dev", 0)?))?;
     wait.prepare(&disk.transport, 1)?;
-    if disk.features & blk::feature::FLUSH == 0 {
+    if !disk.has(blk::feature::FLUSH) {
         return Err(Failure::Unsuitable("the device does not offer FLUSH"));
     }
     expect(

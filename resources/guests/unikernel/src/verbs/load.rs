@@ -80,7 +80,7 @@ pub fn load(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fai
     let wait = machine.wait(command)?;
     let queues = low16(command.within("queues", 1, 1..=QUEUES_MAX as u64, "1 to 8")?);
     let mut disk = machine.disk(setup(command, queues)?)?;
-    if disk.features & blk::feature::FLUSH == 0 {
+    if !disk.has(blk::feature::FLUSH) {
         return Err(Failure::Unsuitable(
             "the device does not offer FLUSH: what it would show is not comparable",
         ));
@@ -239,7 +239,7 @@ impl Worker {
                 self.lane.queue.kick();
                 progress = now;
             } else {
-                self.plan.wait.pause(&self.lane.queue, progress)?;
+                self.plan.wait.pause(&mut self.lane.queue, progress)?;
             }
         }
         self.last_ticks = now;

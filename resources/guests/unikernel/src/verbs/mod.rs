@@ -14,9 +14,18 @@ use crate::smp;
 use crate::virtio;
 use crate::virtio::blk::Status;
 
+mod assault;
 mod disk;
+mod echo;
+mod entropy;
+mod fault;
 mod greet;
+mod hostile;
 mod load;
+mod memory_work;
+mod pastime;
+mod ports;
+mod requests;
 
 /// Why a command ends the run.
 #[derive(Debug)]
@@ -44,6 +53,17 @@ pub enum Failure {
     },
     /// A sector does not hold what was written.
     Content(Mismatch),
+    /// Memory does not hold what was written.
+    Damaged {
+        /// Where.
+        address: u64,
+        /// What was written.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// Something else is not as it should be.
+    Check(&'static str),
     /// The device is too small for what was asked, or lacks a feature.
     Unsuitable(&'static str),
     /// It was asked to end with this status.
@@ -59,7 +79,12 @@ impl Failure {
             | Self::Memory(_)
             | Self::Clock(_)
             | Self::Unsuitable(_) => ending::STATUS_USAGE,
-            Self::Device(_) | Self::Cpus(_) | Self::Answer { .. } | Self::Content(_) => ending::STATUS_FAILED,
+            Self::Device(_)
+            | Self::Cpus(_)
+            | Self::Answer { .. }
+            | Self::Content(_)
+            | Self::Damaged { .. }
+            | Self::Check(_) => ending::STATUS_FAILED,
             Self::Exit(status) => *status,
         }
     }
@@ -86,6 +111,17 @@ impl fmt::Display for Failure {
                 )
             }
             Self::Content(mismatch) => mismatch.fmt(out),
+            Self::Damaged {
+                address,
+                expected,
+                found,
+            } => {
+                write!(
+                    out,
+                    "address={address:#x} expected={expected:#018x} found={found:#018x}"
+                )
+            }
+            Self::Check(what) => write!(out, "{what}"),
             Self::Unsuitable(why) => write!(out, "{why}"),
             Self::Exit(status) => write!(out, "ends with status {status}"),
         }
@@ -138,6 +174,22 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "pattern-verify" => disk::pattern_verify(machine, command),
         "read-check-zero" => disk::read_check_zero(machine, command),
         "flush" => disk::flush(machine, command),
+        "discard" => requests::discard(machine, command),
+        "write-zeroes" => requests::write_zeroes(machine, command),
+        "identity" => requests::identity(machine, command),
+        "capacity" => requests::capacity(machine, command),
+        "out-of-range" => requests::out_of_range(machine, command),
+        "unsupported" => requests::unsupported(machine, command),
+        "read-only" => requests::read_only(machine, command),
+        "rng" => entropy::rng(machine, command),
+        "dirty" => memory_work::dirty(machine, command),
+        "checksum" => memory_work::checksum(machine, command),
+        "spin" => pastime::spin(machine, command),
+        "tick" => pastime::tick(machine, command),
+        "vcpus" => pastime::vcpus(machine, command),
+        "fault" => fault::fault(command),
+        "echo" => echo::echo(command),
+        "hostile" => hostile::hostile(machine, command),
         "load" => load::load(machine, command),
         _ => Err(Failure::UnknownVerb),
     }

@@ -50,6 +50,17 @@ pub mod kind {
     pub const WRITE_ZEROES: u32 = 13;
 }
 
+/// Offsets in the configuration space (section 5.2.4).
+pub mod config {
+    pub const SIZE_MAX: u64 = 8;
+    pub const SEG_MAX: u64 = 12;
+    pub const BLOCK_SIZE: u64 = 20;
+    pub const WRITEBACK: u64 = 32;
+    pub const QUEUES: u64 = 34;
+    pub const DISCARD_SECTORS_MAX: u64 = 36;
+    pub const WRITE_ZEROES_SECTORS_MAX: u64 = 48;
+}
+
 /// What a device answered (section 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub u8);
@@ -133,8 +144,6 @@ pub struct Finished {
     pub slot: u16,
     /// The device's answer.
     pub status: Status,
-    /// Bytes that the device says it wrote, with the status byte.
-    pub written_bytes: u32,
 }
 
 /// Block devices that can be set up at the same time.
@@ -183,6 +192,11 @@ impl Disk {
             capacity_sectors: transport.config64(0),
             lanes,
         })
+    }
+
+    /// Whether a feature was agreed on.
+    pub const fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
     }
 
     /// The first queue, which every device has.
@@ -279,7 +293,6 @@ impl Lane {
         Ok(Some(Finished {
             slot: used.slot,
             status,
-            written_bytes: used.written_bytes,
         }))
     }
 }

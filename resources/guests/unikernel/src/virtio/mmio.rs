@@ -15,6 +15,8 @@ use crate::cpu::{self, Registers};
 #[derive(Clone, Copy, Debug)]
 pub struct Transport {
     registers: Registers,
+    /// How many bytes of registers there are; at least 512.
+    pub window_bytes: u64,
     /// Input of the IOAPIC.
     pub irq: u32,
 }
@@ -75,6 +77,8 @@ pub mod status {
 /// "virt".
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
+/// What the registers and any configuration space need.
+const WINDOW_BYTES_MIN: u64 = 512;
 /// How often the status is read until a reset must have shown.
 const RESET_POLLS_MAX: u32 = 10_000;
 
@@ -108,6 +112,7 @@ impl Transport {
         let registers = unsafe { Registers::new(window.base) };
         Self {
             registers,
+            window_bytes: window.bytes.max(WINDOW_BYTES_MIN),
             irq: window.irq,
         }
     }

@@ -7,6 +7,7 @@ use crate::memory::OutOfMemory;
 pub mod blk;
 pub mod mmio;
 pub mod queue;
+pub mod rng;
 
 /// What goes wrong between the guest and a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,8 @@ pub struct QueueMemory {
 /// A queue that its device has.
 #[derive(Debug)]
 pub struct Queue {
+    /// How many interrupts of its line were acknowledged by those who wait on this queue.
+    pub interrupts_seen: u64,
     transport: Transport,
     index: u16,
     layout: Layout,
@@ -116,6 +118,7 @@ impl Queue {
         let layout = Layout::new(1 << size.ilog2());
         memory.rings.bytes_mut().fill(0);
         let queue = Self {
+            interrupts_seen: 0,
             transport,
             index,
             layout,

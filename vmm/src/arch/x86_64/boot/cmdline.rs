@@ -125,3 +125,76 @@ fn push_root(text: &mut String, root: Root<'_>) {
         RootAccess::ReadWrite => " rw",
     });
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use super::*;
+
+    fn compose(given: Option<&str>, root: Option<Root<'_>>, devices: u32) -> String {
+        let devices: Vec<_> = (0..devices).filter_map(VirtioWindow::of_device).collect();
+        let line = Cmdline::compose(given, root, &devices).unwrap();
+        line.as_c_str().to_str().unwrap().to_owned()
+    }
+
+    const ROOT: Root<'_> = Root {
+        partuuid: None,
+        access: RootAccess::ReadWrite,
+    };
+
+    #[test]
+    fn without_arguments_a_guest_gets_firecrackers() {
+        assert_eq!(compose(None, None, 0), DEFAULT);
+    }
+
+    #[test]
+    fn the_machine_adds_the_root_and_the_devices() {
+        assert_eq!(
+            compose(Some("quiet"), Some(ROOT), 2),
+            "quiet root=/dev/vda rw virtio_mmio.device=4K@0xc0001000:5 virtio_mmio.device=4K@0xc0002000:6"
+        );
+        let partition = Root {
+            partuuid: Some("0eaa91a0-01"),
+            access: RootAccess::ReadOnly,
+        };
+        assert_eq!(
+            compose(Some(""), Some(partition), 0),
+            "root=PARTUUID=0eaa91a0-01 ro"
+        );
+    }
+
+    #[test]
+    fn inits_arguments_stay_at_the_end() {
+        let cases = [
+            ("quiet -- a b", "quiet root=/dev/vda rw -- a b"),
+            ("-- a -- b", "root=/dev/vda rw -- a -- b"),
+            ("quiet --", "quiet root=/dev/vda rw --"),
+            ("--", "root=/dev/vda rw --"),
+            ("x--y --z=1", "x--y --z=1 root=/dev/vda rw"),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(compose(Some(given), Some(ROOT), 0), expected);
+        }
+    }
+
+    #[test]
+    fn a_line_of_exactly_the_limit_is_taken() {
+        let longest = "x".repeat(BYTES_MAX - 1);
+        assert!(Cmdline::compose(Some(&longest), None, &[]).is_ok());
+        let longer = "x".repeat(BYTES_MAX);
+        let refused = Cmdline::compose(Some(&longer), None, &[]);
+        assert_eq!(
+            refused,
+            Err(CmdlineError::TooLong {
+                bytes: BYTES_MAX + 1,
+                bytes_max: BYTES_MAX
+            })
+        );
+    }
+
+    #[test]
+    fn a_zero_byte_is_refused() {
+        let refused = Cmdline::compose(Some("quiet\0rw"), None, &[]);
+        assert_eq!(refused, Err(CmdlineError::ZeroByte { at: 5 }));
+    }
+}

@@ -90,7 +90,7 @@ pub enum BootError {
     #[error("a bzImage has no PVH entry: boot its `vmlinux`, or use the Linux protocol")]
     PvhBzImage,
     #[error(
-        "the kernel wants memory at {start:#x}, below {min:#x} where kernels may start",
+        "the kernel wants memory at {start:#x}, below {min:#x} where kernels start (is it an ordinary program?)",
         min = layout::HIGH_LOAD_START.0
     )]
     TooLow { start: u64 },
@@ -167,3 +167,6 @@ struct Initrd {
     address: GuestAddress,
     size_bytes: u64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -199,3 +199,6 @@ fn set_bits(register: &mut u32, (high, low): (u32, u32), value: u32) {
 fn bits(register: u32, (high, low): (u32, u32)) -> u32 {
     (register >> low) & (u32::MAX >> (31 - (high - low)))
 }
+
+#[cfg(test)]
+mod tests;

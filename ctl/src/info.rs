@@ -1,0 +1,135 @@
+//! `coraclectl info`: all that a machine says about itself.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::client::{Client, ClientError, REQUEST_WAIT, Request};
+use crate::discovery::{FindError, resolve};
+use crate::output::{Format, OutputError, print, print_json};
+use crate::summary::Summary;
+use crate::table::{Table, memory, printable, span};
+
+/// Show a machine's state, configuration and disks
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// A machine's name, or the path of its API socket
+    vm: String,
+}
+
+/// Why nothing can be shown.
+#[derive(Debug, Error)]
+pub(crate) enum InfoError {
+    #[error(transparent)]
+    Find(#[from] FindError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Prints what the machine says about itself.
+///
+/// # Errors
+///
+/// When there is no such machine, or it does not answer.
+pub(crate) fn info(args: &InfoArgs, format: Format) -> Result<(), InfoError> {
+    let socket: PathBuf = resolve(&args.vm)?;
+    let client = Client::new(&socket);
+    let summary = Summary::ask(&socket, REQUEST_WAIT)?;
+    let instance = client.read(Request::get("/"))?;
+    let config = client.read(Request::get("/vm/config"))?;
+    match format {
+        Format::Json => {
+            print_json(&json!({ "summary": summary, "instance": instance, "config": config }))?;
+        }
+        Format::Text => print(text(&summary, &instance, &config))?,
+    }
+    Ok(())
+}
+
+fn text(summary: &Summary, instance: &Value, config: &Value) -> String {
+    let boot = |field| field_text(config.get("boot-source"), field);
+    let monitor = [
+        field_text(Some(instance), "app_name"),
+        field_text(Some(instance), "vmm_version"),
+    ];
+    let lines = [
+        ("id", summary.id.clone()),
+        ("state", summary.state.clone()),
+        ("monitor", monitor.join(" ").trim().to_owned()),
+        ("pid", summary.pid.to_string()),
+        ("uptime", summary.uptime_seconds.map(span).unwrap_or_default()),
+        (
+            "vcpus",
+            summary.vcpus.map(|count| count.to_string()).unwrap_or_default(),
+        ),
+        ("memory", summary.memory_mib.map(memory).unwrap_or_default()),
+        ("kernel", boot("kernel_image_path")),
+        ("initrd", boot("initrd_path")),
+        ("cmdline", boot("boot_args")),
+        ("socket", summary.socket.display().to_string()),
+    ];
+    let mut text = String::new();
+    for (label, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
+        writeln!(text, "{label:<8}  {}", printable(value).replace('\n', " "))
+            .expect("a String takes what it is given");
+    }
+    match config.get("drives").and_then(Value::as_array) {
+        Some(drives) if !drives.is_empty() => text + "\n" + &drives_table(drives).to_string(),
+        _ => text,
+    }
+}
+
+fn drives_table(drives: &[Value]) -> Table<5> {
+    let mut table = Table::new(["DISK", "ROOT", "ACCESS", "ENGINE", "PATH"]);
+    for drive in drives {
+        let is = |field| drive.get(field).and_then(Value::as_bool).unwrap_or_default();
+        let text = |field| field_text(Some(drive), field);
+        table.push([
+            text("drive_id"),
+            if is("is_root_device") { "yes" } else { "no" }.to_owned(),
+            if is("is_read_only") { "ro" } else { "rw" }.to_owned(),
+            text("io_engine"),
+            text("path_on_host"),
+        ]);
+    }
+    table
+}
+
+fn field_text(object: Option<&Value>, field: &str) -> String {
+    object
+        .and_then(|object| object.get(field)?.as_str())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_names_what_is_there_and_nothing_else() {
+        let summary = Summary {
+            id: "web".to_owned(),
+            state: "Running".to_owned(),
+            pid: 7,
+            vcpus: Some(2),
+            memory_mib: Some(1024),
+            uptime_seconds: None,
+            socket: PathBuf::from("/x/api.sock"),
+        };
+        let config = json!({
+            "boot-source": { "kernel_image_path": "/k", "initrd_path": null, "boot_args": "a\u{7}b" },
+            "drives": [{ "drive_id": "root", "is_root_device": true, "path_on_host": "/d" }],
+        });
+        let instance = json!({ "app_name": "Coracle", "vmm_version": "1" });
+        let expected = "id        web\nstate     Running\nmonitor   Coracle 1\npid       7\nvcpus     2\n\
+                        memory    1G\nkernel    /k\ncmdline   a\u{fffd}b\nsocket    /x/api.sock\n\n\
+                        DISK   ROOT   ACCESS   ENGINE   PATH\nroot   yes    rw       -        /d\n";
+        assert_eq!(text(&summary, &instance, &config), expected);
+    }
+}

@@ -1,0 +1,107 @@
+//! The requests that configure a machine, made from the command line before anything is started.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::RunArgs;
+use super::disk::{self, DiskError};
+
+/// A CPU template longer than this would not fit into a request.
+const TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
+/// What a Linux guest needs for a console on the serial line, and to end the monitor when it ends.
+pub(super) const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1";
+
+/// One request that configures a part of the machine.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Step {
+    /// The part, for people.
+    pub(super) part: String,
+    /// The resource.
+    pub(super) path: String,
+    /// What it is set to.
+    pub(super) body: Value,
+}
+
+/// Why the command line describes no machine.
+#[derive(Debug, Error)]
+pub(crate) enum MachineError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("cannot read the CPU template {}", path.display())]
+    ReadTemplate {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the CPU template {} is longer than {TEMPLATE_BYTES_MAX} bytes", .0.display())]
+    LongTemplate(PathBuf),
+    #[error("the CPU template {} is not JSON", path.display())]
+    ParseTemplate {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The requests that make a fresh monitor the machine that `args` describes, in their order.
+///
+/// # Errors
+///
+/// When disks contradict each other, or the CPU template cannot be read.
+pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
+    let mut steps = Vec::new();
+    let mut step = |part: &str, path: &str, body| {
+        steps.push(Step {
+            part: part.to_owned(),
+            path: path.to_owned(),
+            body,
+        });
+    };
+    let machine = json!({ "vcpu_count": args.cpus, "mem_size_mib": args.memory.0 });
+    step("the number of vCPUs and the memory", "/machine-config", machine);
+    if let Some(template) = &args.cpu_template {
+        step("the CPU template", "/cpu-config", read_template(template)?);
+    }
+    step("the kernel", "/boot-source", boot_source(args));
+    for (id, config) in disk::configs(&args.disk)? {
+        step(&format!("the disk {id}"), &format!("/drives/{id}"), config);
+    }
+    if args.entropy {
+        step("the entropy device", "/entropy", json!({}));
+    }
+    Ok(steps)
+}
+
+fn boot_source(args: &RunArgs) -> Value {
+    let mut boot = Map::new();
+    boot.insert("kernel_image_path".to_owned(), args.kernel.as_str().into());
+    if let Some(initrd) = &args.initrd {
+        boot.insert("initrd_path".to_owned(), initrd.as_str().into());
+    }
+    boot.insert("boot_args".to_owned(), args.cmdline.as_str().into());
+    Value::Object(boot)
+}
+
+fn read_template(path: &Path) -> Result<Value, MachineError> {
+    let read_error = |source| MachineError::ReadTemplate {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read_error)?;
+    let mut bytes = Vec::new();
+    let count = file
+        .take(TEMPLATE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read_error)?;
+    if u64::try_from(count).is_ok_and(|count| count > TEMPLATE_BYTES_MAX) {
+        return Err(MachineError::LongTemplate(path.to_owned()));
+    }
+    serde_json::from_slice(&bytes).map_err(|source| MachineError::ParseTemplate {
+        path: path.to_owned(),
+        source,
+    })
+}

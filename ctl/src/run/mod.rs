@@ -1,0 +1,201 @@
+//! `coraclectl run`: a machine in the foreground, from its start to its exit status.
+
+mod console;
+mod disk;
+mod escape;
+mod machine;
+mod memory;
+mod monitor;
+mod session;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use self::console::Input;
+use self::disk::DiskSpec;
+use self::machine::{DEFAULT_CMDLINE, MachineError};
+use self::memory::MemoryMib;
+use self::monitor::{Monitor, MonitorError};
+use self::session::{Asked, Outcome, Session, SessionError};
+use crate::name::Name;
+use crate::output::{Format, note, note_json};
+use crate::runtime_dir::{AtTheEnd, RuntimeDirError, RuntimeRoot};
+use crate::signals::{Signals, SignalsError};
+
+/// From here the statuses of a monitor are its own, not the guest's.
+const MONITOR_STATUS_MIN: u8 = 148;
+/// How much of a monitor's log is worth showing when it has failed.
+const LOG_TAIL_BYTES_MAX: u64 = 4096;
+const LOG_TAIL_LINES_MAX: usize = 10;
+
+/// Run a machine in the foreground: start it, show its console, end with its status
+///
+/// The serial console is standard input and output. On a terminal every key goes to the guest, except
+/// Ctrl-A x, which stops the machine. SIGINT, SIGTERM, SIGHUP and SIGQUIT stop it too: the guest is
+/// sent Ctrl-Alt-Del, then the monitor SIGTERM and SIGKILL; asking again goes on to the next step.
+///
+/// With --json the last line on standard error is one JSON object with the status and who ended the
+/// machine; standard output stays the guest's alone.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status:
+  0 to 147  the guest's own; 0 also for a power-off or reset
+  125       and a message: coraclectl itself has failed, or the machine has not started
+  128 + N   coraclectl was stopped, or the monitor was killed, by signal N
+  148 on    the monitor's: it says why in one line on standard error")]
+pub(crate) struct RunArgs {
+    /// The kernel: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "PATH")]
+    kernel: String,
+    /// The initial RAM disk
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<String>,
+    /// A disk; the first is the root unless said otherwise. Options: ro, rw, root, noroot, sync, async,
+    /// unsafe, writeback, id=ID, partuuid=UUID; a comma in the path is written twice
+    #[arg(long, value_name = "PATH[,OPTION]…")]
+    disk: Vec<DiskSpec>,
+    /// The guest's memory, such as 128M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    memory: MemoryMib,
+    /// How many vCPUs
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    cpus: u8,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE, allow_hyphen_values = true)]
+    cmdline: String,
+    /// A custom CPU template, as PUT /cpu-config takes it
+    #[arg(long, value_name = "FILE")]
+    cpu_template: Option<PathBuf>,
+    /// Give the guest a source of entropy
+    #[arg(long)]
+    entropy: bool,
+    /// What the machine is called [default: vm- and the process id]
+    #[arg(long, visible_alias = "id")]
+    name: Option<Name>,
+    /// How long the guest may take to shut down when it is asked to
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86400))]
+    stop_timeout: u64,
+    /// Keep the runtime directory, with the monitor's log, when the machine has ended
+    #[arg(long)]
+    keep: bool,
+    /// The monitor's program [default: `coracle` beside coraclectl, then in PATH]
+    #[arg(long, value_name = "PATH", env = "CORACLE_MONITOR")]
+    monitor: Option<PathBuf>,
+    /// One more argument for the monitor, such as --monitor-arg=--no-seccomp
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    monitor_arg: Vec<OsString>,
+}
+
+/// Why a machine was not run.
+#[derive(Debug, Error)]
+pub(crate) enum RunError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// Runs a machine until it ends; returns the exit status.
+///
+/// # Errors
+///
+/// When it could not be started or watched. Nothing is left running or lying about in any case.
+pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
+    let steps = machine::steps(args)?;
+    let signals = Signals::watch()?;
+    let name = args.name.clone().unwrap_or_else(unused_name);
+    let at_the_end = if args.keep {
+        AtTheEnd::Keep
+    } else {
+        AtTheEnd::Remove
+    };
+    let dir = RuntimeRoot::of_this_user().create(&name)?.then(at_the_end);
+    let input = Input::of_this_process();
+    let program = monitor::program(args.monitor.as_deref());
+    let started = Instant::now();
+    let monitor = Monitor::start(&program, &dir, &name, input, &args.monitor_arg)?;
+    let pid = monitor.process().pid();
+    let guest_wait = Duration::from_secs(args.stop_timeout);
+    let ended = Session::new(monitor, &dir.socket(), &signals, guest_wait).run(&steps, input);
+    if ended.as_ref().map_or(true, has_failed) {
+        print_log_tail(&dir.log());
+    }
+    if args.keep {
+        note(format_args!("kept {}", dir.path().display()));
+    }
+    let outcome = ended?;
+    if format == Format::Json {
+        let seconds = started.elapsed().as_secs_f64();
+        note_json(&summary(&outcome, &name, pid.as_raw_nonzero().get(), seconds));
+    }
+    Ok(outcome.status())
+}
+
+fn unused_name() -> Name {
+    let name = format!("vm-{}", std::process::id());
+    name.parse().expect("letters, a hyphen and digits are a name")
+}
+
+/// Whether the monitor, not its guest, has something to explain.
+fn has_failed(outcome: &Outcome) -> bool {
+    let ended = &outcome.monitor;
+    let by_itself = outcome.asked.is_none() && ended.signal() != Some(libc::SIGTERM);
+    by_itself
+        && ended
+            .code()
+            .is_none_or(|code| code >= i32::from(MONITOR_STATUS_MIN))
+}
+
+fn summary(outcome: &Outcome, name: &Name, pid: i32, seconds: f64) -> Value {
+    let (stopped_by, signal) = match outcome.asked {
+        None => (None, None),
+        Some(Asked::ByKey) => (Some("key"), None),
+        Some(Asked::BySignal(signal)) => (Some("signal"), Some(signal)),
+    };
+    json!({
+        "id": name.as_str(),
+        "pid": pid,
+        "status": outcome.status(),
+        "monitor_status": outcome.monitor.code(),
+        "stopped_by": stopped_by,
+        "signal": signal,
+        "seconds": seconds,
+    })
+}
+
+/// Shows the last lines of a monitor's log, if it has written any.
+fn print_log_tail(log: &Path) {
+    let Ok(tail) = log_tail(log) else {
+        // A monitor that could not even open its log has said so on standard error.
+        return;
+    };
+    let lines: Vec<&str> = tail.lines().collect();
+    let skipped = lines.len().saturating_sub(LOG_TAIL_LINES_MAX);
+    lines
+        .iter()
+        .skip(skipped)
+        .for_each(|line| note(format_args!("monitor's log: {line}")));
+}
+
+fn log_tail(log: &Path) -> std::io::Result<String> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES_MAX)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

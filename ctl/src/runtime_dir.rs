@@ -1,0 +1,348 @@
+//! The private directory of a running machine: its API socket and its monitor's log.
+//!
+//! `coraclectl run` holds a lock on the directory for as long as it runs, so a directory whose lock
+//! is free and whose socket nobody listens on is what a killed `run` has left behind.
+
+use std::env;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::getuid;
+use thiserror::Error;
+
+use crate::client::{Client, ClientError};
+use crate::name::Name;
+
+const SOCKET_NAME: &str = "api.sock";
+const LOG_NAME: &str = "monitor.log";
+/// `sun_path` with its terminating zero (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How often a directory is made again that another process has just removed.
+const CREATE_ATTEMPTS_MAX: usize = 16;
+const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// Why there is no runtime directory.
+#[derive(Debug, Error)]
+pub(crate) enum RuntimeDirError {
+    #[error("a machine named {0} is running: choose another --name, or end it with `coraclectl stop {0}`")]
+    InUse(Name),
+    #[error("cannot make the directory {}: set XDG_RUNTIME_DIR to one that this user may write", path.display())]
+    Create {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{} is not a directory that only this user can write, so sockets are not safe in it: \
+         remove it, or set XDG_RUNTIME_DIR to another place",
+        .0.display()
+    )]
+    NotPrivate(PathBuf),
+    #[error("{} cannot be locked", path.display())]
+    Lock {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} cannot be emptied of what an earlier machine has left", path.display())]
+    Clear {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the socket's path {} is longer than {SOCKET_PATH_BYTES_MAX} bytes: \
+         choose a shorter --name, or set XDG_RUNTIME_DIR to a shorter path",
+        .0.display()
+    )]
+    PathTooLong(PathBuf),
+}
+
+/// Where all runtime directories of this user are.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeRoot(PathBuf);
+
+impl RuntimeRoot {
+    /// `$XDG_RUNTIME_DIR/coracle`, else the same in `/run/user/UID`, else `/tmp/coracle-UID`.
+    pub(crate) fn of_this_user() -> Self {
+        let uid = getuid().as_raw();
+        let session = PathBuf::from(format!("/run/user/{uid}"));
+        let named = env::var_os("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute());
+        match named.or_else(|| session.is_dir().then_some(session)) {
+            Some(runtime) => Self(runtime.join("coracle")),
+            None => Self(PathBuf::from(format!("/tmp/coracle-{uid}"))),
+        }
+    }
+
+    /// The socket that a machine of this name has if it runs.
+    pub(crate) fn socket(&self, name: &Name) -> PathBuf {
+        self.0.join(name.as_str()).join(SOCKET_NAME)
+    }
+
+    /// The names that have a directory, in order.
+    pub(crate) fn names(&self) -> Vec<Name> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let mut names: Vec<Name> = entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Makes the directory of `name`, empty, and holds it until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When a machine of that name runs, or the directory cannot be made or is not private.
+    pub(crate) fn create(&self, name: &Name) -> Result<RuntimeDir, RuntimeDirError> {
+        let socket = self.socket(name);
+        if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(RuntimeDirError::PathTooLong(socket));
+        }
+        make_private(&self.0)?;
+        let path = self.0.join(name.as_str());
+        for _ in 0..CREATE_ATTEMPTS_MAX {
+            make_private(&path)?;
+            if let Some(lock) = lock(&path, name)? {
+                if is_answered(&socket) {
+                    return Err(RuntimeDirError::InUse(name.clone()));
+                }
+                clear(&path).map_err(|source| RuntimeDirError::Clear {
+                    path: path.clone(),
+                    source,
+                })?;
+                return Ok(RuntimeDir {
+                    path,
+                    _lock: lock,
+                    at_the_end: AtTheEnd::Remove,
+                });
+            }
+        }
+        Err(RuntimeDirError::InUse(name.clone()))
+    }
+
+    /// Removes the directory of `name` if no machine uses it; true when it did.
+    pub(crate) fn remove_if_stale(&self, name: &Name) -> bool {
+        let path = self.0.join(name.as_str());
+        match lock(&path, name) {
+            Ok(Some(_lock)) => !is_answered(&self.socket(name)) && fs::remove_dir_all(&path).is_ok(),
+            Ok(None) | Err(_) => false,
+        }
+    }
+}
+
+/// What happens to a runtime directory when its `run` ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtTheEnd {
+    /// It is removed.
+    Remove,
+    /// It stays, for whoever wants to read the log.
+    Keep,
+}
+
+/// The directory of one running machine; removed when it is dropped, unless it is to stay.
+#[derive(Debug)]
+pub(crate) struct RuntimeDir {
+    path: PathBuf,
+    _lock: OwnedFd,
+    at_the_end: AtTheEnd,
+}
+
+impl RuntimeDir {
+    /// The same directory, with `at_the_end` decided.
+    pub(crate) fn then(self, at_the_end: AtTheEnd) -> Self {
+        let mut dir = self;
+        dir.at_the_end = at_the_end;
+        dir
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the monitor makes its API socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET_NAME)
+    }
+
+    /// Where the monitor writes its log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join(LOG_NAME)
+    }
+}
+
+impl Drop for RuntimeDir {
+    fn drop(&mut self) {
+        // Removed while it is still locked: a `run` that waits for this lock then sees that the
+        // directory is gone and makes its own.
+        if self.at_the_end == AtTheEnd::Remove {
+            // What cannot be removed is found and reported by the next `ps`.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Makes `path` with mode 0700, or checks that the one that is there is as private.
+fn make_private(path: &Path) -> Result<(), RuntimeDirError> {
+    let create_error = |source| RuntimeDirError::Create {
+        path: path.to_owned(),
+        source,
+    };
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(create_error(error)),
+    }
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        // Removed by its owner between the two calls; the caller tries again.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(create_error(error)),
+    };
+    let private = metadata.is_dir() && metadata.uid() == getuid().as_raw() && metadata.mode() & 0o022 == 0;
+    if private {
+        Ok(())
+    } else {
+        Err(RuntimeDirError::NotPrivate(path.to_owned()))
+    }
+}
+
+/// Locks the directory at `path`; `None` when it was removed meanwhile.
+fn lock(path: &Path, name: &Name) -> Result<Option<OwnedFd>, RuntimeDirError> {
+    let lock_error = |errno: Errno| RuntimeDirError::Lock {
+        path: path.to_owned(),
+        source: errno.into(),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(lock_error(errno)),
+    };
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(RuntimeDirError::InUse(name.clone())),
+        Err(errno) => return Err(lock_error(errno)),
+    }
+    // The lock is worth something only on the directory that others find by this path.
+    let locked = rustix::fs::fstat(&directory).map_err(lock_error)?;
+    match rustix::fs::lstat(path) {
+        Ok(found) if (found.st_dev, found.st_ino) == (locked.st_dev, locked.st_ino) => Ok(Some(directory)),
+        Ok(_) | Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(lock_error(errno)),
+    }
+}
+
+/// Whether a process listens on `socket`, even one that does not answer.
+fn is_answered(socket: &Path) -> bool {
+    let peer = Client::new(socket).peer(PROBE_WAIT);
+    !matches!(
+        peer,
+        Err(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. })
+    )
+}
+
+fn clear(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, RuntimeRoot, Name) {
+        let place = tempfile::tempdir().unwrap();
+        let root = RuntimeRoot(place.path().join("coracle"));
+        (place, root, "web-1".parse().unwrap())
+    }
+
+    #[test]
+    fn a_directory_is_private_and_goes_away_with_its_run() {
+        let (_place, root, name) = root();
+        let dir = root.create(&name).unwrap();
+        fs::write(dir.log(), "a line").unwrap();
+        let path = dir.path().to_owned();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(root.names(), [name]);
+        drop(dir);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_is_to_stay_stays() {
+        let (_place, root, name) = root();
+        let path = root.create(&name).unwrap().then(AtTheEnd::Keep).path().to_owned();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_name_is_taken_while_its_run_lives() {
+        let (_place, root, name) = root();
+        let dir = root.create(&name).unwrap();
+        assert!(matches!(root.create(&name), Err(RuntimeDirError::InUse(_))));
+        assert!(!root.remove_if_stale(&name));
+        drop(dir);
+        assert!(root.create(&name).is_ok());
+    }
+
+    #[test]
+    fn a_name_is_taken_while_its_monitor_listens() {
+        let (_place, root, name) = root();
+        let dir = root.create(&name).unwrap().then(AtTheEnd::Keep);
+        let listener = UnixListener::bind(dir.socket()).unwrap();
+        drop(dir);
+        assert!(matches!(root.create(&name), Err(RuntimeDirError::InUse(_))));
+        assert!(!root.remove_if_stale(&name));
+        drop(listener);
+        assert!(
+            root.create(&name)
+                .unwrap()
+                .then(AtTheEnd::Keep)
+                .socket()
+                .symlink_metadata()
+                .is_err()
+        );
+        assert!(root.remove_if_stale(&name));
+        assert!(root.names().is_empty());
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        let (place, root, name) = root();
+        let open = place.path().join("coracle");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(root.create(&name), Err(RuntimeDirError::NotPrivate(_))));
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_directory_is_refused() {
+        let (place, root, name) = root();
+        std::os::unix::fs::symlink(place.path(), place.path().join("coracle")).unwrap();
+        assert!(matches!(root.create(&name), Err(RuntimeDirError::NotPrivate(_))));
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_refused_before_anything_is_made() {
+        let place = tempfile::tempdir().unwrap();
+        let root = RuntimeRoot(place.path().join("x".repeat(SOCKET_PATH_BYTES_MAX)));
+        let name = "web-1".parse().unwrap();
+        assert!(matches!(root.create(&name), Err(RuntimeDirError::PathTooLong(_))));
+    }
+}

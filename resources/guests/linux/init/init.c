@@ -1,0 +1,535 @@
+/*
+ * The first and usually only process of the Linux guest: does what the words
+ * behind ` -- ` on the kernel command line say, then ends the machine with a status.
+ *
+ *     … root=/dev/vda rw -- hello disk-write log 64 7 exit 3
+ *
+ * It does the work itself because each exec costs half a second where the host
+ * emulates kernel code. README.md lists the verbs; `table` below is the truth.
+ */
+#include "runtime.h"
+
+#include <linux/fcntl.h>
+#include <linux/mman.h>
+#include <linux/mount.h>
+#include <linux/poll.h>
+#include <linux/reboot.h>
+#include <linux/signal.h>
+#include <linux/time_types.h>
+#include <linux/utsname.h>
+#include <linux/wait.h>
+#include <asm/ioctls.h>
+
+/* The monitor ends with the status that is written to this port. */
+#define EXIT_PORT 0x604
+
+/* What the ACPI power button sends to process 1 (CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL). */
+#define SIGNAL_POWER_BUTTON 38
+
+#define CPUS_MAX 64
+#define COMMAND_BYTES_MAX 2048
+#define CHUNK_BYTES 65536
+#define MEET_SECONDS_MAX 20
+
+enum ending { END_EXIT, END_POWER_OFF, END_REBOOT };
+
+static char **environment;
+static int signals_fd;
+
+/* Ends the machine: file systems clean, then the status, then the power. Never returns. */
+static void finish(enum ending ending, uint64_t status)
+{
+	long error;
+
+	call(sync);
+	error = call(mount, 0, "/", 0, MS_REMOUNT | MS_RDONLY, 0);
+	if (error && error != -EINVAL)
+		say("cannot make / read-only: error %d", -error);
+	if (ending == END_EXIT && call(ioperm, EXIT_PORT, 1, 1) == 0)
+		asm volatile("outb %b0, %w1" : : "a"(status), "Nd"(EXIT_PORT));
+
+	/* No exit device in this machine, or none was wanted. */
+	if (ending == END_EXIT)
+		say("exit status %u", status);
+	call(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2,
+	     ending == END_POWER_OFF ? LINUX_REBOOT_CMD_POWER_OFF : LINUX_REBOOT_CMD_RESTART, 0);
+	for (;;)
+		call(pause);
+}
+
+/*
+ * Waits until a signal arrives, the console has input or the time is over
+ * (never, if negative). A request to stop ends the machine from in here.
+ * Returns 1 if the console has input.
+ */
+static int wait_event(int console, long timeout_ms)
+{
+	struct pollfd sources[2] = { { signals_fd, POLLIN, 0 }, { console, POLLIN, 0 } };
+	struct signalfd {
+		uint32_t number;
+		uint8_t rest[124];
+	} signal;
+
+	call(poll, sources, 2, timeout_ms);
+	if (sources[0].revents && call(read, signals_fd, &signal, sizeof(signal)) == sizeof(signal)) {
+		if (signal.number == SIGINT) {
+			say("stopped by Ctrl-Alt-Del");
+			finish(END_REBOOT, 0);
+		}
+		if (signal.number == SIGNAL_POWER_BUTTON) {
+			say("stopped by the power button");
+			finish(END_POWER_OFF, 0);
+		}
+	}
+	return sources[1].revents != 0;
+}
+
+#define ANY_CHILD (-1)
+
+/* The status of a child as a shell would give it; reaps orphans on the way. */
+static int wait_child(long child)
+{
+	int status;
+	long pid;
+
+	for (;;) {
+		while ((pid = call(wait4, -1, &status, WNOHANG, 0)) > 0)
+			if (child == ANY_CHILD || pid == child)
+				return status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff;
+		if (pid == -ECHILD)
+			return 127;
+		wait_event(-1, -1);
+	}
+}
+
+static void set_signals(unsigned int how)
+{
+	uint64_t set = 1ull << (SIGINT - 1) | 1ull << (SIGCHLD - 1) | 1ull << (SIGNAL_POWER_BUTTON - 1);
+
+	call(rt_sigprocmask, how, &set, 0, sizeof(set));
+	if (how == SIG_BLOCK)
+		signals_fd = call(signalfd4, -1, &set, sizeof(set), O_CLOEXEC);
+}
+
+/* Runs busybox in a session of its own on the console; its status. */
+static int busybox(char *const arguments[])
+{
+	long child = call(fork);
+
+	if (child == 0) {
+		set_signals(SIG_UNBLOCK);
+		call(setsid);
+		call(ioctl, 0, TIOCSCTTY, 0);
+		long error = call(execve, "/bin/busybox", arguments, environment);
+		say("cannot run /bin/busybox: error %d", -error);
+		call(exit_group, 127);
+	}
+	return child < 0 ? 127 : wait_child(child);
+}
+
+static int shell(char **words)
+{
+	(void)words;
+	say("a shell; `exit N` ends the machine with status N");
+	return busybox((char *[]){ "sh", "-l", 0 });
+}
+
+/* Takes all the words that are left. */
+static int run(char **words)
+{
+	static char command[COMMAND_BYTES_MAX];
+	size_t used = 0;
+
+	for (; *words; words++) {
+		size_t size = length(*words);
+
+		if (used + size + 2 > sizeof(command)) {
+			say("run: longer than %u bytes", (uint64_t)sizeof(command));
+			return 2;
+		}
+		memcpy(command + used, *words, size);
+		used += size;
+		command[used++] = ' ';
+	}
+	return busybox((char *[]){ "sh", "-c", command, 0 });
+}
+
+static uint64_t online_cpus(uint64_t *first)
+{
+	uint64_t set[CPUS_MAX / 64] = { 0 }, count = 0;
+
+	call(sched_getaffinity, 0, sizeof(set), set);
+	*first = set[0];
+	for (uint64_t left = set[0]; left; left &= left - 1)
+		count++;
+	return count;
+}
+
+static int hello(char **words)
+{
+	struct new_utsname name;
+	uint64_t set;
+
+	(void)words;
+	call(uname, &name);
+	say("hello from Linux %s, CPUs online: %u", name.release, online_cpus(&set));
+	return 0;
+}
+
+/*
+ * One process for each CPU, bound to it; all of them must be running at the
+ * same time to meet, which nothing less than that many CPUs can do in time.
+ */
+static int cpus(char **words)
+{
+	uint64_t set, count = online_cpus(&set), failed = 0;
+	long started = 0;
+	volatile uint64_t *met = (void *)call(mmap, 0, 4096, PROT_READ | PROT_WRITE,
+					      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	(void)words;
+	for (uint64_t cpu = 0; cpu < CPUS_MAX; cpu++) {
+		if (!(set >> cpu & 1))
+			continue;
+		started++;
+		if (call(fork) == 0) {
+			struct __kernel_timespec now, start;
+			uint64_t mine = 1ull << cpu;
+			unsigned int here = CPUS_MAX;
+
+			call(sched_setaffinity, 0, sizeof(mine), &mine);
+			call(getcpu, &here, 0, 0);
+			__atomic_add_fetch(met, 1, __ATOMIC_SEQ_CST);
+			call(clock_gettime, 1 /* CLOCK_MONOTONIC */, &start);
+			for (now = start; *met < count; call(clock_gettime, 1, &now))
+				if (now.tv_sec - start.tv_sec > MEET_SECONDS_MAX)
+					call(exit_group, 2);
+			say("cpu %u runs", (uint64_t)here);
+			call(exit_group, here != cpu);
+		}
+	}
+	while (started--)
+		failed += wait_child(ANY_CHILD) != 0;
+	say("cpus: %u met, %u failed", (uint64_t)*met, failed);
+	return failed != 0;
+}
+
+/* The contents of a small file without its newline; "" if there is none. */
+static const char *small_file(const char *path, char *text, size_t size)
+{
+	long file = call(open, path, O_RDONLY, 0), count = -1;
+
+	if (file >= 0) {
+		count = call(read, file, text, size - 1);
+		call(close, file);
+	}
+	if (count > 0 && text[count - 1] == '\n')
+		count--;
+	text[count > 0 ? count : 0] = 0;
+	return text;
+}
+
+static const char *link_target(const char *path, char *text, size_t size)
+{
+	long count = call(readlink, path, text, size - 1);
+
+	text[count > 0 ? count : 0] = 0;
+	return text;
+}
+
+/* Calls `visit` for each name in a directory; how many there were, or -1. */
+static long each_entry(const char *path, void (*visit)(const char *name))
+{
+	struct entry {
+		uint64_t inode, offset;
+		uint16_t size;
+		uint8_t kind;
+		char name[];
+	};
+	_Alignas(8) char entries[2048];
+	long directory = call(open, path, O_RDONLY | O_DIRECTORY, 0), size, count = 0;
+
+	if (directory < 0)
+		return -1;
+	while ((size = call(getdents64, directory, entries, sizeof(entries))) > 0) {
+		for (long at = 0; at < size; at += ((struct entry *)(entries + at))->size) {
+			const char *name = ((struct entry *)(entries + at))->name;
+
+			if (name[0] == '.')
+				continue;
+			count++;
+			visit(name);
+		}
+	}
+	call(close, directory);
+	return count;
+}
+
+static int unbound;
+
+static void show_virtio(const char *name)
+{
+	char id[32], target[256], driver[256];
+	struct line path = { 0 };
+	uint64_t number = 0;
+
+	format(&path, "/sys/bus/virtio/devices/%s", name);
+	size_t directory = path.used;
+	link_target(path.text, target, sizeof(target));
+	format(&path, "/device");
+	parse(small_file(path.text, id, sizeof(id)), &number);
+	path.used = directory;
+	format(&path, "/driver");
+	const char *bound = basename(link_target(path.text, driver, sizeof(driver)));
+
+	unbound += !*bound;
+	/* target is ../../../devices/platform/…/virtioN */
+	say("device %s id %u driver %s at %s", name, number, *bound ? bound : "none",
+	    target[0] == '.' ? target + 9 : target);
+}
+
+static int found_vmgenid;
+
+static void show_vmgenid(const char *name)
+{
+	for (const char *at = name; *at; at++) {
+		if (*at == ':') {
+			found_vmgenid = 1;
+			say("vmgenid at %s", name);
+		}
+	}
+}
+
+/* Shows what is there; fails only if a virtio device has no driver. */
+static int devices(char **words)
+{
+	uint8_t random[16];
+
+	(void)words;
+	each_entry("/sys/bus/virtio/devices", show_virtio);
+	long file = call(open, "/dev/hwrng", O_RDONLY, 0);
+	long count = file < 0 ? file : call(read, file, random, sizeof(random));
+	say(count > 0 ? "hwrng delivers" : "hwrng absent");
+	if (file >= 0)
+		call(close, file);
+	each_entry("/sys/bus/acpi/drivers/vmgenid", show_vmgenid);
+	if (!found_vmgenid)
+		say("vmgenid absent");
+	return unbound != 0;
+}
+
+/* The next number of SplitMix64: what the disk verbs write, little-endian. */
+static uint64_t next(uint64_t *state)
+{
+	uint64_t word = *state += 0x9e3779b97f4a7c15;
+
+	word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9;
+	word = (word ^ word >> 27) * 0x94d049bb133111eb;
+	return word ^ word >> 31;
+}
+
+/* What the disk verbs take: FILE KIB SEED. A file without a slash is in /data. */
+struct pattern {
+	struct line path;
+	uint64_t size_kib, seed;
+};
+
+static int pattern_from(char **words, struct pattern *pattern)
+{
+	format(&pattern->path, words[0][0] == '/' ? "%s" : "/data/%s", words[0]);
+	if (parse(words[1], &pattern->size_kib) && parse(words[2], &pattern->seed))
+		return 0;
+	say("KIB and SEED are numbers, not %s and %s", words[1], words[2]);
+	return 2;
+}
+
+static uint64_t chunk[CHUNK_BYTES / 8];
+
+/* Returns what is left of `size` behind a chunk, and the chunk's size. */
+static uint64_t next_chunk(uint64_t *left)
+{
+	uint64_t size = *left < CHUNK_BYTES ? *left : CHUNK_BYTES;
+
+	*left -= size;
+	return size;
+}
+
+static int disk_write(char **words)
+{
+	struct pattern pattern = { 0 };
+
+	if (pattern_from(words, &pattern))
+		return 2;
+	const char *path = pattern.path.text;
+	long file = call(open, path, O_WRONLY | O_CREAT | O_TRUNC, 0644), done = file;
+	uint64_t left = pattern.size_kib * 1024, state = pattern.seed;
+
+	while (done >= 0 && left > 0) {
+		uint64_t size = next_chunk(&left);
+
+		for (uint64_t i = 0; i < size / 8; i++)
+			chunk[i] = next(&state);
+		done = call(write, file, chunk, size);
+		if (done >= 0 && (uint64_t)done != size)
+			done = -ENOSPC;
+	}
+	if (done >= 0)
+		done = call(fsync, file);
+	if (file >= 0)
+		call(close, file);
+	if (done < 0) {
+		say("cannot write %s: error %d", path, -done);
+		return 1;
+	}
+	say("wrote %s: %u KiB, seed %u", path, pattern.size_kib, pattern.seed);
+	return 0;
+}
+
+static int disk_read(char **words)
+{
+	struct pattern pattern = { 0 };
+
+	if (pattern_from(words, &pattern))
+		return 2;
+	const char *path = pattern.path.text;
+	long file = call(open, path, O_RDONLY, 0), done = file;
+	uint64_t left = pattern.size_kib * 1024, state = pattern.seed, offset = 0;
+
+	while (done >= 0 && left > 0) {
+		uint64_t size = next_chunk(&left);
+
+		done = call(read, file, chunk, size);
+		if (done >= 0 && (uint64_t)done != size)
+			done = -ENODATA;
+		for (uint64_t i = 0; done > 0 && i < size / 8; i++, offset += 8) {
+			if (chunk[i] == next(&state))
+				continue;
+			say("%s differs from seed %u at byte %u", path, pattern.seed, offset);
+			return 1;
+		}
+	}
+	if (file >= 0)
+		call(close, file);
+	if (done < 0) {
+		say("cannot read %s: error %d", path, -done);
+		return 1;
+	}
+	say("verified %s: %u KiB, seed %u", path, pattern.size_kib, pattern.seed);
+	return 0;
+}
+
+/* Counts aloud until a byte comes from the console. */
+static int count(char **words)
+{
+	uint64_t interval_ms, number = 0;
+	char byte;
+
+	if (!parse(words[0], &interval_ms))
+		return 2;
+	do
+		say("count %u", number++);
+	while (!wait_event(0, interval_ms));
+	call(read, 0, &byte, 1);
+	say("count stopped");
+	return 0;
+}
+
+static int exit_with(char **words)
+{
+	uint64_t status;
+
+	if (!parse(words[0], &status) || status > 255)
+		return 2;
+	finish(END_EXIT, status);
+	return 0;
+}
+
+static int power_off(char **words)
+{
+	(void)words;
+	finish(END_POWER_OFF, 0);
+	return 0;
+}
+
+static int restart(char **words)
+{
+	(void)words;
+	finish(END_REBOOT, 0);
+	return 0;
+}
+
+#define ALL_THE_REST (-1)
+
+/* A verb, how many words it takes behind it, and what it does: 0, or the status to end with. */
+static const struct verb {
+	const char *name;
+	int words;
+	int (*act)(char **words);
+} table[] = {
+	{ "hello", 0, hello },
+	{ "devices", 0, devices },
+	{ "cpus", 0, cpus },
+	{ "disk-write", 3, disk_write },
+	{ "disk-read", 3, disk_read },
+	{ "count", 1, count },
+	{ "shell", 0, shell },
+	{ "run", ALL_THE_REST, run },
+	{ "exit", 1, exit_with },
+	{ "poweroff", 0, power_off },
+	{ "reboot", 0, restart },
+};
+
+/* Does one verb and moves past its words; the status, 2 if it makes no sense. */
+static int step(char ***words)
+{
+	const char *name = *(*words)++;
+
+	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		char **arguments = *words;
+
+		if (!same(table[i].name, name))
+			continue;
+		for (int left = table[i].words; left && **words; left--)
+			(*words)++;
+		if (table[i].words > 0 && *words - arguments < table[i].words) {
+			say("%s takes %u words", name, (uint64_t)table[i].words);
+			return 2;
+		}
+		return table[i].act(arguments);
+	}
+	say("%s is no verb", name);
+	return 2;
+}
+
+static void prepare(void)
+{
+	call(mount, "proc", "/proc", "proc", 0, 0);
+	call(mount, "sysfs", "/sys", "sysfs", 0, 0);
+	call(mount, "devtmpfs", "/dev", "devtmpfs", 0, 0);
+	call(mount, "tmpfs", "/tmp", "tmpfs", 0, 0);
+	/* Ctrl-Alt-Del comes as SIGINT instead of ending the machine with dirty disks. */
+	call(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_CAD_OFF, 0);
+	set_signals(SIG_BLOCK);
+}
+
+__attribute__((used)) static void start(uint64_t *stack)
+{
+	uint64_t count = stack[0];
+	char **words = (char **)(stack + 2);
+	int status = 0;
+
+	environment = (char **)(stack + 2 + count);
+	prepare();
+	if (!*words)
+		status = shell(words);
+	while (*words && status == 0)
+		status = step(&words);
+	finish(END_EXIT, status);
+}
+
+/* Where the kernel enters: the stack holds argc, argv and the environment. */
+asm(".globl _start\n"
+    "_start: xor %ebp, %ebp\n"
+    "	mov %rsp, %rdi\n"
+    "	and $-16, %rsp\n"
+    "	call start\n");

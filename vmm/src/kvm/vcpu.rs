@@ -1,0 +1,352 @@
+//! One thread per vCPU: it owns the vCPU's descriptor and is the only one that runs ioctls on it.
+//!
+//! ```text
+//!           Run                    kick
+//!   parked ─────► running ─────────────────────► parked
+//!     │              └── the guest ends: announced, then parked for good
+//!     └── Finish: the thread ends
+//! ```
+//!
+//! A kick is a real-time signal whose handler sets `immediate_exit` in the shared `kvm_run` page. A
+//! signal that comes between two KVM_RUN calls is therefore never lost, and a vCPU that leaves
+//! KVM_RUN by a kick has completed the port or MMIO access that it was in.
+#![expect(
+    unsafe_code,
+    reason = "the kick handler writes the kvm_run page; an exit's details are a C union"
+)]
+
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coracle_devices::bus::Bus;
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::end::{End, Ending};
+
+/// A parked vCPU answers within this, or something is badly wrong on the host.
+const ACKNOWLEDGE_MS_MAX: u64 = 5_000;
+/// Offset of the kick signal from SIGRTMIN.
+const KICK_SIGNAL_OFFSET: i32 = 0;
+/// The stack of a vCPU thread: its deepest path is a register access that resets a device.
+const STACK_BYTES: usize = 128 << 10;
+
+thread_local! {
+    /// `immediate_exit` of the vCPU that this thread runs; null on every other thread.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// What a vCPU has done since it was made.
+#[derive(Debug, Default)]
+pub struct VcpuCounters {
+    /// Port reads.
+    pub exit_io_in: AtomicU64,
+    /// Port writes.
+    pub exit_io_out: AtomicU64,
+    /// MMIO reads.
+    pub exit_mmio_read: AtomicU64,
+    /// MMIO writes.
+    pub exit_mmio_write: AtomicU64,
+    /// Exits that ended the guest abnormally.
+    pub failures: AtomicU64,
+}
+
+/// What a vCPU reaches outside guest memory.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Guest-physical addresses without memory.
+    pub mmio: Arc<Bus>,
+    /// Where an end is announced.
+    pub ending: Ending,
+    /// Shared by all vCPUs of the machine.
+    pub counters: Arc<VcpuCounters>,
+}
+
+enum Order {
+    Run,
+    Finish,
+}
+
+/// The control end of one vCPU thread.
+#[derive(Debug)]
+pub struct Vcpu {
+    index: u8,
+    orders: Sender<Order>,
+    parked: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Why a vCPU cannot be controlled.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The thread could not be started.
+    #[error("cannot start the thread of vCPU {index}")]
+    Spawn {
+        /// Which vCPU.
+        index: u8,
+        /// What the host answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The kick signal could not be set up or sent.
+    #[error("cannot kick vCPU {index} out of KVM_RUN")]
+    Kick {
+        /// Which vCPU.
+        index: u8,
+        /// What the host answered.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not leave KVM_RUN in time.
+    #[error("vCPU {index} did not leave KVM_RUN within {ACKNOWLEDGE_MS_MAX} ms")]
+    Unresponsive {
+        /// Which vCPU.
+        index: u8,
+    },
+    /// Its thread has ended.
+    #[error("the thread of vCPU {index} has ended")]
+    Gone {
+        /// Which vCPU.
+        index: u8,
+    },
+}
+
+/// Installs the handler of the kick signal; once, before the first vCPU thread is started.
+///
+/// # Errors
+///
+/// When the host refuses the handler.
+pub fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn leave_kvm_run(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        IMMEDIATE_EXIT.with(|flag| {
+            let flag = flag.get();
+            if !flag.is_null() {
+                // SAFETY: the pointer is set by the thread that owns the vCPU while its kvm_run page is
+                // mapped, and cleared before the page goes; the handler runs on that same thread.
+                unsafe { flag.write_volatile(1) };
+            }
+        });
+    }
+    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, leave_kvm_run)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+impl Vcpu {
+    /// Starts the thread of vCPU `index`, parked.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Spawn`] when the host has no thread to give.
+    pub fn spawn(index: u8, fd: VcpuFd, outside: Outside) -> Result<Self, VcpuError> {
+        let (orders, order_inbox) = channel();
+        let (parked_outbox, parked) = channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu {index}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || Loop { index, fd, outside }.serve(&order_inbox, &parked_outbox))
+            .map_err(|source| VcpuError::Spawn { index, source })?;
+        Ok(Self {
+            index,
+            orders,
+            parked,
+            thread: Some(thread),
+        })
+    }
+
+    /// Lets the guest run; returns at once.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Gone`] when the thread has ended.
+    pub fn run(&self) -> Result<(), VcpuError> {
+        self.orders
+            .send(Order::Run)
+            .map_err(|_| VcpuError::Gone { index: self.index })
+    }
+
+    /// Asks a running vCPU to leave KVM_RUN; [`Self::wait_parked`] says when it has.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Kick`] when the signal cannot be sent.
+    pub fn kick(&self) -> Result<(), VcpuError> {
+        let Some(thread) = &self.thread else {
+            return Err(VcpuError::Gone { index: self.index });
+        };
+        thread
+            .kill(SIGRTMIN() + KICK_SIGNAL_OFFSET)
+            .map_err(|error| VcpuError::Kick {
+                index: self.index,
+                source: io::Error::from_raw_os_error(error.errno()),
+            })
+    }
+
+    /// Waits until a kicked vCPU is parked: then no guest code of it runs and no access is half done.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Unresponsive`] when it takes longer than any host should.
+    pub fn wait_parked(&self) -> Result<(), VcpuError> {
+        self.parked
+            .recv_timeout(Duration::from_millis(ACKNOWLEDGE_MS_MAX))
+            .map_err(|error| match error {
+                RecvTimeoutError::Timeout => VcpuError::Unresponsive { index: self.index },
+                RecvTimeoutError::Disconnected => VcpuError::Gone { index: self.index },
+            })
+    }
+
+    /// Ends the thread of a vCPU that is parked.
+    pub fn finish(mut self) {
+        // A thread that is gone already needs no order.
+        let _ = self.orders.send(Order::Finish);
+        if let Some(thread) = self.thread.take() {
+            thread
+                .join()
+                .expect("a vCPU thread does not panic: the process aborts if it does");
+        }
+    }
+}
+
+/// The thread's side.
+struct Loop {
+    index: u8,
+    fd: VcpuFd,
+    outside: Outside,
+}
+
+/// Why the thread left KVM_RUN for good.
+enum Leave {
+    Kicked,
+    Ended(End),
+}
+
+impl Loop {
+    fn serve(mut self, orders: &Receiver<Order>, parked: &Sender<()>) {
+        IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        while let Ok(Order::Run) = orders.recv() {
+            match self.run_guest() {
+                Leave::Kicked => {}
+                Leave::Ended(end) => self.outside.ending.announce(end),
+            }
+            self.fd.set_kvm_immediate_exit(0);
+            // The controller may have given up on us; the next order says so.
+            let _ = parked.send(());
+        }
+        // The page goes with the descriptor: a late signal must find no address.
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+
+    fn run_guest(&mut self) -> Leave {
+        loop {
+            match self.fd.run() {
+                Ok(exit) => {
+                    if let Some(ended) = Self::serve_exit(self.index, exit, &self.outside) {
+                        return Leave::Ended(self.explain(ended));
+                    }
+                }
+                // EINTR: a signal. EAGAIN: a waiting application processor that was woken without being started.
+                Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
+                    if self.fd.get_kvm_run().immediate_exit != 0 {
+                        return Leave::Kicked;
+                    }
+                }
+                Err(error) => {
+                    let cause = format!("KVM_RUN: {error}");
+                    return Leave::Ended(End::RunFailed {
+                        vcpu: self.index,
+                        cause,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Serves one exit; `Some` if the guest cannot go on.
+    fn serve_exit(vcpu: u8, exit: VcpuExit<'_>, outside: &Outside) -> Option<Abnormal> {
+        let counters = &outside.counters;
+        match exit {
+            VcpuExit::MmioWrite(address, data) => {
+                counters.exit_mmio_write.fetch_add(1, Ordering::Relaxed);
+                outside.mmio.write(address, data);
+            }
+            VcpuExit::MmioRead(address, data) => {
+                counters.exit_mmio_read.fetch_add(1, Ordering::Relaxed);
+                outside.mmio.read(address, data);
+            }
+            VcpuExit::IoOut(port, data) => {
+                counters.exit_io_out.fetch_add(1, Ordering::Relaxed);
+                outside.ports.write(u64::from(port), data);
+            }
+            VcpuExit::IoIn(port, data) => {
+                counters.exit_io_in.fetch_add(1, Ordering::Relaxed);
+                outside.ports.read(u64::from(port), data);
+            }
+            VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IoapicEoi(_) => {}
+            VcpuExit::Shutdown => return Some(Abnormal::Known(End::TripleFault { vcpu })),
+            VcpuExit::FailEntry(reason, _) => {
+                return Some(Abnormal::Known(End::EntryFailed { vcpu, reason }));
+            }
+            VcpuExit::InternalError => return Some(Abnormal::InternalError),
+            other => {
+                let cause = format!("KVM_RUN returned for a reason the monitor does not serve: {other:?}");
+                return Some(Abnormal::Known(End::RunFailed { vcpu, cause }));
+            }
+        }
+        None
+    }
+
+    fn explain(&mut self, abnormal: Abnormal) -> End {
+        self.outside.counters.failures.fetch_add(1, Ordering::Relaxed);
+        match abnormal {
+            Abnormal::Known(end) => end,
+            Abnormal::InternalError => {
+                let rip = self.fd.get_regs().map_or(0, |registers| registers.rip);
+                internal_error(self.index, rip, self.fd.get_kvm_run())
+            }
+        }
+    }
+}
+
+enum Abnormal {
+    Known(End),
+    InternalError,
+}
+
+/// Reads the details of a KVM_EXIT_INTERNAL_ERROR (KVM API, section 5: `internal`, `emulation_failure`).
+fn internal_error(vcpu: u8, rip: u64, run: &kvm_run) -> End {
+    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member of the
+    // union; its fields are plain integers.
+    let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
+    if failure.suberror != KVM_INTERNAL_ERROR_EMULATION {
+        return End::InternalError {
+            vcpu,
+            suberror: failure.suberror,
+            rip,
+        };
+    }
+    let mut instruction = Vec::new();
+    if failure.ndata >= 1
+        && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0
+    {
+        // SAFETY: the flag says that KVM filled this variant; its fields are plain bytes.
+        let fetched = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+        let len = usize::from(fetched.insn_size).min(fetched.insn_bytes.len());
+        instruction.extend_from_slice(fetched.insn_bytes.get(..len).unwrap_or_default());
+    }
+    End::EmulationFailure {
+        vcpu,
+        rip,
+        instruction,
+    }
+}

@@ -1,0 +1,135 @@
+//! The virtual machine: its memory slots, its interrupt controllers, and the eventfds wired to both.
+#![expect(unsafe_code, reason = "a memory slot hands host addresses to the kernel")]
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{KvmError, failed};
+use crate::arch::x86_64::layout;
+use crate::memory;
+
+/// Where KVM keeps what real mode needs on processors that cannot run it directly.
+#[expect(clippy::cast_possible_truncation, reason = "the crate builds for x86-64 only")]
+const TSS_ADDRESS: usize = layout::TSS.0 as usize;
+/// KVM_API_VERSION since 2.6.22.
+const API_VERSION: i32 = 12;
+
+/// A virtual machine without vCPUs. Dropping it gives its memory slots back.
+#[derive(Debug)]
+pub struct Vm {
+    // The descriptor goes before the memory that its slots point into.
+    fd: VmFd,
+    _memory: Arc<GuestMemoryMmap>,
+}
+
+/// Opens `/dev/kvm`. What the machine needs of it is checked with the processors ([`crate::arch::x86_64::cpu`]).
+///
+/// # Errors
+///
+/// A [`KvmError`] that says what is missing and what to do about it.
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
+        libc::EACCES | libc::EPERM => KvmError::Permission,
+        errno => KvmError::Open(std::io::Error::from_raw_os_error(errno)),
+    })?;
+    match kvm.get_api_version() {
+        API_VERSION => Ok(kvm),
+        other => Err(KvmError::Version(other)),
+    }
+}
+
+/// Refuses more vCPUs than this host's KVM takes.
+///
+/// # Errors
+///
+/// [`KvmError::TooManyVcpus`] with the limit.
+pub fn check_vcpu_count(kvm: &Kvm, wanted: u8) -> Result<(), KvmError> {
+    let limit = kvm.get_max_vcpus();
+    if usize::from(wanted) > limit {
+        return Err(KvmError::TooManyVcpus { wanted, limit });
+    }
+    Ok(())
+}
+
+impl Vm {
+    /// A machine with `memory`, interrupt controllers and a timer.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
+        let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        for slot in memory::slots(&memory) {
+            let region = kvm_userspace_memory_region {
+                slot: slot.index,
+                flags: match dirty_log {
+                    DirtyLog::Off => 0,
+                    DirtyLog::On => kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES,
+                },
+                guest_phys_addr: slot.guest_address.0,
+                memory_size: slot.size_bytes,
+                userspace_addr: slot.host_address,
+            };
+            // SAFETY: the slot lies within a region of `memory`, which this machine keeps alive for
+            // longer than its descriptor; slots do not overlap because regions do not.
+            unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        fd.set_identity_map_address(layout::IDENTITY_MAP.0)
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))?;
+        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        // The guest may drive the PIT's speaker gate (port 0x61); nothing hears it.
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+        Ok(Self { fd, _memory: memory })
+    }
+
+    /// Makes vCPU `index`; its state is the caller's to set.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
+        self.fd
+            .create_vcpu(u64::from(index))
+            .map_err(failed("KVM_CREATE_VCPU"))
+    }
+
+    /// Raises interrupt line `gsi` whenever `line` is written.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    pub fn connect_interrupt(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(line, gsi).map_err(failed("KVM_IRQFD"))
+    }
+
+    /// Writes `kick` whenever the guest stores `value` (32 bits) at `address`, without an exit to this process.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    pub fn connect_kick(&self, kick: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
+            .map_err(failed("KVM_IOEVENTFD"))
+    }
+}
+
+/// Whether KVM records which pages the guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirtyLog {
+    /// It does not; the guest runs without the faults that it costs.
+    Off,
+    /// It does (`track_dirty_pages`).
+    On,
+}

@@ -1,0 +1,320 @@
+//! The machine and its phases. A call that is wrong in a phase cannot be written.
+//!
+//! ```text
+//!            build                resume
+//!   Plan ────────────► Paused ──────────────► Running
+//!                        ▲                       │
+//!                        └───────── pause ───────┘
+//! ```
+//!
+//! A transition that fails hands the machine back in the phase that it is really in.
+
+mod assemble;
+mod cpu_template;
+pub mod plan;
+mod platform;
+
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use coracle_devices::i8042::{I8042, KeyboardError};
+use coracle_devices::serial::SerialPort;
+use coracle_devices::virtio::blk::{BlkControl, ControlError};
+use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
+use coracle_devices::virtio::rng::EntropyCounts;
+use coracle_storage::backend::Backend;
+use coracle_storage::limit::RateLimiterConfig;
+
+use crate::kvm::vcpu::{Vcpu, VcpuCounters, VcpuError};
+use crate::kvm::vm::Vm;
+
+pub use assemble::{BuildError, build};
+
+/// The phase in which the guest runs.
+#[derive(Debug)]
+pub struct Running;
+
+/// The phase in which no guest code runs and no device touches guest memory or a disk.
+#[derive(Debug)]
+pub struct Paused;
+
+/// A built machine in phase `P`.
+pub struct Machine<P> {
+    /// Boxed: a transition moves the machine, and hands it back when it fails.
+    parts: Box<Parts>,
+    phase: PhantomData<P>,
+}
+
+/// What a machine consists of, in the order in which it is taken apart.
+struct Parts {
+    vcpus: Vec<Vcpu>,
+    devices: Vec<VirtioSlot>,
+    drives: Vec<DriveSlot>,
+    entropy_counts: Option<Arc<EntropyCounts>>,
+    serial: Arc<Mutex<SerialPort>>,
+    keyboard: Arc<Mutex<I8042>>,
+    counters: Arc<VcpuCounters>,
+    _vm: Vm,
+}
+
+/// The control end of one drive.
+struct DriveSlot {
+    id: String,
+    control: BlkControl,
+    /// Its place among the devices.
+    at: usize,
+}
+
+/// One virtio device in its place on the bus.
+struct VirtioSlot {
+    /// The device's id in the configuration.
+    id: String,
+    transport: Arc<Mutex<MmioTransport>>,
+}
+
+/// A transition that did not happen: the machine, in the phase that it is in, and why.
+pub struct Refused<P> {
+    /// The machine, as it was.
+    pub machine: Machine<P>,
+    /// What stood in the way.
+    pub error: TransitionError,
+}
+
+/// Why a machine could not change its phase.
+#[derive(Debug, thiserror::Error)]
+pub enum TransitionError {
+    /// A vCPU does not follow.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// A device could not be stopped or started.
+    #[error("device `{id}` does not follow; the machine stays in the phase that it was in")]
+    Device {
+        /// The device's id.
+        id: String,
+        /// Why.
+        #[source]
+        source: TransportError,
+    },
+}
+
+/// Why a drive could not be changed; it goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveChangeError {
+    /// There is no such drive.
+    #[error("there is no drive `{0}`; GET /vm/config lists them")]
+    Unknown(String),
+    /// Its queue could not be drained, or not be started again.
+    #[error(transparent)]
+    Device(#[from] TransitionError),
+    /// The image or the limits are not taken.
+    #[error("drive `{id}` is as it was")]
+    Control {
+        /// The drive's id.
+        id: String,
+        /// Why.
+        #[source]
+        source: ControlError,
+    },
+}
+
+impl<P> Machine<P> {
+    fn in_phase<Q>(self) -> Machine<Q> {
+        Machine {
+            parts: self.parts,
+            phase: PhantomData,
+        }
+    }
+
+    /// The guest's serial port.
+    pub fn serial(&self) -> &Arc<Mutex<SerialPort>> {
+        &self.parts.serial
+    }
+
+    /// What the vCPUs have counted.
+    pub fn vcpu_counters(&self) -> &Arc<VcpuCounters> {
+        &self.parts.counters
+    }
+
+    /// The drives, by id.
+    pub fn drives(&self) -> impl Iterator<Item = (&str, &BlkControl)> {
+        self.parts
+            .drives
+            .iter()
+            .map(|drive| (drive.id.as_str(), &drive.control))
+    }
+
+    /// What the entropy device has counted, if there is one.
+    pub fn entropy_counts(&self) -> Option<&Arc<EntropyCounts>> {
+        self.parts.entropy_counts.as_ref()
+    }
+
+    /// Presses Ctrl+Alt+Del on the guest's keyboard.
+    ///
+    /// # Errors
+    ///
+    /// When the guest does not read its keyboard.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), KeyboardError> {
+        let mut keyboard = self
+            .parts
+            .keyboard
+            .lock()
+            .expect("no holder of the keyboard panics");
+        keyboard.press_ctrl_alt_del()
+    }
+
+    /// Changes the limits of drive `id`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such drive, or its worker is gone.
+    pub fn limit_drive(&self, id: &str, limits: RateLimiterConfig) -> Result<(), DriveChangeError> {
+        let drive = self.parts.drive(id)?;
+        drive
+            .control
+            .set_limiter(limits)
+            .map_err(|source| drive.refused(source))
+    }
+}
+
+impl Machine<Paused> {
+    fn new(parts: Parts) -> Self {
+        Self {
+            parts: Box::new(parts),
+            phase: PhantomData,
+        }
+    }
+
+    /// Lets the devices serve and the guest run.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] with the machine still paused.
+    pub fn resume(self) -> Result<Machine<Running>, Refused<Paused>> {
+        match self.parts.start() {
+            Ok(()) => Ok(self.in_phase()),
+            Err(error) => Err(Refused { machine: self, error }),
+        }
+    }
+
+    /// Gives drive `id` another image; the guest hears of its size when it runs again.
+    ///
+    /// # Errors
+    ///
+    /// The drive then still has its old image.
+    pub fn replace_image(&self, id: &str, image: Box<dyn Backend>) -> Result<(), DriveChangeError> {
+        let drive = self.parts.drive(id)?;
+        drive
+            .control
+            .replace(image)
+            .map_err(|source| drive.refused(source))?;
+        self.parts.slot(drive).lock().announce_configuration();
+        Ok(())
+    }
+
+    /// Takes the machine apart: threads have ended and disks are closed when it returns.
+    pub fn retire(self) {
+        self.parts.vcpus.into_iter().for_each(Vcpu::finish);
+    }
+}
+
+impl Machine<Running> {
+    /// Stops the guest and drains its devices; when it returns nothing is in flight.
+    ///
+    /// The order matters: no vCPU runs when the first device stops, so no device gets new work, and
+    /// what is in flight may still raise its interrupts.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] with the machine still running.
+    pub fn pause(self) -> Result<Machine<Paused>, Refused<Running>> {
+        match self.parts.stop() {
+            Ok(()) => Ok(self.in_phase()),
+            Err(error) => Err(Refused { machine: self, error }),
+        }
+    }
+
+    /// Gives drive `id` another image while the guest runs: its queue is drained and waits meanwhile,
+    /// the other devices serve on.
+    ///
+    /// # Errors
+    ///
+    /// The drive then still has its old image and serves.
+    pub fn replace_image(&self, id: &str, image: Box<dyn Backend>) -> Result<(), DriveChangeError> {
+        let drive = self.parts.drive(id)?;
+        let slot = self.parts.slot(drive);
+        // One lock for the whole change: a driver that resets the device meanwhile waits for its end.
+        let mut transport = slot.lock();
+        transport.pause().map_err(|source| slot.failed(source))?;
+        let replaced = drive
+            .control
+            .replace(image)
+            .map_err(|source| drive.refused(source));
+        transport.resume().map_err(|source| slot.failed(source))?;
+        replaced?;
+        transport.announce_configuration();
+        Ok(())
+    }
+}
+
+impl Parts {
+    fn start(&self) -> Result<(), TransitionError> {
+        self.devices.iter().try_for_each(VirtioSlot::start)?;
+        Ok(self.vcpus.iter().try_for_each(Vcpu::run)?)
+    }
+
+    fn stop(&self) -> Result<(), TransitionError> {
+        self.vcpus.iter().try_for_each(Vcpu::kick)?;
+        self.vcpus.iter().try_for_each(Vcpu::wait_parked)?;
+        match self.devices.iter().try_for_each(VirtioSlot::stop) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Back to where it was: devices that did stop serve again, then the guest runs on.
+                self.start()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn drive(&self, id: &str) -> Result<&DriveSlot, DriveChangeError> {
+        let drive = self.drives.iter().find(|drive| drive.id == id);
+        drive.ok_or_else(|| DriveChangeError::Unknown(id.to_owned()))
+    }
+
+    fn slot(&self, drive: &DriveSlot) -> &VirtioSlot {
+        self.devices
+            .get(drive.at)
+            .expect("a drive keeps the place that it was put in")
+    }
+}
+
+impl DriveSlot {
+    fn refused(&self, source: ControlError) -> DriveChangeError {
+        DriveChangeError::Control {
+            id: self.id.clone(),
+            source,
+        }
+    }
+}
+
+impl VirtioSlot {
+    fn start(&self) -> Result<(), TransitionError> {
+        self.lock().resume().map_err(|source| self.failed(source))
+    }
+
+    fn stop(&self) -> Result<(), TransitionError> {
+        self.lock().pause().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: TransportError) -> TransitionError {
+        TransitionError::Device {
+            id: self.id.clone(),
+            source,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, MmioTransport> {
+        self.transport
+            .lock()
+            .expect("no holder of a transport panics: the process aborts if one does")
+    }
+}

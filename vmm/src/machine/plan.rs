@@ -1,0 +1,163 @@
+//! What will be built: everything that can be opened, opened; everything that can be sized, sized.
+//! Nothing after a plan sees a path.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+
+use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::blk::{Disk, DriveConfig, DriveError};
+use coracle_devices::virtio::rng::EntropyConfig;
+use coracle_storage::backend::Access;
+
+use super::cpu_template;
+use crate::arch::x86_64::boot::BootProtocol;
+use crate::arch::x86_64::boot::cmdline::RootAccess;
+use crate::arch::x86_64::cpu::{CpuError, Smt, Topology};
+use crate::arch::x86_64::template::CpuTemplate;
+use crate::config::{self, Config, HugePages, MemoryBacking};
+use crate::kvm::vm::DirtyLog;
+use crate::memory::{Backing, PageSize};
+
+/// A machine that can be built.
+pub struct Plan {
+    pub(super) memory: MemoryPlan,
+    pub(super) topology: Topology,
+    pub(super) template: CpuTemplate,
+    pub(super) boot: BootPlan,
+    pub(super) disks: Vec<Disk>,
+    pub(super) entropy: Option<EntropyConfig>,
+    pub(super) serial: SerialConfig,
+}
+
+/// The guest's memory.
+pub(super) struct MemoryPlan {
+    pub(super) mib: u64,
+    pub(super) backing: Backing,
+    pub(super) pages: PageSize,
+    pub(super) dirty_log: DirtyLog,
+}
+
+/// What the guest boots.
+pub(super) struct BootPlan {
+    pub(super) kernel: File,
+    pub(super) initrd: Option<File>,
+    pub(super) arguments: Option<String>,
+    pub(super) protocol: BootProtocol,
+    pub(super) root: Option<RootPlan>,
+}
+
+/// The root that the command line names.
+pub(super) struct RootPlan {
+    pub(super) partuuid: Option<String>,
+    pub(super) access: RootAccess,
+}
+
+/// Why a configuration cannot become a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// There is nothing to boot.
+    #[error("Cannot start microvm without kernel configuration: PUT /boot-source first.")]
+    NoBootSource,
+    /// A boot file cannot be opened.
+    #[error("cannot open the {what} `{path}`: check the path and its permissions")]
+    File {
+        /// Kernel or initrd.
+        what: &'static str,
+        /// As configured.
+        path: String,
+        /// What the host answered.
+        #[source]
+        source: io::Error,
+    },
+    /// A drive's image cannot be opened.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    /// The processors cannot be had so.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+}
+
+impl Plan {
+    /// Opens what `config` names. Nothing is changed on the host by it.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that cannot be opened, and what to do about it.
+    pub fn new(config: &Config) -> Result<Self, PlanError> {
+        let machine = config.machine();
+        let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
+        let smt = if machine.smt { Smt::On } else { Smt::Off };
+        Ok(Self {
+            memory: MemoryPlan {
+                mib: machine.mem_size_mib,
+                backing: match machine.memory_backing {
+                    MemoryBacking::Anonymous => Backing::Anonymous,
+                    MemoryBacking::Memfd => Backing::Shared,
+                },
+                pages: match machine.huge_pages {
+                    HugePages::None => PageSize::Base,
+                    HugePages::Hugetlbfs2M => PageSize::Huge2Mib,
+                },
+                dirty_log: if machine.track_dirty_pages {
+                    DirtyLog::On
+                } else {
+                    DirtyLog::Off
+                },
+            },
+            topology: Topology::new(machine.vcpu_count, smt)?,
+            template: config.cpu().map(cpu_template::parsed).unwrap_or_default(),
+            boot: BootPlan::new(source, config.drives())?,
+            disks: config
+                .drives()
+                .iter()
+                .map(DriveConfig::open)
+                .collect::<Result<_, _>>()?,
+            entropy: config.entropy().cloned(),
+            serial: config.serial().cloned().unwrap_or_default(),
+        })
+    }
+}
+
+impl BootPlan {
+    fn new(source: &config::BootSource, drives: &[DriveConfig]) -> Result<Self, PlanError> {
+        let root = drives
+            .iter()
+            .find(|drive| drive.is_root_device)
+            .map(|drive| RootPlan {
+                partuuid: drive.partuuid.clone(),
+                access: match drive.access() {
+                    Access::ReadOnly => RootAccess::ReadOnly,
+                    Access::ReadWrite => RootAccess::ReadWrite,
+                },
+            });
+        Ok(Self {
+            kernel: boot_file("kernel", &source.kernel_image_path)?,
+            initrd: source
+                .initrd_path
+                .as_deref()
+                .map(|path| boot_file("initrd", path))
+                .transpose()?,
+            arguments: source.boot_args.clone(),
+            protocol: match source.boot_protocol {
+                config::BootProtocol::Auto => BootProtocol::Auto,
+                config::BootProtocol::Pvh => BootProtocol::Pvh,
+                config::BootProtocol::Linux64 => BootProtocol::Linux64,
+            },
+            root,
+        })
+    }
+}
+
+fn boot_file(what: &'static str, path: &str) -> Result<File, PlanError> {
+    // Opening a FIFO would wait for its writer.
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|source| PlanError::File {
+            what,
+            path: path.to_owned(),
+            source,
+        })
+}

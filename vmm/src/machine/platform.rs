@@ -1,0 +1,112 @@
+//! The devices that every machine has, on the I/O ports: serial port, keyboard controller, power.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
+use coracle_devices::i8042::{I8042, I8042_IRQ, I8042_PORT, I8042_PORTS};
+use coracle_devices::power::{EndSignal, POWER_PORT, POWER_PORTS, Power};
+use coracle_devices::serial::{Output, SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialConfig, SerialPort};
+use coracle_devices::vmgenid::{GenerationError, GenerationId};
+use vm_memory::GuestMemoryMmap;
+
+use crate::arch::x86_64::layout;
+use crate::kvm::KvmError;
+use crate::kvm::vm::Vm;
+
+/// Why a fixed device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    /// The file for serial output cannot be opened.
+    #[error("cannot open `{}` for the guest's serial output: check the path and its permissions", path.display())]
+    SerialOutput {
+        /// As configured.
+        path: PathBuf,
+        /// What the host answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The host gave no descriptor.
+    #[error("cannot make the {device}")]
+    Device {
+        /// Which.
+        device: &'static str,
+        /// What the host answered.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM does not take an interrupt line.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Two devices want the same port.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The VM generation ID cannot be written.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+}
+
+/// The fixed devices, on their bus.
+pub(super) struct Platform {
+    pub(super) ports: Bus,
+    pub(super) serial: Arc<Mutex<SerialPort>>,
+    pub(super) keyboard: Arc<Mutex<I8042>>,
+}
+
+impl Platform {
+    /// Makes the devices, connects their interrupts, and gives the guest a fresh generation ID.
+    pub(super) fn new(
+        vm: &Vm,
+        memory: &GuestMemoryMmap,
+        serial: &SerialConfig,
+        end: &Arc<EndSignal>,
+    ) -> Result<Self, PlatformError> {
+        let serial = SerialPort::new(output(serial)?).map_err(device_failed("serial port"))?;
+        vm.connect_interrupt(serial.line(), SERIAL_IRQ)?;
+        let keyboard = I8042::new(Arc::clone(end)).map_err(device_failed("keyboard controller"))?;
+        vm.connect_interrupt(keyboard.line(), I8042_IRQ)?;
+        GenerationId::new(layout::VMGENID)?.renew(memory)?;
+
+        let (serial, keyboard) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(keyboard)));
+        let power: Arc<Mutex<dyn BusDevice>> = Arc::new(Mutex::new(Power::new(Arc::clone(end))));
+        let mut ports = Bus::new();
+        ports.insert(range(SERIAL_PORT, SERIAL_PORTS), "serial port", serial.clone())?;
+        ports.insert(
+            range(I8042_PORT, I8042_PORTS),
+            "keyboard controller",
+            keyboard.clone(),
+        )?;
+        ports.insert(range(POWER_PORT, POWER_PORTS), "power device", power)?;
+        Ok(Self {
+            ports,
+            serial,
+            keyboard,
+        })
+    }
+}
+
+fn output(config: &SerialConfig) -> Result<Output, PlatformError> {
+    let output = match &config.serial_out_path {
+        Some(path) => Output::to_path(path).map_err(|source| PlatformError::SerialOutput {
+            path: path.clone(),
+            source,
+        })?,
+        None => Output::to_descriptor(rustix::stdio::stdout()).map_err(device_failed("console"))?,
+    };
+    Ok(match config.rate_limiter {
+        Some(bucket) => output.limited(bucket),
+        None => output,
+    })
+}
+
+fn device_failed(device: &'static str) -> impl FnOnce(io::Error) -> PlatformError {
+    move |source| PlatformError::Device { device, source }
+}
+
+fn range(first: u16, count: u16) -> BusRange {
+    BusRange {
+        start: u64::from(first),
+        len: u64::from(count),
+    }
+}

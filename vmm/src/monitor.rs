@@ -1,0 +1,267 @@
+//! The `vmm` thread: it owns the configuration and the machine, and does what messages say.
+//!
+//! Nobody else has a `&mut` to either, so there is no lock around them.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use coracle_devices::power::EndSignal;
+use coracle_devices::virtio::blk::PartialDrive;
+
+use crate::api::verbs::permitted;
+use crate::api::{Answer, Calls, Data, Fault, Verb};
+use crate::config::{Config, FullConfig, InstanceInfo, Phase, Version};
+use crate::console::{Console, Input};
+use crate::end::{End, Ending};
+use crate::event_loop::{EventLoop, Message, Source};
+use crate::machine::plan::Plan;
+use crate::machine::{self, Machine, Paused, Refused, Running};
+use crate::signals::StopSignals;
+
+/// The machine, in whatever phase it is.
+#[derive(Default)]
+enum Guest {
+    #[default]
+    NotStarted,
+    Running(Machine<Running>),
+    Paused(Machine<Paused>),
+}
+
+/// One machine and everything that is done to it.
+pub struct Monitor {
+    id: String,
+    config: Config,
+    guest: Guest,
+    ending: Ending,
+    guest_end: Arc<EndSignal>,
+    event_loop: EventLoop,
+    calls: Option<Calls>,
+    console: Option<Console>,
+}
+
+/// The host has no descriptor or thread left for the monitor itself.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// An eventfd or a timer.
+    #[error("cannot make a descriptor for the event loop")]
+    Descriptor(#[from] io::Error),
+    /// Epoll.
+    #[error("cannot make the event loop")]
+    Epoll(#[from] event_manager::Error),
+}
+
+impl Monitor {
+    /// A monitor of a machine that is not started yet. `calls` is the API's end, where there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the host has no descriptors left.
+    pub fn new(id: String, config: Config, stop: StopSignals) -> Result<Self, MonitorError> {
+        let mut event_loop = EventLoop::new()?;
+        let ending = Ending::new()?;
+        let guest_end = EndSignal::new()?;
+        event_loop.watch(Source::Ending(ending.clone()));
+        event_loop.watch(Source::GuestEnd(Arc::clone(&guest_end), ending.clone()));
+        event_loop.watch(Source::Stop(stop));
+        Ok(Self {
+            id,
+            config,
+            guest: Guest::NotStarted,
+            ending,
+            guest_end,
+            event_loop,
+            calls: None,
+            console: None,
+        })
+    }
+
+    /// Answers `calls` from now on.
+    pub fn answer(&mut self, calls: Calls) {
+        self.event_loop.watch(Source::Calls(calls.as_raw_fd()));
+        self.calls = Some(calls);
+    }
+
+    /// Serves messages until the machine ends or somebody stops the process.
+    ///
+    /// # Errors
+    ///
+    /// When the event loop itself fails.
+    pub fn serve(&mut self) -> Result<End, event_manager::Error> {
+        loop {
+            match self.event_loop.wait()? {
+                Message::Calls => self.answer_calls(),
+                Message::Ended => {
+                    if let Some(end) = self.ending.announced() {
+                        return Ok(end.clone());
+                    }
+                }
+                Message::MetricsDue => {}
+                Message::Stop(signal) => return Ok(End::Stopped { by: signal }),
+                Message::Console(event) => {
+                    if let Some(console) = &mut self.console {
+                        console.serve(event, &mut self.event_loop);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer_calls(&mut self) {
+        while let Some(call) = self.calls.as_mut().and_then(Calls::take) {
+            let answer = self.execute(call.verb);
+            call.reply.send(answer);
+        }
+    }
+
+    /// Does what one verb says, if it is allowed in this phase.
+    pub fn execute(&mut self, verb: Verb) -> Answer {
+        permitted(self.phase(), verb.kind())?;
+        match verb {
+            Verb::GetInstance => return Ok(Data::json(&InstanceInfo::new(&self.id, self.phase()))),
+            Verb::GetVersion => return Ok(Data::json(&Version::current())),
+            Verb::GetMachineConfig => return Ok(Data::json(self.config.machine())),
+            Verb::GetConfig => return Ok(Data::json(&FullConfig::from(&self.config))),
+            Verb::PutMachineConfig(machine) => self.config.set_machine(machine)?,
+            Verb::PatchMachineConfig(patch) => self.config.patch_machine(&patch)?,
+            Verb::PutCpuConfig(cpu) => self.config.set_cpu(cpu),
+            Verb::PutBootSource(source) => self.config.set_boot_source(source)?,
+            Verb::PutDrive(drive) => self.config.insert_drive(drive)?,
+            Verb::PatchDrive(patch) => self.patch_drive(&patch)?,
+            Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
+            Verb::PutSerial(serial) => self.config.set_serial(serial),
+            Verb::GetMetrics | Verb::FlushMetrics => {}
+            Verb::PutLogger(logger) => {
+                self.config.set_logger(logger);
+            }
+            Verb::PutMetrics(metrics) => {
+                self.config.set_metrics(metrics)?;
+            }
+            Verb::Start => self.start()?,
+            Verb::SendCtrlAltDel => self.press_ctrl_alt_del()?,
+            Verb::Pause => self.pause()?,
+            Verb::Resume => self.resume()?,
+        }
+        Ok(Data::Empty)
+    }
+
+    fn phase(&self) -> Phase {
+        match self.guest {
+            Guest::NotStarted => Phase::NotStarted,
+            Guest::Running(_) => Phase::Running,
+            Guest::Paused(_) => Phase::Paused,
+        }
+    }
+
+    /// Opens, builds and starts what was configured; a failure leaves nothing behind, and the
+    /// configuration can be mended.
+    fn start(&mut self) -> Result<(), Fault> {
+        let plan = Plan::new(&self.config).map_err(|error| Fault::from_error(&error))?;
+        let machine =
+            machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
+        let has_file = self
+            .config
+            .serial()
+            .is_some_and(|serial| serial.serial_out_path.is_some());
+        let input = if has_file { Input::None } else { Input::Standard };
+        self.console = Some(Console::attach(
+            Arc::clone(machine.serial()),
+            input,
+            &mut self.event_loop,
+        ));
+        self.guest = Guest::Paused(machine);
+        self.resume()
+    }
+
+    fn patch_drive(&mut self, patch: &PartialDrive) -> Result<(), Fault> {
+        // The configuration is changed last: it says what is, not what was wished.
+        let mut config = self.config.clone();
+        config.patch_drive(patch)?;
+        let drive = config
+            .drives()
+            .iter()
+            .find(|drive| drive.drive_id == patch.drive_id);
+        let drive = drive.expect("the patch was taken, so the drive is there");
+        if patch.path_on_host.is_some() {
+            let image = drive.open_image().map_err(|error| Fault::from_error(&error))?;
+            match &self.guest {
+                Guest::Running(machine) => machine.replace_image(&drive.drive_id, image),
+                Guest::Paused(machine) => machine.replace_image(&drive.drive_id, image),
+                Guest::NotStarted => return Ok(()),
+            }
+            .map_err(|error| Fault::from_error(&error))?;
+        }
+        if let Some(limits) = patch.rate_limiter {
+            match &self.guest {
+                Guest::Running(machine) => machine.limit_drive(&drive.drive_id, limits),
+                Guest::Paused(machine) => machine.limit_drive(&drive.drive_id, limits),
+                Guest::NotStarted => return Ok(()),
+            }
+            .map_err(|error| Fault::from_error(&error))?;
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    fn press_ctrl_alt_del(&self) -> Result<(), Fault> {
+        match &self.guest {
+            Guest::Running(machine) => machine.press_ctrl_alt_del(),
+            Guest::Paused(machine) => machine.press_ctrl_alt_del(),
+            Guest::NotStarted => return Ok(()),
+        }
+        .map_err(|error| Fault::from_error(&error))
+    }
+
+    /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
+    /// output is handed over, its disks are closed.
+    pub fn retire(self) {
+        if let Some(console) = &self.console {
+            console.finish();
+        }
+        let machine = match self.guest {
+            Guest::NotStarted => return,
+            Guest::Paused(machine) => machine,
+            Guest::Running(machine) => match machine.pause() {
+                Ok(machine) => machine,
+                Err(Refused { error, .. }) => {
+                    log::error!(
+                        "the machine did not drain at its end: {}",
+                        Fault::from_error(&error).message
+                    );
+                    return;
+                }
+            },
+        };
+        machine.retire();
+    }
+
+    fn pause(&mut self) -> Result<(), Fault> {
+        let (guest, outcome) = match std::mem::take(&mut self.guest) {
+            Guest::Running(machine) => settled(machine.pause(), Guest::Paused, Guest::Running),
+            other => (other, Ok(())),
+        };
+        self.guest = guest;
+        outcome
+    }
+
+    fn resume(&mut self) -> Result<(), Fault> {
+        let (guest, outcome) = match std::mem::take(&mut self.guest) {
+            Guest::Paused(machine) => settled(machine.resume(), Guest::Running, Guest::Paused),
+            other => (other, Ok(())),
+        };
+        self.guest = guest;
+        outcome
+    }
+}
+
+/// Where a transition has led, and what to tell the client.
+fn settled<P, Q>(
+    transition: Result<Machine<Q>, Refused<P>>,
+    arrived: impl FnOnce(Machine<Q>) -> Guest,
+    stayed: impl FnOnce(Machine<P>) -> Guest,
+) -> (Guest, Result<(), Fault>) {
+    match transition {
+        Ok(machine) => (arrived(machine), Ok(())),
+        Err(Refused { machine, error }) => (stayed(machine), Err(Fault::from_error(&error))),
+    }
+}

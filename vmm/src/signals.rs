@@ -1,0 +1,76 @@
+//! The signals that stop a monitor, as a descriptor that the event loop waits on.
+#![expect(unsafe_code, reason = "signalfd and the signal mask have no safe wrapper")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use vmm_sys_util::signal::{block_signal, create_sigset};
+
+/// A user at the terminal, and whoever manages the process.
+const STOPPING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+/// The stopping signals, blocked in every thread and read here.
+#[derive(Debug)]
+pub struct StopSignals(OwnedFd);
+
+impl StopSignals {
+    /// Blocks the stopping signals in this thread and in those that it will start, and reads them from here on.
+    ///
+    /// Call it before the first thread is started.
+    ///
+    /// # Errors
+    ///
+    /// When the host refuses the mask or the descriptor.
+    pub fn take_over() -> io::Result<Self> {
+        for signal in STOPPING {
+            block_signal(signal)
+                .map_err(|error| io::Error::other(format!("cannot block signal {signal}: {error:?}")))?;
+        }
+        ignore(libc::SIGXFSZ)?;
+        let set = create_sigset(&STOPPING).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        // SAFETY: the set is initialised; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// The name of a signal that has arrived, if one has.
+    pub fn arrived(&self) -> Option<&'static str> {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the buffer is as large as the kernel is told.
+        let read = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+        if usize::try_from(read) != Ok(size) {
+            return None;
+        }
+        // SAFETY: the kernel has written the whole structure.
+        let info = unsafe { info.assume_init() };
+        match libc::c_int::try_from(info.ssi_signo) {
+            Ok(libc::SIGINT) => Some("SIGINT"),
+            Ok(libc::SIGTERM) => Some("SIGTERM"),
+            Ok(libc::SIGHUP) => Some("SIGHUP"),
+            _ => None,
+        }
+    }
+}
+
+impl AsRawFd for StopSignals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// A file-size limit must reach the guest as a failed write (EFBIG), not end the process.
+fn ignore(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: SIG_IGN is a valid disposition for this signal, and no handler of ours was there.
+    let previous = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    if previous == libc::SIG_ERR {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -5,11 +5,12 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 use thiserror::Error;
 
 use crate::client::{Client, ClientError, Request};
 use crate::discovery::{FindError, resolve, resolve_only};
-use crate::output::{Format, OutputError, note, print_bytes};
+use crate::output::{Format, OutputError, note, note_json, print_bytes};
 
 /// More than any monitor takes.
 const BODY_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -77,11 +78,15 @@ pub(crate) fn api(args: &ApiArgs, format: Format) -> Result<u8, ApiError> {
         wait,
     })?;
     if response.is_refusal() {
-        note(format_args!(
+        let refusal = format!(
             "{method} {path} was refused with status {}: {}",
             response.status,
             response.fault()
-        ));
+        );
+        match format {
+            Format::Json => note_json(&json!({ "error": refusal, "causes": [] })),
+            Format::Text => note(refusal),
+        }
     }
     if !response.is_refusal() || format == Format::Json {
         print_line(&response.body)?;

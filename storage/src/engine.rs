@@ -1,5 +1,6 @@
 //! Which reactor carries a disk's operations out.
 
+use std::error::Error;
 use std::io;
 
 use schemars::JsonSchema;
@@ -39,7 +40,11 @@ impl PreparedReactor {
             Engine::Async => match PreparedRing::new(ops_max) {
                 Ok(ring) => Self::Ring(Box::new(ring)),
                 Err(reason) => {
-                    log::warn!("disks run on plain system calls, which is slower: {reason}");
+                    let cause = reason
+                        .source()
+                        .map(|cause| format!(" ({cause})"))
+                        .unwrap_or_default();
+                    log::warn!("a disk runs on plain system calls, which is slower: {reason}{cause}");
                     Self::Plain { ops_max }
                 }
             },

@@ -17,11 +17,13 @@ use crate::raw::Raw;
 /// What is wrong with the image, and what to do about it.
 pub fn open(path: &str, access: Access) -> Result<Box<dyn Backend>, OpenError> {
     match path.split_once("://") {
-        Some((scheme, _)) => Err(OpenError::Scheme {
-            path: path.to_owned(),
-            scheme: scheme.to_owned(),
-        }),
-        None => Ok(Box::new(open_raw(path, access)?)),
+        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+            Err(OpenError::Scheme {
+                path: path.to_owned(),
+                scheme: scheme.to_owned(),
+            })
+        }
+        _ => Ok(Box::new(open_raw(path, access)?)),
     }
 }
 
@@ -283,6 +285,7 @@ mod tests {
             assert!(matches!(error, OpenError::Scheme { .. }), "{error}");
             assert!(error.to_string().contains(url));
         }
+        assert!(matches!(refused("/tmp/odd://name"), OpenError::Missing { .. }));
     }
 
     #[test]

@@ -313,3 +313,44 @@ kept_by_both! {
     a_timer_expires_once_at_its_time_and_the_last_deadline_counts
     an_impatient_wait_returns_with_nothing
 }
+
+#[test]
+fn the_kernel_starts_no_more_workers_for_a_ring_than_it_may() {
+    const OPS: u32 = 64;
+    let file = tempfile::tempfile().unwrap();
+    // Set up on one thread and used on another, as a device does it.
+    let prepared = PreparedReactor::new(Engine::Async, OPS);
+    let most = std::thread::spawn(move || {
+        let mut io = prepared.enable().unwrap();
+        io.register(&[file.as_raw_fd()]).unwrap();
+        let mut most = 0;
+        for round in 0..20 {
+            file.write_all_at(&vec![round; 1 << 20], 0).unwrap();
+            for number in 0..u64::from(OPS) {
+                io.submit(KernelOp::SyncData { file: FileSlot(0) }, Token(number))
+                    .unwrap();
+            }
+            let mut wakes = Vec::new();
+            while wakes.len() < OPS as usize {
+                io.wait(Patience::UntilEvent, &mut wakes).unwrap();
+                most = most.max(kernel_workers_of_this_thread());
+            }
+        }
+        most
+    });
+    let most = most.join().unwrap();
+    assert!((1..=5).contains(&most), "{most} workers");
+}
+
+/// How many threads the kernel runs for rings of the calling thread: it names them after it.
+fn kernel_workers_of_this_thread() -> usize {
+    let name = format!("iou-wrk-{}", rustix::thread::gettid().as_raw_nonzero());
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let comm =
+        |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+    tasks
+        .flatten()
+        .map(comm)
+        .filter(|comm| comm.trim_end() == name)
+        .count()
+}

@@ -36,7 +36,13 @@ impl Console {
         event_loop.watch(Source::SerialAttention(attention));
         let has_input = input == Input::Standard;
         let input = has_input.then(|| event_loop.watch(Source::ConsoleInput));
-        Self { port, pending: Vec::new(), input, has_input, writable: None }
+        Self {
+            port,
+            pending: Vec::new(),
+            input,
+            has_input,
+            writable: None,
+        }
     }
 
     /// Does what an event asks for.
@@ -90,5 +96,6 @@ impl Console {
 }
 
 fn locked(port: &Mutex<SerialPort>) -> MutexGuard<'_, SerialPort> {
-    port.lock().expect("no holder of the serial port panics: the process aborts if one does")
+    port.lock()
+        .expect("no holder of the serial port panics: the process aborts if one does")
 }

@@ -105,8 +105,15 @@ impl fmt::Display for End {
             Self::Reset => write!(f, "the guest reset itself"),
             Self::Stopped { by } => write!(f, "stopped by {by}"),
             Self::TripleFault { vcpu } => write!(f, "vCPU {vcpu} took a triple fault"),
-            Self::EmulationFailure { vcpu, rip, instruction } => {
-                write!(f, "KVM cannot emulate an instruction of vCPU {vcpu} at RIP {rip:#x}: bytes")?;
+            Self::EmulationFailure {
+                vcpu,
+                rip,
+                instruction,
+            } => {
+                write!(
+                    f,
+                    "KVM cannot emulate an instruction of vCPU {vcpu} at RIP {rip:#x}: bytes"
+                )?;
                 if instruction.is_empty() {
                     return write!(f, " not reported");
                 }
@@ -116,7 +123,10 @@ impl fmt::Display for End {
                 write!(f, "KVM internal error {suberror} on vCPU {vcpu} at RIP {rip:#x}")
             }
             Self::EntryFailed { vcpu, reason } => {
-                write!(f, "the processor refused the state of vCPU {vcpu}: reason {reason:#x}")
+                write!(
+                    f,
+                    "the processor refused the state of vCPU {vcpu}: reason {reason:#x}"
+                )
             }
             Self::RunFailed { vcpu, cause } => write!(f, "vCPU {vcpu} cannot run: {cause}"),
         }
@@ -147,7 +157,10 @@ impl Ending {
     ///
     /// When the process has no descriptor left.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { end: Arc::new(OnceLock::new()), bell: Arc::new(EventFd::new(EFD_NONBLOCK)?) })
+        Ok(Self {
+            end: Arc::new(OnceLock::new()),
+            bell: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+        })
     }
 
     /// Announces the end; ignored if one was announced before.
@@ -184,8 +197,15 @@ mod tests {
 
     #[test]
     fn an_emulation_failure_names_rip_and_bytes() {
-        let end = End::EmulationFailure { vcpu: 1, rip: 0x10_0000, instruction: vec![0x0f, 0x01, 0xd0] };
+        let end = End::EmulationFailure {
+            vcpu: 1,
+            rip: 0x10_0000,
+            instruction: vec![0x0f, 0x01, 0xd0],
+        };
         assert_eq!(end.status(), EXIT_KVM_INTERNAL_ERROR);
-        assert!(end.to_string().ends_with("at RIP 0x100000: bytes 0f 01 d0"), "{end}");
+        assert!(
+            end.to_string().ends_with("at RIP 0x100000: bytes 0f 01 d0"),
+            "{end}"
+        );
     }
 }

@@ -9,7 +9,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coracle_devices::power::EndSignal;
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::end::Ending;
@@ -90,12 +92,18 @@ impl EventLoop {
     ///
     /// When the host has no epoll instance to give.
     pub fn new() -> Result<Self, event_manager::Error> {
-        Ok(Self { manager: EventManager::new()?, inbox: Inbox::default() })
+        Ok(Self {
+            manager: EventManager::new()?,
+            inbox: Inbox::default(),
+        })
     }
 
     /// Starts to watch `source`.
     pub fn watch(&mut self, source: Source) -> Watch {
-        self.manager.add_subscriber(Subscriber { source, inbox: Rc::clone(&self.inbox) })
+        self.manager.add_subscriber(Subscriber {
+            source,
+            inbox: Rc::clone(&self.inbox),
+        })
     }
 
     /// Stops watching; the source is dropped.
@@ -109,7 +117,7 @@ impl EventLoop {
     /// # Errors
     ///
     /// When epoll fails, which no source can cause.
-    pub fn next(&mut self) -> Result<Message, event_manager::Error> {
+    pub fn wait(&mut self) -> Result<Message, event_manager::Error> {
         loop {
             if let Some(message) = self.inbox.borrow_mut().pop_front() {
                 return Ok(message);

@@ -2,12 +2,16 @@
 
 pub mod api;
 pub mod arch;
+pub mod cli;
 pub mod config;
 pub mod console;
 pub mod end;
 pub mod event_loop;
 pub mod kvm;
+mod line_sink;
+pub mod logger;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod monitor;
 pub mod signals;

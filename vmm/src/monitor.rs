@@ -89,7 +89,7 @@ impl Monitor {
     /// When the event loop itself fails.
     pub fn serve(&mut self) -> Result<End, event_manager::Error> {
         loop {
-            match self.event_loop.next()? {
+            match self.event_loop.wait()? {
                 Message::Calls => self.answer_calls(),
                 Message::Ended => {
                     if let Some(end) = self.ending.announced() {
@@ -159,9 +159,16 @@ impl Monitor {
         let plan = Plan::new(&self.config).map_err(|error| Fault::from_error(&error))?;
         let machine =
             machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
-        let has_file = self.config.serial().is_some_and(|serial| serial.serial_out_path.is_some());
+        let has_file = self
+            .config
+            .serial()
+            .is_some_and(|serial| serial.serial_out_path.is_some());
         let input = if has_file { Input::None } else { Input::Standard };
-        self.console = Some(Console::attach(Arc::clone(machine.serial()), input, &mut self.event_loop));
+        self.console = Some(Console::attach(
+            Arc::clone(machine.serial()),
+            input,
+            &mut self.event_loop,
+        ));
         self.guest = Guest::Paused(machine);
         self.resume()
     }
@@ -170,7 +177,10 @@ impl Monitor {
         // The configuration is changed last: it says what is, not what was wished.
         let mut config = self.config.clone();
         config.patch_drive(patch)?;
-        let drive = config.drives().iter().find(|drive| drive.drive_id == patch.drive_id);
+        let drive = config
+            .drives()
+            .iter()
+            .find(|drive| drive.drive_id == patch.drive_id);
         let drive = drive.expect("the patch was taken, so the drive is there");
         if patch.path_on_host.is_some() {
             let image = drive.open_image().map_err(|error| Fault::from_error(&error))?;
@@ -214,7 +224,10 @@ impl Monitor {
             Guest::Running(machine) => match machine.pause() {
                 Ok(machine) => machine,
                 Err(Refused { error, .. }) => {
-                    log::error!("the machine did not drain at its end: {}", Fault::from_error(&error).message);
+                    log::error!(
+                        "the machine did not drain at its end: {}",
+                        Fault::from_error(&error).message
+                    );
                     return;
                 }
             },

@@ -24,7 +24,8 @@ impl StopSignals {
     /// When the host refuses the mask or the descriptor.
     pub fn take_over() -> io::Result<Self> {
         for signal in STOPPING {
-            block_signal(signal).map_err(|error| io::Error::other(format!("cannot block signal {signal}: {error:?}")))?;
+            block_signal(signal)
+                .map_err(|error| io::Error::other(format!("cannot block signal {signal}: {error:?}")))?;
         }
         ignore(libc::SIGXFSZ)?;
         let set = create_sigset(&STOPPING).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
@@ -67,5 +68,9 @@ impl AsRawFd for StopSignals {
 fn ignore(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: SIG_IGN is a valid disposition for this signal, and no handler of ours was there.
     let previous = unsafe { libc::signal(signal, libc::SIG_IGN) };
-    if previous == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if previous == libc::SIG_ERR {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -11,6 +11,7 @@ mod session;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -151,9 +152,10 @@ fn unused_name() -> Name {
 
 /// Whether the monitor, not its guest, has something to explain.
 fn has_failed(outcome: &Outcome) -> bool {
-    outcome.asked.is_none()
-        && outcome
-            .monitor
+    let ended = &outcome.monitor;
+    let by_itself = outcome.asked.is_none() && ended.signal() != Some(libc::SIGTERM);
+    by_itself
+        && ended
             .code()
             .is_none_or(|code| code >= i32::from(MONITOR_STATUS_MIN))
 }

@@ -276,3 +276,50 @@ fn wait_until(mut condition: impl FnMut() -> bool, promise: &str) {
         std::thread::sleep(Duration::from_micros(200));
     }
 }
+
+#[cfg(test)]
+mod block {
+    use coracle_storage::engine::Engine;
+
+    use super::*;
+    use crate::virtio::blk::{Blk, DriveConfig};
+    use crate::virtio::testing::Piece;
+
+    fn disk(engine: Engine) -> Box<dyn VirtioDevice> {
+        // The open image outlives its name.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let config = DriveConfig {
+            drive_id: "disk".to_owned(),
+            path_on_host: Some(file.path().to_str().unwrap().to_owned()),
+            io_engine: Some(engine),
+            ..DriveConfig::default()
+        };
+        Box::new(Blk::new(config.open().unwrap()).unwrap().0)
+    }
+
+    /// Reads the first sector: type and sector of the header (5.2.6) are zero, as the memory is.
+    fn offer(driver: &mut DriverRing) {
+        driver.offer_chain(&[
+            Piece::Readable(BUFFERS, 16),
+            Piece::Writable(BUFFERS + 0x1000, 512),
+            Piece::Writable(BUFFERS + 0x2000, 1),
+        ]);
+    }
+
+    #[test]
+    fn the_block_device_keeps_the_promises_of_every_device_by_io_uring() {
+        conforms(&Subject {
+            make: || disk(Engine::Async),
+            offer,
+        });
+    }
+
+    #[test]
+    fn the_block_device_keeps_the_promises_of_every_device_by_plain_calls() {
+        conforms(&Subject {
+            make: || disk(Engine::Sync),
+            offer,
+        });
+    }
+}

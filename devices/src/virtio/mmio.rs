@@ -30,9 +30,9 @@ use super::device::{
     ActiveQueue, INTERRUPT_CONFIGURATION, INTERRUPT_NEEDS_RESET, INTERRUPT_USED_BUFFER, Interrupt, Session,
     StartError, StopError, VirtioDevice,
 };
-use super::ring::{QueueLayout, RingError, Virtqueue};
+use super::ring::{RingError, Virtqueue};
 use crate::bus::BusDevice;
-use registers::{register, status};
+use registers::{Registers, register, status};
 
 /// How many addresses one device takes: the registers, and as much configuration space again and more.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -45,12 +45,11 @@ const VERSION: u32 = 2;
 const CONFIG: u64 = 0x100;
 /// As much of the configuration space as is compared to notice a change; no device has more.
 const CONFIG_BYTES_MAX: usize = 256;
-const FEATURE_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 /// Why a device could not be paused or resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// The device did not give its session back; it goes on serving.
+    /// The device did not give its session back.
     #[error("the virtio device cannot be paused")]
     Stop(#[source] StopError),
     /// The device did not start again; the driver was told to reset it.
@@ -77,24 +76,6 @@ enum Life {
     Paused(Session),
     /// The driver asked for a reset, and the device has not given it back yet.
     Resetting,
-}
-
-/// A queue as the driver sets it up.
-#[derive(Clone, Copy, Default)]
-struct QueueSetup {
-    layout: QueueLayout,
-    ready: bool,
-}
-
-/// What the driver has written; a reset makes it new.
-#[derive(Default)]
-struct Registers {
-    status: u32,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    driver_features: u64,
-    queue_sel: u32,
-    queues: Vec<QueueSetup>,
 }
 
 /// One virtio device on the MMIO bus.
@@ -125,9 +106,9 @@ impl MmioTransport {
             .map(|_| eventfd())
             .collect::<io::Result<Vec<_>>>()?;
         let mut transport = Self {
-            device,
             memory,
-            registers: Registers::default(),
+            registers: Registers::new(device.queue_sizes_max()),
+            device,
             life: Life::Idle,
             interrupt_status: Arc::default(),
             line: eventfd()?,
@@ -136,7 +117,6 @@ impl MmioTransport {
             config_seen: [0; CONFIG_BYTES_MAX],
         };
         transport.device.read_config(0, &mut transport.config_seen);
-        transport.clear();
         Ok(transport)
     }
 
@@ -154,7 +134,7 @@ impl MmioTransport {
     ///
     /// # Errors
     ///
-    /// When the device did not drain in time; it goes on serving.
+    /// When the device did not drain in time, and goes on serving; or when its worker has ended.
     pub fn pause(&mut self) -> Result<(), TransportError> {
         match self.life {
             Life::Idle | Life::Paused(_) => {}
@@ -209,12 +189,7 @@ impl MmioTransport {
 
     /// Everything as new.
     fn clear(&mut self) {
-        let queues = self.device.queue_sizes_max().iter();
-        // 0 is no size: a driver that forgets to write one has a queue that cannot be built.
-        self.registers = Registers {
-            queues: queues.map(|_| QueueSetup::default()).collect(),
-            ..Registers::default()
-        };
+        self.registers = Registers::new(self.device.queue_sizes_max());
         self.life = Life::Idle;
         self.interrupt_status.store(0, Ordering::SeqCst);
         for kick in &self.kicks {
@@ -227,7 +202,7 @@ impl MmioTransport {
         if matches!(self.life, Life::Serving | Life::Resetting) {
             match self.device.stop() {
                 Ok(_session_dropped) => {}
-                // The thread is gone, and with it whatever could touch the guest's memory.
+                // There is nothing left that could be waited for; the device will refuse to start.
                 Err(StopError::WorkerGone) => {
                     log::error!("the worker of virtio {:?} has ended", self.device.kind())
                 }
@@ -268,7 +243,8 @@ impl MmioTransport {
             (status::FAILED, 0),
         ] {
             let ready = self.registers.status & needs == needs;
-            let accepted = bit != status::FEATURES_OK || self.features_are_acceptable();
+            let accepted =
+                bit != status::FEATURES_OK || self.registers.features_are_within(self.device.features());
             if added & bit != 0 && ready && accepted {
                 self.registers.status |= bit;
                 if bit == status::DRIVER_OK
@@ -278,11 +254,6 @@ impl MmioTransport {
                 }
             }
         }
-    }
-
-    fn features_are_acceptable(&self) -> bool {
-        let accepted = self.registers.driver_features;
-        accepted & !self.device.features() == 0 && accepted & FEATURE_VERSION_1 != 0
     }
 
     /// Builds the queues that are ready and gives them to the device.
@@ -312,29 +283,18 @@ impl MmioTransport {
         Ok(())
     }
 
-    fn selected(&self) -> Option<&QueueSetup> {
-        self.registers
-            .queues
-            .get(usize::try_from(self.registers.queue_sel).ok()?)
-    }
-
-    fn selected_size_max(&self) -> u16 {
-        let index = usize::try_from(self.registers.queue_sel).ok();
-        index
-            .and_then(|index| self.device.queue_sizes_max().get(index))
-            .copied()
-            .unwrap_or(0)
-    }
-
     fn read_register(&mut self, offset: u64) -> u32 {
         match offset {
             register::MAGIC_VALUE => MAGIC,
             register::VERSION => VERSION,
             register::DEVICE_ID => self.device.kind() as u32,
             register::VENDOR_ID => 0,
-            register::DEVICE_FEATURES => window(self.device.features(), self.registers.device_features_sel),
-            register::QUEUE_SIZE_MAX => u32::from(self.selected_size_max()),
-            register::QUEUE_READY => self.selected().is_some_and(|queue| queue.ready).into(),
+            register::DEVICE_FEATURES => self.registers.window(self.device.features()),
+            register::QUEUE_SIZE_MAX => self
+                .registers
+                .selected()
+                .map_or(0, |queue| u32::from(queue.size_max)),
+            register::QUEUE_READY => self.registers.selected().is_some_and(|queue| queue.ready).into(),
             register::INTERRUPT_STATUS => {
                 self.interrupt_status.load(Ordering::SeqCst)
                     & (INTERRUPT_USED_BUFFER | INTERRUPT_CONFIGURATION)
@@ -364,10 +324,12 @@ impl MmioTransport {
         match offset {
             register::DEVICE_FEATURES_SEL => self.registers.device_features_sel = value,
             register::DRIVER_FEATURES_SEL => self.registers.driver_features_sel = value,
-            register::DRIVER_FEATURES => self.write_driver_features(value),
+            register::DRIVER_FEATURES => self.registers.write_driver_features(value),
             register::QUEUE_SEL => self.registers.queue_sel = value,
             register::QUEUE_SIZE..=register::QUEUE_READY
-            | register::QUEUE_DESC_LOW..=register::QUEUE_DEVICE_HIGH => self.write_queue(offset, value),
+            | register::QUEUE_DESC_LOW..=register::QUEUE_DEVICE_HIGH => {
+                self.registers.write_queue(offset, value)
+            }
             QUEUE_NOTIFY => self.notify(value),
             register::INTERRUPT_ACK => {
                 let bits = value & (INTERRUPT_USED_BUFFER | INTERRUPT_CONFIGURATION);
@@ -375,55 +337,6 @@ impl MmioTransport {
             }
             register::STATUS => self.write_status(value),
             // Read-only and reserved registers.
-            _ => {}
-        }
-    }
-
-    fn write_driver_features(&mut self, value: u32) {
-        // What FEATURES_OK has sealed stays (3.1.1); what comes before DRIVER is nobody's.
-        if self.registers.status & (status::DRIVER | status::FEATURES_OK) != status::DRIVER {
-            return;
-        }
-        let features = &mut self.registers.driver_features;
-        match self.registers.driver_features_sel {
-            0 => set_low(features, value),
-            1 => set_high(features, value),
-            // No device offers more than 64 features, so none of these was offered.
-            _ => {}
-        }
-    }
-
-    fn write_queue(&mut self, offset: u64, value: u32) {
-        if self.registers.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
-            return;
-        }
-        let size_max = self.selected_size_max();
-        let index = usize::try_from(self.registers.queue_sel).ok();
-        let Some(queue) = index.and_then(|index| self.registers.queues.get_mut(index)) else {
-            return;
-        };
-        if offset == register::QUEUE_READY {
-            queue.ready = value == 1;
-            return;
-        }
-        if queue.ready {
-            return;
-        }
-        let layout = &mut queue.layout;
-        match offset {
-            // A size beyond the largest becomes 0, which no queue can be built with.
-            register::QUEUE_SIZE => {
-                layout.size = u16::try_from(value)
-                    .ok()
-                    .filter(|size| *size <= size_max)
-                    .unwrap_or(0);
-            }
-            register::QUEUE_DESC_LOW => set_low(&mut layout.descriptors, value),
-            register::QUEUE_DESC_HIGH => set_high(&mut layout.descriptors, value),
-            register::QUEUE_DRIVER_LOW => set_low(&mut layout.avail, value),
-            register::QUEUE_DRIVER_HIGH => set_high(&mut layout.avail, value),
-            register::QUEUE_DEVICE_LOW => set_low(&mut layout.used, value),
-            register::QUEUE_DEVICE_HIGH => set_high(&mut layout.used, value),
             _ => {}
         }
     }
@@ -465,22 +378,4 @@ impl BusDevice for MmioTransport {
             self.write_register(offset, u32::from_le_bytes(data));
         }
     }
-}
-
-/// The 32 bits of `features` that `select` shows.
-fn window(features: u64, select: u32) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "a window of 32 bits is wanted")]
-    match select {
-        0 => features as u32,
-        1 => (features >> 32) as u32,
-        _ => 0,
-    }
-}
-
-fn set_low(word: &mut u64, value: u32) {
-    *word = *word & !u64::from(u32::MAX) | u64::from(value);
-}
-
-fn set_high(word: &mut u64, value: u32) {
-    *word = *word & u64::from(u32::MAX) | u64::from(value) << 32;
 }

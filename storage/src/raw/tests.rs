@@ -1,5 +1,6 @@
 //! A raw image against a kernel whose answers the test gives.
 
+#![expect(unsafe_code, reason = "segments point into the test's own buffers")]
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use super::*;

@@ -32,9 +32,15 @@ fn main() {
 
 fn run() -> Outcome {
     let guest = variable("CORACLE_UNIKERNEL")?;
-    let mut programs = vec![Program { name: "coracle", path: variable("CORACLE_BIN")? }];
+    let mut programs = vec![Program {
+        name: "coracle",
+        path: variable("CORACLE_BIN")?,
+    }];
     match std::env::var_os("FIRECRACKER") {
-        Some(path) => programs.push(Program { name: "firecracker", path: path.into() }),
+        Some(path) => programs.push(Program {
+            name: "firecracker",
+            path: path.into(),
+        }),
         None => println!("FIRECRACKER is not set: without it there is no peer for the API's figures."),
     }
     let mut figures: Vec<Figure> = programs.iter().map(|program| Figure::new(program.name)).collect();
@@ -52,14 +58,17 @@ fn run() -> Outcome {
     }
     report["qemu-microvm"] = json!({ "exec_to_first_byte_ms": median(&qemu) });
     print_table(&report);
-    let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let directory =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     std::fs::create_dir_all(directory.join("bench"))?;
     std::fs::write(directory.join("bench/start.json"), format!("{report:#}\n"))?;
     Ok(())
 }
 
 fn variable(name: &str) -> Outcome<PathBuf> {
-    Ok(std::env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("{name} is not set: use `make bench-start`"))?)
+    Ok(std::env::var_os(name)
+        .map(PathBuf::from)
+        .ok_or_else(|| format!("{name} is not set: use `make bench-start`"))?)
 }
 
 /// A monitor with Firecracker's command line and API.
@@ -81,7 +90,10 @@ struct Figure {
 
 impl Figure {
     fn new(name: &'static str) -> Self {
-        Self { name, ..Self::default() }
+        Self {
+            name,
+            ..Self::default()
+        }
     }
 
     fn measure(&mut self, program: &Program, guest: &Path) -> Outcome {
@@ -156,7 +168,11 @@ impl Monitor {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()?;
-        Ok(Self { child, directory, stream: None })
+        Ok(Self {
+            child,
+            directory,
+            stream: None,
+        })
     }
 
     fn wait_for_api(&mut self) -> Outcome {
@@ -182,7 +198,11 @@ impl Monitor {
     }
 
     fn send(&mut self, method: &str, path: &str, body: &Value) -> Outcome {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
@@ -202,12 +222,22 @@ impl Monitor {
     }
 
     fn wait_for_first_byte(&mut self) -> Outcome {
-        let output = self.child.stdout.as_mut().ok_or("standard output was asked for")?;
+        let output = self
+            .child
+            .stdout
+            .as_mut()
+            .ok_or("standard output was asked for")?;
         let mut watched = [PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN)];
-        let limit = rustix::time::Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+        let limit = rustix::time::Timespec {
+            tv_sec: PATIENCE.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
         ensure!(poll(&mut watched, Some(&limit))? == 1, "the guest stays silent");
         let mut byte = [0];
-        ensure!(output.read(&mut byte)? == 1, "the monitor ended before the guest said anything");
+        ensure!(
+            output.read(&mut byte)? == 1,
+            "the monitor ended before the guest said anything"
+        );
         Ok(())
     }
 
@@ -216,7 +246,11 @@ impl Monitor {
         let mut total_ns = 0;
         for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            total_ns += text.split_whitespace().next().ok_or("schedstat has fields")?.parse::<u64>()?;
+            total_ns += text
+                .split_whitespace()
+                .next()
+                .ok_or("schedstat has fields")?
+                .parse::<u64>()?;
         }
         Ok(Duration::from_nanos(total_ns))
     }
@@ -228,7 +262,10 @@ impl Monitor {
         let mut sum_kib = 0;
         for line in maps.lines() {
             let mut words = line.split_whitespace();
-            match (words.next(), words.next().and_then(|word| word.parse::<u32>().ok())) {
+            match (
+                words.next(),
+                words.next().and_then(|word| word.parse::<u32>().ok()),
+            ) {
                 (Some("Size:"), Some(kib)) => size_kib = kib,
                 (Some("Rss:"), Some(kib)) if u64::from(size_kib) < MEMORY_MIB << 10 => sum_kib += kib,
                 _ => {}
@@ -249,8 +286,21 @@ impl Drop for Monitor {
 fn qemu_first_byte(guest: &Path) -> Outcome<f64> {
     let begun = Instant::now();
     let child = Command::new("qemu-system-x86_64")
-        .args(["-M", "microvm,x-option-roms=off,pit=off,pic=off,rtc=off", "-enable-kvm", "-cpu", "host"])
-        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"])
+        .args([
+            "-M",
+            "microvm,x-option-roms=off,pit=off,pic=off,rtc=off",
+            "-enable-kvm",
+            "-cpu",
+            "host",
+        ])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-nographic",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+        ])
         .args(["-m", &format!("{MEMORY_MIB}M"), "-kernel"])
         .arg(guest)
         .args(["-append", &boot_args("do=hello do=spin:seconds=forever")])
@@ -258,7 +308,11 @@ fn qemu_first_byte(guest: &Path) -> Outcome<f64> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
-    let mut monitor = Monitor { child, directory: tempfile::tempdir()?, stream: None };
+    let mut monitor = Monitor {
+        child,
+        directory: tempfile::tempdir()?,
+        stream: None,
+    };
     monitor.wait_for_first_byte()?;
     Ok(ms(begun.elapsed()))
 }
@@ -274,7 +328,10 @@ fn median(values: &[f64]) -> f64 {
 }
 
 fn print_table(report: &Value) {
-    println!("{:<36}{:>14}{:>14}{:>14}", "", "coracle", "firecracker", "qemu-microvm");
+    println!(
+        "{:<36}{:>14}{:>14}{:>14}",
+        "", "coracle", "firecracker", "qemu-microvm"
+    );
     for figure in [
         "exec_to_api_wall_ms",
         "exec_to_api_cpu_ms",
@@ -283,7 +340,16 @@ fn print_table(report: &Value) {
         "resident_beyond_guest_kib",
         "binary_kib",
     ] {
-        let cell = |name: &str| report.pointer(&format!("/{name}/{figure}")).map_or("-".to_owned(), Value::to_string);
-        println!("{figure:<36}{:>14}{:>14}{:>14}", cell("coracle"), cell("firecracker"), cell("qemu-microvm"));
+        let cell = |name: &str| {
+            report
+                .pointer(&format!("/{name}/{figure}"))
+                .map_or("-".to_owned(), Value::to_string)
+        };
+        println!(
+            "{figure:<36}{:>14}{:>14}{:>14}",
+            cell("coracle"),
+            cell("firecracker"),
+            cell("qemu-microvm")
+        );
     }
 }

@@ -7,6 +7,7 @@ mod bell;
 mod connection;
 pub mod http;
 mod inbox;
+pub mod openapi;
 mod router;
 pub mod server;
 pub mod verbs;

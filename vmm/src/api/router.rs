@@ -3,13 +3,14 @@
 use super::http::{Method, Request};
 use super::verbs::{Fault, NOT_BUILT, ROUTES, Route, Verb};
 use crate::config::check_device_id;
+use crate::metrics::RequestCounters;
 
-/// The verb that `request` asks for.
+/// The verb that `request` asks for, counted in `counters`.
 ///
 /// # Errors
 ///
 /// What is wrong with the request, in Firecracker's words where clients may know them.
-pub fn route(request: &Request) -> Result<Verb, Fault> {
+pub fn route(request: &Request, counters: &RequestCounters) -> Result<Verb, Fault> {
     let method = request.method;
     let path = request.path.trim_matches('/');
     match (method, request.body.is_empty()) {
@@ -31,7 +32,9 @@ pub fn route(request: &Request) -> Result<Verb, Fault> {
             if route.path.ends_with('}') {
                 check_device_id(id).map_err(|error| Fault::from_error(&error))?;
             }
-            return (route.parse)(id, &request.body);
+            let parsed = (route.parse)(id, &request.body);
+            counters.count(method, route.path, &parsed);
+            return parsed;
         }
     }
     Err(Fault::bad_request(format!(
@@ -66,7 +69,7 @@ mod tests {
             body: body.as_bytes().to_vec(),
             keep_alive: true,
         };
-        route(&request).map_err(|fault| {
+        route(&request, &RequestCounters::default()).map_err(|fault| {
             assert_eq!(fault.status.code(), 400);
             fault.message
         })

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::http::{BODY_BYTES_MAX_DEFAULT, Decoder, Request, Response, Status};
 use super::inbox::{Answers, Call, Inbox};
 use super::router::route;
 use super::verbs::{Answer, Data, Fault};
+use crate::metrics::RequestCounters;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::time::Timespec;
 
@@ -115,6 +117,7 @@ pub enum BindError {
 pub struct Server {
     stop: Bell,
     thread: Option<JoinHandle<()>>,
+    counters: Arc<RequestCounters>,
 }
 
 impl Server {
@@ -125,6 +128,7 @@ impl Server {
     /// The kernel has no descriptor or thread left.
     pub fn start(socket: Socket, limits: Limits, inbox: Inbox) -> io::Result<Self> {
         let stop = Bell::new()?;
+        let counters = Arc::<RequestCounters>::default();
         let mut serving = Serving {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             stop: stop.try_clone()?,
@@ -135,6 +139,7 @@ impl Server {
             socket,
             limits,
             inbox,
+            counters: Arc::clone(&counters),
         };
         serving.watch_sources()?;
         let thread = std::thread::Builder::new()
@@ -143,7 +148,13 @@ impl Server {
         Ok(Self {
             stop,
             thread: Some(thread),
+            counters,
         })
+    }
+
+    /// What is counted of the requests, for the metrics.
+    pub fn request_counters(&self) -> &Arc<RequestCounters> {
+        &self.counters
     }
 }
 
@@ -177,6 +188,7 @@ struct Serving {
     socket: Socket,
     limits: Limits,
     inbox: Inbox,
+    counters: Arc<RequestCounters>,
 }
 
 struct Client {
@@ -361,7 +373,7 @@ impl Serving {
         };
         while let Progress::Request(request) = progress {
             log_request(&request);
-            match route(&request) {
+            match route(&request, &self.counters) {
                 Ok(verb) => {
                     client.is_deprecated = verb.is_deprecated();
                     let reply = self.answers.reply(token);

@@ -7,8 +7,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::arch::x86_64::template;
-
 /// The body of `PUT /cpu-config`: a custom CPU template.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -109,63 +107,7 @@ impl Register for u64 {
     const SCHEMA: &'static str = "Bits64";
 }
 
-impl CpuConfig {
-    /// The template as the machine applies it.
-    pub fn template(&self) -> template::CpuTemplate {
-        let capability = |capability: &KvmCapability| match *capability {
-            KvmCapability::Require(number) => template::KvmCapability::Require(number),
-            KvmCapability::Waive(number) => template::KvmCapability::Waive(number),
-        };
-        template::CpuTemplate {
-            kvm_capabilities: self.kvm_capabilities.iter().map(capability).collect(),
-            cpuid_modifiers: self.cpuid_modifiers.iter().map(CpuidModifier::template).collect(),
-            cpuid_drop: self.cpuid_drop.iter().map(|leaf| leaf.0).collect(),
-            msr_modifiers: self
-                .msr_modifiers
-                .iter()
-                .map(|modifier| modifier.template())
-                .collect(),
-        }
-    }
-}
-
-impl CpuidModifier {
-    fn template(&self) -> template::CpuidModifier {
-        let register = |modifier: &CpuidRegisterModifier| {
-            let register = match modifier.register {
-                CpuidRegister::Eax => template::CpuidRegister::Eax,
-                CpuidRegister::Ebx => template::CpuidRegister::Ebx,
-                CpuidRegister::Ecx => template::CpuidRegister::Ecx,
-                CpuidRegister::Edx => template::CpuidRegister::Edx,
-            };
-            (register, modifier.bitmap.mask())
-        };
-        template::CpuidModifier {
-            leaf: self.leaf.0,
-            subleaf: self.subleaf.0,
-            flags: self.flags,
-            registers: self.modifiers.iter().map(register).collect(),
-        }
-    }
-}
-
-impl MsrModifier {
-    fn template(self) -> template::MsrModifier {
-        template::MsrModifier {
-            index: self.addr.0,
-            mask: self.bitmap.mask(),
-        }
-    }
-}
-
 impl<T: Register> Bits<T> {
-    fn mask(self) -> template::Mask<T> {
-        template::Mask {
-            filter: self.mask,
-            value: self.value,
-        }
-    }
-
     fn parse(text: &str) -> Result<Self, String> {
         let (mut mask, mut value) = (0_u64, 0_u64);
         let mut bit = 0_usize;
@@ -368,19 +310,6 @@ mod tests {
         );
         assert_eq!(config.msr_modifiers[0].bitmap, Bits { mask: 8, value: 8 });
         assert_eq!(config.cpuid_drop, [Hex(7), Hex(0xd)]);
-
-        let template = config.template();
-        let ecx = (
-            template::CpuidRegister::Ecx,
-            template::Mask {
-                filter: 0b11,
-                value: 0b01,
-            },
-        );
-        assert_eq!(template.cpuid_modifiers[0].registers, [ecx]);
-        assert_eq!(template.cpuid_drop, [7, 0xd]);
-        assert_eq!(template.msr_modifiers[0].mask.apply(0b0101), 0b1101);
-        assert_eq!(template.kvm_capabilities[1], template::KvmCapability::Waive(70));
     }
 
     #[test]

@@ -8,10 +8,14 @@ pub mod vm;
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// `/dev/kvm` is missing.
-    #[error("/dev/kvm does not exist: enable virtualization in the firmware and load the module (modprobe kvm_intel or kvm_amd)")]
+    #[error(
+        "/dev/kvm does not exist: enable virtualization in the firmware and load the module (modprobe kvm_intel or kvm_amd)"
+    )]
     Missing,
     /// `/dev/kvm` may not be opened.
-    #[error("no permission to open /dev/kvm: add the user to the group that owns it (usually `kvm`), or set an ACL")]
+    #[error(
+        "no permission to open /dev/kvm: add the user to the group that owns it (usually `kvm`), or set an ACL"
+    )]
     Permission,
     /// `/dev/kvm` cannot be opened for another reason.
     #[error("cannot open /dev/kvm")]

@@ -10,7 +10,10 @@
 //! A kick is a real-time signal whose handler sets `immediate_exit` in the shared `kvm_run` page. A
 //! signal that comes between two KVM_RUN calls is therefore never lost, and a vCPU that leaves
 //! KVM_RUN by a kick has completed the port or MMIO access that it was in.
-#![expect(unsafe_code, reason = "the kick handler writes the kvm_run page; an exit's details are a C union")]
+#![expect(
+    unsafe_code,
+    reason = "the kick handler writes the kvm_run page; an exit's details are a C union"
+)]
 
 use std::cell::Cell;
 use std::io;
@@ -22,7 +25,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coracle_devices::bus::Bus;
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -151,7 +156,12 @@ impl Vcpu {
             .stack_size(STACK_BYTES)
             .spawn(move || Loop { index, fd, outside }.serve(&order_inbox, &parked_outbox))
             .map_err(|source| VcpuError::Spawn { index, source })?;
-        Ok(Self { index, orders, parked, thread: Some(thread) })
+        Ok(Self {
+            index,
+            orders,
+            parked,
+            thread: Some(thread),
+        })
     }
 
     /// Lets the guest run; returns at once.
@@ -160,7 +170,9 @@ impl Vcpu {
     ///
     /// [`VcpuError::Gone`] when the thread has ended.
     pub fn run(&self) -> Result<(), VcpuError> {
-        self.orders.send(Order::Run).map_err(|_| VcpuError::Gone { index: self.index })
+        self.orders
+            .send(Order::Run)
+            .map_err(|_| VcpuError::Gone { index: self.index })
     }
 
     /// Asks a running vCPU to leave KVM_RUN; [`Self::wait_parked`] says when it has.
@@ -169,11 +181,15 @@ impl Vcpu {
     ///
     /// [`VcpuError::Kick`] when the signal cannot be sent.
     pub fn kick(&self) -> Result<(), VcpuError> {
-        let Some(thread) = &self.thread else { return Err(VcpuError::Gone { index: self.index }) };
-        thread.kill(SIGRTMIN() + KICK_SIGNAL_OFFSET).map_err(|error| VcpuError::Kick {
-            index: self.index,
-            source: io::Error::from_raw_os_error(error.errno()),
-        })
+        let Some(thread) = &self.thread else {
+            return Err(VcpuError::Gone { index: self.index });
+        };
+        thread
+            .kill(SIGRTMIN() + KICK_SIGNAL_OFFSET)
+            .map_err(|error| VcpuError::Kick {
+                index: self.index,
+                source: io::Error::from_raw_os_error(error.errno()),
+            })
     }
 
     /// Waits until a kicked vCPU is parked: then no guest code of it runs and no access is half done.
@@ -182,10 +198,12 @@ impl Vcpu {
     ///
     /// [`VcpuError::Unresponsive`] when it takes longer than any host should.
     pub fn wait_parked(&self) -> Result<(), VcpuError> {
-        self.parked.recv_timeout(Duration::from_millis(ACKNOWLEDGE_MS_MAX)).map_err(|error| match error {
-            RecvTimeoutError::Timeout => VcpuError::Unresponsive { index: self.index },
-            RecvTimeoutError::Disconnected => VcpuError::Gone { index: self.index },
-        })
+        self.parked
+            .recv_timeout(Duration::from_millis(ACKNOWLEDGE_MS_MAX))
+            .map_err(|error| match error {
+                RecvTimeoutError::Timeout => VcpuError::Unresponsive { index: self.index },
+                RecvTimeoutError::Disconnected => VcpuError::Gone { index: self.index },
+            })
     }
 
     /// Ends the thread of a vCPU that is parked.
@@ -193,7 +211,9 @@ impl Vcpu {
         // A thread that is gone already needs no order.
         let _ = self.orders.send(Order::Finish);
         if let Some(thread) = self.thread.take() {
-            thread.join().expect("a vCPU thread does not panic: the process aborts if it does");
+            thread
+                .join()
+                .expect("a vCPU thread does not panic: the process aborts if it does");
         }
     }
 }
@@ -243,7 +263,10 @@ impl Loop {
                 }
                 Err(error) => {
                     let cause = format!("KVM_RUN: {error}");
-                    return Leave::Ended(End::RunFailed { vcpu: self.index, cause });
+                    return Leave::Ended(End::RunFailed {
+                        vcpu: self.index,
+                        cause,
+                    });
                 }
             }
         }
@@ -271,7 +294,9 @@ impl Loop {
             }
             VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IoapicEoi(_) => {}
             VcpuExit::Shutdown => return Some(Abnormal::Known(End::TripleFault { vcpu })),
-            VcpuExit::FailEntry(reason, _) => return Some(Abnormal::Known(End::EntryFailed { vcpu, reason })),
+            VcpuExit::FailEntry(reason, _) => {
+                return Some(Abnormal::Known(End::EntryFailed { vcpu, reason }));
+            }
             VcpuExit::InternalError => return Some(Abnormal::InternalError),
             other => {
                 let cause = format!("KVM_RUN returned for a reason the monitor does not serve: {other:?}");
@@ -304,14 +329,24 @@ fn internal_error(vcpu: u8, rip: u64, run: &kvm_run) -> End {
     // union; its fields are plain integers.
     let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
     if failure.suberror != KVM_INTERNAL_ERROR_EMULATION {
-        return End::InternalError { vcpu, suberror: failure.suberror, rip };
+        return End::InternalError {
+            vcpu,
+            suberror: failure.suberror,
+            rip,
+        };
     }
     let mut instruction = Vec::new();
-    if failure.ndata >= 1 && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0 {
+    if failure.ndata >= 1
+        && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0
+    {
         // SAFETY: the flag says that KVM filled this variant; its fields are plain bytes.
         let fetched = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
         let len = usize::from(fetched.insn_size).min(fetched.insn_bytes.len());
         instruction.extend_from_slice(fetched.insn_bytes.get(..len).unwrap_or_default());
     }
-    End::EmulationFailure { vcpu, rip, instruction }
+    End::EmulationFailure {
+        vcpu,
+        rip,
+        instruction,
+    }
 }

@@ -13,6 +13,7 @@ use crate::arch::x86_64::layout;
 use crate::memory;
 
 /// Where KVM keeps what real mode needs on processors that cannot run it directly.
+#[expect(clippy::cast_possible_truncation, reason = "the crate builds for x86-64 only")]
 const TSS_ADDRESS: usize = layout::TSS.0 as usize;
 /// KVM_API_VERSION since 2.6.22.
 const API_VERSION: i32 = 12;
@@ -78,11 +79,16 @@ impl Vm {
             // longer than its descriptor; slots do not overlap because regions do not.
             unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        fd.set_identity_map_address(layout::IDENTITY_MAP.0).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        fd.set_identity_map_address(layout::IDENTITY_MAP.0)
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
         // The guest may drive the PIT's speaker gate (port 0x61); nothing hears it.
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
         fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
         Ok(Self { fd, _memory: memory })
     }
@@ -93,7 +99,9 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
-        self.fd.create_vcpu(u64::from(index)).map_err(failed("KVM_CREATE_VCPU"))
+        self.fd
+            .create_vcpu(u64::from(index))
+            .map_err(failed("KVM_CREATE_VCPU"))
     }
 
     /// Raises interrupt line `gsi` whenever `line` is written.

@@ -66,7 +66,10 @@ pub enum BuildError {
         source: io::Error,
     },
     /// More devices than interrupt lines.
-    #[error("there are more than {} virtio devices: leave one out", layout::VIRTIO_DEVICES_MAX)]
+    #[error(
+        "there are more than {} virtio devices: leave one out",
+        layout::VIRTIO_DEVICES_MAX
+    )]
     TooManyDevices,
     /// The host has no random bytes.
     #[error("the host has no random bytes for the guest")]
@@ -95,16 +98,30 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
         let at = virtio.insert(&id, Box::new(blk))?;
         drives.push(DriveSlot { id, control, at });
     }
-    let entropy = plan.entropy.map(|config| Entropy::new(&config).map_err(device_failed("entropy"))).transpose()?;
+    let entropy = plan
+        .entropy
+        .map(|config| Entropy::new(&config).map_err(device_failed("entropy")))
+        .transpose()?;
     let entropy_counts = entropy.as_ref().map(|entropy| Arc::clone(entropy.counts()));
     if let Some(entropy) = entropy {
         virtio.insert("entropy", Box::new(entropy))?;
     }
-    let VirtioBus { bus: mmio, windows, slots, .. } = virtio;
+    let VirtioBus {
+        bus: mmio,
+        windows,
+        slots,
+        ..
+    } = virtio;
 
     let platform = Platform::new(&vm, &memory, &plan.serial, guest_end)?;
     let entry = load(&memory, &plan.boot, &windows)?;
-    tables::write(&memory, &tables::Platform { vcpus: cpu.topology().vcpus(), virtio: &windows })?;
+    tables::write(
+        &memory,
+        &tables::Platform {
+            vcpus: cpu.topology().vcpus(),
+            virtio: &windows,
+        },
+    )?;
 
     let counters = Arc::new(VcpuCounters::default());
     let outside = Outside {
@@ -127,7 +144,10 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
 }
 
 fn device_failed(id: &str) -> impl FnOnce(io::Error) -> BuildError + '_ {
-    move |source| BuildError::Device { id: id.to_owned(), source }
+    move |source| BuildError::Device {
+        id: id.to_owned(),
+        source,
+    }
 }
 
 /// Puts virtio devices on the MMIO bus, one window and one interrupt line each.
@@ -141,32 +161,53 @@ struct VirtioBus<'a> {
 
 impl<'a> VirtioBus<'a> {
     fn new(vm: &'a Vm, memory: &'a Arc<GuestMemoryMmap>) -> Self {
-        Self { vm, memory, bus: Bus::new(), windows: Vec::new(), slots: Vec::new() }
+        Self {
+            vm,
+            memory,
+            bus: Bus::new(),
+            windows: Vec::new(),
+            slots: Vec::new(),
+        }
     }
 
     /// Returns the device's place among the slots.
     fn insert(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<usize, BuildError> {
         let at = self.slots.len();
-        let window =
-            u32::try_from(at).ok().and_then(VirtioWindow::of_device).ok_or(BuildError::TooManyDevices)?;
+        let window = u32::try_from(at)
+            .ok()
+            .and_then(VirtioWindow::of_device)
+            .ok_or(BuildError::TooManyDevices)?;
         let transport = MmioTransport::new(device, Arc::clone(self.memory)).map_err(device_failed(id))?;
         self.vm.connect_interrupt(transport.line(), window.irq)?;
         for (index, kick) in (0..).zip(transport.kicks()) {
-            self.vm.connect_kick(kick, window.address + mmio::QUEUE_NOTIFY, index)?;
+            self.vm
+                .connect_kick(kick, window.address + mmio::QUEUE_NOTIFY, index)?;
         }
         let transport = Arc::new(Mutex::new(transport));
         let registers: Arc<Mutex<dyn BusDevice>> = transport.clone();
-        self.bus.insert(BusRange { start: window.address, len: mmio::MMIO_LEN }, id, registers)?;
+        self.bus.insert(
+            BusRange {
+                start: window.address,
+                len: mmio::MMIO_LEN,
+            },
+            id,
+            registers,
+        )?;
         self.windows.push(window);
-        self.slots.push(VirtioSlot { id: id.to_owned(), transport });
+        self.slots.push(VirtioSlot {
+            id: id.to_owned(),
+            transport,
+        });
         Ok(at)
     }
 }
 
 fn load(memory: &GuestMemoryMmap, plan: &BootPlan, windows: &[VirtioWindow]) -> Result<Entry, BuildError> {
-    let root = plan.root.as_ref().map(|root| Root { partuuid: root.partuuid.as_deref(), access: root.access });
-    let cmdline =
-        Cmdline::compose(plan.arguments.as_deref(), root, windows).map_err(BootError::Cmdline)?;
+    let root = plan.root.as_ref().map(|root| Root {
+        partuuid: root.partuuid.as_deref(),
+        access: root.access,
+    });
+    let cmdline = Cmdline::compose(plan.arguments.as_deref(), root, windows).map_err(BootError::Cmdline)?;
     let mut rng_seed = [0; 32];
     coracle_devices::random::fill(&mut rng_seed).map_err(BuildError::Random)?;
     let source = BootSource {
@@ -197,5 +238,7 @@ fn start_vcpus(
         }
         made.push((index, fd));
     }
-    made.into_iter().map(|(index, fd)| Ok(Vcpu::spawn(index, fd, outside.clone())?)).collect()
+    made.into_iter()
+        .map(|(index, fd)| Ok(Vcpu::spawn(index, fd, outside.clone())?))
+        .collect()
 }

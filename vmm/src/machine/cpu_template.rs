@@ -14,7 +14,10 @@ pub(super) fn parsed(config: &CpuConfig) -> CpuTemplate {
         msr_modifiers: config
             .msr_modifiers
             .iter()
-            .map(|modifier| MsrModifier { index: modifier.addr.0, mask: mask(modifier.bitmap) })
+            .map(|modifier| MsrModifier {
+                index: modifier.addr.0,
+                mask: mask(modifier.bitmap),
+            })
             .collect(),
     }
 }
@@ -31,7 +34,11 @@ fn cpuid_modifier(modifier: &config::CpuidModifier) -> CpuidModifier {
         leaf: modifier.leaf.0,
         subleaf: modifier.subleaf.0,
         flags: modifier.flags,
-        registers: modifier.modifiers.iter().map(|one| (register(one.register), mask(one.bitmap))).collect(),
+        registers: modifier
+            .modifiers
+            .iter()
+            .map(|one| (register(one.register), mask(one.bitmap)))
+            .collect(),
     }
 }
 
@@ -45,5 +52,8 @@ fn register(register: config::CpuidRegister) -> CpuidRegister {
 }
 
 fn mask<T>(bits: Bits<T>) -> Mask<T> {
-    Mask { filter: bits.mask, value: bits.value }
+    Mask {
+        filter: bits.mask,
+        value: bits.value,
+    }
 }

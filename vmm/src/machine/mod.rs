@@ -40,7 +40,8 @@ pub struct Paused;
 
 /// A built machine in phase `P`.
 pub struct Machine<P> {
-    parts: Parts,
+    /// Boxed: a transition moves the machine, and hands it back when it fails.
+    parts: Box<Parts>,
     phase: PhantomData<P>,
 }
 
@@ -118,7 +119,10 @@ pub enum DriveChangeError {
 
 impl<P> Machine<P> {
     fn in_phase<Q>(self) -> Machine<Q> {
-        Machine { parts: self.parts, phase: PhantomData }
+        Machine {
+            parts: self.parts,
+            phase: PhantomData,
+        }
     }
 
     /// The guest's serial port.
@@ -133,7 +137,10 @@ impl<P> Machine<P> {
 
     /// The drives, by id.
     pub fn drives(&self) -> impl Iterator<Item = (&str, &BlkControl)> {
-        self.parts.drives.iter().map(|drive| (drive.id.as_str(), &drive.control))
+        self.parts
+            .drives
+            .iter()
+            .map(|drive| (drive.id.as_str(), &drive.control))
     }
 
     /// What the entropy device has counted, if there is one.
@@ -147,7 +154,11 @@ impl<P> Machine<P> {
     ///
     /// When the guest does not read its keyboard.
     pub fn press_ctrl_alt_del(&self) -> Result<(), KeyboardError> {
-        let mut keyboard = self.parts.keyboard.lock().expect("no holder of the keyboard panics");
+        let mut keyboard = self
+            .parts
+            .keyboard
+            .lock()
+            .expect("no holder of the keyboard panics");
         keyboard.press_ctrl_alt_del()
     }
 
@@ -158,13 +169,19 @@ impl<P> Machine<P> {
     /// When there is no such drive, or its worker is gone.
     pub fn limit_drive(&self, id: &str, limits: RateLimiterConfig) -> Result<(), DriveChangeError> {
         let drive = self.parts.drive(id)?;
-        drive.control.set_limiter(limits).map_err(|source| drive.refused(source))
+        drive
+            .control
+            .set_limiter(limits)
+            .map_err(|source| drive.refused(source))
     }
 }
 
 impl Machine<Paused> {
     fn new(parts: Parts) -> Self {
-        Self { parts, phase: PhantomData }
+        Self {
+            parts: Box::new(parts),
+            phase: PhantomData,
+        }
     }
 
     /// Lets the devices serve and the guest run.
@@ -186,7 +203,10 @@ impl Machine<Paused> {
     /// The drive then still has its old image.
     pub fn replace_image(&self, id: &str, image: Box<dyn Backend>) -> Result<(), DriveChangeError> {
         let drive = self.parts.drive(id)?;
-        drive.control.replace(image).map_err(|source| drive.refused(source))?;
+        drive
+            .control
+            .replace(image)
+            .map_err(|source| drive.refused(source))?;
         self.parts.slot(drive).lock().announce_configuration();
         Ok(())
     }
@@ -225,7 +245,10 @@ impl Machine<Running> {
         // One lock for the whole change: a driver that resets the device meanwhile waits for its end.
         let mut transport = slot.lock();
         transport.pause().map_err(|source| slot.failed(source))?;
-        let replaced = drive.control.replace(image).map_err(|source| drive.refused(source));
+        let replaced = drive
+            .control
+            .replace(image)
+            .map_err(|source| drive.refused(source));
         transport.resume().map_err(|source| slot.failed(source))?;
         replaced?;
         transport.announce_configuration();
@@ -258,13 +281,18 @@ impl Parts {
     }
 
     fn slot(&self, drive: &DriveSlot) -> &VirtioSlot {
-        self.devices.get(drive.at).expect("a drive keeps the place that it was put in")
+        self.devices
+            .get(drive.at)
+            .expect("a drive keeps the place that it was put in")
     }
 }
 
 impl DriveSlot {
     fn refused(&self, source: ControlError) -> DriveChangeError {
-        DriveChangeError::Control { id: self.id.clone(), source }
+        DriveChangeError::Control {
+            id: self.id.clone(),
+            source,
+        }
     }
 }
 
@@ -278,10 +306,15 @@ impl VirtioSlot {
     }
 
     fn failed(&self, source: TransportError) -> TransitionError {
-        TransitionError::Device { id: self.id.clone(), source }
+        TransitionError::Device {
+            id: self.id.clone(),
+            source,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, MmioTransport> {
-        self.transport.lock().expect("no holder of a transport panics: the process aborts if one does")
+        self.transport
+            .lock()
+            .expect("no holder of a transport panics: the process aborts if one does")
     }
 }

@@ -99,12 +99,20 @@ impl Plan {
                     HugePages::None => PageSize::Base,
                     HugePages::Hugetlbfs2M => PageSize::Huge2Mib,
                 },
-                dirty_log: if machine.track_dirty_pages { DirtyLog::On } else { DirtyLog::Off },
+                dirty_log: if machine.track_dirty_pages {
+                    DirtyLog::On
+                } else {
+                    DirtyLog::Off
+                },
             },
             topology: Topology::new(machine.vcpu_count, smt)?,
             template: config.cpu().map(cpu_template::parsed).unwrap_or_default(),
             boot: BootPlan::new(source, config.drives())?,
-            disks: config.drives().iter().map(DriveConfig::open).collect::<Result<_, _>>()?,
+            disks: config
+                .drives()
+                .iter()
+                .map(DriveConfig::open)
+                .collect::<Result<_, _>>()?,
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),
         })
@@ -113,16 +121,23 @@ impl Plan {
 
 impl BootPlan {
     fn new(source: &config::BootSource, drives: &[DriveConfig]) -> Result<Self, PlanError> {
-        let root = drives.iter().find(|drive| drive.is_root_device).map(|drive| RootPlan {
-            partuuid: drive.partuuid.clone(),
-            access: match drive.access() {
-                Access::ReadOnly => RootAccess::ReadOnly,
-                Access::ReadWrite => RootAccess::ReadWrite,
-            },
-        });
+        let root = drives
+            .iter()
+            .find(|drive| drive.is_root_device)
+            .map(|drive| RootPlan {
+                partuuid: drive.partuuid.clone(),
+                access: match drive.access() {
+                    Access::ReadOnly => RootAccess::ReadOnly,
+                    Access::ReadWrite => RootAccess::ReadWrite,
+                },
+            });
         Ok(Self {
             kernel: boot_file("kernel", &source.kernel_image_path)?,
-            initrd: source.initrd_path.as_deref().map(|path| boot_file("initrd", path)).transpose()?,
+            initrd: source
+                .initrd_path
+                .as_deref()
+                .map(|path| boot_file("initrd", path))
+                .transpose()?,
             arguments: source.boot_args.clone(),
             protocol: match source.boot_protocol {
                 config::BootProtocol::Auto => BootProtocol::Auto,
@@ -140,5 +155,9 @@ fn boot_file(what: &'static str, path: &str) -> Result<File, PlanError> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .map_err(|source| PlanError::File { what, path: path.to_owned(), source })
+        .map_err(|source| PlanError::File {
+            what,
+            path: path.to_owned(),
+            source,
+        })
 }

@@ -72,16 +72,26 @@ impl Platform {
         let power: Arc<Mutex<dyn BusDevice>> = Arc::new(Mutex::new(Power::new(Arc::clone(end))));
         let mut ports = Bus::new();
         ports.insert(range(SERIAL_PORT, SERIAL_PORTS), "serial port", serial.clone())?;
-        ports.insert(range(I8042_PORT, I8042_PORTS), "keyboard controller", keyboard.clone())?;
+        ports.insert(
+            range(I8042_PORT, I8042_PORTS),
+            "keyboard controller",
+            keyboard.clone(),
+        )?;
         ports.insert(range(POWER_PORT, POWER_PORTS), "power device", power)?;
-        Ok(Self { ports, serial, keyboard })
+        Ok(Self {
+            ports,
+            serial,
+            keyboard,
+        })
     }
 }
 
 fn output(config: &SerialConfig) -> Result<Output, PlatformError> {
     let output = match &config.serial_out_path {
-        Some(path) => Output::to_path(path)
-            .map_err(|source| PlatformError::SerialOutput { path: path.clone(), source })?,
+        Some(path) => Output::to_path(path).map_err(|source| PlatformError::SerialOutput {
+            path: path.clone(),
+            source,
+        })?,
         None => Output::to_descriptor(rustix::stdio::stdout()).map_err(device_failed("console"))?,
     };
     Ok(match config.rate_limiter {
@@ -95,5 +105,8 @@ fn device_failed(device: &'static str) -> impl FnOnce(io::Error) -> PlatformErro
 }
 
 fn range(first: u16, count: u16) -> BusRange {
-    BusRange { start: u64::from(first), len: u64::from(count) }
+    BusRange {
+        start: u64::from(first),
+        len: u64::from(count),
+    }
 }

@@ -86,6 +86,7 @@ fn spawn(disk: Disk, inbox: Inbox, metrics: Arc<BlkMetrics>, drain_ms_max: u64) 
                 image: disk.image,
                 limiter: RateLimiter::new(&disk.rate_limiter, Instant::now()),
                 metrics,
+                complaints: 0,
             };
             Worker::new(drive, inbox, drain_ms_max)
         });

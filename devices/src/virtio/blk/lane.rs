@@ -1,12 +1,12 @@
 //! One queue in service: takes chains, keeps what is in flight, gives chains back.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Step};
 use coracle_storage::limit::RateLimiter;
 use coracle_storage::reactor::{Event, Reactor};
-use coracle_storage::request::{Completion, Operation, Request, Segment};
+use coracle_storage::request::{Completion, Failure, Operation, Request, Segment};
 use coracle_storage::slab::Slab;
 
 use super::metrics::BlkMetrics;
@@ -23,6 +23,23 @@ pub(super) struct Drive {
     pub(super) limiter: RateLimiter,
     pub(super) metrics: Arc<BlkMetrics>,
     pub(super) serial: [u8; SERIAL_BYTES],
+    /// What the guest did wrong was logged so many times.
+    pub(super) complaints: u32,
+}
+
+/// How often a disk's worker complains of its guest, which must not be able to fill the log.
+const COMPLAINTS_MAX: u32 = 10;
+
+impl Drive {
+    fn complain(&mut self, what: &str, error: &dyn std::error::Error) {
+        self.complaints = self.complaints.saturating_add(1);
+        if self.complaints <= COMPLAINTS_MAX {
+            log::warn!(
+                "{what}: {error} (complaint {} of {COMPLAINTS_MAX})",
+                self.complaints
+            );
+        }
+    }
 }
 
 /// A queue being served.
@@ -41,10 +58,8 @@ pub(super) struct Lane {
     held: Option<Held>,
     /// Something was pushed that the driver was not shown yet.
     pushed: bool,
-    /// Why nothing is taken any more, if so.
-    broken: Option<PopError>,
-    /// A malformed chain was logged; a guest must not be able to fill the log.
-    complained: bool,
+    /// The ring makes no sense: nothing is taken any more.
+    broken: bool,
 }
 
 /// What must be known of a request to answer it.
@@ -88,8 +103,7 @@ impl Lane {
             spare: Vec::with_capacity(size),
             held: None,
             pushed: false,
-            broken: None,
-            complained: false,
+            broken: false,
             queue,
         })
     }
@@ -133,23 +147,26 @@ impl Lane {
     pub(super) fn take(&mut self, drive: &mut Drive, now: Instant) -> bool {
         self.retry_held(drive, now);
         let mut taken = 0;
-        while taken < BATCH_MAX && self.held.is_none() && self.broken.is_none() {
+        while taken < BATCH_MAX && self.held.is_none() && !self.broken {
             match self.queue.ring.pop(&mut self.chain) {
                 Ok(false) => break,
                 Ok(true) => self.take_chain(drive, now),
                 Err(error @ PopError::Malformed { head, .. }) => self.refuse(head, &error, drive),
-                Err(error) => self.give_up(error, drive),
+                Err(error) => self.give_up(&error, drive),
             }
             taken += 1;
         }
         taken > 0
     }
 
-    /// Lets the held request start without asking the limiter: whoever stops a device does not wait for tokens.
-    pub(super) fn release_held(&mut self, drive: &mut Drive, now: Instant) {
-        if let Some(Held::Throttled(request, _) | Held::NoRoom(request)) = self.held.take() {
-            self.start(request, drive, now);
-        }
+    /// Puts the held request back into the ring, as if it had not been taken: it has not started.
+    pub(super) fn put_back_held(&mut self) {
+        let Some(Held::Throttled(request, _) | Held::NoRoom(request)) = self.held.take() else {
+            return;
+        };
+        // Nothing is taken while a request is held, so it is the last one that was.
+        self.queue.ring.unpop();
+        self.forget(request);
     }
 
     /// Asks the limiter again about the held request: the limits have changed.
@@ -180,7 +197,7 @@ impl Lane {
 
     /// Prepares to wait: asks for kicks if they would be of use. False when there is work after all.
     pub(super) fn rest(&mut self) -> bool {
-        if self.held.is_some() || self.broken.is_some() {
+        if self.held.is_some() || self.broken {
             return true;
         }
         !self.queue.ring.enable_kicks()
@@ -188,7 +205,7 @@ impl Lane {
 
     /// Ends the wait: the worker looks by itself now.
     pub(super) fn wake(&mut self) {
-        if self.broken.is_none() {
+        if !self.broken {
             self.queue.ring.disable_kicks();
         }
     }
@@ -274,19 +291,30 @@ impl Lane {
     }
 
     fn complete(&mut self, completion: Completion, metrics: &BlkMetrics, now: Instant) {
-        let Completion { mut request, outcome } = completion;
+        let Completion { request, outcome } = completion;
+        let (operation, len_bytes) = (request.operation, request.len_bytes);
+        let read_bytes = match (operation, outcome) {
+            (Operation::Read, Ok(())) => len_bytes,
+            _ => 0,
+        };
+        let flight = self.forget(request);
+        count(
+            metrics,
+            operation,
+            len_bytes,
+            outcome.map(|()| now - flight.started),
+        );
+        self.answer(flight.head, flight.status, outcome.into(), read_bytes);
+    }
+
+    /// Ends a request that came back from the image; its vector is used again.
+    fn forget(&mut self, mut request: Request) -> Flight {
+        request.segments.clear();
+        self.spare.push(request.segments);
         let flight = usize::try_from(request.tag)
             .ok()
             .and_then(|tag| self.flights.remove(tag));
-        let flight = flight.expect("an image completes each request once, with the tag it came with");
-        let read_bytes = match (request.operation, outcome) {
-            (Operation::Read, Ok(())) => request.len_bytes,
-            _ => 0,
-        };
-        count(metrics, &request, outcome.is_ok(), now - flight.started);
-        self.answer(flight.head, flight.status, outcome.into(), read_bytes);
-        request.segments.clear();
-        self.spare.push(request.segments);
+        flight.expect("an image gives each request back once, with the tag it came with")
     }
 
     /// Writes the status byte and gives the chain back; `data_bytes` were written before the status.
@@ -298,41 +326,40 @@ impl Lane {
     }
 
     /// Gives back a chain that cannot be answered.
-    fn refuse(&mut self, head: u16, error: &dyn std::error::Error, drive: &Drive) {
+    fn refuse(&mut self, head: u16, error: &dyn std::error::Error, drive: &mut Drive) {
         drive.metrics.execute_fails.add(1);
-        if !self.complained {
-            self.complained = true;
-            log::warn!("the guest's disk driver made a chain that is no request (said once): {error}");
-        }
+        drive.complain("the guest's disk driver made a chain that is no request", error);
         self.queue.ring.push(head, 0);
         self.pushed = true;
     }
 
     /// Serves the queue no more: its positions make no sense, so nothing in it can be trusted.
-    fn give_up(&mut self, error: PopError, drive: &Drive) {
+    fn give_up(&mut self, error: &PopError, drive: &mut Drive) {
         drive.metrics.event_fails.add(1);
-        log::warn!(
-            "the guest's disk driver broke its queue, which is not served until it resets the device: {error}"
+        drive.complain(
+            "the guest's disk driver broke its queue, which needs a reset",
+            error,
         );
-        self.broken = Some(error);
+        self.broken = true;
         self.session.interrupt.device_needs_reset();
     }
 }
 
-fn count(metrics: &BlkMetrics, request: &Request, succeeded: bool, took: std::time::Duration) {
-    if !succeeded {
+/// Counts the end of a request; `took` is how long it took, if it succeeded.
+fn count(metrics: &BlkMetrics, operation: Operation, len_bytes: u64, took: Result<Duration, Failure>) {
+    let Ok(took) = took else {
         metrics.invalid_reqs_count.add(1);
         return;
-    }
-    match request.operation {
+    };
+    match operation {
         Operation::Read => {
             metrics.read_count.add(1);
-            metrics.read_bytes.add(request.len_bytes);
+            metrics.read_bytes.add(len_bytes);
             metrics.read_agg.record(took);
         }
         Operation::Write => {
             metrics.write_count.add(1);
-            metrics.write_bytes.add(request.len_bytes);
+            metrics.write_bytes.add(len_bytes);
             metrics.write_agg.record(took);
         }
         Operation::Flush => metrics.flush_count.add(1),

@@ -27,10 +27,11 @@ use virtio_bindings::virtio_blk::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{CacheType, Disk, DriveConfig};
-use super::device::ControlError;
+use super::device::{Blk, ControlError};
+use crate::virtio::conformance::{BUFFERS, Subject, conforms};
 use crate::virtio::device::{StartError, StopError, VirtioDevice};
 use crate::virtio::ring::{QueueState, Virtqueue};
-use crate::virtio::testing::Piece;
+use crate::virtio::testing::{DriverRing, Piece};
 use rig::*;
 
 fn what_the_guest_writes_is_in_the_image_and_is_read_back(engine: Engine) {
@@ -305,7 +306,7 @@ fn cpu_time(name: &str) -> Duration {
     Duration::from_nanos(times.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-fn new_limits_count_at_once_and_a_stop_does_not_wait_for_tokens(engine: Engine) {
+fn new_limits_count_at_once_and_a_stop_leaves_what_waits_for_tokens_in_the_ring(engine: Engine) {
     let mut rig = Rig::limited(engine, "relimited", ops(1, 3_600_000));
     rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]);
     rig.offer(VIRTIO_BLK_T_IN, 0, &[0; 512]);
@@ -320,7 +321,11 @@ fn new_limits_count_at_once_and_a_stop_does_not_wait_for_tokens(engine: Engine) 
     while rig.control.metrics().rate_limiter_throttled_events.count() == 1 {
         thread::sleep(Duration::from_micros(50));
     }
-    rig.device.stop().unwrap().unwrap();
+    let session = rig.device.stop().unwrap().unwrap();
+    assert_eq!(session.queues[0].as_ref().unwrap().ring.in_flight(), 0);
+    rig.control.set_limiter(ops(0, 0)).unwrap();
+    rig.device.start(session).unwrap();
+    rig.used();
     assert_eq!(rig.status(held), OK);
 }
 
@@ -402,9 +407,26 @@ kept_by_both! {
     a_device_starts_once_and_only_with_its_queue
     an_image_is_replaced_only_while_the_device_is_stopped
     a_limited_disk_keeps_its_rate_and_costs_no_cpu_while_it_waits
-    new_limits_count_at_once_and_a_stop_does_not_wait_for_tokens
+    new_limits_count_at_once_and_a_stop_leaves_what_waits_for_tokens_in_the_ring
     interrupts_come_as_event_idx_asks
     a_driver_that_kicks_only_when_asked_never_waits_for_ever
+}
+
+#[test]
+fn the_device_keeps_the_contract_of_virtio_devices() {
+    fn make(engine: Engine) -> Box<dyn VirtioDevice> {
+        let file = image_file();
+        // The open image keeps the file when its name is gone.
+        Box::new(Blk::new(drive(&file, engine).open().unwrap()).unwrap().0)
+    }
+    let offer = |driver: &mut DriverRing| {
+        driver.write(BUFFERS, &header(VIRTIO_BLK_T_IN, 0));
+        driver.offer_chain(&[Piece::Readable(BUFFERS, 16), Piece::Writable(BUFFERS + DATA, 513)]);
+    };
+    let makes: [fn() -> Box<dyn VirtioDevice>; 2] = [|| make(Engine::Async), || make(Engine::Sync)];
+    for make in makes {
+        conforms(&Subject { make, offer });
+    }
 }
 
 #[test]

@@ -141,6 +141,9 @@ impl Worker {
             }
             let now = Instant::now();
             let woken = !wakes.is_empty();
+            if let (true, Some(lane)) = (woken, &mut self.lane) {
+                lane.wake();
+            }
             let rung = self.absorb(&mut wakes, now);
             self.wakes = wakes;
             if rung {
@@ -185,10 +188,7 @@ impl Worker {
             match (wake, &mut self.lane) {
                 (Wake::Done(event), Some(lane)) => lane.resume(event, &mut self.drive, now),
                 (Wake::Done(event), None) => panic!("an operation ended while nothing was served: {event:?}"),
-                (Wake::Signalled(KICK), Some(lane)) => {
-                    lane.wake();
-                    self.drive.metrics.queue_event_count.add(1);
-                }
+                (Wake::Signalled(KICK), Some(_)) => self.drive.metrics.queue_event_count.add(1),
                 (Wake::Signalled(token), _) => rung |= token == BELL,
                 // Whatever was due is looked at in each round.
                 (Wake::TimerExpired, _) => {}
@@ -204,7 +204,7 @@ impl Worker {
         };
         lane.settle();
         let worked = if self.stopping.is_some() {
-            lane.release_held(&mut self.drive, now);
+            lane.put_back_held();
             false
         } else {
             lane.take(&mut self.drive, now)

@@ -1,4 +1,123 @@
-//! The numbers of virtio-mmio: register offsets (virtio 1.2, 4.2.2) and device status bits (2.1).
+//! What the driver of a virtio-mmio device writes, and the numbers by which it does (virtio 1.2, 4.2.2).
+
+use crate::virtio::ring::QueueLayout;
+
+pub(super) const FEATURE_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+/// A queue as the driver sets it up.
+#[derive(Clone, Copy)]
+pub(super) struct QueueSetup {
+    pub(super) layout: QueueLayout,
+    pub(super) ready: bool,
+    pub(super) size_max: u16,
+}
+
+/// What the driver has written; a reset makes it new.
+pub(super) struct Registers {
+    pub(super) status: u32,
+    pub(super) device_features_sel: u32,
+    pub(super) driver_features_sel: u32,
+    pub(super) driver_features: u64,
+    pub(super) queue_sel: u32,
+    pub(super) queues: Vec<QueueSetup>,
+}
+
+impl Registers {
+    /// As after a reset, for queues of these largest sizes.
+    pub(super) fn new(queue_sizes_max: &[u16]) -> Self {
+        // 0 is no size: a driver that forgets to write one has a queue that cannot be built.
+        let layout = QueueLayout::default();
+        let setup = |&size_max: &u16| QueueSetup {
+            layout,
+            ready: false,
+            size_max,
+        };
+        Self {
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+            queues: queue_sizes_max.iter().map(setup).collect(),
+        }
+    }
+
+    /// The queue that the driver has selected, if there is one of that number.
+    pub(super) fn selected(&self) -> Option<&QueueSetup> {
+        self.queues.get(usize::try_from(self.queue_sel).ok()?)
+    }
+
+    /// The 32 bits of `features` that the driver has selected.
+    pub(super) fn window(&self, features: u64) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "a window of 32 bits is wanted")]
+        match self.device_features_sel {
+            0 => features as u32,
+            1 => (features >> 32) as u32,
+            _ => 0,
+        }
+    }
+
+    /// Whether the driver asks for nothing that was not offered, and knows virtio 1.
+    pub(super) fn features_are_within(&self, offered: u64) -> bool {
+        self.driver_features & !offered == 0 && self.driver_features & FEATURE_VERSION_1 != 0
+    }
+
+    pub(super) fn write_driver_features(&mut self, value: u32) {
+        // What FEATURES_OK has sealed stays (3.1.1); what comes before DRIVER is nobody's.
+        if self.status & (status::DRIVER | status::FEATURES_OK) != status::DRIVER {
+            return;
+        }
+        match self.driver_features_sel {
+            0 => set_low(&mut self.driver_features, value),
+            1 => set_high(&mut self.driver_features, value),
+            // No device offers more than 64 features, so none of these was offered.
+            _ => {}
+        }
+    }
+
+    /// A write to one of the registers of the selected queue.
+    pub(super) fn write_queue(&mut self, offset: u64, value: u32) {
+        if self.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK {
+            return;
+        }
+        let index = usize::try_from(self.queue_sel).ok();
+        let Some(queue) = index.and_then(|index| self.queues.get_mut(index)) else {
+            return;
+        };
+        if offset == register::QUEUE_READY {
+            queue.ready = value == 1;
+            return;
+        }
+        if queue.ready {
+            return;
+        }
+        let QueueSetup { layout, size_max, .. } = queue;
+        match offset {
+            // A size beyond the largest becomes 0, which no queue can be built with.
+            register::QUEUE_SIZE => {
+                layout.size = u16::try_from(value)
+                    .ok()
+                    .filter(|size| size <= size_max)
+                    .unwrap_or(0);
+            }
+            register::QUEUE_DESC_LOW => set_low(&mut layout.descriptors, value),
+            register::QUEUE_DESC_HIGH => set_high(&mut layout.descriptors, value),
+            register::QUEUE_DRIVER_LOW => set_low(&mut layout.avail, value),
+            register::QUEUE_DRIVER_HIGH => set_high(&mut layout.avail, value),
+            register::QUEUE_DEVICE_LOW => set_low(&mut layout.used, value),
+            register::QUEUE_DEVICE_HIGH => set_high(&mut layout.used, value),
+            _ => {}
+        }
+    }
+}
+
+fn set_low(word: &mut u64, value: u32) {
+    *word = *word & !u64::from(u32::MAX) | u64::from(value);
+}
+
+fn set_high(word: &mut u64, value: u32) {
+    *word = *word & u64::from(u32::MAX) | u64::from(value) << 32;
+}
 
 /// Register offsets.
 pub(super) mod register {

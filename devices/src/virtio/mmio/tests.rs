@@ -1,3 +1,4 @@
+//! The transport from a guest's side, around a device that only remembers what it was asked.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -8,8 +9,9 @@
 use std::sync::{Mutex, MutexGuard};
 
 use super::super::device::DeviceKind;
-use super::super::ring::FEATURE_EVENT_IDX;
+use super::super::ring::{FEATURE_EVENT_IDX, QueueLayout};
 use super::super::testing::{DriverRing, memory};
+use super::registers::FEATURE_VERSION_1;
 use super::*;
 
 /// What the device under the transport was asked to do, and how its next stop ends.

@@ -1,3 +1,4 @@
+//! The entropy device from a driver's side.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use core::arch::global_asm;
 use core::slice;
 
 use crate::memory::{Memory, Region};
-use crate::tables::{self, CPUS_MAX, STACK_TOP_BYTES};
+use crate::tables::{self, CPUS_MAX};
 use crate::{ending, machine};
 use instrument::cmdline::CommandLine;
 use instrument::width::size;
@@ -17,7 +17,6 @@ use instrument::width::size;
 global_asm!(
     include_str!("boot.s"),
     cpus_max = const CPUS_MAX,
-    stack_top = const STACK_TOP_BYTES,
     options(att_syntax)
 );
 

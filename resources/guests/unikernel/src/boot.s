@@ -177,7 +177,7 @@ boot_task:
     .quad 0x40
     .globl boot_frame
 boot_frame:
-    .quad start, 0x33, 0x202, cpus + {stack_top} - 8, 0x2b
+    .quad start, 0x33, 0x202, first_stack_top - 8, 0x2b
 
 gdt_pointer:
     .word gdt_end - gdt - 1
@@ -196,8 +196,11 @@ page_fault_frame:
 page_fault_address:
     .quad 0
 
+# The first vCPU's stack, on which commands keep what they measure.
     .bss
     .balign 16
+    .skip 262144
+first_stack_top:
     .skip 16384
 page_fault_stack_top:
     .text

@@ -13,7 +13,7 @@ use instrument::width::{low8, low16, low32};
 /// vCPUs that can be started.
 pub const CPUS_MAX: usize = 32;
 /// Where a vCPU's stack ends in its [`CpuArea`].
-pub const STACK_TOP_BYTES: usize = offset_of!(CpuArea, stack) + STACK_BYTES;
+const STACK_TOP_BYTES: usize = offset_of!(CpuArea, stack) + STACK_BYTES;
 /// The first vector of the interrupt lines: line n, and IOAPIC input n, is vector 0x40 + n.
 pub const LINE_VECTOR: u8 = 0x40;
 /// Lines: the 24 inputs of an IOAPIC and one for vCPUs to wake each other.
@@ -21,7 +21,7 @@ pub const LINES: usize = 25;
 /// The vector of interrupts that went away before they were delivered.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 
-const STACK_BYTES: usize = 64 << 10;
+const STACK_BYTES: usize = 32 << 10;
 const PANIC_STACK_BYTES: usize = 16 << 10;
 const INTERRUPT_STACK_BYTES: usize = 1024;
 const EXCEPTIONS: usize = 32;
@@ -61,6 +61,7 @@ pub struct CpuArea {
     interrupt_stack: Stack<INTERRUPT_STACK_BYTES>,
     /// All other exceptions, at CPL 3.
     panic_stack: Stack<PANIC_STACK_BYTES>,
+    /// Its work, at CPL 3. The first vCPU has a larger one elsewhere.
     stack: Stack<STACK_BYTES>,
 }
 

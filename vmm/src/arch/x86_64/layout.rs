@@ -1,4 +1,5 @@
-//! Where things are in the guest's physical address space and on its I/O ports.
+//! Where things are in the guest's physical address space, and which interrupt lines they have.
+//! I/O ports are constants of their devices, where a PC has them.
 //!
 //! What a guest can see is where Firecracker has it, so that images made for it find their
 //! devices. Below 1 MiB:
@@ -13,6 +14,7 @@
 //! 0xe0000  ACPI: RSDP, then the other tables
 //! ```
 
+use coracle_devices::virtio::mmio::MMIO_LEN;
 use vm_memory::GuestAddress;
 
 /// The boot processor's segment descriptors.
@@ -60,6 +62,10 @@ pub const MMIO_GAP_START: GuestAddress = GuestAddress(0xc000_0000);
 pub const VIRTIO_MMIO_START: GuestAddress = GuestAddress(0xc000_1000);
 /// The window of one virtio-mmio device, and the distance to the next.
 pub const VIRTIO_MMIO_BYTES: u32 = 0x1000;
+const _: () = assert!(
+    VIRTIO_MMIO_BYTES as u64 == MMIO_LEN,
+    "a window holds the transport's registers"
+);
 /// The interrupt controller.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs.
@@ -98,30 +104,6 @@ impl VirtioWindow {
 
 /// The line by which the VM generation ID announces a change: the last one.
 pub const VMGENID_IRQ: u32 = IRQ_LAST;
-/// The keyboard's line.
-pub const I8042_IRQ: u32 = 1;
-/// COM1's line.
-pub const SERIAL_IRQ: u32 = 4;
-
-/// COM1, eight ports.
-pub const SERIAL_PORT: u16 = 0x3f8;
-/// The number of ports of COM1.
-pub const SERIAL_PORTS: u16 = 8;
-/// The keyboard controller's data port.
-pub const I8042_DATA_PORT: u16 = 0x60;
-/// The keyboard controller's command port; 0xfe resets the machine.
-pub const I8042_COMMAND_PORT: u16 = 0x64;
-/// ACPI's SLEEP_CONTROL_REG.
-pub const SLEEP_CONTROL_PORT: u16 = 0x600;
-/// ACPI's SLEEP_STATUS_REG.
-pub const SLEEP_STATUS_PORT: u16 = 0x601;
-/// ACPI's RESET_REG.
-pub const RESET_PORT: u16 = 0x602;
-/// The value that resets at [`RESET_PORT`].
-pub const RESET_VALUE: u8 = 6;
-/// A guest writes its exit status here.
-pub const EXIT_STATUS_PORT: u16 = 0x604;
-
 /// The most virtual processors of a machine.
 pub const VCPUS_MAX: u8 = 32;
 

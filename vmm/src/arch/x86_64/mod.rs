@@ -4,6 +4,8 @@ pub mod acpi;
 pub mod boot;
 pub mod cpu;
 pub mod cpuid;
+#[cfg(test)]
+mod entry_tests;
 pub mod lapic;
 pub mod layout;
 mod mptable;

@@ -8,7 +8,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 pub(crate) struct TestVm {
     pub(crate) kvm: Kvm,
     pub(crate) vcpus: Vec<VcpuFd>,
-    _vm: VmFd,
+    pub(crate) vm: VmFd,
 }
 
 /// Makes a machine; where /dev/kvm can't be opened, says on the uncaptured stderr which `test`
@@ -29,5 +29,5 @@ pub(crate) fn vm(test: &str, vcpus: u8) -> Option<TestVm> {
     let vcpus = (0..vcpus)
         .map(|index| vm.create_vcpu(index.into()).expect("KVM makes a processor"))
         .collect();
-    Some(TestVm { kvm, vcpus, _vm: vm })
+    Some(TestVm { kvm, vcpus, vm })
 }

@@ -6,7 +6,10 @@ use acpi_tables::aml::{
     ResourceTemplate, Scope, ZERO,
 };
 
-use super::SLEEP_TYPE_OFF;
+use coracle_devices::i8042::{I8042_IRQ, I8042_PORT, I8042_PORTS};
+use coracle_devices::power::SLEEP_TYPE_OFF;
+use coracle_devices::serial::{SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS};
+
 use crate::arch::x86_64::layout::{self, VirtioWindow};
 use crate::arch::x86_64::tables::Platform;
 
@@ -20,6 +23,7 @@ pub(super) fn definition_block(platform: &Platform<'_>) -> Vec<u8> {
         virtio(&mut aml, index, *window);
     }
     serial(&mut aml);
+    keyboard(&mut aml);
     vm_generation_id(&mut aml);
     event_device(&mut aml);
     Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_OFF])).to_aml_bytes(&mut aml);
@@ -54,9 +58,9 @@ fn virtio(aml: &mut Vec<u8>, index: u8, window: VirtioWindow) {
 }
 
 fn serial(aml: &mut Vec<u8>) {
-    let ports = u8::try_from(layout::SERIAL_PORTS).expect("8");
-    let io = IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, ports);
-    let resources = current_resources(vec![&io, &edge(layout::SERIAL_IRQ)]);
+    let ports = u8::try_from(SERIAL_PORTS).expect("8");
+    let io = IO::new(SERIAL_PORT, SERIAL_PORT, 1, ports);
+    let resources = current_resources(vec![&io, &edge(SERIAL_IRQ)]);
     in_system_bus(
         aml,
         &Device::new(
@@ -67,6 +71,18 @@ fn serial(aml: &mut Vec<u8>) {
                 &resources,
             ],
         ),
+    );
+}
+
+/// The controller's data and command ports, the first and the last of its range.
+fn keyboard(aml: &mut Vec<u8>) {
+    let port = |at: u16| IO::new(at, at, 1, 1);
+    let (data, command) = (port(I8042_PORT), port(I8042_PORT + I8042_PORTS - 1));
+    let resources = current_resources(vec![&data, &command, &edge(I8042_IRQ)]);
+    let id = EISAName::new("PNP0303");
+    in_system_bus(
+        aml,
+        &Device::new("PS2_".into(), vec![&Name::new("_HID".into(), &id), &resources]),
     );
 }
 

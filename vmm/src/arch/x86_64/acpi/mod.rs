@@ -12,6 +12,7 @@ use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, P
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use coracle_devices::power;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout;
@@ -20,15 +21,13 @@ use super::tables::Platform;
 const OEM_ID: [u8; 6] = *b"CORACL";
 const OEM_REVISION: u32 = 1;
 
-/// IA-PC boot flags (ACPI 6.5, 5.2.9.3): the machine has no VGA, no PCI Express, no CMOS clock,
-/// and its keyboard controller can only reset, so that a guest need not look for them.
+/// IA-PC boot flags (ACPI 6.5, 5.2.9.3): there is a keyboard controller, but no VGA, no PCI and no
+/// CMOS clock, so that a guest need not look for them.
+const HAS_8042: u16 = 1 << 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_MSI: u16 = 1 << 3;
 const NO_ASPM: u16 = 1 << 4;
 const NO_CMOS_RTC: u16 = 1 << 5;
-
-/// `_S5_` in the DSDT and the sleep control register agree on this type for "off".
-pub const SLEEP_TYPE_OFF: u8 = 5;
 
 /// Writes all tables; the RSDP lies where kernels search and where the boot protocols point.
 pub(super) fn write(memory: &GuestMemoryMmap, platform: &Platform<'_>) -> Result<(), GuestMemoryError> {
@@ -82,11 +81,11 @@ fn fadt(dsdt: GuestAddress) -> FADTBuilder {
         // No fixed buttons: "control method" buttons, of which there are none.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (NO_VGA | NO_MSI | NO_ASPM | NO_CMOS_RTC).into();
-    fadt.reset_reg = port(layout::RESET_PORT);
-    fadt.reset_value = layout::RESET_VALUE;
-    fadt.sleep_control_reg = port(layout::SLEEP_CONTROL_PORT);
-    fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT);
+    fadt.iapc_boot_arch = (HAS_8042 | NO_VGA | NO_MSI | NO_ASPM | NO_CMOS_RTC).into();
+    fadt.reset_reg = port(power::RESET_PORT);
+    fadt.reset_value = power::RESET_VALUE;
+    fadt.sleep_control_reg = port(power::SLEEP_CONTROL_PORT);
+    fadt.sleep_status_reg = port(power::SLEEP_STATUS_PORT);
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"CORACLE\0").into();
     fadt
 }

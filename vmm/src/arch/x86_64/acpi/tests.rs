@@ -119,6 +119,7 @@ fn the_dsdt_shows_each_device_where_it_is() {
         "0xC0012000",
         "0x00000016",
         "PNP0501",
+        "PNP0303",
         "0x03F8",
         "VM_Gen_Counter",
         "0x000DF000",

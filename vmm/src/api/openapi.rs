@@ -1,0 +1,176 @@
+//! The OpenAPI 3.1 document of the API, made from the table of verbs and the types of the bodies.
+
+use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
+use coracle_devices::virtio::rng::EntropyConfig;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::verbs::{AnswerShape, ROUTES, Route, permitted};
+use crate::config::{
+    BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
+    MachineConfigPatch, MetricsConfig, Phase, Version, Vm,
+};
+
+/// Command that writes the document, from the root of the repository.
+pub const REGENERATE: &str = "cargo run -p coracle-vmm --example openapi > resources/openapi.json";
+
+/// The document as text, ending with a line feed.
+pub fn document() -> String {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.definitions_path = "/components/schemas".into();
+    settings.meta_schema = None;
+    let mut schemas = settings.into_generator();
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method.name().to_ascii_lowercase()] = operation(route, &mut schemas);
+    }
+    schemas.subschema_for::<Error>();
+    let document = json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Coracle API",
+            "description": "The API of one microVM, on its Unix socket. It follows Firecracker's.",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}
+        },
+        "paths": paths,
+        "components": {"schemas": schemas.take_definitions(true)}
+    });
+    serde_json::to_string_pretty(&document).expect("a JSON value has a text") + "\n"
+}
+
+/// The body of every refusal.
+#[derive(Serialize, JsonSchema)]
+struct Error {
+    /// What is wrong, and what to do.
+    fault_message: String,
+}
+
+fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
+    let mut operation = json!({
+        "summary": route.summary,
+        "description": phases(route),
+        "operationId": route.kinds.iter().map(|kind| format!("{kind:?}")).collect::<Vec<_>>().join("Or"),
+        "responses": {
+            "400": {
+                "description": "Refused, or failed; the body says why.",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+            }
+        }
+    });
+    if let Some(name) = route.body {
+        let content = json!({"application/json": {"schema": schema(name, schemas)}});
+        operation["requestBody"] = json!({"required": true, "content": content});
+    }
+    if route.path.ends_with("{drive_id}") {
+        operation["parameters"] = json!([{
+            "name": "drive_id", "in": "path", "required": true,
+            "description": "Name of the drive; the same as in the body.",
+            "schema": {"type": "string", "pattern": "^[A-Za-z0-9_]+$"}
+        }]);
+    }
+    let (status, success) = match route.answer {
+        AnswerShape::Empty => ("204", json!({"description": "Done."})),
+        AnswerShape::Json(name) => {
+            let content = json!({"application/json": {"schema": schema(name, schemas)}});
+            ("200", json!({"description": "Here it is.", "content": content}))
+        }
+        AnswerShape::Text(content) => {
+            let content = json!({content.media_type(): {"schema": {"type": "string"}}});
+            ("200", json!({"description": "Here it is.", "content": content}))
+        }
+    };
+    operation["responses"][status] = success;
+    operation
+}
+
+/// In which phases what the route can become is allowed, in words.
+fn phases(route: &Route) -> String {
+    let phases = |kind| {
+        let allowed = Phase::ALL
+            .into_iter()
+            .filter(|phase| permitted(*phase, kind).is_ok());
+        allowed
+            .map(|phase| format!("{phase:?}"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let lines = route.kinds.iter().map(|kind| match route.kinds.len() {
+        1 => format!("Phases: {}.", phases(*kind)),
+        _ => format!("Phases of {kind:?}: {}.", phases(*kind)),
+    });
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+/// The schema of a type that the table of verbs names.
+fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
+    match name {
+        "BootSource" => schemas.subschema_for::<BootSource>(),
+        "CpuConfig" => schemas.subschema_for::<CpuConfig>(),
+        "DriveConfig" => schemas.subschema_for::<DriveConfig>(),
+        "EntropyConfig" => schemas.subschema_for::<EntropyConfig>(),
+        "FullConfig" => schemas.subschema_for::<FullConfig>(),
+        "InstanceActionInfo" => schemas.subschema_for::<InstanceActionInfo>(),
+        "InstanceInfo" => schemas.subschema_for::<InstanceInfo>(),
+        "LoggerConfig" => schemas.subschema_for::<LoggerConfig>(),
+        "MachineConfig" => schemas.subschema_for::<MachineConfig>(),
+        "MachineConfigPatch" => schemas.subschema_for::<MachineConfigPatch>(),
+        "MetricsConfig" => schemas.subschema_for::<MetricsConfig>(),
+        "PartialDrive" => schemas.subschema_for::<PartialDrive>(),
+        "SerialConfig" => schemas.subschema_for::<SerialConfig>(),
+        "Version" => schemas.subschema_for::<Version>(),
+        "Vm" => schemas.subschema_for::<Vm>(),
+        other => unreachable!("the table of verbs names the type {other}, which has no schema here"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+    use super::*;
+
+    const COMMITTED: &str = include_str!("../../../resources/openapi.json");
+
+    #[test]
+    fn the_committed_document_is_the_generated_one() {
+        assert!(
+            document() == COMMITTED,
+            "resources/openapi.json is out of date; run: {REGENERATE}"
+        );
+    }
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        let text = document();
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let references: Vec<&str> = text
+            .split("\"$ref\": \"#")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        assert!(references.len() >= ROUTES.len());
+        for reference in references {
+            assert!(document.pointer(reference).is_some(), "{reference}");
+        }
+    }
+
+    #[test]
+    fn a_schema_is_named_as_the_table_names_it() {
+        let document: Value = serde_json::from_str(&document()).unwrap();
+        let schemas = document.pointer("/components/schemas").unwrap();
+        for route in ROUTES {
+            let answer = match route.answer {
+                AnswerShape::Json(name) => Some(name),
+                AnswerShape::Empty | AnswerShape::Text(_) => None,
+            };
+            for name in route.body.into_iter().chain(answer) {
+                assert!(schemas.get(name).is_some(), "{name}");
+            }
+        }
+    }
+}

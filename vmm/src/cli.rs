@@ -1,0 +1,364 @@
+//! The command line: Firecracker's.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::api::http::BODY_BYTES_MAX_DEFAULT;
+use crate::config::{IdError, Level, LoggerConfig, MetricsConfig, UnknownLevel, check_instance_id};
+
+/// Largest `--http-api-max-payload-size`, in bytes.
+pub const BODY_BYTES_MAX_MAX: usize = 1 << 30;
+
+/// What the process was asked to do, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arguments {
+    /// Name of the instance.
+    pub id: String,
+    /// Where the API listens; `None` for no API.
+    pub api_sock: Option<PathBuf>,
+    /// A configuration to start at once.
+    pub config_file: Option<PathBuf>,
+    /// What to log, and where.
+    pub logger: LoggerConfig,
+    /// Where metrics go, if the command line says so.
+    pub metrics: Option<MetricsConfig>,
+    /// Longest body of a request.
+    pub body_bytes_max: usize,
+    /// When the process was started, by whoever started it.
+    pub start_times: StartTimes,
+}
+
+/// Times that a starter took, for the metrics of how long the start has taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartTimes {
+    /// Monotonic clock at the start of the process, in microseconds.
+    pub wall_us: Option<u64>,
+    /// CPU time of the process at its start, in microseconds.
+    pub cpu_us: Option<u64>,
+    /// CPU time that the starter had used, in microseconds.
+    pub parent_cpu_us: Option<u64>,
+}
+
+impl StartTimes {
+    /// Wall and CPU time from the start of the process to now, in microseconds, of what the starter
+    /// told; the CPU time includes the starter's.
+    pub fn elapsed_us(&self) -> (Option<u64>, Option<u64>) {
+        let since = |clock, start_us: u64| {
+            let now = clock_gettime(clock);
+            let now_us = now.tv_sec.cast_unsigned() * 1_000_000 + now.tv_nsec.cast_unsigned() / 1000;
+            now_us.saturating_sub(start_us)
+        };
+        let wall_us = self.wall_us.map(|start_us| since(ClockId::Monotonic, start_us));
+        let cpu_us = self
+            .cpu_us
+            .map(|start_us| since(ClockId::ProcessCPUTime, start_us));
+        (
+            wall_us,
+            cpu_us.map(|us| us.saturating_add(self.parent_cpu_us.unwrap_or(0))),
+        )
+    }
+}
+
+/// Reads the command line, whose first word is the program.
+///
+/// # Errors
+///
+/// Something is wrong with it; or it only asks for a text, which comes the same way.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, CliError> {
+    let flags = Flags::try_parse_from(words).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => CliError::Text {
+            text: error.to_string(),
+        },
+        _ => CliError::Syntax {
+            text: error.to_string(),
+        },
+    })?;
+    flags.refuse_what_is_not_built()?;
+    check_instance_id(&flags.id)?;
+    let level = flags.level.as_deref().map(str::parse::<Level>).transpose()?;
+    if flags.http_api_max_payload_size > BODY_BYTES_MAX_MAX {
+        return Err(CliError::BodyBytes {
+            bytes: flags.http_api_max_payload_size,
+        });
+    }
+    Ok(Arguments {
+        id: flags.id,
+        api_sock: (!flags.no_api).then_some(flags.api_sock),
+        config_file: flags.config_file,
+        logger: LoggerConfig {
+            log_path: flags.log_path,
+            level,
+            show_level: flags.show_level.then_some(true),
+            show_log_origin: flags.show_log_origin.then_some(true),
+            module: flags.module,
+        },
+        metrics: flags.metrics_path.map(|metrics_path| MetricsConfig {
+            metrics_path,
+            emit_id: false,
+            properties: None,
+        }),
+        body_bytes_max: flags.http_api_max_payload_size,
+        start_times: StartTimes {
+            wall_us: flags.start_time_us,
+            cpu_us: flags.start_time_cpu_us,
+            parent_cpu_us: flags.parent_cpu_time_us,
+        },
+    })
+}
+
+/// Why the process does not go on after its command line.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// It was asked only for a text, which goes to standard output.
+    #[error("{text}")]
+    Text {
+        /// The text.
+        text: String,
+    },
+    /// The words make no sense.
+    #[error("{text}")]
+    Syntax {
+        /// What is wrong, with a hint.
+        text: String,
+    },
+    /// A flag whose feature there is not.
+    #[error("--{flag} asks for {what}, which this version does not have; leave it out")]
+    NotBuilt {
+        /// The flag.
+        flag: &'static str,
+        /// The feature.
+        what: &'static str,
+    },
+    /// A bad name.
+    #[error("--id")]
+    Id(#[from] IdError),
+    /// No such level.
+    #[error("--level")]
+    Level(#[from] UnknownLevel),
+    /// A limit that is none.
+    #[error("--http-api-max-payload-size is {bytes}; choose at most {BODY_BYTES_MAX_MAX}")]
+    BodyBytes {
+        /// As asked.
+        bytes: usize,
+    },
+}
+
+/// Firecracker's status for a command line that makes no sense.
+const EXIT_BAD_ARGUMENT: u8 = 153;
+
+/// Firecracker's status for a value that makes no sense.
+const EXIT_BAD_CONFIGURATION: u8 = 152;
+
+impl CliError {
+    /// The status that the process ends with: Firecracker's.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Text { .. } => 0,
+            Self::Level(_) => EXIT_BAD_CONFIGURATION,
+            Self::Syntax { .. } | Self::NotBuilt { .. } | Self::Id(_) | Self::BodyBytes { .. } => {
+                EXIT_BAD_ARGUMENT
+            }
+        }
+    }
+}
+
+/// Runs one microVM.
+#[derive(Debug, Parser)]
+#[command(name = "Coracle", version = concat!("v", env!("CARGO_PKG_VERSION")))]
+struct Flags {
+    /// Path of the Unix socket on which the API is served
+    #[arg(long, default_value = "/run/firecracker.socket", value_name = "PATH")]
+    api_sock: PathBuf,
+    /// Name of the instance: letters, digits and dashes
+    #[arg(long, default_value = "anonymous-instance")]
+    id: String,
+    /// A configuration in JSON, to be started at once
+    #[arg(long, value_name = "PATH")]
+    config_file: Option<PathBuf>,
+    /// Serve no API; needs --config-file
+    #[arg(long, requires = "config_file")]
+    no_api: bool,
+    /// Least important level that is logged: Off, Error, Warning, Info, Debug or Trace
+    #[arg(long)]
+    level: Option<String>,
+    /// A file or FIFO to log to, instead of standard output
+    #[arg(long, value_name = "PATH")]
+    log_path: Option<PathBuf>,
+    /// Log only modules whose path starts with this
+    #[arg(long)]
+    module: Option<String>,
+    /// Show the level in log lines
+    #[arg(long)]
+    show_level: bool,
+    /// Show the source line in log lines
+    #[arg(long)]
+    show_log_origin: bool,
+    /// A file or FIFO to write metrics to
+    #[arg(long, value_name = "PATH")]
+    metrics_path: Option<PathBuf>,
+    /// Longest body of an API request, in bytes
+    #[arg(long, default_value_t = BODY_BYTES_MAX_DEFAULT, value_name = "BYTES")]
+    http_api_max_payload_size: usize,
+    /// Longest content of the metadata service, in bytes; there is none yet
+    #[arg(long, value_name = "BYTES")]
+    mmds_size_limit: Option<usize>,
+    /// Monotonic clock when the process was started, in microseconds
+    #[arg(long, value_name = "US")]
+    start_time_us: Option<u64>,
+    /// CPU time when the process was started, in microseconds
+    #[arg(long, value_name = "US")]
+    start_time_cpu_us: Option<u64>,
+    /// CPU time that the starter had used, in microseconds
+    #[arg(long, value_name = "US")]
+    parent_cpu_time_us: Option<u64>,
+    /// Run without system call filters (there are none yet)
+    #[arg(long, conflicts_with = "seccomp_filter")]
+    no_seccomp: bool,
+    /// Not built yet: a custom system call filter
+    #[arg(long, value_name = "PATH")]
+    seccomp_filter: Option<PathBuf>,
+    /// Not built yet: content for the metadata service
+    #[arg(long, value_name = "PATH")]
+    metadata: Option<PathBuf>,
+    /// Not built yet: a device that reports the boot time
+    #[arg(long)]
+    boot_timer: bool,
+    /// Not built yet: the version of a snapshot file
+    #[arg(long, value_name = "PATH")]
+    describe_snapshot: Option<PathBuf>,
+    /// Not built yet: the version of snapshots
+    #[arg(long)]
+    snapshot_version: bool,
+    /// Not built yet: PCI
+    #[arg(long)]
+    enable_pci: bool,
+}
+
+impl Flags {
+    fn refuse_what_is_not_built(&self) -> Result<(), CliError> {
+        let flags = [
+            (
+                self.seccomp_filter.is_some(),
+                "seccomp-filter",
+                "system call filters",
+            ),
+            (self.metadata.is_some(), "metadata", "the metadata service"),
+            (self.boot_timer, "boot-timer", "the boot timer device"),
+            (self.describe_snapshot.is_some(), "describe-snapshot", "snapshots"),
+            (self.snapshot_version, "snapshot-version", "snapshots"),
+            (self.enable_pci, "enable-pci", "PCI"),
+        ];
+        match flags.into_iter().find(|(is_set, ..)| *is_set) {
+            Some((_, flag, what)) => Err(CliError::NotBuilt { flag, what }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+    use super::*;
+
+    fn read(line: &str) -> Result<Arguments, CliError> {
+        parse(
+            ["coracle"]
+                .into_iter()
+                .chain(line.split_whitespace())
+                .map(OsString::from),
+        )
+    }
+
+    #[test]
+    fn a_line_without_words_has_firecrackers_defaults() {
+        let arguments = read("").unwrap();
+        assert_eq!(arguments.api_sock, Some("/run/firecracker.socket".into()));
+        assert_eq!(
+            (arguments.id.as_str(), arguments.body_bytes_max),
+            ("anonymous-instance", 51_200)
+        );
+        assert_eq!(arguments.logger, LoggerConfig::default());
+    }
+
+    #[test]
+    fn what_a_jailer_passes_is_understood() {
+        let arguments = read(
+            "--id vm-1 --start-time-us 5 --start-time-cpu-us 6 --parent-cpu-time-us 7 --api-sock a.sock --no-seccomp \
+             --config-file vm.json --log-path log --level warning --show-level --show-log-origin --module coracle_vmm \
+             --metrics-path m --http-api-max-payload-size 1000 --mmds-size-limit 9",
+        )
+        .unwrap();
+        let times = StartTimes {
+            wall_us: Some(5),
+            cpu_us: Some(6),
+            parent_cpu_us: Some(7),
+        };
+        assert_eq!(arguments.start_times, times);
+        assert_eq!(arguments.logger.level, Some(Level::Warn));
+        assert_eq!(arguments.body_bytes_max, 1000);
+        assert_eq!(read("--no-api --config-file vm.json").unwrap().api_sock, None);
+    }
+
+    #[test]
+    fn a_line_that_is_wrong_ends_with_firecrackers_status() {
+        for (line, status, reason) in [
+            ("--foo", 153, "unexpected argument '--foo'"),
+            ("extra", 153, "unexpected argument 'extra'"),
+            ("--api-sock", 153, "a value is required"),
+            ("--no-api", 153, "--config-file"),
+            ("--id a --id b", 153, "cannot be used multiple times"),
+            ("--id a_b", 153, "--id"),
+            ("--no-seccomp --seccomp-filter f", 153, "cannot be used with"),
+            ("--http-api-max-payload-size x", 153, "invalid"),
+            ("--http-api-max-payload-size 1073741825", 153, "at most"),
+            ("--level loud", 152, "--level"),
+            ("--seccomp-filter f", 153, "system call filters"),
+            ("--metadata f", 153, "the metadata service"),
+            ("--boot-timer", 153, "the boot timer device"),
+            ("--describe-snapshot f", 153, "snapshots"),
+            ("--snapshot-version", 153, "snapshots"),
+            ("--enable-pci", 153, "PCI"),
+        ] {
+            let error = read(line).unwrap_err();
+            assert!(error.to_string().contains(reason), "{line}: {error}");
+            assert_eq!(error.exit_status(), status, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_start_is_timed_on_the_clocks_that_the_starter_used() {
+        let (wall_us, cpu_us) = StartTimes {
+            wall_us: Some(0),
+            cpu_us: Some(0),
+            parent_cpu_us: Some(7),
+        }
+        .elapsed_us();
+        assert!(wall_us.unwrap() > 0 && cpu_us.unwrap() > 7);
+        let future = StartTimes {
+            wall_us: Some(u64::MAX),
+            ..StartTimes::default()
+        };
+        assert_eq!(future.elapsed_us(), (Some(0), None));
+    }
+
+    #[test]
+    fn help_and_version_are_texts() {
+        let version = read("--version").unwrap_err();
+        assert_eq!(
+            version.to_string(),
+            concat!("Coracle v", env!("CARGO_PKG_VERSION"), "\n")
+        );
+        assert_eq!(version.exit_status(), 0);
+        assert!(
+            read("--help")
+                .unwrap_err()
+                .to_string()
+                .contains("--http-api-max-payload-size <BYTES>")
+        );
+    }
+}

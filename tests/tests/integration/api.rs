@@ -415,8 +415,7 @@ fn nonsense_on_the_socket_is_answered(context: &Context) -> Outcome {
         b"\r\n",
     ]
     .concat();
-    let rows: [&[u8]; 9] = [
-        b"\r\n\r\n",
+    let rows: [&[u8]; 8] = [
         b"\0\0\0\0\r\n\r\n",
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",

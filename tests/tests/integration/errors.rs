@@ -60,7 +60,7 @@ fn a_host_without_kvm_is_named(context: &Context) -> Outcome {
         // An empty /dev but for what every program expects there.
         (
             "cd $(mktemp -d) && for d in null zero urandom; do touch $d && mount --bind /dev/$d $d; done && mount --rbind . /dev",
-            "no such file",
+            "does not exist",
         ),
         ("mount --bind /dev/null /dev/kvm", "kvm"),
     ];
@@ -199,7 +199,7 @@ const OF_BUILDING: &[Row] = &[
     (
         "an initrd larger than memory",
         r#"{"boot-source":{"initrd_path":"{huge}"}}"#,
-        &["initrd", "memory"],
+        &["initrd", "MiB"],
     ),
     (
         "an empty disk",

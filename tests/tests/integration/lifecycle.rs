@@ -127,12 +127,39 @@ fn a_paused_machine_stands_still(context: &Context) -> Outcome {
     Ok(())
 }
 
+fn a_pause_follows_the_start(context: &Context) -> Outcome {
+    for _ in 0..context.count(10, 500) {
+        let launch = Launch::new(&context.environment)?;
+        let monitor = launch.start()?;
+        let machine = Machine::unikernel(&context.environment, "do=hello do=spin:seconds=forever").vcpus(2);
+        monitor.configure(&machine.config())?;
+        let mut connection = monitor.connect()?;
+        for (method, path, body) in [
+            ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
+            ("PATCH", "/vm", r#"{"state":"Paused"}"#),
+            ("PATCH", "/vm", r#"{"state":"Resumed"}"#),
+        ] {
+            let answer = connection.request(method, path, Some(body))?;
+            ensure!(
+                answer.status == 204,
+                "{method} {path} {body}: {} {}",
+                answer.status,
+                answer.body
+            );
+        }
+        monitor.console.wait_for("hello", SOON)?;
+    }
+    Ok(())
+}
+
 fn pauses_leave_nothing(context: &Context) -> Outcome {
     let launch = Launch::new(&context.environment)?;
     let disk = launch.directory().join("test-disk");
     blank_image(&disk, 64)?;
     let words = "do=hello do=load:mode=randwrite,bs=4096,depth=8,seconds=1000";
-    let machine = Machine::unikernel(&context.environment, words).disk("d", &disk);
+    let machine = Machine::unikernel(&context.environment, words).drive(json!({
+        "drive_id": "d", "path_on_host": disk, "is_root_device": false, "cache_type": "Writeback"
+    }));
     let monitor = spinning(launch, &machine)?;
     let cycle = |monitor: &Monitor| {
         monitor

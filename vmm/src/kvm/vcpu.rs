@@ -143,7 +143,7 @@ pub fn install_kick_handler() -> io::Result<()> {
 }
 
 impl Vcpu {
-    /// Starts the thread of vCPU `index`, parked.
+    /// Starts the thread of vCPU `index`, parked; from then on no kick is lost.
     ///
     /// # Errors
     ///
@@ -156,12 +156,15 @@ impl Vcpu {
             .stack_size(STACK_BYTES)
             .spawn(move || Loop { index, fd, outside }.serve(&order_inbox, &parked_outbox))
             .map_err(|source| VcpuError::Spawn { index, source })?;
-        Ok(Self {
+        let vcpu = Self {
             index,
             orders,
             parked,
             thread: Some(thread),
-        })
+        };
+        // A kick that came before the thread knows its kvm_run page would be lost.
+        vcpu.wait_parked()?;
+        Ok(vcpu)
     }
 
     /// Lets the guest run; returns at once.
@@ -234,6 +237,8 @@ enum Leave {
 impl Loop {
     fn serve(mut self, orders: &Receiver<Order>, parked: &Sender<()>) {
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        // As below, the controller may have given up on us.
+        let _ = parked.send(());
         while let Ok(Order::Run) = orders.recv() {
             match self.run_guest() {
                 Leave::Kicked => {}

@@ -5,10 +5,15 @@
 
 mod api;
 mod boot;
+mod clients;
+mod disk;
 mod ends;
 mod errors;
+mod hostile;
 mod lifecycle;
 mod linux;
+mod memory;
+mod serial;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,14 +22,19 @@ use coracle_tests::case::{Case, text};
 use coracle_tests::environment::Environment;
 use libtest_mimic::Arguments;
 
-/// Every test, in groups.
+/// Every test, in groups; what takes long comes first, so that all CPUs are busy to the end.
 const GROUPS: &[(&str, &[Case])] = &[
-    ("boot", boot::CASES),
-    ("api", api::CASES),
-    ("ends", ends::CASES),
     ("linux", linux::CASES),
+    ("hostile", hostile::CASES),
+    ("disk", disk::CASES),
+    ("api", api::CASES),
+    ("boot", boot::CASES),
+    ("clients", clients::CASES),
+    ("ends", ends::CASES),
     ("errors", errors::CASES),
     ("lifecycle", lifecycle::CASES),
+    ("memory", memory::CASES),
+    ("serial", serial::CASES),
 ];
 
 fn main() -> ExitCode {

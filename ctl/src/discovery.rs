@@ -82,7 +82,8 @@ impl Host {
     }
 }
 
-/// The socket of the machine that `target` names: a path with a slash in it, or a name.
+/// The socket of the machine that `target` names: a path with a slash in it, or a name, which means
+/// this user's machine before anybody else's.
 ///
 /// # Errors
 ///
@@ -91,11 +92,16 @@ pub(crate) fn resolve(target: &str) -> Result<PathBuf, FindError> {
     if target.contains('/') {
         return Ok(PathBuf::from(target));
     }
-    let named: Vec<Found> = Host::look()
-        .found
-        .into_iter()
-        .filter(|found| found.id == target)
-        .collect();
+    let mut named = Host::look().found;
+    named.retain(|found| found.id == target);
+    let own = target
+        .parse()
+        .map(|name| RuntimeRoot::of_this_user().socket(&name));
+    if let Ok(own) = own
+        && named.iter().any(|found| found.socket == own)
+    {
+        return Ok(own);
+    }
     match named.as_slice() {
         [only] => Ok(only.socket.clone()),
         [] => Err(FindError::Unknown(target.to_owned())),

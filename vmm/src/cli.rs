@@ -9,6 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::api::http::BODY_BYTES_MAX_DEFAULT;
 use crate::config::{IdError, Level, LoggerConfig, MetricsConfig, UnknownLevel, check_instance_id};
+use crate::end::{EXIT_BAD_ARGUMENT, EXIT_BAD_CONFIGURATION};
 
 /// Largest `--http-api-max-payload-size`, in bytes.
 pub const BODY_BYTES_MAX_MAX: usize = 1 << 30;
@@ -146,12 +147,6 @@ pub enum CliError {
         bytes: usize,
     },
 }
-
-/// Firecracker's status for a command line that makes no sense.
-const EXIT_BAD_ARGUMENT: u8 = 153;
-
-/// Firecracker's status for a value that makes no sense.
-const EXIT_BAD_CONFIGURATION: u8 = 152;
 
 impl CliError {
     /// The status that the process ends with: Firecracker's.

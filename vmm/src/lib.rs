@@ -8,7 +8,7 @@ pub mod console;
 pub mod end;
 pub mod event_loop;
 pub mod kvm;
-mod line_sink;
+pub mod line_sink;
 pub mod logger;
 pub mod machine;
 pub mod memory;

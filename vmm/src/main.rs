@@ -1,52 +1,121 @@
 //! `coracle`: one process, one virtual machine.
+#![expect(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "the program's last words go to its caller"
+)]
 
-use std::path::Path;
+use std::error::Error;
 use std::process::ExitCode;
 
-use coracle_vmm::api::{mailbox, server};
+use coracle_vmm::api::server::{Limits, Server, Socket};
+use coracle_vmm::api::{Verb, mailbox};
+use coracle_vmm::cli::{self, Arguments};
 use coracle_vmm::config::Config;
 use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
 use coracle_vmm::kvm::vcpu::install_kick_handler;
+use coracle_vmm::logger;
+use coracle_vmm::metrics::Registry;
 use coracle_vmm::monitor::Monitor;
 use coracle_vmm::signals::StopSignals;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match run(&arguments) {
-        Ok(status) => ExitCode::from(status),
+    let arguments = match cli::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(error) if error.exit_status() == 0 => {
+            print!("{error}");
+            return ExitCode::SUCCESS;
+        }
         Err(error) => {
-            eprintln!("coracle: {error}");
-            ExitCode::from(EXIT_FAILURE)
+            eprintln!("{}", chain(&error));
+            return ExitCode::from(error.exit_status());
+        }
+    };
+    match run(arguments) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            eprintln!("coracle: {}", failure.text);
+            ExitCode::from(failure.status)
         }
     }
 }
 
-fn run(arguments: &[String]) -> Result<u8, Box<dyn std::error::Error>> {
-    let value = |flag: &str| arguments.iter().skip_while(|word| *word != flag).nth(1).cloned();
+/// Why the process ends without a guest having ended.
+struct Failure {
+    status: u8,
+    text: String,
+}
+
+impl Failure {
+    fn new(status: u8) -> impl Fn(&dyn Error) -> Self {
+        move |error| Self {
+            status,
+            text: chain(error),
+        }
+    }
+}
+
+impl<E: Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(EXIT_FAILURE)(&error)
+    }
+}
+
+fn run(arguments: Arguments) -> Result<u8, Failure> {
+    // First of all: threads that are started later inherit what is blocked.
     let stop = StopSignals::take_over()?;
     install_kick_handler()?;
-    let config = match value("--config-file") {
-        Some(path) => Config::from_file(Path::new(&path))?,
+    logger::install(&arguments.id)?;
+    logger::configure(&arguments.logger)?;
+    let config = match &arguments.config_file {
+        Some(path) => {
+            Config::from_file(path).map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?
+        }
         None => Config::default(),
     };
-    let starts = value("--config-file").is_some();
-    let id = value("--id").unwrap_or_else(|| "anonymous-instance".to_owned());
-    let mut monitor = Monitor::new(id, config, stop)?;
-    let (inbox, calls) = mailbox()?;
-    let _server = if arguments.iter().any(|word| word == "--no-api") {
-        None
-    } else {
-        let path = value("--api-sock").unwrap_or_else(|| "/run/firecracker.socket".to_owned());
-        let socket = server::Socket::bind(Path::new(&path))?;
-        Some(server::Server::start(socket, server::Limits::default(), inbox)?)
+    let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
+    if let Some(metrics) = arguments.metrics {
+        told(monitor.execute(Verb::PutMetrics(metrics)), EXIT_FAILURE)?;
+    }
+    let server = match &arguments.api_sock {
+        Some(path) => {
+            let (inbox, calls) = mailbox()?;
+            let limits = Limits {
+                body_bytes_max: arguments.body_bytes_max,
+                ..Limits::default()
+            };
+            let server = Server::start(Socket::bind(path)?, limits, inbox)?;
+            monitor.answer(calls, &server);
+            Some(server)
+        }
+        None => None,
     };
-    monitor.answer(calls);
-    if starts && let Err(fault) = monitor.execute(coracle_vmm::api::Verb::Start) {
-        eprintln!("coracle: {}", fault.message);
-        return Ok(EXIT_BAD_CONFIGURATION);
+    if arguments.config_file.is_some() {
+        told(monitor.apply_and_start(), EXIT_BAD_CONFIGURATION)?;
     }
     let end = monitor.serve()?;
     eprintln!("coracle: {end}");
+    log::info!("{end}");
     monitor.retire();
+    drop(server);
     Ok(end.status())
+}
+
+fn told<T>(answer: Result<T, coracle_vmm::api::Fault>, status: u8) -> Result<T, Failure> {
+    answer.map_err(|fault| Failure {
+        status,
+        text: fault.message,
+    })
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

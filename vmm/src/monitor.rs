@@ -5,19 +5,29 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::blk::PartialDrive;
+use vmm_sys_util::timerfd::TimerFd;
 
+use crate::api::http::Content;
+use crate::api::server::Server;
 use crate::api::verbs::permitted;
 use crate::api::{Answer, Calls, Data, Fault, Verb};
 use crate::config::{Config, FullConfig, InstanceInfo, Phase, Version};
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
 use crate::event_loop::{EventLoop, Message, Source};
+use crate::logger;
 use crate::machine::plan::Plan;
 use crate::machine::{self, Machine, Paused, Refused, Running};
+use crate::metrics::{Registry, Section};
 use crate::signals::StopSignals;
+
+/// How often metrics are written, as Firecracker does.
+const METRICS_PERIOD: Duration = Duration::from_secs(60);
 
 /// The machine, in whatever phase it is.
 #[derive(Default)]
@@ -38,6 +48,15 @@ pub struct Monitor {
     event_loop: EventLoop,
     calls: Option<Calls>,
     console: Option<Console>,
+    metrics: Registry,
+    latencies: Arc<Latencies>,
+}
+
+/// How long the last pause and the last resume took, in microseconds.
+#[derive(Debug, Default)]
+struct Latencies {
+    pause_us: AtomicU64,
+    resume_us: AtomicU64,
 }
 
 /// The host has no descriptor or thread left for the monitor itself.
@@ -52,18 +71,30 @@ pub enum MonitorError {
 }
 
 impl Monitor {
-    /// A monitor of a machine that is not started yet. `calls` is the API's end, where there is one.
+    /// A monitor of a machine that is not started yet; what it counts is told by `metrics`, too.
     ///
     /// # Errors
     ///
     /// When the host has no descriptors left.
-    pub fn new(id: String, config: Config, stop: StopSignals) -> Result<Self, MonitorError> {
+    pub fn new(
+        id: String,
+        config: Config,
+        stop: StopSignals,
+        mut metrics: Registry,
+    ) -> Result<Self, MonitorError> {
         let mut event_loop = EventLoop::new()?;
         let ending = Ending::new()?;
         let guest_end = EndSignal::new()?;
         event_loop.watch(Source::Ending(ending.clone()));
         event_loop.watch(Source::GuestEnd(Arc::clone(&guest_end), ending.clone()));
         event_loop.watch(Source::Stop(stop));
+        let mut metrics_due = TimerFd::new().map_err(errno)?;
+        metrics_due
+            .reset(METRICS_PERIOD, Some(METRICS_PERIOD))
+            .map_err(errno)?;
+        event_loop.watch(Source::MetricsDue(metrics_due));
+        let latencies = Arc::<Latencies>::default();
+        register(&latencies, &mut metrics);
         Ok(Self {
             id,
             config,
@@ -73,13 +104,33 @@ impl Monitor {
             event_loop,
             calls: None,
             console: None,
+            metrics,
+            latencies,
         })
     }
 
-    /// Answers `calls` from now on.
-    pub fn answer(&mut self, calls: Calls) {
+    /// Answers the `calls` of `server` from now on.
+    pub fn answer(&mut self, calls: Calls, server: &Server) {
         self.event_loop.watch(Source::Calls(calls.as_raw_fd()));
         self.calls = Some(calls);
+        server.request_counters().register(&mut self.metrics);
+    }
+
+    /// Starts the machine of a configuration file, after the logger and the metrics that it names.
+    ///
+    /// # Errors
+    ///
+    /// What an API client would be told.
+    pub fn apply_and_start(&mut self) -> Result<(), Fault> {
+        if let Some(logger) = self.config.logger() {
+            logger::configure(logger).map_err(|error| Fault::from_error(&error))?;
+        }
+        if let Some(metrics) = self.config.metrics() {
+            self.metrics
+                .write_to(metrics, &self.id)
+                .map_err(|error| Fault::from_error(&error))?;
+        }
+        self.execute(Verb::Start).map(drop)
     }
 
     /// Serves messages until the machine ends or somebody stops the process.
@@ -96,8 +147,8 @@ impl Monitor {
                         return Ok(end.clone());
                     }
                 }
-                Message::MetricsDue => {}
                 Message::Stop(signal) => return Ok(End::Stopped { by: signal }),
+                Message::MetricsDue => self.metrics.write(),
                 Message::Console(event) => {
                     if let Some(console) = &mut self.console {
                         console.serve(event, &mut self.event_loop);
@@ -122,6 +173,7 @@ impl Monitor {
             Verb::GetVersion => return Ok(Data::json(&Version::current())),
             Verb::GetMachineConfig => return Ok(Data::json(self.config.machine())),
             Verb::GetConfig => return Ok(Data::json(&FullConfig::from(&self.config))),
+            Verb::GetMetrics => return Ok(Data::Body(Content::Prometheus, self.metrics.prometheus())),
             Verb::PutMachineConfig(machine) => self.config.set_machine(machine)?,
             Verb::PatchMachineConfig(patch) => self.config.patch_machine(&patch)?,
             Verb::PutCpuConfig(cpu) => self.config.set_cpu(cpu),
@@ -130,13 +182,19 @@ impl Monitor {
             Verb::PatchDrive(patch) => self.patch_drive(&patch)?,
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutSerial(serial) => self.config.set_serial(serial),
-            Verb::GetMetrics | Verb::FlushMetrics => {}
             Verb::PutLogger(logger) => {
+                logger::configure(&logger).map_err(|error| Fault::from_error(&error))?;
                 self.config.set_logger(logger);
             }
             Verb::PutMetrics(metrics) => {
-                self.config.set_metrics(metrics)?;
+                let mut config = self.config.clone();
+                config.set_metrics(metrics.clone())?;
+                self.metrics
+                    .write_to(&metrics, &self.id)
+                    .map_err(|error| Fault::from_error(&error))?;
+                self.config = config;
             }
+            Verb::FlushMetrics => self.metrics.write(),
             Verb::Start => self.start()?,
             Verb::SendCtrlAltDel => self.press_ctrl_alt_del()?,
             Verb::Pause => self.pause()?,
@@ -169,6 +227,7 @@ impl Monitor {
             input,
             &mut self.event_loop,
         ));
+        machine.register(&mut self.metrics);
         self.guest = Guest::Paused(machine);
         self.resume()
     }
@@ -237,7 +296,9 @@ impl Monitor {
 
     fn pause(&mut self) -> Result<(), Fault> {
         let (guest, outcome) = match std::mem::take(&mut self.guest) {
-            Guest::Running(machine) => settled(machine.pause(), Guest::Paused, Guest::Running),
+            Guest::Running(machine) => timed(&self.latencies.pause_us, || {
+                settled(machine.pause(), Guest::Paused, Guest::Running)
+            }),
             other => (other, Ok(())),
         };
         self.guest = guest;
@@ -246,7 +307,9 @@ impl Monitor {
 
     fn resume(&mut self) -> Result<(), Fault> {
         let (guest, outcome) = match std::mem::take(&mut self.guest) {
-            Guest::Paused(machine) => settled(machine.resume(), Guest::Running, Guest::Paused),
+            Guest::Paused(machine) => timed(&self.latencies.resume_us, || {
+                settled(machine.resume(), Guest::Running, Guest::Paused)
+            }),
             other => (other, Ok(())),
         };
         self.guest = guest;
@@ -264,4 +327,27 @@ fn settled<P, Q>(
         Ok(machine) => (arrived(machine), Ok(())),
         Err(Refused { machine, error }) => (stayed(machine), Err(Fault::from_error(&error))),
     }
+}
+
+fn timed<T>(latency_us: &AtomicU64, transition: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let outcome = transition();
+    latency_us.store(
+        u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+        Ordering::Relaxed,
+    );
+    outcome
+}
+
+fn register(latencies: &Arc<Latencies>, metrics: &mut Registry) {
+    let latencies = Arc::clone(latencies);
+    let report = move |section: &mut Section| {
+        section.gauge("pause_vm", latencies.pause_us.load(Ordering::Relaxed));
+        section.gauge("resume_vm", latencies.resume_us.load(Ordering::Relaxed));
+    };
+    metrics.add("latencies_us", Box::new(report));
+}
+
+fn errno(error: vmm_sys_util::errno::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
 }

@@ -105,3 +105,79 @@ fn read_template(path: &Path) -> Result<Value, MachineError> {
         source,
     })
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use clap::Parser;
+    use coracle_vmm::config::Config;
+    use coracle_vmm::end;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[test]
+    fn every_body_is_one_that_the_monitor_takes() {
+        let place = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = place.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (image, template) = (
+            file("a.img", &[0; 4096]),
+            file("cpu.json", b"{\"cpuid_modifiers\":[]}"),
+        );
+        let disk = |options: &str| format!("--disk={image}{options}");
+        let line = Line::parse_from([
+            "run".to_owned(),
+            format!("--kernel={image}"),
+            format!("--initrd={image}"),
+            format!("--cpu-template={template}"),
+            "--cpus=32".to_owned(),
+            "--memory=2G".to_owned(),
+            "--entropy".to_owned(),
+            disk(",ro,root,sync,unsafe,partuuid=0eaa91a0-01"),
+            disk(",async,writeback,id=data"),
+        ]);
+        let mut file_of_config = Map::new();
+        for step in steps(&line.run).unwrap() {
+            match step.path.strip_prefix("/drives/") {
+                None => drop(file_of_config.insert(step.path.trim_start_matches('/').to_owned(), step.body)),
+                Some(_) => {
+                    let drives = file_of_config.entry("drives").or_insert_with(|| json!([]));
+                    drives.as_array_mut().unwrap().push(step.body);
+                }
+            }
+        }
+        assert_eq!(file_of_config.len(), 5);
+        let path = file(
+            "config.json",
+            Value::Object(file_of_config).to_string().as_bytes(),
+        );
+        let config = Config::from_file(Path::new(&path));
+        assert!(config.is_ok(), "{config:?}");
+    }
+
+    #[test]
+    fn the_statuses_that_are_explained_are_the_monitors() {
+        let statuses = [
+            end::EXIT_BAD_CONFIGURATION,
+            end::EXIT_BAD_ARGUMENT,
+            end::EXIT_TRIPLE_FAULT,
+            end::EXIT_KVM_INTERNAL_ERROR,
+            end::EXIT_KVM_ENTRY_FAILED,
+            end::EXIT_KVM_RUN_FAILED,
+        ];
+        assert!(
+            statuses
+                .iter()
+                .all(|status| *status >= super::super::MONITOR_STATUS_MIN)
+        );
+    }
+}

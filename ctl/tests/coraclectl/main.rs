@@ -2,7 +2,10 @@
 //!
 //! The monitor is this executable again: `coraclectl` starts it with `--api-sock`, which tells it from
 //! the harness. Its `--id` says how it behaves. What a real monitor does is tested elsewhere.
-#![expect(clippy::indexing_slicing, reason = "JSON that lacks a field is a failure of the test")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "JSON that lacks a field is a failure of the test"
+)]
 
 mod monitor;
 mod run;

@@ -84,11 +84,8 @@ impl Workbench {
     pub(crate) fn ps(&self, name: &str) -> Value {
         let rows: Value =
             serde_json::from_slice(&self.output(&["ps", "--json"]).stdout).expect("ps prints JSON");
-        let rows = rows.as_array().expect("ps prints an array").iter();
-        rows.filter(|row| row["id"] == name)
-            .cloned()
-            .next()
-            .unwrap_or_default()
+        let mut rows = rows.as_array().expect("ps prints an array").iter();
+        rows.find(|row| row["id"] == name).cloned().unwrap_or_default()
     }
 }
 

@@ -43,7 +43,7 @@ fn run() -> Outcome {
         }),
         None => println!("FIRECRACKER is not set: without it there is no peer for the API's figures."),
     }
-    let mut figures: Vec<Figure> = programs.iter().map(|program| Figure::new(program.name)).collect();
+    let mut figures: Vec<Figure> = programs.iter().map(|_| Figure::default()).collect();
     let mut qemu = Vec::new();
     for round in 0..RUNS {
         println!("round {} of {RUNS}", round + 1);
@@ -52,11 +52,18 @@ fn run() -> Outcome {
         }
         qemu.push(qemu_first_byte(&guest)?);
     }
-    let mut report = json!({ "runs": RUNS, "memory_mib": MEMORY_MIB });
+    let mut report = serde_json::Map::from_iter([
+        ("runs".to_owned(), json!(RUNS)),
+        ("memory_mib".to_owned(), json!(MEMORY_MIB)),
+        (
+            "qemu-microvm".to_owned(),
+            json!({ "exec_to_first_byte_ms": median(&qemu) }),
+        ),
+    ]);
     for (program, figure) in programs.iter().zip(&figures) {
-        report[program.name] = figure.report(program)?;
+        report.insert(program.name.to_owned(), figure.report(program)?);
     }
-    report["qemu-microvm"] = json!({ "exec_to_first_byte_ms": median(&qemu) });
+    let report = Value::Object(report);
     print_table(&report);
     let directory =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
@@ -80,7 +87,6 @@ struct Program {
 /// What is measured of one program, one entry a run.
 #[derive(Default)]
 struct Figure {
-    name: &'static str,
     api_wall_ms: Vec<f64>,
     api_cpu_ms: Vec<f64>,
     start_to_first_byte_ms: Vec<f64>,
@@ -89,13 +95,6 @@ struct Figure {
 }
 
 impl Figure {
-    fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            ..Self::default()
-        }
-    }
-
     fn measure(&mut self, program: &Program, guest: &Path) -> Outcome {
         let begun = Instant::now();
         let mut monitor = Monitor::start(program, &["--api-sock", "api.sock"])?;
@@ -130,7 +129,6 @@ impl Figure {
             "exec_to_first_byte_ms": median(&self.exec_to_first_byte_ms),
             "resident_beyond_guest_kib": median(&self.resident_kib),
             "binary_kib": std::fs::metadata(&program.path)?.len() >> 10,
-            "name": self.name,
         }))
     }
 }
@@ -166,7 +164,7 @@ impl Monitor {
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::null())
             .spawn()?;
         Ok(Self {
             child,

@@ -384,7 +384,11 @@ impl Response {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+    #![expect(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "a test's panic is its failure"
+    )]
 
     use proptest::prelude::*;
 

@@ -1,5 +1,7 @@
 //! The OpenAPI 3.1 document of the API, made from the table of verbs and the types of the bodies.
 
+use std::collections::BTreeMap;
+
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -23,10 +25,14 @@ pub fn document() -> String {
     settings.definitions_path = "/components/schemas".into();
     settings.meta_schema = None;
     let mut schemas = settings.into_generator();
-    let mut paths = Map::new();
+    let mut paths = BTreeMap::<&str, Map<String, Value>>::new();
     for route in ROUTES {
-        let path = paths.entry(route.path).or_insert_with(|| json!({}));
-        path[route.method.name().to_ascii_lowercase()] = operation(route, &mut schemas);
+        let method = route.method.name().to_ascii_lowercase();
+        let operation = operation(route, &mut schemas);
+        paths
+            .entry(route.path)
+            .or_default()
+            .insert(method, operation.into());
     }
     schemas.subschema_for::<Error>();
     let document = json!({
@@ -50,28 +56,28 @@ struct Error {
     fault_message: String,
 }
 
-fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
-    let mut operation = json!({
-        "summary": route.summary,
-        "description": phases(route),
-        "operationId": route.kinds.iter().map(|kind| format!("{kind:?}")).collect::<Vec<_>>().join("Or"),
-        "responses": {
-            "400": {
-                "description": "Refused, or failed; the body says why.",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-            }
-        }
-    });
+fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Map<String, Value> {
+    let kinds = route
+        .kinds
+        .iter()
+        .map(|kind| format!("{kind:?}"))
+        .collect::<Vec<_>>();
+    let mut operation = Map::new();
+    let mut put = |name: &str, value| operation.insert(name.to_owned(), value);
+    put("summary", route.summary.into());
+    put("description", phases(route).into());
+    put("operationId", kinds.join("Or").into());
     if let Some(name) = route.body {
         let content = json!({"application/json": {"schema": schema(name, schemas)}});
-        operation["requestBody"] = json!({"required": true, "content": content});
+        put("requestBody", json!({"required": true, "content": content}));
     }
     if route.path.ends_with("{drive_id}") {
-        operation["parameters"] = json!([{
+        let parameter = json!({
             "name": "drive_id", "in": "path", "required": true,
             "description": "Name of the drive; the same as in the body.",
             "schema": {"type": "string", "pattern": "^[A-Za-z0-9_]+$"}
-        }]);
+        });
+        put("parameters", json!([parameter]));
     }
     let (status, success) = match route.answer {
         AnswerShape::Empty => ("204", json!({"description": "Done."})),
@@ -84,7 +90,11 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
             ("200", json!({"description": "Here it is.", "content": content}))
         }
     };
-    operation["responses"][status] = success;
+    let refusal = json!({
+        "description": "Refused, or failed; the body says why.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    });
+    put("responses", json!({status: success, "400": refusal}));
     operation
 }
 

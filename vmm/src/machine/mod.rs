@@ -13,6 +13,7 @@ mod assemble;
 mod cpu_template;
 pub mod plan;
 mod platform;
+mod report;
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -128,24 +129,6 @@ impl<P> Machine<P> {
     /// The guest's serial port.
     pub fn serial(&self) -> &Arc<Mutex<SerialPort>> {
         &self.parts.serial
-    }
-
-    /// What the vCPUs have counted.
-    pub fn vcpu_counters(&self) -> &Arc<VcpuCounters> {
-        &self.parts.counters
-    }
-
-    /// The drives, by id.
-    pub fn drives(&self) -> impl Iterator<Item = (&str, &BlkControl)> {
-        self.parts
-            .drives
-            .iter()
-            .map(|drive| (drive.id.as_str(), &drive.control))
-    }
-
-    /// What the entropy device has counted, if there is one.
-    pub fn entropy_counts(&self) -> Option<&Arc<EntropyCounts>> {
-        self.parts.entropy_counts.as_ref()
     }
 
     /// Presses Ctrl+Alt+Del on the guest's keyboard.

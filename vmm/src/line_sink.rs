@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 
 /// Where lines go. A line for which there is no room is lost; one that has begun is finished first.
 #[derive(Debug)]
-pub struct LineSink {
+pub(crate) struct LineSink {
     file: File,
     /// The end of the line of which the reader has the beginning.
     rest: Vec<u8>,
@@ -21,7 +21,7 @@ impl LineSink {
     /// # Errors
     ///
     /// The kernel's reason.
-    pub fn open(path: &Path) -> Result<Self, LineSinkError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, LineSinkError> {
         let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let mut options = OpenOptions::new();
         // Reading as well lets a FIFO be opened, and stay open, without a reader.
@@ -46,7 +46,7 @@ impl LineSink {
     /// # Errors
     ///
     /// The line is lost as a whole, because the reader is slow or the disk is full.
-    pub fn append(&mut self, line: &[u8]) -> io::Result<()> {
+    pub(crate) fn append(&mut self, line: &[u8]) -> io::Result<()> {
         let rest = std::mem::take(&mut self.rest);
         let unwritten = self.write(&rest)?;
         if unwritten < rest.len() {

@@ -16,18 +16,15 @@ use crate::api::http::Content;
 use crate::api::server::Server;
 use crate::api::verbs::permitted;
 use crate::api::{Answer, Calls, Data, Fault, Verb};
-use crate::config::{Config, FullConfig, InstanceInfo, Phase, Version};
+use crate::config::{Config, ConfigError, FullConfig, InstanceInfo, Phase, Version};
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
 use crate::event_loop::{EventLoop, Message, Source};
 use crate::logger;
 use crate::machine::plan::Plan;
 use crate::machine::{self, Machine, Paused, Refused, Running};
-use crate::metrics::{Registry, Section};
+use crate::metrics::{Registry, Section, WRITE_PERIOD_S};
 use crate::signals::StopSignals;
-
-/// How often metrics are written, as Firecracker does.
-const METRICS_PERIOD: Duration = Duration::from_secs(60);
 
 /// The machine, in whatever phase it is.
 #[derive(Default)]
@@ -88,10 +85,9 @@ impl Monitor {
         event_loop.watch(Source::Ending(ending.clone()));
         event_loop.watch(Source::GuestEnd(Arc::clone(&guest_end), ending.clone()));
         event_loop.watch(Source::Stop(stop));
+        let period = Duration::from_secs(WRITE_PERIOD_S);
         let mut metrics_due = TimerFd::new().map_err(errno)?;
-        metrics_due
-            .reset(METRICS_PERIOD, Some(METRICS_PERIOD))
-            .map_err(errno)?;
+        metrics_due.reset(period, Some(period)).map_err(errno)?;
         event_loop.watch(Source::MetricsDue(metrics_due));
         let latencies = Arc::<Latencies>::default();
         register(&latencies, &mut metrics);
@@ -177,8 +173,15 @@ impl Monitor {
             Verb::PutMachineConfig(machine) => self.config.set_machine(machine)?,
             Verb::PatchMachineConfig(patch) => self.config.patch_machine(&patch)?,
             Verb::PutCpuConfig(cpu) => self.config.set_cpu(cpu),
-            Verb::PutBootSource(source) => self.config.set_boot_source(source)?,
-            Verb::PutDrive(drive) => self.config.insert_drive(drive)?,
+            Verb::PutBootSource(source) => {
+                // Opened again at the start; a path that is wrong is better heard of now.
+                source.open().map_err(ConfigError::from)?;
+                self.config.set_boot_source(source)?;
+            }
+            Verb::PutDrive(drive) => {
+                drive.open_image().map_err(|error| Fault::from_error(&error))?;
+                self.config.insert_drive(drive)?;
+            }
             Verb::PatchDrive(patch) => self.patch_drive(&patch)?,
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutSerial(serial) => self.config.set_serial(serial),

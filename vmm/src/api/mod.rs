@@ -3,6 +3,7 @@
 //! The thread `api` owns nothing of the machine. It turns requests into [`Call`]s and posts them to
 //! the thread that does; the answer comes back through the call's [`Reply`].
 
+mod answer;
 mod bell;
 mod connection;
 pub mod http;
@@ -10,6 +11,7 @@ mod inbox;
 pub mod openapi;
 mod router;
 pub mod server;
+mod socket;
 pub mod verbs;
 
 pub use inbox::{Call, Calls, Inbox, Reply, mailbox};

@@ -4,13 +4,13 @@
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::rng::EntropyConfig;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::http::{Content, Method, Response, Status};
+pub use super::answer::{Answer, Data, Fault};
+use super::http::{Content, Method};
 use crate::config::{
-    Action, BootSource, ConfigError, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig,
-    MachineConfigPatch, MetricsConfig, Phase, Vm, VmState,
+    Action, BootSource, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig, MachineConfigPatch,
+    MetricsConfig, Phase, Vm, VmState,
 };
 
 /// What a client wants, with everything it sent parsed.
@@ -424,74 +424,6 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     })
 }
 
-/// How a verb went.
-pub type Answer = Result<Data, Fault>;
-
-/// What a verb that went well says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Data {
-    /// Nothing.
-    Empty,
-    /// A body.
-    Body(Content, String),
-}
-
-impl Data {
-    /// `value` as JSON.
-    pub fn json(value: &impl Serialize) -> Self {
-        let text =
-            serde_json::to_string(value).expect("the API's types have string keys and no failing parts");
-        Self::Body(Content::Json, text)
-    }
-}
-
-/// Why a verb is refused or failed, for the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The status.
-    pub status: Status,
-    /// What to tell the client: what is wrong, and what to do.
-    pub message: String,
-}
-
-impl Fault {
-    /// The client asked for something that cannot be done.
-    pub fn bad_request(message: impl Into<String>) -> Self {
-        Self {
-            status: Status::BadRequest,
-            message: message.into(),
-        }
-    }
-
-    /// An error with its causes, in one line.
-    pub fn from_error(error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
-            cause = error.source();
-        }
-        Self::bad_request(message)
-    }
-
-    /// The fault as a response.
-    pub fn response(&self) -> Response {
-        let body = serde_json::json!({ "fault_message": self.message }).to_string();
-        Response {
-            status: self.status,
-            body: Some((Content::Json, body)),
-            deprecated: false,
-        }
-    }
-}
-
-impl From<ConfigError> for Fault {
-    fn from(error: ConfigError) -> Self {
-        Self::from_error(&error)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -535,29 +467,6 @@ mod tests {
             seen,
             20 * 3,
             "a new verb belongs into this test and into the table"
-        );
-    }
-
-    #[test]
-    fn a_fault_has_firecrackers_body() {
-        let response = Fault::bad_request("say \"why\"").response();
-        assert_eq!(
-            response.body,
-            Some((Content::Json, r#"{"fault_message":"say \"why\""}"#.to_owned()))
-        );
-    }
-
-    #[test]
-    fn a_fault_tells_every_cause() {
-        let source = std::io::Error::other("the disk is on fire");
-        let error = crate::config::BootSourceError::Kernel {
-            path: "k".to_owned(),
-            source,
-        };
-        assert!(
-            Fault::from_error(&error)
-                .message
-                .ends_with("permissions: the disk is on fire")
         );
     }
 }

@@ -1,7 +1,8 @@
 //! What the machine boots.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,25 +73,32 @@ impl BootSource {
         }
     }
 
-    /// Checks that kernel and initrd can be opened, so that a wrong path is refused when it is set
-    /// and not only at the start.
+    /// Opens kernel and initrd.
     ///
     /// # Errors
     ///
-    /// The file that cannot be opened, and why.
-    pub fn probe(&self) -> Result<(), BootSourceError> {
-        File::open(&self.kernel_image_path).map_err(|source| BootSourceError::Kernel {
+    /// The one that cannot be opened, and what to do about it.
+    pub fn open(&self) -> Result<(File, Option<File>), BootSourceError> {
+        let kernel = open(&self.kernel_image_path).map_err(|source| BootSourceError::Kernel {
             path: self.kernel_image_path.clone(),
             source,
         })?;
-        if let Some(path) = &self.initrd_path {
-            File::open(path).map_err(|source| BootSourceError::Initrd {
+        let initrd = self.initrd_path.as_ref().map(|path| {
+            open(path).map_err(|source| BootSourceError::Initrd {
                 path: path.clone(),
                 source,
-            })?;
-        }
-        Ok(())
+            })
+        });
+        Ok((kernel, initrd.transpose()?))
     }
+}
+
+fn open(path: &str) -> io::Result<File> {
+    // Opening a FIFO would wait for its writer.
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
 }
 
 /// Why a boot source is refused.

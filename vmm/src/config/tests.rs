@@ -122,11 +122,11 @@ fn a_boot_source_whose_files_cannot_be_opened_is_found_out_by_probing() {
         kernel_image_path: kernel.to_str().unwrap().to_owned(),
         ..BootSource::default()
     };
-    assert!(matches!(source.probe(), Err(BootSourceError::Kernel { .. })));
+    assert!(matches!(source.open(), Err(BootSourceError::Kernel { .. })));
     std::fs::write(&kernel, b"").unwrap();
-    source.probe().unwrap();
+    source.open().unwrap();
     source.initrd_path = Some("/nonexistent/initrd".to_owned());
-    assert!(matches!(source.probe(), Err(BootSourceError::Initrd { .. })));
+    assert!(matches!(source.open(), Err(BootSourceError::Initrd { .. })));
 }
 
 #[test]

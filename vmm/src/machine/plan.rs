@@ -1,9 +1,7 @@
 //! What will be built: everything that can be opened, opened; everything that can be sized, sized.
 //! Nothing after a plan sees a path.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{Disk, DriveConfig, DriveError};
@@ -60,16 +58,8 @@ pub enum PlanError {
     #[error("Cannot start microvm without kernel configuration: PUT /boot-source first.")]
     NoBootSource,
     /// A boot file cannot be opened.
-    #[error("cannot open the {what} `{path}`: check the path and its permissions")]
-    File {
-        /// Kernel or initrd.
-        what: &'static str,
-        /// As configured.
-        path: String,
-        /// What the host answered.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Boot(#[from] config::BootSourceError),
     /// A drive's image cannot be opened.
     #[error(transparent)]
     Drive(#[from] DriveError),
@@ -131,13 +121,10 @@ impl BootPlan {
                     Access::ReadWrite => RootAccess::ReadWrite,
                 },
             });
+        let (kernel, initrd) = source.open()?;
         Ok(Self {
-            kernel: boot_file("kernel", &source.kernel_image_path)?,
-            initrd: source
-                .initrd_path
-                .as_deref()
-                .map(|path| boot_file("initrd", path))
-                .transpose()?,
+            kernel,
+            initrd,
             arguments: source.boot_args.clone(),
             protocol: match source.boot_protocol {
                 config::BootProtocol::Auto => BootProtocol::Auto,
@@ -147,17 +134,4 @@ impl BootPlan {
             root,
         })
     }
-}
-
-fn boot_file(what: &'static str, path: &str) -> Result<File, PlanError> {
-    // Opening a FIFO would wait for its writer.
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|source| PlanError::File {
-            what,
-            path: path.to_owned(),
-            source,
-        })
 }

@@ -3,6 +3,9 @@
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
 use super::*;
 use crate::api::inbox::{Calls, mailbox};
 use crate::api::verbs::Verb;

@@ -1,7 +1,7 @@
 //! Starts real monitors and looks at them from outside.
 //!
 //! A test that this machine cannot run is reported as ignored, with the reason; the random choices of the others come
-//! from one seed, which is printed.
+//! from one seed, which is printed. `make test` runs samples, `make soak` everything.
 
 mod api;
 mod boot;
@@ -14,7 +14,9 @@ mod lifecycle;
 mod linux;
 mod memory;
 mod serial;
+mod soak;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -43,6 +45,10 @@ fn main() -> ExitCode {
     if let Err(missing) = environment.check() {
         eprintln!("{}", text(&missing));
         return ExitCode::FAILURE;
+    }
+    if let Some(state) = std::env::var_os(soak::VARIABLE) {
+        let filter = arguments.filter.as_deref().unwrap_or_default();
+        return soak::run(Path::new(&state), filter, GROUPS, &environment);
     }
     println!("SEED={}", environment.seed.number());
     let cases = GROUPS

@@ -144,7 +144,11 @@ fn a_read_only_root_stays_as_it_was(context: &Context) -> Outcome {
 }
 
 fn says(ended: &Ended, text: &str) -> Outcome {
-    ensure!(ended.console.contains(text), "no '{text}' in:\n{}", ended.console);
+    let (console, errors, status) = (&ended.console, &ended.errors, ended.status);
+    ensure!(
+        console.contains(text),
+        "no '{text}' in:\n{console}\n{errors}\n{status}"
+    );
     Ok(())
 }
 

@@ -52,6 +52,7 @@ soak: monitor unikernel linux venv ## Run every matrix in full; a run that was s
 	tests/tools/need debugfs iasl
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
+	PROPTEST_CASES=$(or $(CASES),20000) cargo test --release --workspace --exclude coracle-tests
 
 # cargo-deny takes minutes to compile, so the tidy test holds deny.toml's lists of licences and duplicates by
 # itself (from cargo metadata); where cargo-deny is installed it reads the same file and has the last word.

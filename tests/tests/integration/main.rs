@@ -9,6 +9,7 @@ mod clients;
 mod disk;
 mod ends;
 mod errors;
+mod garbage;
 mod hostile;
 mod lifecycle;
 mod linux;
@@ -34,6 +35,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("clients", clients::CASES),
     ("ends", ends::CASES),
     ("errors", errors::CASES),
+    ("garbage", garbage::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
     ("serial", serial::CASES),

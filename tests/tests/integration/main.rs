@@ -6,6 +6,7 @@
 mod api;
 mod boot;
 mod clients;
+mod ctl;
 mod disk;
 mod ends;
 mod errors;
@@ -33,6 +34,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("api", api::CASES),
     ("boot", boot::CASES),
     ("clients", clients::CASES),
+    ("ctl", ctl::CASES),
     ("ends", ends::CASES),
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),

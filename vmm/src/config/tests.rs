@@ -1,3 +1,5 @@
+//! The rules of a configuration: what is kept, what is refused and with which words.
+
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Lines and Prometheus text of invented sections.
+
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

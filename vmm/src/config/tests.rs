@@ -55,6 +55,10 @@ fn bounds_of_a_machine_are_held_and_named() {
             "multiple of 2",
         ),
         (
+            r#"{"vcpu_count": 1, "mem_size_mib": 3, "huge_pages": "Transparent"}"#,
+            "multiple of 2",
+        ),
+        (
             r#"{"vcpu_count": 1, "mem_size_mib": 3, "cpu_template": "T2S"}"#,
             "/cpu-config",
         ),
@@ -66,6 +70,7 @@ fn bounds_of_a_machine_are_held_and_named() {
         r#"{"vcpu_count": 32, "mem_size_mib": 1}"#,
         r#"{"vcpu_count": 1, "mem_size_mib": 128, "smt": true}"#,
         r#"{"vcpu_count": 2, "mem_size_mib": 2, "smt": true, "huge_pages": "2M", "memory_backing": "memfd"}"#,
+        r#"{"vcpu_count": 2, "mem_size_mib": 2, "huge_pages": "Transparent"}"#,
         r#"{"vcpu_count": 2, "mem_size_mib": 1048576, "cpu_template": "None"}"#,
     ] {
         machine(json).unwrap();

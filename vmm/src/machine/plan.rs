@@ -87,6 +87,7 @@ impl Plan {
                 },
                 pages: match machine.huge_pages {
                     HugePages::None => PageSize::Base,
+                    HugePages::Transparent => PageSize::Transparent,
                     HugePages::Hugetlbfs2M => PageSize::Huge2Mib,
                 },
                 dirty_log: if machine.track_dirty_pages {

@@ -67,12 +67,15 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     install_kick_handler()?;
     logger::install(&arguments.id)?;
     logger::configure(&arguments.logger)?;
-    let config = match &arguments.config_file {
+    let mut config = match &arguments.config_file {
         Some(path) => {
             Config::from_file(path).map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?
         }
         None => Config::default(),
     };
+    if arguments.boot_timer {
+        config.add_boot_timer();
+    }
     let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
     if let Some(metrics) = arguments.metrics {
         told(monitor.execute(Verb::PutMetrics(metrics)), EXIT_FAILURE)?;

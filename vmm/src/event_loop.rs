@@ -15,7 +15,7 @@ use event_manager::{
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::end::Ending;
-use crate::signals::StopSignals;
+use crate::signals::{StopSignal, StopSignals};
 
 /// How much of the console's input is read at once.
 const CONSOLE_READ_BYTES: usize = 256;
@@ -49,7 +49,7 @@ pub enum Message {
     /// The machine has ended.
     Ended,
     /// A signal asks the process to stop.
-    Stop(&'static str),
+    Stop(StopSignal),
     /// Something about the guest's console.
     Console(ConsoleEvent),
     /// Write the metrics.

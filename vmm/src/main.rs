@@ -88,7 +88,7 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
                 ..Limits::default()
             };
             let server = Server::start(Socket::bind(path)?, limits, inbox)?;
-            monitor.answer(calls, &server);
+            monitor.answer(calls, &server, arguments.start_times);
             Some(server)
         }
         None => None,

@@ -185,8 +185,9 @@ impl MutEventSubscriber for Subscriber {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let (fd, events) = self.source.descriptor();
         if let Err(error) = ops.add(Events::new_raw(fd, events)) {
-            // A regular file is always ready and cannot be watched (EPERM): it has nothing to wait for.
-            log::info!("{:?} cannot be watched: {error}", self.source);
+            // A regular file and /dev/null are always ready and cannot be watched (EPERM): there is
+            // nothing to wait for.
+            log::debug!("{:?} cannot be watched: {error}", self.source);
         }
     }
 }

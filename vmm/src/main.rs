@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use coracle_vmm::api::server::{Limits, Server, Socket};
 use coracle_vmm::api::{Verb, mailbox};
-use coracle_vmm::cli::{self, Arguments};
+use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
 use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
 use coracle_vmm::kvm::vcpu::install_kick_handler;
@@ -27,7 +27,12 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("{}", chain(&error));
+            let text = chain(&error);
+            // What is wrong with the words comes with its own prefix, hint and line feed.
+            match error {
+                CliError::Syntax { .. } => eprint!("{text}"),
+                _ => eprintln!("coracle: {text}"),
+            }
             return ExitCode::from(error.exit_status());
         }
     };

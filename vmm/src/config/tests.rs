@@ -132,6 +132,13 @@ fn a_boot_source_whose_files_cannot_be_opened_is_found_out_by_probing() {
     assert!(matches!(source.open(), Err(BootSourceError::Kernel { .. })));
     std::fs::write(&kernel, b"").unwrap();
     source.open().unwrap();
+    for (path, reason) in [("/", "is a directory"), ("/dev/zero", "not a regular file")] {
+        source.initrd_path = Some(path.to_owned());
+        let Err(BootSourceError::Initrd { source, .. }) = source.open() else {
+            panic!("{path} is taken for an initrd");
+        };
+        assert!(source.to_string().contains(reason), "{source}");
+    }
     source.initrd_path = Some("/nonexistent/initrd".to_owned());
     assert!(matches!(source.open(), Err(BootSourceError::Initrd { .. })));
 }

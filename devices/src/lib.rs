@@ -4,6 +4,7 @@
 //! reads, and whoever assembles the machine connects both.
 
 pub mod bus;
+mod complaints;
 pub mod i8042;
 pub mod power;
 pub mod random;

@@ -15,6 +15,7 @@ use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
 use super::space::{features, space};
 use super::worker::{Command, DRAIN_MS_MAX, Inbox, Mailbox, StopCall, Worker};
+use crate::complaints::Complaints;
 use crate::virtio::device::{DeviceKind, Session, StartError, StopError, VirtioDevice};
 
 /// The size of the queue, in descriptors; what is in flight at most.
@@ -83,7 +84,7 @@ fn spawn(disk: Disk, inbox: Inbox, metrics: Arc<BlkMetrics>, drain_ms_max: u64) 
                 image: disk.image,
                 limiter: RateLimiter::new(&disk.rate_limiter, Instant::now()),
                 metrics,
-                complaints: 0,
+                complaints: Complaints::default(),
             };
             Worker::new(drive, inbox, drain_ms_max)
         });

@@ -5,6 +5,7 @@
 
 pub mod boot_timer;
 pub mod bus;
+mod complaints;
 pub mod i8042;
 pub mod power;
 pub mod random;

@@ -121,7 +121,7 @@ impl Config {
         self.cpu = Some(cpu);
     }
 
-    /// Replaces what the machine boots. Whether the files can be opened is for [`BootSource::probe`].
+    /// Replaces what the machine boots. Whether the files can be opened is for `BootSource::probe`.
     ///
     /// # Errors
     ///

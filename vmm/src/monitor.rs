@@ -220,19 +220,24 @@ impl Monitor {
         let plan = Plan::new(&self.config).map_err(|error| Fault::from_error(&error))?;
         let machine =
             machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
+        // A machine that cannot run is taken apart again: nobody could start another beside it.
+        let machine = machine
+            .resume()
+            .map_err(|Refused { error, .. }| Fault::from_error(&error))?;
         let has_file = self
             .config
             .serial()
             .is_some_and(|serial| serial.serial_out_path.is_some());
         let input = if has_file { Input::None } else { Input::Standard };
+        // What the guest has written meanwhile waits, and calls for attention.
         self.console = Some(Console::attach(
             Arc::clone(machine.serial()),
             input,
             &mut self.event_loop,
         ));
         machine.register(&mut self.metrics);
-        self.guest = Guest::Paused(machine);
-        self.resume()
+        self.guest = Guest::Running(machine);
+        Ok(())
     }
 
     fn patch_drive(&mut self, patch: &PartialDrive) -> Result<(), Fault> {
@@ -277,23 +282,25 @@ impl Monitor {
     /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
     /// output is handed over, its disks are closed.
     pub fn retire(self) {
-        if let Some(console) = &self.console {
-            console.finish();
-        }
         let machine = match self.guest {
             Guest::NotStarted => return,
             Guest::Paused(machine) => machine,
             Guest::Running(machine) => match machine.pause() {
                 Ok(machine) => machine,
-                Err(Refused { error, .. }) => {
+                Err(Refused { machine, error }) => {
                     log::error!(
                         "the machine did not drain at its end: {}",
                         Fault::from_error(&error).message
                     );
+                    finish(self.console.as_ref());
+                    // What it still uses it keeps; the process ends with it.
+                    drop(machine);
                     return;
                 }
             },
         };
+        // Not before: the guest writes until it stands still.
+        finish(self.console.as_ref());
         machine.retire();
     }
 
@@ -317,6 +324,12 @@ impl Monitor {
         };
         self.guest = guest;
         outcome
+    }
+}
+
+fn finish(console: Option<&Console>) {
+    if let Some(console) = console {
+        console.finish();
     }
 }
 

@@ -127,6 +127,7 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
     let outside = Outside {
         ports: Arc::new(platform.ports),
         mmio: Arc::new(mmio),
+        memory: Arc::clone(&memory),
         ending: ending.clone(),
         counters: Arc::clone(&counters),
     };

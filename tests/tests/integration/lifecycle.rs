@@ -22,6 +22,11 @@ pub(crate) const CASES: &[Case] = &[
         run: a_paused_machine_stands_still,
     },
     Case {
+        name: "a_pause_follows_the_start",
+        need: Need::Kvm,
+        run: a_pause_follows_the_start,
+    },
+    Case {
         name: "pauses_leave_nothing",
         need: Need::Kvm,
         run: pauses_leave_nothing,

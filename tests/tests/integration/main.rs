@@ -4,11 +4,13 @@
 //! from one seed, which is printed.
 
 mod api;
+mod attacks;
 mod boot;
 mod ends;
 mod errors;
 mod lifecycle;
 mod linux;
+mod signals;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,6 +27,8 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
     ("errors", errors::CASES),
     ("lifecycle", lifecycle::CASES),
+    ("signals", signals::CASES),
+    ("attacks", attacks::CASES),
 ];
 
 fn main() -> ExitCode {

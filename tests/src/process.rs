@@ -61,6 +61,22 @@ impl Process {
             .collect())
     }
 
+    /// The number of the thread of this name.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn thread_named(self, name: &str) -> Outcome<u32> {
+        for task in fs::read_dir(self.path("task"))? {
+            let task = task?;
+            let comm = fs::read_to_string(task.path().join("comm"))?;
+            if comm.trim_end() == name {
+                return Ok(task.file_name().to_string_lossy().parse()?);
+            }
+        }
+        Err(format!("there is no thread {name}").into())
+    }
+
     /// CPU time of all threads so far.
     ///
     /// # Errors

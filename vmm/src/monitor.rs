@@ -229,19 +229,24 @@ impl Monitor {
         let plan = Plan::new(&self.config).map_err(|error| Fault::from_error(&error))?;
         let machine =
             machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
+        // A machine that cannot run is taken apart again: nobody could start another beside it.
+        let machine = machine
+            .resume()
+            .map_err(|Refused { error, .. }| Fault::from_error(&error))?;
         let has_file = self
             .config
             .serial()
             .is_some_and(|serial| serial.serial_out_path.is_some());
         let input = if has_file { Input::None } else { Input::Standard };
+        // What the guest has written meanwhile waits, and calls for attention.
         self.console = Some(Console::attach(
             Arc::clone(machine.serial()),
             input,
             &mut self.event_loop,
         ));
         machine.register(&mut self.metrics);
-        self.guest = Guest::Paused(machine);
-        self.resume()
+        self.guest = Guest::Running(machine);
+        Ok(())
     }
 
     fn patch_drive(&mut self, patch: &PartialDrive) -> Result<(), Fault> {
@@ -286,19 +291,25 @@ impl Monitor {
     /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
     /// output is handed over, its disks are closed. Then the metrics have their last line.
     pub fn retire(mut self) {
-        if let Some(console) = &self.console {
-            console.finish();
-        }
-        match self.guest {
-            Guest::NotStarted => {}
-            Guest::Paused(machine) => machine.retire(),
+        let machine = match self.guest {
+            Guest::NotStarted => None,
+            Guest::Paused(machine) => Some(machine),
             Guest::Running(machine) => match machine.pause() {
-                Ok(machine) => machine.retire(),
-                Err(Refused { error, .. }) => {
+                Ok(machine) => Some(machine),
+                Err(Refused { machine, error }) => {
                     let why = Fault::from_error(&error).message;
                     log::error!("the machine did not drain at its end: {why}");
+                    finish(self.console.as_ref());
+                    // What it still uses it keeps; the process ends with it.
+                    drop(machine);
+                    None
                 }
             },
+        };
+        if let Some(machine) = machine {
+            // Not before: the guest writes until it stands still.
+            finish(self.console.as_ref());
+            machine.retire();
         }
         self.metrics.write();
     }
@@ -323,6 +334,12 @@ impl Monitor {
         };
         self.guest = guest;
         outcome
+    }
+}
+
+fn finish(console: Option<&Console>) {
+    if let Some(console) = console {
+        console.finish();
     }
 }
 

@@ -5,8 +5,9 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 
-use vmm_sys_util::signal::{block_signal, create_sigset};
+use vmm_sys_util::signal::create_sigset;
 
 /// A signal that asks the process to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub struct StopSignals(OwnedFd);
 
 impl StopSignals {
     /// Blocks the stopping signals in this thread and in those that it will start, and reads them from here on.
+    /// A hang-up stops the process unless it was started to survive one (`nohup`).
     ///
     /// Call it before the first thread is started.
     ///
@@ -59,13 +61,14 @@ impl StopSignals {
     ///
     /// When the host refuses the mask or the descriptor.
     pub fn take_over() -> io::Result<Self> {
-        let stopping = StopSignal::ALL.map(StopSignal::number);
-        for signal in stopping {
-            block_signal(signal)
-                .map_err(|error| io::Error::other(format!("cannot block signal {signal}: {error:?}")))?;
-        }
         ignore(libc::SIGXFSZ)?;
+        let mut stopping = vec![libc::SIGINT, libc::SIGTERM];
+        // Whoever starts a process that shall outlive its terminal (nohup) ignores SIGHUP for it.
+        if !is_ignored(libc::SIGHUP)? {
+            stopping.push(libc::SIGHUP);
+        }
         let set = create_sigset(&stopping).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        change_mask(libc::SIG_BLOCK, &set)?;
         // SAFETY: the set is initialised; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         if fd < 0 {
@@ -96,6 +99,31 @@ impl AsRawFd for StopSignals {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Lets `signal` interrupt this thread and those that it will start, whatever mask was inherited from
+/// the parent process.
+pub(crate) fn let_through(signal: libc::c_int) -> io::Result<()> {
+    let set = create_sigset(&[signal]).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    change_mask(libc::SIG_UNBLOCK, &set)
+}
+
+fn change_mask(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: the set is initialised, and the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(how, &raw const *set, ptr::null_mut()) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: no new action is given, and the buffer is of the type that the kernel fills.
+    if unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so the structure is filled.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
 }
 
 /// A file-size limit must reach the guest as a failed write (EFBIG), not end the process.

@@ -4,6 +4,7 @@
 //! from one seed, which is printed. `make test` runs samples, `make soak` everything.
 
 mod api;
+mod attacks;
 mod boot;
 mod clients;
 mod ctl;
@@ -16,6 +17,7 @@ mod lifecycle;
 mod linux;
 mod memory;
 mod serial;
+mod signals;
 mod soak;
 
 use std::path::Path;
@@ -41,6 +43,8 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
     ("serial", serial::CASES),
+    ("signals", signals::CASES),
+    ("attacks", attacks::CASES),
 ];
 
 fn main() -> ExitCode {

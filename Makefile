@@ -28,7 +28,8 @@ export CORACLE_CLIENT_PYTHON := $(VENV)/bin/python
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  TESTS=name    run the integration tests whose name contains it    SEED=n    replay a seeded sample"
+	@echo "  TESTS=name    run only the integration tests, or soak rows, whose name contains it"
+	@echo "  SEED=n    replay a seeded sample"
 	@echo "  FIRECRACKER=path-of-its-binary    compare with it, where a test or a benchmark can"
 
 run: monitor linux ## Build everything and boot Linux from a disk; ends with the guest's own exit status
@@ -38,7 +39,8 @@ run: monitor linux ## Build everything and boot Linux from a disk; ends with the
 test: test-unit test-integration ## Run the unit tests and the integration tests with seeded samples (minutes)
 
 test-unit:
-	cargo test --workspace --lib --bins
+	cargo test --workspace --exclude coracle-tests
+	cargo test -p coracle-tests --lib
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux venv
@@ -48,8 +50,9 @@ test-integration: monitor-dev unikernel linux venv
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
 	tests/tools/need debugfs iasl
-	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl \
-		cargo run --release -p coracle-tests --bin soak -- $(ROWS)
+	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
+		cargo test -p coracle-tests --test integration -- $(TESTS)
+	PROPTEST_CASES=$(or $(CASES),20000) cargo test --release --workspace --exclude coracle-tests
 
 # cargo-deny takes minutes to compile, so the tidy test holds deny.toml's lists of licences and duplicates by
 # itself (from cargo metadata); where cargo-deny is installed it reads the same file and has the last word.

@@ -28,7 +28,7 @@ pub enum Phase {
     Paused,
 }
 
-/// One request; `{kernel}` and the like in path and body stand for files, see [`Files`].
+/// One request; `{kernel}` and the like in the body stand for files, see [`Files::fill_in`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// When it is sent.
@@ -72,11 +72,7 @@ const IN_EVERY_PHASE: &[(&str, &str, &str)] = &[
         "/boot-source",
         r#"{"kernel_image_path":"{kernel}","boot_args":"quiet"}"#,
     ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false}"#,
-    ),
+    ("PUT", "/drives/data", r#"{{drive}}"#),
     (
         "PATCH",
         "/drives/first",
@@ -200,71 +196,35 @@ const BEFORE_START: &[(&str, &str, &str)] = &[
         "/drives/data",
         r#"{"drive_id":"data","path_on_host":"{disk}"}"#,
     ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"unknown":1}"#,
-    ),
+    ("PUT", "/drives/data", r#"{{drive},"unknown":1}"#),
     (
         "PUT",
         "/drives/data",
         r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":true,"partuuid":"0eaa91a0-01"}"#,
     ),
+    ("PUT", "/drives/data", r#"{{drive},"is_read_only":true}"#),
+    ("PUT", "/drives/data", r#"{{drive},"cache_type":"Unsafe"}"#),
+    ("PUT", "/drives/data", r#"{{drive},"cache_type":"Writeback"}"#),
+    ("PUT", "/drives/data", r#"{{drive},"cache_type":"None"}"#),
+    ("PUT", "/drives/data", r#"{{drive},"io_engine":"Sync"}"#),
+    ("PUT", "/drives/data", r#"{{drive},"io_engine":"Async"}"#),
+    ("PUT", "/drives/data", r#"{{drive},"io_engine":"None"}"#),
     (
         "PUT",
         "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"is_read_only":true}"#,
+        r#"{{drive},"rate_limiter":{"bandwidth":{"size":1000,"one_time_burst":2000,"refill_time":100}}}"#,
     ),
     (
         "PUT",
         "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"cache_type":"Unsafe"}"#,
-    ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"cache_type":"Writeback"}"#,
-    ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"cache_type":"None"}"#,
-    ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"io_engine":"Sync"}"#,
-    ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"io_engine":"Async"}"#,
-    ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"io_engine":"None"}"#,
-    ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"rate_limiter":{"bandwidth":{"size":1000,"one_time_burst":2000,"refill_time":100}}}"#,
-    ),
-    (
-        "PUT",
-        "/drives/data",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false,"rate_limiter":{"bandwidth":{"size":1000}}}"#,
+        r#"{{drive},"rate_limiter":{"bandwidth":{"size":1000}}}"#,
     ),
     (
         "PUT",
         "/drives/",
         r#"{"drive_id":"","path_on_host":"{disk}","is_root_device":false}"#,
     ),
-    (
-        "PUT",
-        "/drives",
-        r#"{"drive_id":"data","path_on_host":"{disk}","is_root_device":false}"#,
-    ),
+    ("PUT", "/drives", r#"{{drive}}"#),
     (
         "PUT",
         "/drives/a.b",
@@ -413,7 +373,7 @@ impl Files {
         Ok(Self(directory.to_owned()))
     }
 
-    /// Replaces each `{name}` by a path.
+    /// Replaces `{drive}` by the fields that every drive has, and each other `{name}` by a path.
     pub fn fill_in(&self, text: &str) -> String {
         let names = [
             "kernel",
@@ -426,12 +386,15 @@ impl Files {
             "missing",
             "missing_directory",
         ];
-        names.into_iter().fold(text.to_owned(), |text, name| {
-            text.replace(
-                &format!("{{{name}}}"),
-                &self.0.join(format!("test-{name}")).display().to_string(),
-            )
-        })
+        let drive = r#""drive_id":"data","path_on_host":"{disk}","is_root_device":false"#;
+        names
+            .into_iter()
+            .fold(text.replace("{drive}", drive), |text, name| {
+                text.replace(
+                    &format!("{{{name}}}"),
+                    &self.0.join(format!("test-{name}")).display().to_string(),
+                )
+            })
     }
 
     /// Brings a monitor to a phase.

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -16,6 +17,9 @@ use crate::process::Process;
 
 /// How long a monitor may take from its start to its API's first answer, on a busy machine.
 const READY_SECONDS_MAX: u64 = 20;
+
+/// Distinguishes the directories of this process.
+static NEXT_DIRECTORY: AtomicU64 = AtomicU64::new(0);
 
 /// How to start a monitor.
 #[derive(Debug)]
@@ -68,7 +72,10 @@ impl Launch {
     ///
     /// When the directory cannot be made.
     pub fn of(program: &Path) -> Outcome<Self> {
-        let directory = tempfile::Builder::new().prefix("coracle-test-").tempdir()?;
+        // In lower case: some clients write the socket's path as the host of a URL, whose case is lost.
+        let number = NEXT_DIRECTORY.fetch_add(1, Ordering::Relaxed);
+        let name = format!("coracle-test-{}-{number}", std::process::id());
+        let directory = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?;
         Ok(Self {
             program: program.into(),
             before: vec![],

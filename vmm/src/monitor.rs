@@ -16,6 +16,7 @@ use crate::api::http::Content;
 use crate::api::server::Server;
 use crate::api::verbs::permitted;
 use crate::api::{Answer, Calls, Data, Fault, Verb};
+use crate::cli::StartTimes;
 use crate::config::{Config, ConfigError, FullConfig, InstanceInfo, Phase, Version};
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
@@ -23,7 +24,7 @@ use crate::event_loop::{EventLoop, Message, Source};
 use crate::logger;
 use crate::machine::plan::Plan;
 use crate::machine::{self, Machine, Paused, Refused, Running};
-use crate::metrics::{Registry, Section, WRITE_PERIOD_S};
+use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
 use crate::signals::StopSignals;
 
 /// The machine, in whatever phase it is.
@@ -47,6 +48,7 @@ pub struct Monitor {
     console: Option<Console>,
     metrics: Registry,
     latencies: Arc<Latencies>,
+    process: ProcessReport,
 }
 
 /// How long the last pause and the last resume took, in microseconds.
@@ -91,6 +93,8 @@ impl Monitor {
         event_loop.watch(Source::MetricsDue(metrics_due));
         let latencies = Arc::<Latencies>::default();
         register(&latencies, &mut metrics);
+        let process = ProcessReport::default();
+        process.register(&mut metrics);
         Ok(Self {
             id,
             config,
@@ -102,11 +106,13 @@ impl Monitor {
             console: None,
             metrics,
             latencies,
+            process,
         })
     }
 
-    /// Answers the `calls` of `server` from now on.
-    pub fn answer(&mut self, calls: Calls, server: &Server) {
+    /// Answers the `calls` of `server` from now on, so long after the `start` of the process.
+    pub fn answer(&mut self, calls: Calls, server: &Server, start: StartTimes) {
+        self.process.is_up(start);
         self.event_loop.watch(Source::Calls(calls.as_raw_fd()));
         self.calls = Some(calls);
         server.request_counters().register(&mut self.metrics);
@@ -143,7 +149,10 @@ impl Monitor {
                         return Ok(end.clone());
                     }
                 }
-                Message::Stop(signal) => return Ok(End::Stopped { by: signal }),
+                Message::Stop(signal) => {
+                    self.process.stopped_by(signal);
+                    return Ok(End::Stopped { by: signal });
+                }
                 Message::MetricsDue => self.metrics.write(),
                 Message::Console(event) => {
                     if let Some(console) = &mut self.console {
@@ -280,28 +289,26 @@ impl Monitor {
     }
 
     /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
-    /// output is handed over, its disks are closed.
-    pub fn retire(self) {
-        let machine = match self.guest {
-            Guest::NotStarted => return,
-            Guest::Paused(machine) => machine,
-            Guest::Running(machine) => match machine.pause() {
-                Ok(machine) => machine,
-                Err(Refused { machine, error }) => {
-                    log::error!(
-                        "the machine did not drain at its end: {}",
-                        Fault::from_error(&error).message
-                    );
-                    finish(self.console.as_ref());
-                    // What it still uses it keeps; the process ends with it.
-                    drop(machine);
-                    return;
-                }
-            },
+    /// output is handed over, its disks are closed. Then the metrics have their last line.
+    pub fn retire(mut self) {
+        let settled = match self.guest {
+            Guest::NotStarted => None,
+            Guest::Paused(machine) => Some(Ok(machine)),
+            Guest::Running(machine) => Some(machine.pause()),
         };
         // Not before: the guest writes until it stands still.
-        finish(self.console.as_ref());
-        machine.retire();
+        if let Some(console) = &self.console {
+            console.finish();
+        }
+        match settled {
+            None => {}
+            Some(Ok(machine)) => machine.retire(),
+            Some(Err(Refused { error, .. })) => {
+                let why = Fault::from_error(&error).message;
+                log::error!("the machine did not drain at its end: {why}");
+            }
+        }
+        self.metrics.write();
     }
 
     fn pause(&mut self) -> Result<(), Fault> {
@@ -324,12 +331,6 @@ impl Monitor {
         };
         self.guest = guest;
         outcome
-    }
-}
-
-fn finish(console: Option<&Console>) {
-    if let Some(console) = console {
-        console.finish();
     }
 }
 

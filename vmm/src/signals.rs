@@ -1,6 +1,7 @@
 //! The signals that stop a monitor, as a descriptor that the event loop waits on.
 #![expect(unsafe_code, reason = "signalfd and the signal mask have no safe wrapper")]
 
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -8,8 +9,43 @@ use std::ptr;
 
 use vmm_sys_util::signal::create_sigset;
 
-/// A user at the terminal, and whoever manages the process.
-const STOPPING: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+/// A signal that asks the process to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopSignal {
+    /// SIGINT, of a user at the terminal.
+    Interrupt,
+    /// SIGTERM, of whoever manages the process.
+    Terminate,
+    /// SIGHUP, of a terminal that goes away.
+    HangUp,
+}
+
+impl StopSignal {
+    const ALL: [Self; 3] = [Self::Interrupt, Self::Terminate, Self::HangUp];
+
+    /// The status by which a shell tells of a process that died of this signal: 128 and its number.
+    pub fn exit_status(self) -> u8 {
+        u8::try_from(128 + self.number()).expect("these three have numbers below 16")
+    }
+
+    fn number(self) -> libc::c_int {
+        match self {
+            Self::Interrupt => libc::SIGINT,
+            Self::Terminate => libc::SIGTERM,
+            Self::HangUp => libc::SIGHUP,
+        }
+    }
+}
+
+impl fmt::Display for StopSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::HangUp => "SIGHUP",
+        })
+    }
+}
 
 /// The stopping signals, blocked in every thread and read here.
 #[derive(Debug)]
@@ -26,9 +62,11 @@ impl StopSignals {
     /// When the host refuses the mask or the descriptor.
     pub fn take_over() -> io::Result<Self> {
         ignore(libc::SIGXFSZ)?;
-        let mut stopping = STOPPING.to_vec();
-        if !is_ignored(libc::SIGHUP)? {
-            stopping.push(libc::SIGHUP);
+        let mut stopping = Vec::new();
+        for signal in StopSignal::ALL {
+            if signal != StopSignal::HangUp || !is_ignored(libc::SIGHUP)? {
+                stopping.push(signal.number());
+            }
         }
         let set = create_sigset(&stopping).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         change_mask(libc::SIG_BLOCK, &set)?;
@@ -41,8 +79,8 @@ impl StopSignals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// The name of a signal that has arrived, if one has.
-    pub fn arrived(&self) -> Option<&'static str> {
+    /// A signal that has arrived, if one has.
+    pub fn arrived(&self) -> Option<StopSignal> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
         // SAFETY: the buffer is as large as the kernel is told.
@@ -52,12 +90,9 @@ impl StopSignals {
         }
         // SAFETY: the kernel has written the whole structure.
         let info = unsafe { info.assume_init() };
-        match libc::c_int::try_from(info.ssi_signo) {
-            Ok(libc::SIGINT) => Some("SIGINT"),
-            Ok(libc::SIGTERM) => Some("SIGTERM"),
-            Ok(libc::SIGHUP) => Some("SIGHUP"),
-            _ => None,
-        }
+        StopSignal::ALL
+            .into_iter()
+            .find(|signal| libc::c_int::try_from(info.ssi_signo) == Ok(signal.number()))
     }
 }
 

@@ -9,7 +9,7 @@ root_mib=64
 build_init() {
     gcc -std=gnu11 -O2 -Wall -Wextra -Werror -static -nostdlib -ffreestanding -fno-pie -no-pie \
         -fno-stack-protector -mgeneral-regs-only -s -Wl,--build-id=none \
-        -o "$1" "$here/init/init.c"
+        -o "$1" "$here"/init/*.c
 }
 
 build_rootfs() {
@@ -22,7 +22,6 @@ build_rootfs() {
     done
     echo 'root:x:0:0:root:/root:/bin/sh' > root/etc/passwd
     echo 'root:x:0:' > root/etc/group
-    echo coracle > root/etc/hostname
     # Tables are written now: a guest that initialises them in the background
     # would write to a disk that a test believes is quiet.
     mke2fs -q -t ext4 -b 4096 -m 0 -L coracle-root -U "$root_uuid" \

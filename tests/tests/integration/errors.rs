@@ -154,7 +154,7 @@ const OF_CONFIGURATION: &[Row] = &[
     (
         "a drive name with a slash",
         r#"{"drives":[{"path_on_host":"{disk}","drive_id":"a/b","is_root_device":false}]}"#,
-        &["a/b"],
+        &["alphanumeric"],
     ),
     (
         "a limit without a time",
@@ -179,17 +179,17 @@ const OF_BUILDING: &[Row] = &[
     (
         "an empty kernel",
         r#"{"boot-source":{"kernel_image_path":"{empty}"}}"#,
-        &["test-empty"],
+        &["kernel"],
     ),
     (
         "a directory as a kernel",
         r#"{"boot-source":{"kernel_image_path":"{directory}"}}"#,
-        &["test-directory"],
+        &["kernel"],
     ),
     (
         "half of a kernel",
         r#"{"boot-source":{"kernel_image_path":"{half}"}}"#,
-        &["test-half"],
+        &["kernel"],
     ),
     (
         "a kernel larger than memory",
@@ -311,8 +311,8 @@ fn merge(value: &mut Value, change: &Value) {
 fn wrong_files_are_refused(context: &Context) -> Outcome {
     let machine = r#""machine-config":{"vcpu_count":1,"mem_size_mib":64}"#;
     let rows = [
-        ("", "JSON"),
-        ("{", "JSON"),
+        ("", "line 1"),
+        ("{", "line 1"),
         ("[]", "test-file"),
         ("{}", "boot-source"),
         (&format!("{{{machine},\"boot-sauce\":{{}}}}"), "boot-sauce"),
@@ -342,18 +342,19 @@ fn wrong_files_are_refused(context: &Context) -> Outcome {
 }
 
 fn wrong_arguments_are_refused(context: &Context) -> Outcome {
-    let rows: [(&[&str], &str); 5] = [
-        (&["--unheard-of"], "unheard-of"),
-        (&["--id", "a name with spaces"], "id"),
-        (&["--level", "loud"], "level"),
-        (&["--http-api-max-payload-size", "many"], "many"),
-        (&["stray"], "stray"),
+    // A level is read when the log is set up, as in Firecracker, and so has the other status.
+    let rows: [(&[&str], u8, &str); 5] = [
+        (&["--unheard-of"], BAD_ARGUMENT, "unheard-of"),
+        (&["--id", "a name with spaces"], BAD_ARGUMENT, "id"),
+        (&["--level", "loud"], BAD_CONFIGURATION, "loud"),
+        (&["--http-api-max-payload-size", "many"], BAD_ARGUMENT, "many"),
+        (&["stray"], BAD_ARGUMENT, "stray"),
     ];
-    for (arguments, word) in rows {
+    for (arguments, status, word) in rows {
         let launch = Launch::new(&context.environment)?.arguments(arguments.iter().copied());
         let ended = launch.spawn()?.wait(END_WITHIN)?;
         ended
-            .expect(BAD_ARGUMENT)
+            .expect(status)
             .map_err(|e| format!("{arguments:?}: {}", message(&e)))?;
         refused(&ended, &[word])?;
     }

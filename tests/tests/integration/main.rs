@@ -1,17 +1,26 @@
 //! Starts real monitors and looks at them from outside.
 //!
 //! A test that this machine cannot run is reported as ignored, with the reason; the random choices of the others come
-//! from one seed, which is printed.
+//! from one seed, which is printed. `make test` runs samples, `make soak` everything.
 
 mod api;
 mod attacks;
 mod boot;
+mod clients;
+mod ctl;
+mod disk;
 mod ends;
 mod errors;
+mod garbage;
+mod hostile;
 mod lifecycle;
 mod linux;
+mod memory;
+mod serial;
 mod signals;
+mod soak;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -19,14 +28,21 @@ use coracle_tests::case::{Case, text};
 use coracle_tests::environment::Environment;
 use libtest_mimic::Arguments;
 
-/// Every test, in groups.
+/// Every test, in groups; what takes long comes first, so that all CPUs are busy to the end.
 const GROUPS: &[(&str, &[Case])] = &[
-    ("boot", boot::CASES),
-    ("api", api::CASES),
-    ("ends", ends::CASES),
     ("linux", linux::CASES),
+    ("hostile", hostile::CASES),
+    ("disk", disk::CASES),
+    ("api", api::CASES),
+    ("boot", boot::CASES),
+    ("clients", clients::CASES),
+    ("ctl", ctl::CASES),
+    ("ends", ends::CASES),
     ("errors", errors::CASES),
+    ("garbage", garbage::CASES),
     ("lifecycle", lifecycle::CASES),
+    ("memory", memory::CASES),
+    ("serial", serial::CASES),
     ("signals", signals::CASES),
     ("attacks", attacks::CASES),
 ];
@@ -37,6 +53,10 @@ fn main() -> ExitCode {
     if let Err(missing) = environment.check() {
         eprintln!("{}", text(&missing));
         return ExitCode::FAILURE;
+    }
+    if let Some(state) = std::env::var_os(soak::VARIABLE) {
+        let filter = arguments.filter.as_deref().unwrap_or_default();
+        return soak::run(Path::new(&state), filter, GROUPS, &environment);
     }
     println!("SEED={}", environment.seed.number());
     let cases = GROUPS

@@ -1,3 +1,5 @@
+//! The rules of a configuration: what is kept, what is refused and with which words.
+
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use super::*;
@@ -53,6 +55,10 @@ fn bounds_of_a_machine_are_held_and_named() {
             "multiple of 2",
         ),
         (
+            r#"{"vcpu_count": 1, "mem_size_mib": 3, "huge_pages": "Transparent"}"#,
+            "multiple of 2",
+        ),
+        (
             r#"{"vcpu_count": 1, "mem_size_mib": 3, "cpu_template": "T2S"}"#,
             "/cpu-config",
         ),
@@ -64,6 +70,7 @@ fn bounds_of_a_machine_are_held_and_named() {
         r#"{"vcpu_count": 32, "mem_size_mib": 1}"#,
         r#"{"vcpu_count": 1, "mem_size_mib": 128, "smt": true}"#,
         r#"{"vcpu_count": 2, "mem_size_mib": 2, "smt": true, "huge_pages": "2M", "memory_backing": "memfd"}"#,
+        r#"{"vcpu_count": 2, "mem_size_mib": 2, "huge_pages": "Transparent"}"#,
         r#"{"vcpu_count": 2, "mem_size_mib": 1048576, "cpu_template": "None"}"#,
     ] {
         machine(json).unwrap();
@@ -125,6 +132,13 @@ fn a_boot_source_whose_files_cannot_be_opened_is_found_out_by_probing() {
     assert!(matches!(source.open(), Err(BootSourceError::Kernel { .. })));
     std::fs::write(&kernel, b"").unwrap();
     source.open().unwrap();
+    for (path, reason) in [("/", "is a directory"), ("/dev/zero", "not a regular file")] {
+        source.initrd_path = Some(path.to_owned());
+        let Err(BootSourceError::Initrd { source, .. }) = source.open() else {
+            panic!("{path} is taken for an initrd");
+        };
+        assert!(source.to_string().contains(reason), "{source}");
+    }
     source.initrd_path = Some("/nonexistent/initrd".to_owned());
     assert!(matches!(source.open(), Err(BootSourceError::Initrd { .. })));
 }

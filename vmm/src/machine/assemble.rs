@@ -107,11 +107,19 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
         virtio.insert("entropy", Box::new(entropy))?;
     }
     let VirtioBus {
-        bus: mmio,
+        bus: mut mmio,
         windows,
         slots,
         ..
     } = virtio;
+
+    if let Some(timer) = plan.boot_timer {
+        let range = BusRange {
+            start: layout::BOOT_TIMER.0,
+            len: layout::BOOT_TIMER_BYTES,
+        };
+        mmio.insert(range, "boot timer", Arc::new(Mutex::new(timer)))?;
+    }
 
     let platform = Platform::new(&vm, &memory, &plan.serial, guest_end)?;
     let entry = load(&memory, &plan.boot, &windows)?;

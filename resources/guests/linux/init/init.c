@@ -8,6 +8,7 @@
  * emulates kernel code. README.md lists the verbs; `table` below is the truth.
  */
 #include "runtime.h"
+#include "verbs.h"
 
 #include <linux/fcntl.h>
 #include <linux/mman.h>
@@ -28,7 +29,6 @@
 
 #define CPUS_MAX 64
 #define COMMAND_BYTES_MAX 2048
-#define CHUNK_BYTES 65536
 #define MEET_SECONDS_MAX 20
 
 enum ending { END_EXIT, END_POWER_OFF, END_REBOOT };
@@ -214,210 +214,6 @@ static int cpus(char **words)
 	return failed != 0;
 }
 
-/* The contents of a small file without its newline; "" if there is none. */
-static const char *small_file(const char *path, char *text, size_t size)
-{
-	long file = call(open, path, O_RDONLY, 0), count = -1;
-
-	if (file >= 0) {
-		count = call(read, file, text, size - 1);
-		call(close, file);
-	}
-	if (count > 0 && text[count - 1] == '\n')
-		count--;
-	text[count > 0 ? count : 0] = 0;
-	return text;
-}
-
-static const char *link_target(const char *path, char *text, size_t size)
-{
-	long count = call(readlink, path, text, size - 1);
-
-	text[count > 0 ? count : 0] = 0;
-	return text;
-}
-
-/* Calls `visit` for each name in a directory; how many there were, or -1. */
-static long each_entry(const char *path, void (*visit)(const char *name))
-{
-	struct entry {
-		uint64_t inode, offset;
-		uint16_t size;
-		uint8_t kind;
-		char name[];
-	};
-	_Alignas(8) char entries[2048];
-	long directory = call(open, path, O_RDONLY | O_DIRECTORY, 0), size, count = 0;
-
-	if (directory < 0)
-		return -1;
-	while ((size = call(getdents64, directory, entries, sizeof(entries))) > 0) {
-		for (long at = 0; at < size; at += ((struct entry *)(entries + at))->size) {
-			const char *name = ((struct entry *)(entries + at))->name;
-
-			if (name[0] == '.')
-				continue;
-			count++;
-			visit(name);
-		}
-	}
-	call(close, directory);
-	return count;
-}
-
-static int unbound;
-
-static void show_virtio(const char *name)
-{
-	char id[32], target[256], driver[256];
-	struct line path = { 0 };
-	uint64_t number = 0;
-
-	format(&path, "/sys/bus/virtio/devices/%s", name);
-	size_t directory = path.used;
-	link_target(path.text, target, sizeof(target));
-	format(&path, "/device");
-	parse(small_file(path.text, id, sizeof(id)), &number);
-	path.used = directory;
-	format(&path, "/driver");
-	const char *bound = basename(link_target(path.text, driver, sizeof(driver)));
-
-	unbound += !*bound;
-	/* target is ../../../devices/platform/…/virtioN */
-	say("device %s id %u driver %s at %s", name, number, *bound ? bound : "none",
-	    target[0] == '.' ? target + 9 : target);
-}
-
-static int found_vmgenid;
-
-static void show_vmgenid(const char *name)
-{
-	for (const char *at = name; *at; at++) {
-		if (*at == ':') {
-			found_vmgenid = 1;
-			say("vmgenid at %s", name);
-		}
-	}
-}
-
-/* Shows what is there; fails only if a virtio device has no driver. */
-static int devices(char **words)
-{
-	uint8_t random[16];
-
-	(void)words;
-	each_entry("/sys/bus/virtio/devices", show_virtio);
-	long file = call(open, "/dev/hwrng", O_RDONLY, 0);
-	long count = file < 0 ? file : call(read, file, random, sizeof(random));
-	say(count > 0 ? "hwrng delivers" : "hwrng absent");
-	if (file >= 0)
-		call(close, file);
-	each_entry("/sys/bus/acpi/drivers/vmgenid", show_vmgenid);
-	if (!found_vmgenid)
-		say("vmgenid absent");
-	return unbound != 0;
-}
-
-/* The next number of SplitMix64: what the disk verbs write, little-endian. */
-static uint64_t next(uint64_t *state)
-{
-	uint64_t word = *state += 0x9e3779b97f4a7c15;
-
-	word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9;
-	word = (word ^ word >> 27) * 0x94d049bb133111eb;
-	return word ^ word >> 31;
-}
-
-/* What the disk verbs take: FILE KIB SEED. A file without a slash is in /data. */
-struct pattern {
-	struct line path;
-	uint64_t size_kib, seed;
-};
-
-static int pattern_from(char **words, struct pattern *pattern)
-{
-	format(&pattern->path, words[0][0] == '/' ? "%s" : "/data/%s", words[0]);
-	if (parse(words[1], &pattern->size_kib) && parse(words[2], &pattern->seed))
-		return 0;
-	say("KIB and SEED are numbers, not %s and %s", words[1], words[2]);
-	return 2;
-}
-
-static uint64_t chunk[CHUNK_BYTES / 8];
-
-/* Returns what is left of `size` behind a chunk, and the chunk's size. */
-static uint64_t next_chunk(uint64_t *left)
-{
-	uint64_t size = *left < CHUNK_BYTES ? *left : CHUNK_BYTES;
-
-	*left -= size;
-	return size;
-}
-
-static int disk_write(char **words)
-{
-	struct pattern pattern = { 0 };
-
-	if (pattern_from(words, &pattern))
-		return 2;
-	const char *path = pattern.path.text;
-	long file = call(open, path, O_WRONLY | O_CREAT | O_TRUNC, 0644), done = file;
-	uint64_t left = pattern.size_kib * 1024, state = pattern.seed;
-
-	while (done >= 0 && left > 0) {
-		uint64_t size = next_chunk(&left);
-
-		for (uint64_t i = 0; i < size / 8; i++)
-			chunk[i] = next(&state);
-		done = call(write, file, chunk, size);
-		if (done >= 0 && (uint64_t)done != size)
-			done = -ENOSPC;
-	}
-	if (done >= 0)
-		done = call(fsync, file);
-	if (file >= 0)
-		call(close, file);
-	if (done < 0) {
-		say("cannot write %s: error %d", path, -done);
-		return 1;
-	}
-	say("wrote %s: %u KiB, seed %u", path, pattern.size_kib, pattern.seed);
-	return 0;
-}
-
-static int disk_read(char **words)
-{
-	struct pattern pattern = { 0 };
-
-	if (pattern_from(words, &pattern))
-		return 2;
-	const char *path = pattern.path.text;
-	long file = call(open, path, O_RDONLY, 0), done = file;
-	uint64_t left = pattern.size_kib * 1024, state = pattern.seed, offset = 0;
-
-	while (done >= 0 && left > 0) {
-		uint64_t size = next_chunk(&left);
-
-		done = call(read, file, chunk, size);
-		if (done >= 0 && (uint64_t)done != size)
-			done = -ENODATA;
-		for (uint64_t i = 0; done > 0 && i < size / 8; i++, offset += 8) {
-			if (chunk[i] == next(&state))
-				continue;
-			say("%s differs from seed %u at byte %u", path, pattern.seed, offset);
-			return 1;
-		}
-	}
-	if (file >= 0)
-		call(close, file);
-	if (done < 0) {
-		say("cannot read %s: error %d", path, -done);
-		return 1;
-	}
-	say("verified %s: %u KiB, seed %u", path, pattern.size_kib, pattern.seed);
-	return 0;
-}
-
 /* Counts aloud until a byte comes from the console. */
 static int count(char **words)
 {
@@ -507,6 +303,7 @@ static void prepare(void)
 	call(mount, "sysfs", "/sys", "sysfs", 0, 0);
 	call(mount, "devtmpfs", "/dev", "devtmpfs", 0, 0);
 	call(mount, "tmpfs", "/tmp", "tmpfs", 0, 0);
+	call(sethostname, "coracle", 7);
 	/* Ctrl-Alt-Del comes as SIGINT instead of ending the machine with dirty disks. */
 	call(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_CAD_OFF, 0);
 	set_signals(SIG_BLOCK);

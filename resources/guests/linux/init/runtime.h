@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* A system call: its result, or the negated error number. */
-static long call6(long number, long a, long b, long c, long d, long e, long f)
+static inline long call6(long number, long a, long b, long c, long d, long e, long f)
 {
 	register long r10 asm("r10") = d;
 	register long r8 asm("r8") = e;
@@ -36,8 +36,8 @@ static long call6(long number, long a, long b, long c, long d, long e, long f)
 	call6(number, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #define call(name, ...) CALL_(__NR_##name, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
 
-/* The compiler may ask for these two whatever the flags say. */
-void *memset(void *to, int byte, size_t size)
+/* The compiler may ask for these two whatever the flags say; weak, as every file brings them. */
+__attribute__((weak)) void *memset(void *to, int byte, size_t size)
 {
 	void *start = to;
 
@@ -45,7 +45,7 @@ void *memset(void *to, int byte, size_t size)
 	return start;
 }
 
-void *memcpy(void *to, const void *from, size_t size)
+__attribute__((weak)) void *memcpy(void *to, const void *from, size_t size)
 {
 	void *start = to;
 
@@ -53,7 +53,7 @@ void *memcpy(void *to, const void *from, size_t size)
 	return start;
 }
 
-static size_t length(const char *text)
+static inline size_t length(const char *text)
 {
 	size_t count = 0;
 
@@ -62,7 +62,7 @@ static size_t length(const char *text)
 	return count;
 }
 
-static int same(const char *a, const char *b)
+static inline int same(const char *a, const char *b)
 {
 	while (*a && *a == *b) {
 		a++;
@@ -72,7 +72,7 @@ static int same(const char *a, const char *b)
 }
 
 /* The part of `path` behind its last slash. */
-static const char *basename(const char *path)
+static inline const char *basename(const char *path)
 {
 	const char *base = path;
 
@@ -83,7 +83,7 @@ static const char *basename(const char *path)
 }
 
 /* A number in decimal, or in hexadecimal behind 0x; stores it and returns 1, or returns 0. */
-static int parse(const char *text, uint64_t *number)
+static inline int parse(const char *text, uint64_t *number)
 {
 	unsigned int base = 10, digit;
 	uint64_t value = 0;
@@ -117,7 +117,7 @@ struct line {
 	char text[LINE_BYTES_MAX];
 };
 
-static void put(struct line *line, const char *text, size_t size)
+static inline void put(struct line *line, const char *text, size_t size)
 {
 	if (size > sizeof(line->text) - 1 - line->used)
 		size = sizeof(line->text) - 1 - line->used;
@@ -126,7 +126,7 @@ static void put(struct line *line, const char *text, size_t size)
 	line->text[line->used] = 0;
 }
 
-static void put_number(struct line *line, uint64_t number, unsigned int base)
+static inline void put_number(struct line *line, uint64_t number, unsigned int base)
 {
 	char digits[20];
 	size_t at = sizeof(digits);
@@ -139,7 +139,7 @@ static void put_number(struct line *line, uint64_t number, unsigned int base)
 }
 
 /* Appends in the manner of printf: %s, %u (uint64_t), %x (uint64_t), %d (long). */
-static void vformat(struct line *line, const char *format, va_list values)
+static inline void vformat(struct line *line, const char *format, va_list values)
 {
 	long number;
 
@@ -171,7 +171,7 @@ static void vformat(struct line *line, const char *format, va_list values)
 	}
 }
 
-static void format(struct line *line, const char *text, ...)
+static inline void format(struct line *line, const char *text, ...)
 {
 	va_list values;
 
@@ -181,7 +181,7 @@ static void format(struct line *line, const char *text, ...)
 }
 
 /* Prints `init: …` and a newline in one write: each system call costs, each line is whole. */
-static void say(const char *text, ...)
+static inline void say(const char *text, ...)
 {
 	struct line line = { 0 };
 	va_list values;

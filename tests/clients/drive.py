@@ -1,0 +1,97 @@
+"""drive.py SOCKET KERNEL DISK OTHER_DISK DIRECTORY: drives a monitor through every resource in scope.
+
+The client is `firecracker.api.Api` of the package firecracker-python, as it was published. The package's
+`__init__` imports a docker client and looks for a Firecracker binary; neither is part of the API, so only the submodule
+is imported.
+"""
+
+import importlib.util
+import sys
+import types
+
+
+def published_api():
+    """The class Api and its error, without running the package's __init__."""
+    if "firecracker.api" in sys.modules:
+        return sys.modules["firecracker.api"].Api, sys.modules["firecracker.api"].APIError
+    spec = importlib.util.find_spec("firecracker")
+    package = types.ModuleType("firecracker")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["firecracker"] = package
+    from firecracker.api import Api
+    from firecracker.exceptions import APIError
+
+    return Api, APIError
+
+
+def renewed(api):
+    """A new client for the same socket. The client keeps one connection for each path, and Firecracker takes ten."""
+    api.close()
+    return published_api()[0](api.socket)
+
+
+def refused(socket, call):
+    """Checks that a call is refused with a fault message, by a client of its own."""
+    Api, APIError = published_api()
+    api = Api(socket)
+    try:
+        call(api)
+    except APIError as fault:
+        assert str(fault).startswith("API fault: "), fault
+        return
+    finally:
+        api.close()
+    raise AssertionError("a call was not refused")
+
+
+def main():
+    socket, kernel, disk, other_disk, directory = sys.argv[1:]
+    api = published_api()[0](socket)
+
+    assert api.describe.get().json()["state"] == "Not started"
+    assert api.version.get().json()["firecracker_version"]
+    assert api.machine_config.get().json()["vcpu_count"] == 1
+
+    api.logger.put(level="Info", show_level=True, show_log_origin=False)
+    api.machine_config.put(vcpu_count=2, mem_size_mib=96, track_dirty_pages=False)
+    api.machine_config.patch(mem_size_mib=64)
+    assert api.machine_config.get().json()["mem_size_mib"] == 64
+    api.boot.put(kernel_image_path=kernel, boot_args="do=hello do=tick:ms=50,count=100000")
+    api.drive.put(drive_id="data", path_on_host=disk, is_root_device=False, is_read_only=False,
+                  rate_limiter={"ops": {"size": 1000, "refill_time": 100}})
+    api = renewed(api)
+    for path, body in {
+        "/cpu-config": {"cpuid_modifiers": []},
+        "/entropy": {},
+        "/serial": {},
+        "/metrics": {"metrics_path": f"{directory}/test-metrics"},
+    }.items():
+        api.actions.request("PUT", path, **body)
+
+    refused(socket, lambda api: api.boot.put(kernel_image_path="/nowhere"))
+    refused(socket, lambda api: api.machine_config.put(vcpu_count=33, mem_size_mib=64))
+    refused(socket, lambda api: api.drive.put(drive_id="data", path_on_host=disk))
+    refused(socket, lambda api: api.drive.patch(drive_id="data", path_on_host=other_disk))
+    refused(socket, lambda api: api.vm.patch(state="Paused"))
+
+    api = renewed(api)
+    api.actions.put(action_type="InstanceStart")
+    assert api.describe.get().json()["state"] == "Running"
+    refused(socket, lambda api: api.actions.put(action_type="InstanceStart"))
+    refused(socket, lambda api: api.machine_config.put(vcpu_count=1, mem_size_mib=64))
+    api.vm.patch(state="Paused")
+    assert api.describe.get().json()["state"] == "Paused"
+    api.vm.patch(state="Resumed")
+    api.drive.patch(drive_id="data", path_on_host=other_disk)
+    api.drive.patch(drive_id="data", rate_limiter={"ops": {"size": 500, "refill_time": 100}})
+    api = renewed(api)
+    config = api.vm_config.get().json()
+    assert config["machine-config"]["vcpu_count"] == 2, config
+    assert config["drives"][0]["path_on_host"] == other_disk, config
+    api.actions.put(action_type="FlushMetrics")
+    api.actions.put(action_type="SendCtrlAltDel")
+    api.close()
+    print("every resource was driven")
+
+
+main()

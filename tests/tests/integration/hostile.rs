@@ -1,0 +1,93 @@
+//! A guest that writes garbage into every register and ring never kills, stalls or grows the monitor.
+
+use std::time::{Duration, Instant};
+
+use coracle_tests::case::{Case, Context, text};
+use coracle_tests::environment::Need;
+use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::monitor::Launch;
+use coracle_tests::{Outcome, ensure};
+use serde_json::json;
+
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "garbage_for_a_disk_by_io_uring",
+        need: Need::Kvm,
+        run: |c| assault(c, "blk", "Async", ""),
+    },
+    Case {
+        name: "garbage_for_a_disk_by_a_thread",
+        need: Need::Kvm,
+        run: |c| assault(c, "blk", "Sync", ""),
+    },
+    Case {
+        name: "garbage_for_the_entropy_device",
+        need: Need::Kvm,
+        run: |c| assault(c, "rng", "Async", ""),
+    },
+    Case {
+        name: "garbage_for_ports_and_a_disk",
+        need: Need::Kvm,
+        run: |c| assault(c, "blk", "Async", ",ports=1"),
+    },
+];
+
+/// What the guest's own writes make resident, and no more.
+const GROWTH_KIB_MAX: u64 = 8 << 10;
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Assaults a device while the API is asked all the time.
+pub(crate) fn assault(context: &Context, kind: &str, engine: &str, more: &str) -> Outcome {
+    let seconds = context.count(5, 600);
+    let seed = context.seed.clone().below(1 << 31);
+    let what = format!("hostile:kind={kind},seconds={seconds},seed={seed}{more} by {engine}");
+    let launch = Launch::new(&context.environment)?;
+    let disk = launch.directory().join("test-disk");
+    blank_image(&disk, 16)?;
+    let words = format!("do=hello do=hostile:kind={kind},seconds={seconds},seed={seed}{more}");
+    let machine = Machine::unikernel(&context.environment, &words)
+        .drive(json!({ "drive_id": "d", "path_on_host": disk, "is_root_device": false, "io_engine": engine }))
+        .part("entropy", json!({}));
+    let monitor = launch.config(&machine.config())?.start()?;
+    monitor
+        .console
+        .wait_for("hostile: seed=", Duration::from_secs(30))?;
+    std::thread::sleep(Duration::from_millis(500));
+    let before = monitor.process().holdings()?;
+    let deadline = Instant::now() + Duration::from_secs(u64::from(seconds) + 60);
+    let mut slowest = Duration::ZERO;
+    let mut last = before;
+    while !monitor.console.text().contains("hostile: ok") {
+        ensure!(
+            Instant::now() < deadline,
+            "{what}: no end; console:\n{}",
+            monitor.console.text()
+        );
+        let start = Instant::now();
+        if let Err(failed) = monitor.must("GET", "/vm/config", None) {
+            // The guest ends by itself, or the monitor has been brought down: the status tells.
+            return monitor
+                .wait(ANSWER_WITHIN)?
+                .expect(0)
+                .map_err(|e| format!("{what}: {}; {}", text(&failed), text(&e)).into());
+        }
+        slowest = slowest.max(start.elapsed());
+        if let Ok(now) = monitor.process().holdings() {
+            last = now;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(slowest < ANSWER_WITHIN, "{what}: an answer took {slowest:?}");
+    ensure!(
+        last.descriptors <= before.descriptors + 1,
+        "{what}: before {before:?}, after {last:?}"
+    );
+    ensure!(
+        last.resident_kib < before.resident_kib + GROWTH_KIB_MAX,
+        "{what}: before {before:?}, after {last:?}"
+    );
+    monitor
+        .wait(Duration::from_secs(30))?
+        .expect(0)
+        .map_err(|e| format!("{what}: {}", text(&e)).into())
+}

@@ -291,25 +291,22 @@ impl Monitor {
     /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
     /// output is handed over, its disks are closed. Then the metrics have their last line.
     pub fn retire(mut self) {
-        let machine = match self.guest {
+        let settled = match self.guest {
             Guest::NotStarted => None,
-            Guest::Paused(machine) => Some(machine),
-            Guest::Running(machine) => match machine.pause() {
-                Ok(machine) => Some(machine),
-                Err(Refused { machine, error }) => {
-                    let why = Fault::from_error(&error).message;
-                    log::error!("the machine did not drain at its end: {why}");
-                    finish(self.console.as_ref());
-                    // What it still uses it keeps; the process ends with it.
-                    drop(machine);
-                    None
-                }
-            },
+            Guest::Paused(machine) => Some(Ok(machine)),
+            Guest::Running(machine) => Some(machine.pause()),
         };
-        if let Some(machine) = machine {
-            // Not before: the guest writes until it stands still.
-            finish(self.console.as_ref());
-            machine.retire();
+        // Not before: the guest writes until it stands still.
+        if let Some(console) = &self.console {
+            console.finish();
+        }
+        match settled {
+            None => {}
+            Some(Ok(machine)) => machine.retire(),
+            Some(Err(Refused { error, .. })) => {
+                let why = Fault::from_error(&error).message;
+                log::error!("the machine did not drain at its end: {why}");
+            }
         }
         self.metrics.write();
     }
@@ -334,12 +331,6 @@ impl Monitor {
         };
         self.guest = guest;
         outcome
-    }
-}
-
-fn finish(console: Option<&Console>) {
-    if let Some(console) = console {
-        console.finish();
     }
 }
 

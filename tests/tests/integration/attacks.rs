@@ -43,6 +43,8 @@ fn attacked(context: &Context, engine: &str) -> Outcome {
         .part("entropy", json!({}));
     let monitor = launch.config(&machine.config())?.start()?;
     monitor.console.wait_for("hello", SOON)?;
+    // The sockets of answered clients are closed soon.
+    std::thread::sleep(Duration::from_millis(100));
     let before = monitor.process().holdings()?;
     let until = Instant::now() + Duration::from_secs(u64::from(seconds));
     for image in images.iter().cycle() {
@@ -58,6 +60,7 @@ fn attacked(context: &Context, engine: &str) -> Outcome {
             break;
         }
     }
+    std::thread::sleep(Duration::from_millis(100));
     let after = monitor.process().holdings()?;
     ensure!(
         after.descriptors == before.descriptors && after.resident_kib < before.resident_kib + 4096,

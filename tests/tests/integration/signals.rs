@@ -32,6 +32,10 @@ const SOON: Duration = Duration::from_secs(20);
 /// The signal that kicks a vCPU: SIGRTMIN, which the C library sets to 34.
 const KICK: &str = "-34";
 
+/// 128 and the number of the signal.
+const TERMINATED: u8 = 143;
+const HUNG_UP: u8 = 129;
+
 fn ticking(context: &Context, launch: Launch) -> Outcome<Monitor> {
     let machine = Machine::unikernel(&context.environment, "do=tick:ms=10,count=1000000");
     let monitor = launch.config(&machine.config())?.start()?;
@@ -68,7 +72,7 @@ fn signals_that_the_parent_had_blocked_do_their_work(context: &Context) -> Outco
     monitor.set_state("Resumed")?;
     goes_on(&monitor)?;
     monitor.signal(Signal::TERM)?;
-    monitor.wait(SOON)?.expect(0)
+    monitor.wait(SOON)?.expect(TERMINATED)
 }
 
 fn a_hang_up_stops_a_machine_unless_its_parent_ignores_it(context: &Context) -> Outcome {
@@ -77,9 +81,9 @@ fn a_hang_up_stops_a_machine_unless_its_parent_ignores_it(context: &Context) -> 
     monitor.signal(Signal::HUP)?;
     goes_on(&monitor)?;
     monitor.signal(Signal::TERM)?;
-    monitor.wait(SOON)?.expect(0)?;
+    monitor.wait(SOON)?.expect(TERMINATED)?;
 
     let monitor = ticking(context, Launch::new(&context.environment)?)?;
     monitor.signal(Signal::HUP)?;
-    monitor.wait(SOON)?.expect(0)
+    monitor.wait(SOON)?.expect(HUNG_UP)
 }

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration soak check check-deny bench bench-start record-api clean \
+.PHONY: help run test test-unit test-integration soak fuzz check check-deny bench bench-start record-api clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -30,6 +30,7 @@ help: ## Show this list
 	@echo
 	@echo "  TESTS=name    run only the integration tests, or soak rows, whose name contains it"
 	@echo "  SEED=n    replay a seeded sample"
+	@echo "  FUZZ_TARGET=name FUZZ_SECONDS=n    fuzz this target only, and for so long"
 	@echo "  FIRECRACKER=path-of-its-binary    compare with it, where a test or a benchmark can"
 
 run: monitor linux ## Build everything and boot Linux from a disk; ends with the guest's own exit status
@@ -40,7 +41,7 @@ test: test-unit test-integration ## Run the unit tests and the integration tests
 
 test-unit:
 	cargo test --workspace --exclude coracle-tests
-	cargo test -p coracle-tests --lib
+	cargo test -p coracle-tests --lib --test fuzz
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux venv
@@ -53,6 +54,11 @@ soak: monitor unikernel linux venv ## Run every matrix in full; a run that was s
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 	PROPTEST_CASES=$(or $(CASES),20000) cargo test --release --workspace --exclude coracle-tests
+
+FUZZ_SECONDS ?= 60
+fuzz: ## Search for inputs that break a parser or a device, FUZZ_SECONDS each; what is found, make test replays
+	tests/tools/need c++
+	tests/tools/fuzz $(TARGET)/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGET)
 
 # cargo-deny takes minutes to compile, so the tidy test holds deny.toml's lists of licences and duplicates by
 # itself (from cargo metadata); where cargo-deny is installed it reads the same file and has the last word.

@@ -62,11 +62,10 @@ impl StopSignals {
     /// When the host refuses the mask or the descriptor.
     pub fn take_over() -> io::Result<Self> {
         ignore(libc::SIGXFSZ)?;
-        let mut stopping = Vec::new();
-        for signal in StopSignal::ALL {
-            if signal != StopSignal::HangUp || !is_ignored(libc::SIGHUP)? {
-                stopping.push(signal.number());
-            }
+        let mut stopping = vec![libc::SIGINT, libc::SIGTERM];
+        // Whoever starts a process that shall outlive its terminal (nohup) ignores SIGHUP for it.
+        if !is_ignored(libc::SIGHUP)? {
+            stopping.push(libc::SIGHUP);
         }
         let set = create_sigset(&stopping).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         change_mask(libc::SIG_BLOCK, &set)?;

@@ -46,7 +46,7 @@ fn attacked(context: &Context, engine: &str) -> Outcome {
     // The sockets of answered clients are closed soon.
     std::thread::sleep(Duration::from_millis(100));
     let before = monitor.process().holdings()?;
-    let until = Instant::now() + Duration::from_secs(seconds.into());
+    let until = Instant::now() + Duration::from_secs(u64::from(seconds));
     for image in images.iter().cycle() {
         let replace = json!({ "drive_id": "d", "path_on_host": image });
         monitor.must("PATCH", "/drives/d", Some(&replace))?;

@@ -8,6 +8,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::DriveConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -66,12 +67,21 @@ impl Config {
     ///
     /// What is wrong with the file, or the first rule that its content breaks.
     pub fn from_file(path: &Path) -> Result<Self, ConfigFileError> {
-        let text = read(path)?;
-        let sections = serde_json::from_slice::<Sections>(&text).map_err(|source| ConfigFileError::Json {
-            path: path.to_owned(),
-            source,
-        })?;
-        sections.into_config()
+        Self::from_json(&read(path)?, path, read)
+    }
+
+    /// Makes a configuration of the text of a config file, which errors call `path`. Opens nothing by
+    /// itself: `read` reads the CPU template that the text may name.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text, or the first rule that its content breaks.
+    pub fn from_json(
+        text: &[u8],
+        path: &Path,
+        read: impl FnOnce(&Path) -> Result<Vec<u8>, ConfigFileError>,
+    ) -> Result<Self, ConfigFileError> {
+        parse::<Sections>(text, path)?.into_config(read)
     }
 }
 
@@ -98,7 +108,10 @@ struct Sections {
 }
 
 impl Sections {
-    fn into_config(self) -> Result<Config, ConfigFileError> {
+    fn into_config(
+        self,
+        read: impl FnOnce(&Path) -> Result<Vec<u8>, ConfigFileError>,
+    ) -> Result<Config, ConfigFileError> {
         let missing = [
             (&self.balloon, "balloon"),
             (&self.mmds_config, "mmds-config"),
@@ -119,7 +132,7 @@ impl Sections {
         config.cpu = match self.cpu_config {
             CpuSection::None => None,
             CpuSection::Template(template) => Some(template),
-            CpuSection::Path(path) => Some(read_template(&path)?),
+            CpuSection::Path(path) => Some(parse(&read(&path)?, &path)?),
         };
         config.set_boot_source(self.boot_source)?;
         for drive in self.drives {
@@ -141,9 +154,8 @@ fn asks_for_something(section: &Value) -> bool {
     }
 }
 
-fn read_template(path: &Path) -> Result<CpuConfig, ConfigFileError> {
-    let text = read(path)?;
-    serde_json::from_slice(&text).map_err(|source| ConfigFileError::Json {
+fn parse<T: DeserializeOwned>(text: &[u8], path: &Path) -> Result<T, ConfigFileError> {
+    serde_json::from_slice(text).map_err(|source| ConfigFileError::Json {
         path: path.to_owned(),
         source,
     })

@@ -278,19 +278,65 @@ fn a_config_file_sets_everything() {
 #[test]
 fn what_get_vm_config_writes_can_be_read_back() {
     let mut config = Config::default();
-    config.insert_drive(root("r")).unwrap();
+    let kernel =
+        r#"{"kernel_image_path": "k", "initrd_path": "i", "boot_args": "a", "boot_protocol": "pvh"}"#;
     config
-        .set_boot_source(BootSource {
-            kernel_image_path: "k".to_owned(),
-            ..BootSource::default()
-        })
+        .set_boot_source(serde_json::from_str(kernel).unwrap())
         .unwrap();
+    let fed_back = |config: &Config| {
+        let json = serde_json::to_string(&FullConfig::from(config)).unwrap();
+        assert_eq!(from_file(&json).unwrap(), *config, "{json}");
+    };
+    fed_back(&config);
+
+    let machine = r#"{"vcpu_count": 2, "mem_size_mib": 64, "smt": true, "track_dirty_pages": true,
+        "huge_pages": "Transparent", "memory_backing": "memfd"}"#;
     config
-        .set_cpu(serde_json::from_str(r#"{"msr_modifiers": [{"addr": "0x1", "bitmap": "0b1x"}]}"#).unwrap());
+        .set_machine(serde_json::from_str(machine).unwrap())
+        .unwrap();
+    let mut limited = root("r");
+    limited.rate_limiter =
+        serde_json::from_str(r#"{"ops": {"size": 1, "one_time_burst": 2, "refill_time": 3}}"#).unwrap();
+    config.insert_drive(limited).unwrap();
+    config.insert_drive(plain("p")).unwrap();
+    let template = r#"{"kvm_capabilities": ["!69"], "cpuid_drop": ["0xd"],
+        "msr_modifiers": [{"addr": "0x1", "bitmap": "0b1x"}],
+        "cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+            "modifiers": [{"register": "eax", "bitmap": "0b0"}]}]}"#;
+    config.set_cpu(serde_json::from_str(template).unwrap());
     config.set_entropy(EntropyConfig::default());
     config.set_serial(SerialConfig::default());
-    let json = serde_json::to_string(&FullConfig::from(&config)).unwrap();
-    assert_eq!(from_file(&json).unwrap(), config);
+    config.set_logger(serde_json::from_str(r#"{"level": "warning", "show_level": true}"#).unwrap());
+    config
+        .set_metrics(serde_json::from_str(r#"{"metrics_path": "m", "properties": {"rack": "7"}}"#).unwrap())
+        .unwrap();
+    fed_back(&config);
+}
+
+#[test]
+fn what_firecracker_answers_to_get_vm_config_can_be_read() {
+    let json = serde_json::json!({
+        "balloon": null,
+        "drives": [{
+            "drive_id": "rootfs", "partuuid": null, "is_root_device": true, "cache_type": "Unsafe",
+            "is_read_only": false, "path_on_host": "r", "rate_limiter": null, "io_engine": "Sync", "socket": null
+        }],
+        "boot-source": {"kernel_image_path": "k", "initrd_path": null, "boot_args": null},
+        "cpu-config": null,
+        "logger": null,
+        "machine-config": {
+            "vcpu_count": 2, "mem_size_mib": 256, "smt": false, "track_dirty_pages": false, "huge_pages": "None"
+        },
+        "metrics": null,
+        "mmds-config": null,
+        "network-interfaces": [],
+        "vsock": null,
+        "entropy": null,
+        "pmem": [],
+        "memory-hotplug": null
+    });
+    let config = from_file(&json.to_string()).unwrap();
+    assert_eq!((config.machine().vcpu_count, config.drives().len()), (2, 1));
 }
 
 #[test]

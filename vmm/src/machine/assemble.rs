@@ -36,8 +36,14 @@ pub enum BuildError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The kernel cannot be booted.
-    #[error(transparent)]
-    Boot(#[from] BootError),
+    #[error("cannot boot `{kernel}`")]
+    Boot {
+        /// As configured.
+        kernel: String,
+        /// Why.
+        #[source]
+        source: BootError,
+    },
     /// The tables do not fit.
     #[error(transparent)]
     Tables(#[from] TablesError),
@@ -216,7 +222,12 @@ fn load(memory: &GuestMemoryMmap, plan: &BootPlan, windows: &[VirtioWindow]) -> 
         partuuid: root.partuuid.as_deref(),
         access: root.access,
     });
-    let cmdline = Cmdline::compose(plan.arguments.as_deref(), root, windows).map_err(BootError::Cmdline)?;
+    let failed = |source| BuildError::Boot {
+        kernel: plan.name.clone(),
+        source,
+    };
+    let cmdline = Cmdline::compose(plan.arguments.as_deref(), root, windows)
+        .map_err(|error| failed(BootError::Cmdline(error)))?;
     let mut rng_seed = [0; 32];
     coracle_devices::random::fill(&mut rng_seed).map_err(BuildError::Random)?;
     let source = BootSource {
@@ -226,7 +237,7 @@ fn load(memory: &GuestMemoryMmap, plan: &BootPlan, windows: &[VirtioWindow]) -> 
         protocol: plan.protocol,
         rng_seed,
     };
-    Ok(boot::load(memory, &source)?)
+    boot::load(memory, &source).map_err(failed)
 }
 
 /// All vCPUs exist and are configured before the first thread starts: KVM wants them so (their

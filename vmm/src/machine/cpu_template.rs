@@ -6,7 +6,7 @@ use crate::arch::x86_64::template::{
 use crate::config::{self, Bits, CpuConfig};
 
 /// The template that `config` describes.
-pub(super) fn parsed(config: &CpuConfig) -> CpuTemplate {
+pub fn parsed(config: &CpuConfig) -> CpuTemplate {
     CpuTemplate {
         kvm_capabilities: config.kvm_capabilities.iter().copied().map(capability).collect(),
         cpuid_modifiers: config.cpuid_modifiers.iter().map(cpuid_modifier).collect(),

@@ -10,7 +10,7 @@
 //! A transition that fails hands the machine back in the phase that it is really in.
 
 mod assemble;
-mod cpu_template;
+pub mod cpu_template;
 pub mod plan;
 mod platform;
 mod report;

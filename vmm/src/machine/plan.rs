@@ -41,6 +41,8 @@ pub(super) struct MemoryPlan {
 
 /// What the guest boots.
 pub(super) struct BootPlan {
+    /// What the user calls the kernel, for messages.
+    pub(super) name: String,
     pub(super) kernel: File,
     pub(super) initrd: Option<File>,
     pub(super) arguments: Option<String>,
@@ -129,6 +131,7 @@ impl BootPlan {
             });
         let (kernel, initrd) = source.open()?;
         Ok(Self {
+            name: source.kernel_image_path.clone(),
             kernel,
             initrd,
             arguments: source.boot_args.clone(),

@@ -1,0 +1,63 @@
+//! What is fuzzed: for each parser that hostile bytes reach, a function from bytes to nothing.
+//!
+//! A target panics when a promise is broken; the fuzzer and the replay notice that, a run that does not end, and
+//! one that grows. `make fuzz` searches for such inputs, `make test` replays the known ones.
+
+mod api;
+mod boot;
+mod configuration;
+mod input;
+mod ports;
+mod processor;
+mod ring;
+mod virtio;
+
+use input::Input;
+
+/// One parser, or one device, and the bytes' way into it.
+pub(crate) struct Target {
+    /// Names it to `make fuzz`, and its corpus.
+    pub(crate) name: &'static str,
+    /// Takes one input.
+    pub(crate) run: fn(&[u8]),
+}
+
+/// All targets.
+pub(crate) const TARGETS: &[Target] = &[
+    Target {
+        name: "api",
+        run: api::run,
+    },
+    Target {
+        name: "boot",
+        run: boot::run,
+    },
+    Target {
+        name: "config",
+        run: configuration::run,
+    },
+    Target {
+        name: "cpu-template",
+        run: processor::run,
+    },
+    Target {
+        name: "ports",
+        run: ports::run,
+    },
+    Target {
+        name: "ring",
+        run: ring::run,
+    },
+    Target {
+        name: "virtio-blk",
+        run: virtio::run_blk,
+    },
+    Target {
+        name: "virtio-mmio",
+        run: virtio::run_null,
+    },
+    Target {
+        name: "virtio-rng",
+        run: virtio::run_rng,
+    },
+];

@@ -1,0 +1,204 @@
+//! The virtio-mmio register file around a device that serves at once, and around the real devices. An input
+//! is a sequence of what the driver and the machine do, each a byte and its arguments.
+
+mod null;
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use coracle_devices::bus::BusDevice;
+use coracle_devices::virtio::blk::{Blk, DriveConfig};
+use coracle_devices::virtio::device::VirtioDevice;
+use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
+use coracle_devices::virtio::rng::{Entropy, EntropyConfig};
+use coracle_storage::engine::Engine;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::Input;
+
+/// What is done with one input at most.
+const STEPS_MAX: usize = 1024;
+/// Two regions that touch.
+const REGIONS: [(GuestAddress, usize); 2] = [(GuestAddress(0), 0x1_0000), (GuestAddress(0x1_0000), 0x1_0000)];
+/// Where a driver that behaves puts its one queue.
+const DESCRIPTORS: u32 = 0;
+const AVAIL: u32 = 0x2000;
+const USED: u32 = 0x3000;
+
+const MAGIC_VALUE: u64 = 0x000;
+const STATUS: u64 = 0x070;
+const STATUS_BITS: u32 = 0xcf;
+
+pub(crate) fn run_null(data: &[u8]) {
+    run(Box::new(null::Null::default()), data);
+}
+
+pub(crate) fn run_rng(data: &[u8]) {
+    let device = Entropy::new(&EntropyConfig::default()).expect("a thread and a descriptor: none leaks");
+    run(Box::new(device), data);
+}
+
+pub(crate) fn run_blk(data: &[u8]) {
+    const IMAGE_BYTES: u64 = 64 << 10;
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.as_file()
+        .set_len(IMAGE_BYTES)
+        .expect("room for a small file");
+    let path = std::str::from_utf8(file.path().as_os_str().as_bytes()).expect("the path is text");
+    let drive = DriveConfig {
+        drive_id: "fuzz".to_owned(),
+        path_on_host: Some(path.to_owned()),
+        io_engine: Some(Engine::Sync),
+        ..DriveConfig::default()
+    };
+    let disk = drive.open().expect("the image is one");
+    let (device, _control) = Blk::new(disk).expect("a thread and a descriptor: none leaks");
+    run(Box::new(device), data);
+    let len = file.as_file().metadata().expect("the file is there").len();
+    assert_eq!(len, IMAGE_BYTES, "a guest does not change the size of its disk");
+    let beyond = file.as_file().read_at(&mut [0], IMAGE_BYTES);
+    assert_eq!(beyond.ok(), Some(0));
+}
+
+fn run(device: Box<dyn VirtioDevice>, data: &[u8]) {
+    let memory = GuestMemoryMmap::from_ranges(&REGIONS).expect("a little memory");
+    let memory = Arc::new(memory);
+    let transport = MmioTransport::new(device, Arc::clone(&memory)).expect("a descriptor: none leaks");
+    let mut driver = Driver {
+        memory,
+        transport,
+        offered: 0,
+    };
+    let mut input = Input::new(data);
+    for _ in 0..STEPS_MAX {
+        if input.is_empty() {
+            break;
+        }
+        driver.step(&mut input);
+    }
+    driver.finish();
+}
+
+struct Driver {
+    memory: Arc<GuestMemoryMmap>,
+    transport: MmioTransport,
+    offered: u16,
+}
+
+impl Driver {
+    fn step(&mut self, input: &mut Input<'_>) {
+        match input.u8() & 15 {
+            0 | 1 => {
+                let register = u64::from(input.u8()) * 4;
+                self.read(register);
+            }
+            2 | 3 => {
+                let (register, value) = (u64::from(input.u8()) * 4, input.u32());
+                self.write(register, value);
+            }
+            4 => self.odd_access(input),
+            5 => self.behave(input.u8()),
+            6 => {
+                let queue = input.u8();
+                self.write(QUEUE_NOTIFY, queue.into());
+            }
+            7 => {
+                self.transport.pause().expect("the device drains");
+                if input.u8() & 1 == 0 {
+                    // Refused when the device cannot go on, and then its driver hears of it.
+                    let _ = self.transport.resume();
+                }
+            }
+            8 => {
+                let (address, len) = (input.u32(), input.u8());
+                self.poke(address & 0x1_ffff, input.take(len.into()));
+            }
+            9..=11 => {
+                let (index, descriptor) = (input.u8(), input.take(16));
+                self.poke(DESCRIPTORS + 16 * u32::from(index), descriptor);
+            }
+            _ => {
+                let head = input.u8();
+                self.offer(head.into());
+            }
+        }
+    }
+
+    fn read(&mut self, register: u64) -> u32 {
+        let mut data = [0xa5; 4];
+        self.transport.read(register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&mut self, register: u64, value: u32) {
+        self.transport.write(register, &value.to_le_bytes());
+    }
+
+    /// An access of any width to any register.
+    fn odd_access(&mut self, input: &mut Input<'_>) {
+        let (kind, offset) = (input.u8(), u64::from(input.u16()) % MMIO_LEN);
+        let mut data = [0xa5; 8];
+        let data = data.get_mut(..1 << (kind & 3)).expect("at most 8 bytes");
+        if kind & 4 == 0 {
+            self.transport.read(offset, data);
+        } else {
+            for (to, from) in data.iter_mut().zip(input.take(8)) {
+                *to = *from;
+            }
+            self.transport.write(offset, data);
+        }
+    }
+
+    /// Sets the device up as a driver should, with a queue of 2^`power` descriptors.
+    fn behave(&mut self, power: u8) {
+        self.offered = 0;
+        self.poke(AVAIL, &[0; 4]);
+        self.write(STATUS, 0);
+        self.write(STATUS, 1);
+        self.write(STATUS, 3);
+        for half in [0, 1] {
+            self.write(0x014, half);
+            let offered = self.read(0x010);
+            self.write(0x024, half);
+            // One bit of the size takes away the event index, another the indirect descriptors.
+            let declined = u32::from(power >> 5) << 28;
+            self.write(0x020, if half == 0 { offered & !declined } else { offered });
+        }
+        self.write(STATUS, 11);
+        for (register, value) in [
+            (0x030, 0),
+            (0x038, 1 << (power % 9)),
+            (0x080, DESCRIPTORS),
+            (0x090, AVAIL),
+            (0x0a0, USED),
+            (0x044, 1),
+        ] {
+            self.write(register, value);
+        }
+        self.write(STATUS, 15);
+        assert_eq!(self.read(STATUS) & 0xf, 15, "a driver that behaves is served");
+    }
+
+    /// Makes the chain at `head` available, in a ring of the largest size.
+    fn offer(&mut self, head: u16) {
+        let slot = AVAIL + 4 + 2 * u32::from(self.offered % 256);
+        self.poke(slot, &head.to_le_bytes());
+        self.offered = self.offered.wrapping_add(1);
+        self.poke(AVAIL + 2, &self.offered.to_le_bytes());
+    }
+
+    /// Writes guest memory; what would lie beyond it is lost.
+    fn poke(&mut self, address: u32, bytes: &[u8]) {
+        let _ = self.memory.write(bytes, GuestAddress(address.into()));
+    }
+
+    /// Whatever was done before: the registers answer, the device drains and can be reset.
+    fn finish(&mut self) {
+        assert_eq!(self.read(MAGIC_VALUE).to_le_bytes(), *b"virt");
+        assert_eq!(self.read(STATUS) & !STATUS_BITS, 0);
+        self.transport.pause().expect("the device drains");
+        self.write(STATUS, 0);
+        assert_eq!(self.read(STATUS), 0, "a device that is drained is reset at once");
+    }
+}

@@ -15,7 +15,7 @@ pub struct Process(pub u32);
 pub struct Holdings {
     /// Open descriptors.
     pub descriptors: usize,
-    /// Threads.
+    /// Threads, without the workers that the kernel lends an io_uring and takes back as it likes.
     pub threads: usize,
     /// Memory that is resident, in KiB.
     pub resident_kib: u64,
@@ -28,7 +28,8 @@ impl Process {
     ///
     /// When it is gone.
     pub fn holdings(self) -> Outcome<Holdings> {
-        let threads = fs::read_dir(self.path("task"))?.count();
+        let names = self.thread_names()?;
+        let threads = names.iter().filter(|name| !name.starts_with("iou-wrk-")).count();
         Ok(Holdings {
             descriptors: self.descriptors()?.len(),
             threads,

@@ -303,9 +303,11 @@ impl Monitor {
         match settled {
             None => {}
             Some(Ok(machine)) => machine.retire(),
-            Some(Err(Refused { error, .. })) => {
+            Some(Err(Refused { machine, error })) => {
                 let why = Fault::from_error(&error).message;
                 log::error!("the machine did not drain at its end: {why}");
+                // Taking it apart would wait for the same disk again; it ends with the process.
+                std::mem::forget(machine);
             }
         }
         self.metrics.write();

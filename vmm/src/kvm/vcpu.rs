@@ -442,3 +442,58 @@ fn internal_error(vcpu: u8, rip: u64, run: &kvm_run) -> End {
         instruction,
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use super::*;
+
+    /// A control end whose thread obeys nothing but the order to finish, and the end that answers for it.
+    fn deaf() -> (Vcpu, Sender<Turn>) {
+        install_kick_handler().unwrap();
+        let (orders, inbox) = channel();
+        let (answers, parked) = channel();
+        let vcpu = Vcpu {
+            index: 0,
+            orders,
+            parked,
+            leave: Arc::default(),
+            turn: Cell::new(0),
+            motion: Cell::new(Motion::Parked),
+            thread: Some(std::thread::spawn(
+                move || {
+                    while let Ok(Order::Run(_)) = inbox.recv() {}
+                },
+            )),
+        };
+        (vcpu, answers)
+    }
+
+    #[test]
+    fn the_late_answer_to_a_pause_that_was_given_up_is_not_one_to_the_next() {
+        let (vcpu, answers) = deaf();
+        vcpu.run().unwrap();
+        vcpu.kick().unwrap();
+        // Given up: the guest shall run on.
+        vcpu.run().unwrap();
+        vcpu.kick().unwrap();
+        assert_eq!(vcpu.leave.load(Ordering::SeqCst), 2);
+        answers.send(1).unwrap();
+        answers.send(2).unwrap();
+        vcpu.wait_parked().unwrap();
+        assert!(
+            vcpu.parked.try_recv().is_err(),
+            "the first answer was taken for the second"
+        );
+        drop(answers);
+    }
+
+    #[test]
+    fn a_parked_vcpu_is_parked_without_being_asked_again() {
+        let (vcpu, answers) = deaf();
+        vcpu.kick().unwrap();
+        vcpu.wait_parked().unwrap();
+        assert_eq!(vcpu.leave.load(Ordering::SeqCst), 0, "the kick was for nobody");
+        drop(answers);
+    }
+}

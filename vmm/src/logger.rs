@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::{Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -58,11 +58,6 @@ pub fn missed_lines() -> u64 {
     LOGGER.missed.load(Ordering::Relaxed)
 }
 
-/// How many lines were left out by a [`LogBudget`].
-pub fn suppressed_lines() -> u64 {
-    LOGGER.suppressed.load(Ordering::Relaxed)
-}
-
 static LOGGER: Logger = Logger {
     id: OnceLock::new(),
     output: Mutex::new(Output {
@@ -72,14 +67,12 @@ static LOGGER: Logger = Logger {
         module: None,
     }),
     missed: AtomicU64::new(0),
-    suppressed: AtomicU64::new(0),
 };
 
 struct Logger {
     id: OnceLock<String>,
     output: Mutex<Output>,
     missed: AtomicU64,
-    suppressed: AtomicU64,
 }
 
 struct Output {
@@ -200,80 +193,6 @@ fn date(days_since_1970: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-/// How often a line that a guest can cause is logged: a few per period, and then how many were left
-/// out. One per place, `static`; use it through [`log_within!`](crate::log_within).
-#[derive(Debug)]
-pub struct LogBudget {
-    period: Mutex<Option<Period>>,
-}
-
-#[derive(Debug)]
-struct Period {
-    began: Instant,
-    lines: u32,
-    suppressed: u64,
-}
-
-/// Most lines of a budget in one period.
-const BUDGET_LINES_MAX: u32 = 10;
-
-/// The period of a budget.
-const BUDGET_PERIOD: Duration = Duration::from_secs(5);
-
-impl LogBudget {
-    /// A budget of which nothing is spent.
-    pub const fn new() -> Self {
-        Self {
-            period: Mutex::new(None),
-        }
-    }
-
-    /// Whether a line may be logged at `now`: if so, how many were left out before it.
-    pub fn admit(&self, now: Instant) -> Option<u64> {
-        let mut period = self.period.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = period.get_or_insert(Period {
-            began: now,
-            lines: 0,
-            suppressed: 0,
-        });
-        let mut left_out = 0;
-        if now.saturating_duration_since(current.began) >= BUDGET_PERIOD {
-            left_out = current.suppressed;
-            *current = Period {
-                began: now,
-                lines: 0,
-                suppressed: 0,
-            };
-        }
-        if current.lines == BUDGET_LINES_MAX {
-            current.suppressed += 1;
-            LOGGER.suppressed.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        current.lines += 1;
-        Some(left_out)
-    }
-}
-
-impl Default for LogBudget {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Logs within a `LogBudget`: `log_within!(BUDGET, log::Level::Warn, "…", …)`.
-#[macro_export]
-macro_rules! log_within {
-    ($budget:expr, $level:expr, $($message:tt)+) => {
-        if let Some(left_out) = $budget.admit(std::time::Instant::now()) {
-            if left_out > 0 {
-                log::log!($level, "{left_out} lines like the next one were left out.");
-            }
-            log::log!($level, $($message)+);
-        }
-    };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,15 +273,5 @@ mod tests {
         ] {
             assert_eq!(date(day), expected);
         }
-    }
-
-    #[test]
-    fn a_budget_lets_a_few_lines_through_and_counts_the_others() {
-        let budget = LogBudget::new();
-        let start = Instant::now();
-        let admitted = (0..25).filter(|_| budget.admit(start).is_some()).count();
-        assert_eq!(admitted, 10);
-        assert_eq!(budget.admit(start + BUDGET_PERIOD), Some(15));
-        assert_eq!(budget.admit(start + BUDGET_PERIOD), Some(0));
     }
 }

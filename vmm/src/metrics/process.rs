@@ -59,7 +59,6 @@ impl ProcessReport {
         let log = move |section: &mut Section| {
             section.counter("missed_metrics_count", missed_metrics.load(Ordering::Relaxed));
             section.counter("missed_log_count", logger::missed_lines());
-            section.counter("rate_limited_log_count", logger::suppressed_lines());
         };
         registry.add("logger", Box::new(log));
         let facts = Arc::clone(&self.facts);

@@ -169,7 +169,7 @@ fn the_process_tells_of_its_start_its_log_and_its_signals() {
     assert_eq!(gauge(&registry, "logger", "missed_metrics_count"), 1);
     // Other tests of this process log too.
     let logged = &registry.sections()["logger"];
-    for name in ["missed_log_count", "rate_limited_log_count"] {
+    for name in ["missed_metrics_count", "missed_log_count"] {
         assert!(logged.values.iter().any(|(other, _)| *other == name), "{name}");
     }
 }

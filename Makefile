@@ -53,6 +53,7 @@ soak: monitor unikernel linux venv ## Run every matrix in full; a run that was s
 	tests/tools/need debugfs iasl
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
+	PROPTEST_CASES=$(or $(CASES),20000) cargo test --release --workspace --exclude coracle-tests
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Search for inputs that break a parser or a device, FUZZ_SECONDS each; what is found, make test replays

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -54,6 +55,21 @@ enum Expected {
     OutputPort,
 }
 
+/// What the controller has done since it was made; read by the metrics.
+#[derive(Debug, Default)]
+pub struct I8042Counts {
+    /// Bytes read from a port that has some to give.
+    pub reads: AtomicU64,
+    /// Bytes written to a port that takes some.
+    pub writes: AtomicU64,
+    /// Reads of another port or width, or of a data port that is empty.
+    pub missed_reads: AtomicU64,
+    /// Writes to another port or of another width.
+    pub missed_writes: AtomicU64,
+    /// Resets of the machine.
+    pub resets: AtomicU64,
+}
+
 /// The controller at [`I8042_PORT`].
 #[derive(Debug)]
 pub struct I8042 {
@@ -63,6 +79,7 @@ pub struct I8042 {
     output_port: u8,
     expected: Expected,
     pending: VecDeque<u8>,
+    counts: Arc<I8042Counts>,
 }
 
 impl I8042 {
@@ -79,12 +96,18 @@ impl I8042 {
             output_port: 0,
             expected: Expected::KeyboardCommand,
             pending: VecDeque::with_capacity(PENDING_BYTES_MAX),
+            counts: Arc::default(),
         })
     }
 
     /// The eventfd that raises [`I8042_IRQ`].
     pub fn line(&self) -> &Arc<EventFd> {
         &self.line
+    }
+
+    /// What it has done so far.
+    pub fn counts(&self) -> &Arc<I8042Counts> {
+        &self.counts
     }
 
     /// Presses Ctrl, Alt and Delete; what the guest makes of it is its own affair.
@@ -121,6 +144,15 @@ impl I8042 {
         STATUS_UNLOCKED | full | parameter
     }
 
+    /// Takes the byte that waits longest; the next one raises the line again.
+    fn next_byte(&mut self) -> Option<u8> {
+        let byte = self.pending.pop_front();
+        if !self.pending.is_empty() {
+            self.raise();
+        }
+        byte
+    }
+
     /// The controller answers a command: what waited before is gone.
     fn answer(&mut self, byte: u8) {
         self.pending.clear();
@@ -129,7 +161,10 @@ impl I8042 {
 
     fn command(&mut self, command: u8) {
         match command {
-            COMMAND_PULSE_RESET => self.end.signal(GuestEnd::Reset),
+            COMMAND_PULSE_RESET => {
+                count(&self.counts.resets);
+                self.end.signal(GuestEnd::Reset);
+            }
             COMMAND_READ_CONTROL => self.answer(self.control),
             COMMAND_READ_OUTPUT_PORT => self.answer(self.output_port),
             COMMAND_WRITE_CONTROL => {
@@ -158,17 +193,17 @@ impl I8042 {
 impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        if let [byte] = data {
-            match offset {
-                COMMAND => *byte = self.status(),
-                DATA => {
-                    *byte = self.pending.pop_front().unwrap_or(0);
-                    if !self.pending.is_empty() {
-                        self.raise();
-                    }
-                }
-                _ => {}
+        let answer = match (offset, data.len()) {
+            (COMMAND, 1) => Some(self.status()),
+            (DATA, 1) => self.next_byte(),
+            _ => None,
+        };
+        match (answer, data) {
+            (Some(answer), [byte]) => {
+                *byte = answer;
+                count(&self.counts.reads);
             }
+            _ => count(&self.counts.missed_reads),
         }
     }
 
@@ -176,9 +211,14 @@ impl BusDevice for I8042 {
         match (offset, data) {
             (COMMAND, [command]) => self.command(*command),
             (DATA, [value]) => self.data(*value),
-            _ => {}
+            _ => return count(&self.counts.missed_writes),
         }
+        count(&self.counts.writes);
     }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -270,5 +310,28 @@ mod tests {
         }
         controller.write(2, &[0xfe]);
         assert_eq!(read(&mut controller, 1), 0);
+    }
+
+    #[test]
+    fn what_is_done_is_counted_and_so_is_what_does_nothing() {
+        let (mut controller, _) = controller();
+        controller.write(COMMAND, &[0x20]);
+        controller.write(COMMAND, &[0xfe]);
+        controller.write(DATA, &[0, 0]);
+        let _control = read(&mut controller, DATA);
+        let _empty = read(&mut controller, DATA);
+        let _nothing_there = read(&mut controller, 3);
+        let counts = controller.counts();
+        let loaded = [
+            &counts.writes,
+            &counts.missed_writes,
+            &counts.reads,
+            &counts.missed_reads,
+            &counts.resets,
+        ];
+        assert_eq!(
+            loaded.map(|counter| counter.load(Ordering::Relaxed)),
+            [2, 1, 1, 2, 1]
+        );
     }
 }

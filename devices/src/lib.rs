@@ -3,7 +3,9 @@
 //! This crate does not know KVM: interrupts leave as eventfd writes and kicks arrive as eventfd
 //! reads, and whoever assembles the machine connects both.
 
+pub mod boot_timer;
 pub mod bus;
+mod complaints;
 pub mod i8042;
 pub mod power;
 pub mod random;

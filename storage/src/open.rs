@@ -31,9 +31,7 @@ pub fn open(path: &str, access: Access) -> Result<Box<dyn Backend>, OpenError> {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Not a path on this host.
-    #[error(
-        "cannot open image `{path}`: `{scheme}://` images are not built in yet; use a file or a block device"
-    )]
+    #[error("image `{path}`: `{scheme}://` is not built into this version; use a file or a block device")]
     Scheme {
         /// As configured.
         path: String,

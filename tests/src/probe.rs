@@ -227,6 +227,17 @@ pub fn write_idle(path: &Path) -> Outcome {
     Ok(std::fs::write(path, elf(&[0xfa, 0xf4, 0xeb, 0xfd], Note::None))?)
 }
 
+/// Writes a kernel that tells the boot timer that it has booted, and halts for ever.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub fn write_booted(path: &Path) -> Outcome {
+    // mov ebx, 0xc0000000; mov byte [ebx], 123; cli; hlt; jmp to the hlt
+    let code = [0xbb, 0, 0, 0, 0xc0, 0xc6, 0x03, 123, 0xfa, 0xf4, 0xeb, 0xfd];
+    Ok(std::fs::write(path, elf(&code, Note::Pvh))?)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Note {
     Pvh,

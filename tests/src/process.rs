@@ -15,7 +15,7 @@ pub struct Process(pub u32);
 pub struct Holdings {
     /// Open descriptors.
     pub descriptors: usize,
-    /// Threads.
+    /// Threads, without the workers that the kernel lends an io_uring and takes back as it likes.
     pub threads: usize,
     /// Memory that is resident, in KiB.
     pub resident_kib: u64,
@@ -28,7 +28,8 @@ impl Process {
     ///
     /// When it is gone.
     pub fn holdings(self) -> Outcome<Holdings> {
-        let threads = fs::read_dir(self.path("task"))?.count();
+        let names = self.thread_names()?;
+        let threads = names.iter().filter(|name| !name.starts_with("iou-wrk-")).count();
         Ok(Holdings {
             descriptors: self.descriptors()?.len(),
             threads,
@@ -59,6 +60,22 @@ impl Process {
         Ok(tasks
             .filter_map(|task| Some(name(task.ok()?)?.trim_end().to_owned()))
             .collect())
+    }
+
+    /// The number of the thread of this name.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn thread_named(self, name: &str) -> Outcome<u32> {
+        for task in fs::read_dir(self.path("task"))? {
+            let task = task?;
+            let comm = fs::read_to_string(task.path().join("comm"))?;
+            if comm.trim_end() == name {
+                return Ok(task.file_name().to_string_lossy().parse()?);
+            }
+        }
+        Err(format!("there is no thread {name}").into())
     }
 
     /// CPU time of all threads so far.

@@ -29,6 +29,8 @@ pub struct Arguments {
     pub metrics: Option<MetricsConfig>,
     /// Longest body of a request.
     pub body_bytes_max: usize,
+    /// Whether the guest gets a boot timer.
+    pub boot_timer: bool,
     /// When the process was started, by whoever started it.
     pub start_times: StartTimes,
 }
@@ -103,6 +105,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Cli
             properties: None,
         }),
         body_bytes_max: flags.http_api_max_payload_size,
+        boot_timer: flags.boot_timer,
         start_times: StartTimes {
             wall_us: flags.start_time_us,
             cpu_us: flags.start_time_cpu_us,
@@ -210,6 +213,9 @@ struct Flags {
     /// CPU time that the starter had used, in microseconds
     #[arg(long, value_name = "US")]
     parent_cpu_time_us: Option<u64>,
+    /// Give the guest a device that logs its boot time: a byte 123 written to address 0xc0000000
+    #[arg(long)]
+    boot_timer: bool,
     /// Run without system call filters (there are none yet)
     #[arg(long, conflicts_with = "seccomp_filter")]
     no_seccomp: bool,
@@ -219,9 +225,6 @@ struct Flags {
     /// Not built yet: content for the metadata service
     #[arg(long, value_name = "PATH")]
     metadata: Option<PathBuf>,
-    /// Not built yet: a device that reports the boot time
-    #[arg(long)]
-    boot_timer: bool,
     /// Not built yet: the version of a snapshot file
     #[arg(long, value_name = "PATH")]
     describe_snapshot: Option<PathBuf>,
@@ -242,7 +245,6 @@ impl Flags {
                 "system call filters",
             ),
             (self.metadata.is_some(), "metadata", "the metadata service"),
-            (self.boot_timer, "boot-timer", "the boot timer device"),
             (self.describe_snapshot.is_some(), "describe-snapshot", "snapshots"),
             (self.snapshot_version, "snapshot-version", "snapshots"),
             (self.enable_pci, "enable-pci", "PCI"),
@@ -277,7 +279,10 @@ mod tests {
             (arguments.id.as_str(), arguments.body_bytes_max),
             ("anonymous-instance", 51_200)
         );
-        assert_eq!(arguments.logger, LoggerConfig::default());
+        assert_eq!(
+            (arguments.logger, arguments.boot_timer),
+            (LoggerConfig::default(), false)
+        );
     }
 
     #[test]
@@ -285,7 +290,7 @@ mod tests {
         let arguments = read(
             "--id vm-1 --start-time-us 5 --start-time-cpu-us 6 --parent-cpu-time-us 7 --api-sock a.sock --no-seccomp \
              --config-file vm.json --log-path log --level warning --show-level --show-log-origin --module coracle_vmm \
-             --metrics-path m --http-api-max-payload-size 1000 --mmds-size-limit 9",
+             --metrics-path m --http-api-max-payload-size 1000 --mmds-size-limit 9 --boot-timer",
         )
         .unwrap();
         let times = StartTimes {
@@ -295,7 +300,7 @@ mod tests {
         };
         assert_eq!(arguments.start_times, times);
         assert_eq!(arguments.logger.level, Some(Level::Warn));
-        assert_eq!(arguments.body_bytes_max, 1000);
+        assert_eq!((arguments.body_bytes_max, arguments.boot_timer), (1000, true));
         assert_eq!(read("--no-api --config-file vm.json").unwrap().api_sock, None);
     }
 
@@ -314,7 +319,6 @@ mod tests {
             ("--level loud", 152, "--level"),
             ("--seccomp-filter f", 153, "system call filters"),
             ("--metadata f", 153, "the metadata service"),
-            ("--boot-timer", 153, "the boot timer device"),
             ("--describe-snapshot f", 153, "snapshots"),
             ("--snapshot-version", 153, "snapshots"),
             ("--enable-pci", 153, "PCI"),

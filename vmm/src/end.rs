@@ -1,14 +1,17 @@
 //! How a machine ends, and the exit status of the process that ran it.
 //!
 //! A CI job reads two things: the status and one line on standard error that says why. Statuses
-//! below 148 belong to the guest (its exit device), 148 to 153 mean what they mean in Firecracker,
-//! and from 160 they are ours.
+//! below 128 are for the guest (its exit device can give any). A machine that a signal has stopped
+//! ends as if the process had died of it, so that nobody takes it for a success. 148 to 153 mean
+//! what they mean in Firecracker, and from 160 they are ours.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use coracle_devices::power::GuestEnd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::signals::StopSignal;
 
 /// The guest shut down or reset; as in Firecracker, whose guests end by `reboot`.
 pub const EXIT_OK: u8 = 0;
@@ -39,10 +42,10 @@ pub enum End {
     PowerOff,
     /// The guest reset itself, by the keyboard controller or the ACPI reset register.
     Reset,
-    /// A signal or the API asked the monitor to stop.
+    /// A signal asked the monitor to stop.
     Stopped {
-        /// What asked.
-        by: &'static str,
+        /// Which.
+        by: StopSignal,
     },
     /// A vCPU took a triple fault.
     TripleFault {
@@ -88,7 +91,8 @@ impl End {
     pub fn status(&self) -> u8 {
         match self {
             Self::GuestExit { status } => *status,
-            Self::PowerOff | Self::Reset | Self::Stopped { .. } => EXIT_OK,
+            Self::PowerOff | Self::Reset => EXIT_OK,
+            Self::Stopped { by } => by.exit_status(),
             Self::TripleFault { .. } => EXIT_TRIPLE_FAULT,
             Self::EmulationFailure { .. } | Self::InternalError { .. } => EXIT_KVM_INTERNAL_ERROR,
             Self::EntryFailed { .. } => EXIT_KVM_ENTRY_FAILED,
@@ -193,6 +197,18 @@ mod tests {
         ending.announce(End::TripleFault { vcpu: 0 });
         assert_eq!(ending.announced(), Some(&End::GuestExit { status: 7 }));
         assert_eq!(ending.bell().read().expect("the bell rang"), 1);
+    }
+
+    #[test]
+    fn a_machine_that_was_stopped_is_no_success() {
+        for (by, status, text) in [
+            (StopSignal::HangUp, 129, "stopped by SIGHUP"),
+            (StopSignal::Interrupt, 130, "stopped by SIGINT"),
+            (StopSignal::Terminate, 143, "stopped by SIGTERM"),
+        ] {
+            let end = End::Stopped { by };
+            assert_eq!((end.status(), end.to_string().as_str()), (status, text));
+        }
     }
 
     #[test]

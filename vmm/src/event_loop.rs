@@ -15,7 +15,7 @@ use event_manager::{
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::end::Ending;
-use crate::signals::StopSignals;
+use crate::signals::{StopSignal, StopSignals};
 
 /// How much of the console's input is read at once.
 const CONSOLE_READ_BYTES: usize = 256;
@@ -49,7 +49,7 @@ pub enum Message {
     /// The machine has ended.
     Ended,
     /// A signal asks the process to stop.
-    Stop(&'static str),
+    Stop(StopSignal),
     /// Something about the guest's console.
     Console(ConsoleEvent),
     /// Write the metrics.
@@ -185,8 +185,9 @@ impl MutEventSubscriber for Subscriber {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let (fd, events) = self.source.descriptor();
         if let Err(error) = ops.add(Events::new_raw(fd, events)) {
-            // A regular file is always ready and cannot be watched (EPERM): it has nothing to wait for.
-            log::info!("{:?} cannot be watched: {error}", self.source);
+            // A regular file and /dev/null are always ready and cannot be watched (EPERM): there is
+            // nothing to wait for.
+            log::debug!("{:?} cannot be watched: {error}", self.source);
         }
     }
 }

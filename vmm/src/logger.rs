@@ -261,7 +261,7 @@ impl Default for LogBudget {
     }
 }
 
-/// Logs within a [`LogBudget`](crate::logger::LogBudget): `log_within!(BUDGET, log::Level::Warn, "…", …)`.
+/// Logs within a `LogBudget`: `log_within!(BUDGET, log::Level::Warn, "…", …)`.
 #[macro_export]
 macro_rules! log_within {
     ($budget:expr, $level:expr, $($message:tt)+) => {

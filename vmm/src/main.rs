@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use coracle_vmm::api::server::{Limits, Server, Socket};
 use coracle_vmm::api::{Verb, mailbox};
-use coracle_vmm::cli::{self, Arguments};
+use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
 use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
 use coracle_vmm::kvm::vcpu::install_kick_handler;
@@ -27,7 +27,12 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("{}", chain(&error));
+            let text = chain(&error);
+            // What is wrong with the words comes with its own prefix, hint and line feed.
+            match error {
+                CliError::Syntax { .. } => eprint!("{text}"),
+                _ => eprintln!("coracle: {text}"),
+            }
             return ExitCode::from(error.exit_status());
         }
     };
@@ -67,12 +72,15 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     install_kick_handler()?;
     logger::install(&arguments.id)?;
     logger::configure(&arguments.logger)?;
-    let config = match &arguments.config_file {
+    let mut config = match &arguments.config_file {
         Some(path) => {
             Config::from_file(path).map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?
         }
         None => Config::default(),
     };
+    if arguments.boot_timer {
+        config.add_boot_timer();
+    }
     let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
     if let Some(metrics) = arguments.metrics {
         told(monitor.execute(Verb::PutMetrics(metrics)), EXIT_FAILURE)?;
@@ -85,7 +93,7 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
                 ..Limits::default()
             };
             let server = Server::start(Socket::bind(path)?, limits, inbox)?;
-            monitor.answer(calls, &server);
+            monitor.answer(calls, &server, arguments.start_times);
             Some(server)
         }
         None => None,

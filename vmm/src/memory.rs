@@ -9,12 +9,17 @@
 //!    │ high memory  │ the rest
 //!    └──────────────┘
 //! ```
+#![expect(
+    unsafe_code,
+    reason = "advice about a mapping can have effects, so it has no safe wrapper"
+)]
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{Advice, madvise};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -44,6 +49,8 @@ pub enum Backing {
 pub enum PageSize {
     /// The host's base pages (transparent huge pages as the host is set).
     Base,
+    /// Transparent huge pages, where the host has them at hand when a page is first touched.
+    Transparent,
     /// hugetlbfs pages of 2 MiB, reserved when the memory is made.
     Huge2Mib,
 }
@@ -67,6 +74,11 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "the host's kernel has no transparent huge pages: set `huge_pages` to `None`, or boot the host \
+         with a kernel that has CONFIG_TRANSPARENT_HUGEPAGE"
+    )]
+    TransparentHugePages(#[source] io::Error),
     #[error("cannot make a memfd of {mib} MiB for guest memory")]
     Memfd {
         mib: u64,
@@ -109,6 +121,9 @@ pub fn allocate(mib: u64, backing: Backing, pages: PageSize) -> Result<Arc<Guest
             .as_ref()
             .map(|file| FileOffset::from_arc(Arc::clone(file), offset_bytes));
         let region = map(file_offset, size_bytes, pages).map_err(|source| map_error(mib, pages, source))?;
+        if pages == PageSize::Transparent {
+            advise_huge_pages(&region).map_err(MemoryError::TransparentHugePages)?;
+        }
         let region = GuestRegionMmap::new(region, start).expect("ranges() end below 2^64");
         regions.push(region);
         offset_bytes += size_bytes;
@@ -184,7 +199,7 @@ fn map(file: Option<FileOffset>, size_bytes: u64, pages: PageSize) -> Result<Mma
     };
     flags |= match pages {
         // Overcommit is the host's policy: a guest's memory is charged as it is touched.
-        PageSize::Base => libc::MAP_NORESERVE,
+        PageSize::Base | PageSize::Transparent => libc::MAP_NORESERVE,
         // Huge pages are reserved at once, so that a lack of them is an error here and not a
         // SIGBUS under the running guest.
         PageSize::Huge2Mib if file.is_some() => 0,
@@ -192,6 +207,13 @@ fn map(file: Option<FileOffset>, size_bytes: u64, pages: PageSize) -> Result<Mma
     };
     let size = usize::try_from(size_bytes).expect("a 64-bit host");
     MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags)
+}
+
+/// Whether the host follows is its own affair: see /sys/kernel/mm/transparent_hugepage.
+fn advise_huge_pages(region: &MmapRegion) -> io::Result<()> {
+    // SAFETY: the range is the whole mapping of `region`, which lives; the advice changes no byte of it.
+    unsafe { madvise(region.as_ptr().cast(), region.size(), Advice::LinuxHugepage) }?;
+    Ok(())
 }
 
 fn map_error(mib: u64, pages: PageSize, source: MmapRegionError) -> MemoryError {
@@ -290,6 +312,31 @@ mod tests {
         }
         let odd = allocate(3, Backing::Anonymous, PageSize::Huge2Mib);
         assert!(matches!(odd, Err(MemoryError::HugeSize { mib: 3 })));
+    }
+
+    #[test]
+    fn transparent_huge_pages_are_asked_for_by_the_whole_mapping() {
+        // The kernel lists each mapping with its flags; `hg` is the advice. Neighbours may be one mapping.
+        let is_advised = |slot: &Slot| {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let holds = |line: &str| {
+                let (from, to) = line.split(' ').next()?.split_once('-')?;
+                let number = |digits| u64::from_str_radix(digits, 16).ok();
+                Some((number(from)?..number(to)?).contains(&slot.host_address))
+            };
+            let mut mapping = maps.lines().skip_while(|line| holds(line) != Some(true));
+            let flags = mapping.find(|line| line.starts_with("VmFlags:")).unwrap();
+            flags.split_whitespace().any(|flag| flag == "hg")
+        };
+        for backing in [Backing::Anonymous, Backing::Shared] {
+            for (pages, expected) in [(PageSize::Transparent, true), (PageSize::Base, false)] {
+                let memory = allocate(4 << 10, backing, pages).unwrap();
+                for slot in slots(&memory) {
+                    assert_eq!(is_advised(&slot), expected, "{backing:?} {pages:?} {slot:?}");
+                    assert_eq!(resident_pages(&slot), 0, "{backing:?} {pages:?} {slot:?}");
+                }
+            }
+        }
     }
 
     #[test]

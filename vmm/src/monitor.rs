@@ -16,6 +16,7 @@ use crate::api::http::Content;
 use crate::api::server::Server;
 use crate::api::verbs::permitted;
 use crate::api::{Answer, Calls, Data, Fault, Verb};
+use crate::cli::StartTimes;
 use crate::config::{Config, ConfigError, FullConfig, InstanceInfo, Phase, Version};
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
@@ -23,7 +24,7 @@ use crate::event_loop::{EventLoop, Message, Source};
 use crate::logger;
 use crate::machine::plan::Plan;
 use crate::machine::{self, Machine, Paused, Refused, Running};
-use crate::metrics::{Registry, Section, WRITE_PERIOD_S};
+use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
 use crate::signals::StopSignals;
 
 /// The machine, in whatever phase it is.
@@ -47,6 +48,7 @@ pub struct Monitor {
     console: Option<Console>,
     metrics: Registry,
     latencies: Arc<Latencies>,
+    process: ProcessReport,
 }
 
 /// How long the last pause and the last resume took, in microseconds.
@@ -91,6 +93,8 @@ impl Monitor {
         event_loop.watch(Source::MetricsDue(metrics_due));
         let latencies = Arc::<Latencies>::default();
         register(&latencies, &mut metrics);
+        let process = ProcessReport::default();
+        process.register(&mut metrics);
         Ok(Self {
             id,
             config,
@@ -102,11 +106,13 @@ impl Monitor {
             console: None,
             metrics,
             latencies,
+            process,
         })
     }
 
-    /// Answers the `calls` of `server` from now on.
-    pub fn answer(&mut self, calls: Calls, server: &Server) {
+    /// Answers the `calls` of `server` from now on, so long after the `start` of the process.
+    pub fn answer(&mut self, calls: Calls, server: &Server, start: StartTimes) {
+        self.process.is_up(start);
         self.event_loop.watch(Source::Calls(calls.as_raw_fd()));
         self.calls = Some(calls);
         server.request_counters().register(&mut self.metrics);
@@ -143,7 +149,10 @@ impl Monitor {
                         return Ok(end.clone());
                     }
                 }
-                Message::Stop(signal) => return Ok(End::Stopped { by: signal }),
+                Message::Stop(signal) => {
+                    self.process.stopped_by(signal);
+                    return Ok(End::Stopped { by: signal });
+                }
                 Message::MetricsDue => self.metrics.write(),
                 Message::Console(event) => {
                     if let Some(console) = &mut self.console {
@@ -220,19 +229,24 @@ impl Monitor {
         let plan = Plan::new(&self.config).map_err(|error| Fault::from_error(&error))?;
         let machine =
             machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
+        // A machine that cannot run is taken apart again: nobody could start another beside it.
+        let machine = machine
+            .resume()
+            .map_err(|Refused { error, .. }| Fault::from_error(&error))?;
         let has_file = self
             .config
             .serial()
             .is_some_and(|serial| serial.serial_out_path.is_some());
         let input = if has_file { Input::None } else { Input::Standard };
+        // What the guest has written meanwhile waits, and calls for attention.
         self.console = Some(Console::attach(
             Arc::clone(machine.serial()),
             input,
             &mut self.event_loop,
         ));
         machine.register(&mut self.metrics);
-        self.guest = Guest::Paused(machine);
-        self.resume()
+        self.guest = Guest::Running(machine);
+        Ok(())
     }
 
     fn patch_drive(&mut self, patch: &PartialDrive) -> Result<(), Fault> {
@@ -275,26 +289,28 @@ impl Monitor {
     }
 
     /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
-    /// output is handed over, its disks are closed.
-    pub fn retire(self) {
+    /// output is handed over, its disks are closed. Then the metrics have their last line.
+    pub fn retire(mut self) {
+        let settled = match self.guest {
+            Guest::NotStarted => None,
+            Guest::Paused(machine) => Some(Ok(machine)),
+            Guest::Running(machine) => Some(machine.pause()),
+        };
+        // Not before: the guest writes until it stands still.
         if let Some(console) = &self.console {
             console.finish();
         }
-        let machine = match self.guest {
-            Guest::NotStarted => return,
-            Guest::Paused(machine) => machine,
-            Guest::Running(machine) => match machine.pause() {
-                Ok(machine) => machine,
-                Err(Refused { error, .. }) => {
-                    log::error!(
-                        "the machine did not drain at its end: {}",
-                        Fault::from_error(&error).message
-                    );
-                    return;
-                }
-            },
-        };
-        machine.retire();
+        match settled {
+            None => {}
+            Some(Ok(machine)) => machine.retire(),
+            Some(Err(Refused { machine, error })) => {
+                let why = Fault::from_error(&error).message;
+                log::error!("the machine did not drain at its end: {why}");
+                // Taking it apart would wait for the same disk again; it ends with the process.
+                std::mem::forget(machine);
+            }
+        }
+        self.metrics.write();
     }
 
     fn pause(&mut self) -> Result<(), Fault> {

@@ -49,7 +49,7 @@ const LOG_TAIL_LINES_MAX: usize = 10;
 Exit status:
   0 to 147  the guest's own; 0 also for a power-off or reset
   125       and a message: coraclectl itself has failed, or the machine has not started
-  128 + N   coraclectl was stopped, or the monitor was killed, by signal N
+  128 + N   signal N has stopped coraclectl, or stopped or killed the monitor (`coraclectl stop`: 143)
   148 on    the monitor's: it says why in one line on standard error")]
 pub(crate) struct RunArgs {
     /// The kernel: an ELF vmlinux or a bzImage

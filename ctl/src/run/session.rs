@@ -326,6 +326,7 @@ mod tests {
     #[test]
     fn the_status_is_the_guests_unless_a_signal_has_ended_it() {
         assert_eq!(status(7 << 8, None), 7);
+        assert_eq!(status(143 << 8, None), 143);
         assert_eq!(status(libc::SIGKILL, None), 137);
         assert_eq!(status(0, Some(Asked::ByKey)), 0);
         assert_eq!(status(0, Some(Asked::BySignal(libc::SIGTERM))), 143);

@@ -32,6 +32,7 @@ use super::device::{
 };
 use super::ring::{RingError, Virtqueue};
 use crate::bus::BusDevice;
+use crate::complaints::Complaints;
 use registers::{Registers, register, status};
 
 /// How many addresses one device takes: the registers, and as much configuration space again and more.
@@ -89,6 +90,8 @@ pub struct MmioTransport {
     kicks: Vec<Arc<EventFd>>,
     generation: u32,
     config_seen: [u8; CONFIG_BYTES_MAX],
+    /// Each of them is the driver's doing, or can be had again by a reset.
+    complaints: Complaints,
 }
 
 impl MmioTransport {
@@ -115,6 +118,7 @@ impl MmioTransport {
             kicks,
             generation: 0,
             config_seen: [0; CONFIG_BYTES_MAX],
+            complaints: Complaints::default(),
         };
         transport.device.read_config(0, &mut transport.config_seen);
         Ok(transport)
@@ -182,7 +186,10 @@ impl MmioTransport {
 
     /// Sets DEVICE_NEEDS_RESET and tells the driver.
     fn give_up(&mut self, why: &str) {
-        log::error!("virtio {:?} needs a reset: {why}", self.device.kind());
+        self.complaints.complain(format_args!(
+            "virtio {:?} needs a reset: {why}",
+            self.device.kind()
+        ));
         self.life = Life::Idle;
         self.interrupt().device_needs_reset();
     }
@@ -204,10 +211,16 @@ impl MmioTransport {
                 Ok(_session_dropped) => {}
                 // There is nothing left that could be waited for; the device will refuse to start.
                 Err(StopError::WorkerGone) => {
-                    log::error!("the worker of virtio {:?} has ended", self.device.kind())
+                    self.complaints.complain(format_args!(
+                        "the worker of virtio {:?} has ended",
+                        self.device.kind()
+                    ));
                 }
                 Err(error @ StopError::Drain { .. }) => {
-                    log::warn!("the reset of virtio {:?} goes on: {error}", self.device.kind());
+                    self.complaints.complain(format_args!(
+                        "the reset of virtio {:?} goes on: {error}",
+                        self.device.kind()
+                    ));
                     self.life = Life::Resetting;
                     return;
                 }

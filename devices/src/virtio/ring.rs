@@ -112,7 +112,7 @@ impl Chain {
 pub struct Virtqueue {
     map: Map,
     descriptors: Area<AtomicU64>,
-    /// flags, idx, ring[size], used_event (2.7.6).
+    /// `flags`, `idx`, `ring[size]`, `used_event` (2.7.6).
     avail: Area<AtomicU16>,
     /// The used ring by its elements (2.7.8): one cell for flags and idx, not touched, then (id, len) pairs.
     used: Area<AtomicU32>,

@@ -328,6 +328,7 @@ fn flushed_metrics_are_lines_of_json(context: &Context) -> Outcome {
         let value: Value = serde_json::from_str(line).map_err(|e| format!("{e} in {line}"))?;
         for group in [
             "utc_timestamp_ms",
+            "api_server",
             "block",
             "get_api_requests",
             "put_api_requests",

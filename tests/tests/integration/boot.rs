@@ -1,6 +1,6 @@
 //! Every boot protocol hands over what it should.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
@@ -25,6 +25,11 @@ pub(crate) const CASES: &[Case] = &[
         need: Need::Kvm,
         run: |context| hands_over(context, Protocol::BzImage),
     },
+    Case {
+        name: "a_guest_that_says_that_it_has_booted_is_timed_in_the_log",
+        need: Need::Kvm,
+        run: is_timed,
+    },
 ];
 
 const END_WITHIN: Duration = Duration::from_secs(20);
@@ -46,6 +51,32 @@ fn hands_over(context: &Context, protocol: Protocol) -> Outcome {
         ensure!(line.contains(&part), "no '{part}' in '{line}'");
     }
     ended.expect(PROBE_STATUS)
+}
+
+fn is_timed(context: &Context) -> Outcome {
+    let launch = Launch::new(&context.environment)?.arguments(["--boot-timer"]);
+    let kernel = launch.directory().join("test-kernel");
+    probe::write_booted(&kernel)?;
+    let monitor = launch.config(&Machine::new(&kernel, "").config())?.start()?;
+    let deadline = Instant::now() + END_WITHIN;
+    let line = loop {
+        let log = monitor.log()?;
+        if let Some((_, line)) = log.split_once("Guest-boot-time = ") {
+            break line.lines().next().unwrap_or_default().to_owned();
+        }
+        ensure!(Instant::now() < deadline, "no boot time in the log:\n{log}");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    // 61234 us 61 ms,   9876 CPU us 9 CPU ms
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [us, "us", ms, "ms,", cpu_us, "CPU", "us", cpu_ms, "CPU", "ms"] = words.as_slice() else {
+        return Err(format!("not Firecracker's line: '{line}'").into());
+    };
+    for (us, ms) in [(us, ms), (cpu_us, cpu_ms)] {
+        let (us, ms): (u64, u64) = (us.parse()?, ms.parse()?);
+        ensure!(us > 0 && us / 1000 == ms, "'{line}'");
+    }
+    Ok(())
 }
 
 /// The line that a probe printed.

@@ -90,7 +90,7 @@ fn a_guest_panic_is_the_guests_status(context: &Context) -> Outcome {
 
 fn a_signal_ends_it_cleanly(context: &Context) -> Outcome {
     use rustix::process::Signal;
-    for signal in [Signal::TERM, Signal::INT] {
+    for (signal, status) in [(Signal::HUP, 129), (Signal::INT, 130), (Signal::TERM, 143)] {
         let launch = Launch::new(&context.environment)?;
         let machine = Machine::unikernel(&context.environment, "do=hello do=spin:seconds=forever");
         let monitor = launch.config(&machine.config())?.start()?;
@@ -98,7 +98,7 @@ fn a_signal_ends_it_cleanly(context: &Context) -> Outcome {
         monitor.signal(signal)?;
         let ended = monitor.wait(END_WITHIN)?;
         ensure!(
-            ended.status.code() == Some(0),
+            ended.status.code() == Some(status),
             "{signal:?}: {:?}: {}",
             ended.status,
             ended.errors

@@ -179,7 +179,7 @@ const OF_BUILDING: &[Row] = &[
     (
         "an empty kernel",
         r#"{"boot-source":{"kernel_image_path":"{empty}"}}"#,
-        &["kernel"],
+        &["kernel", "test-empty"],
     ),
     (
         "a directory as a kernel",
@@ -189,7 +189,7 @@ const OF_BUILDING: &[Row] = &[
     (
         "half of a kernel",
         r#"{"boot-source":{"kernel_image_path":"{half}"}}"#,
-        &["kernel"],
+        &["kernel", "test-half"],
     ),
     (
         "a kernel larger than memory",

@@ -4,16 +4,20 @@
 //! from one seed, which is printed. `make test` runs samples, `make soak` everything.
 
 mod api;
+mod attacks;
 mod boot;
 mod clients;
+mod ctl;
 mod disk;
 mod ends;
 mod errors;
+mod garbage;
 mod hostile;
 mod lifecycle;
 mod linux;
 mod memory;
 mod serial;
+mod signals;
 mod soak;
 
 use std::path::Path;
@@ -32,11 +36,15 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("api", api::CASES),
     ("boot", boot::CASES),
     ("clients", clients::CASES),
+    ("ctl", ctl::CASES),
     ("ends", ends::CASES),
     ("errors", errors::CASES),
+    ("garbage", garbage::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
     ("serial", serial::CASES),
+    ("signals", signals::CASES),
+    ("attacks", attacks::CASES),
 ];
 
 fn main() -> ExitCode {

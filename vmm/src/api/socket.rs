@@ -4,6 +4,9 @@ use std::io::{self, ErrorKind};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+/// Longest path of a socket, in bytes: `sun_path` without its final zero.
+const PATH_BYTES_MAX: usize = 107;
+
 /// The socket that clients connect to; its file goes away with it.
 #[derive(Debug)]
 pub struct Socket {
@@ -66,7 +69,11 @@ pub enum BindError {
         path: PathBuf,
     },
     /// Nothing can be created there.
-    #[error("Failed to open the API socket at: {}. Choose a path with --api-sock that can be created", path.display())]
+    #[error(
+        "Failed to open the API socket at: {}. Choose a path of at most {PATH_BYTES_MAX} bytes with --api-sock, \
+         in a directory that exists and in which this user may create it",
+        path.display()
+    )]
     Create {
         /// The path.
         path: PathBuf,

@@ -95,10 +95,19 @@ impl BootSource {
 
 fn open(path: &str) -> io::Result<File> {
     // Opening a FIFO would wait for its writer.
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open(path)
+        .open(path)?;
+    // Other kinds have no size to go by, or none that means anything: a directory's is 2^63 - 1.
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !kind.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
 }
 
 /// Why a boot source is refused.

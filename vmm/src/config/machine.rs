@@ -78,9 +78,11 @@ pub enum StaticTemplate {
 /// The host's pages behind the guest's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum HugePages {
-    /// 4 KiB pages.
+    /// 4 KiB pages, or what else the host does unasked.
     #[default]
     None,
+    /// Transparent huge pages, which the host is advised to use where it has them to spare.
+    Transparent,
     /// 2 MiB pages from the host's pool of huge pages.
     #[serde(rename = "2M")]
     Hugetlbfs2M,
@@ -152,7 +154,7 @@ impl MachineConfig {
                 mib: self.mem_size_mib,
             });
         }
-        if self.huge_pages == HugePages::Hugetlbfs2M && !self.mem_size_mib.is_multiple_of(2) {
+        if self.huge_pages != HugePages::None && !self.mem_size_mib.is_multiple_of(2) {
             return Err(MachineError::MemSizeHugePages {
                 mib: self.mem_size_mib,
             });
@@ -189,7 +191,7 @@ pub enum MachineError {
     },
     /// Memory that huge pages cannot fill.
     #[error(
-        "Machine config error: mem_size_mib is {mib}; with huge_pages 2M it must be a multiple of 2, \
+        "Machine config error: mem_size_mib is {mib}; with huge pages it must be a multiple of 2, \
          or set huge_pages to None"
     )]
     MemSizeHugePages {

@@ -43,6 +43,7 @@ pub struct Config {
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
     metrics: Option<MetricsConfig>,
+    boot_timer: bool,
 }
 
 impl Config {
@@ -86,6 +87,16 @@ impl Config {
         self.metrics.as_ref()
     }
 
+    /// Whether the guest has a boot timer.
+    pub fn boot_timer(&self) -> bool {
+        self.boot_timer
+    }
+
+    /// Gives the guest a boot timer. Only the command line can ask for it: no document mentions it.
+    pub fn add_boot_timer(&mut self) {
+        self.boot_timer = true;
+    }
+
     /// Replaces vCPUs and memory.
     ///
     /// # Errors
@@ -110,7 +121,7 @@ impl Config {
         self.cpu = Some(cpu);
     }
 
-    /// Replaces what the machine boots. Whether the files can be opened is for [`BootSource::probe`].
+    /// Replaces what the machine boots. Whether the files can be opened is for `BootSource::probe`.
     ///
     /// # Errors
     ///

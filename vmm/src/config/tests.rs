@@ -1,3 +1,5 @@
+//! The rules of a configuration: what is kept, what is refused and with which words.
+
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use super::*;
@@ -53,6 +55,10 @@ fn bounds_of_a_machine_are_held_and_named() {
             "multiple of 2",
         ),
         (
+            r#"{"vcpu_count": 1, "mem_size_mib": 3, "huge_pages": "Transparent"}"#,
+            "multiple of 2",
+        ),
+        (
             r#"{"vcpu_count": 1, "mem_size_mib": 3, "cpu_template": "T2S"}"#,
             "/cpu-config",
         ),
@@ -64,6 +70,7 @@ fn bounds_of_a_machine_are_held_and_named() {
         r#"{"vcpu_count": 32, "mem_size_mib": 1}"#,
         r#"{"vcpu_count": 1, "mem_size_mib": 128, "smt": true}"#,
         r#"{"vcpu_count": 2, "mem_size_mib": 2, "smt": true, "huge_pages": "2M", "memory_backing": "memfd"}"#,
+        r#"{"vcpu_count": 2, "mem_size_mib": 2, "huge_pages": "Transparent"}"#,
         r#"{"vcpu_count": 2, "mem_size_mib": 1048576, "cpu_template": "None"}"#,
     ] {
         machine(json).unwrap();
@@ -125,6 +132,13 @@ fn a_boot_source_whose_files_cannot_be_opened_is_found_out_by_probing() {
     assert!(matches!(source.open(), Err(BootSourceError::Kernel { .. })));
     std::fs::write(&kernel, b"").unwrap();
     source.open().unwrap();
+    for (path, reason) in [("/", "is a directory"), ("/dev/zero", "not a regular file")] {
+        source.initrd_path = Some(path.to_owned());
+        let Err(BootSourceError::Initrd { source, .. }) = source.open() else {
+            panic!("{path} is taken for an initrd");
+        };
+        assert!(source.to_string().contains(reason), "{source}");
+    }
     source.initrd_path = Some("/nonexistent/initrd".to_owned());
     assert!(matches!(source.open(), Err(BootSourceError::Initrd { .. })));
 }
@@ -264,19 +278,65 @@ fn a_config_file_sets_everything() {
 #[test]
 fn what_get_vm_config_writes_can_be_read_back() {
     let mut config = Config::default();
-    config.insert_drive(root("r")).unwrap();
+    let kernel =
+        r#"{"kernel_image_path": "k", "initrd_path": "i", "boot_args": "a", "boot_protocol": "pvh"}"#;
     config
-        .set_boot_source(BootSource {
-            kernel_image_path: "k".to_owned(),
-            ..BootSource::default()
-        })
+        .set_boot_source(serde_json::from_str(kernel).unwrap())
         .unwrap();
+    let fed_back = |config: &Config| {
+        let json = serde_json::to_string(&FullConfig::from(config)).unwrap();
+        assert_eq!(from_file(&json).unwrap(), *config, "{json}");
+    };
+    fed_back(&config);
+
+    let machine = r#"{"vcpu_count": 2, "mem_size_mib": 64, "smt": true, "track_dirty_pages": true,
+        "huge_pages": "Transparent", "memory_backing": "memfd"}"#;
     config
-        .set_cpu(serde_json::from_str(r#"{"msr_modifiers": [{"addr": "0x1", "bitmap": "0b1x"}]}"#).unwrap());
+        .set_machine(serde_json::from_str(machine).unwrap())
+        .unwrap();
+    let mut limited = root("r");
+    limited.rate_limiter =
+        serde_json::from_str(r#"{"ops": {"size": 1, "one_time_burst": 2, "refill_time": 3}}"#).unwrap();
+    config.insert_drive(limited).unwrap();
+    config.insert_drive(plain("p")).unwrap();
+    let template = r#"{"kvm_capabilities": ["!69"], "cpuid_drop": ["0xd"],
+        "msr_modifiers": [{"addr": "0x1", "bitmap": "0b1x"}],
+        "cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+            "modifiers": [{"register": "eax", "bitmap": "0b0"}]}]}"#;
+    config.set_cpu(serde_json::from_str(template).unwrap());
     config.set_entropy(EntropyConfig::default());
     config.set_serial(SerialConfig::default());
-    let json = serde_json::to_string(&FullConfig::from(&config)).unwrap();
-    assert_eq!(from_file(&json).unwrap(), config);
+    config.set_logger(serde_json::from_str(r#"{"level": "warning", "show_level": true}"#).unwrap());
+    config
+        .set_metrics(serde_json::from_str(r#"{"metrics_path": "m", "properties": {"rack": "7"}}"#).unwrap())
+        .unwrap();
+    fed_back(&config);
+}
+
+#[test]
+fn what_firecracker_answers_to_get_vm_config_can_be_read() {
+    let json = serde_json::json!({
+        "balloon": null,
+        "drives": [{
+            "drive_id": "rootfs", "partuuid": null, "is_root_device": true, "cache_type": "Unsafe",
+            "is_read_only": false, "path_on_host": "r", "rate_limiter": null, "io_engine": "Sync", "socket": null
+        }],
+        "boot-source": {"kernel_image_path": "k", "initrd_path": null, "boot_args": null},
+        "cpu-config": null,
+        "logger": null,
+        "machine-config": {
+            "vcpu_count": 2, "mem_size_mib": 256, "smt": false, "track_dirty_pages": false, "huge_pages": "None"
+        },
+        "metrics": null,
+        "mmds-config": null,
+        "network-interfaces": [],
+        "vsock": null,
+        "entropy": null,
+        "pmem": [],
+        "memory-hotplug": null
+    });
+    let config = from_file(&json.to_string()).unwrap();
+    assert_eq!((config.machine().vcpu_count, config.drives().len()), (2, 1));
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! One thread per vCPU: it owns the vCPU's descriptor and is the only one that runs ioctls on it.
 //!
 //! ```text
-//!           Run                    kick
-//!   parked ─────► running ─────────────────────► parked
-//!     │              └── the guest ends: announced, then parked for good
+//!           Run(turn)              kick
+//!   parked ───────────► running ─────────────────► parked, which tells the turn
+//!     │                    └── the guest ends: announced, then parked for good
 //!     └── Finish: the thread ends
 //! ```
 //!
-//! A kick is a real-time signal whose handler sets `immediate_exit` in the shared `kvm_run` page. A
-//! signal that comes between two KVM_RUN calls is therefore never lost, and a vCPU that leaves
-//! KVM_RUN by a kick has completed the port or MMIO access that it was in.
+//! A kick says up to which turn the vCPU shall leave, and then sends a real-time signal whose handler
+//! sets `immediate_exit` in the shared `kvm_run` page. A signal that comes between two KVM_RUN calls is
+//! therefore never lost, one that nobody kicked with is without effect, and a vCPU that leaves KVM_RUN
+//! by a kick has completed the port or MMIO access that it was in. Turns are counted so that the late
+//! answer to a pause that was given up is not taken for the answer to the next.
 #![expect(
     unsafe_code,
     reason = "the kick handler writes the kvm_run page; an exit's details are a C union"
@@ -19,19 +21,21 @@ use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_devices::bus::Bus;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::end::{End, Ending};
+use crate::signals;
 
 /// A parked vCPU answers within this, or something is badly wrong on the host.
 const ACKNOWLEDGE_MS_MAX: u64 = 5_000;
@@ -67,24 +71,43 @@ pub struct Outside {
     pub ports: Arc<Bus>,
     /// Guest-physical addresses without memory.
     pub mmio: Arc<Bus>,
+    /// What the memory slots of the vCPU's machine point into: it outlives the vCPU's descriptor,
+    /// through which KVM reaches it even when the machine's own descriptor is closed.
+    pub memory: Arc<GuestMemoryMmap>,
     /// Where an end is announced.
     pub ending: Ending,
     /// Shared by all vCPUs of the machine.
     pub counters: Arc<VcpuCounters>,
 }
 
+/// Counts how often a vCPU was told to run; 0 is the time before the first.
+type Turn = u64;
+
 enum Order {
-    Run,
+    Run(Turn),
     Finish,
 }
 
-/// The control end of one vCPU thread.
+/// The control end of one vCPU thread. Dropped, it ends the thread and waits for that, within a limit.
 #[derive(Debug)]
 pub struct Vcpu {
     index: u8,
     orders: Sender<Order>,
-    parked: Receiver<()>,
+    parked: Receiver<Turn>,
+    /// The last turn that the thread shall leave.
+    leave: Arc<AtomicU64>,
+    turn: Cell<Turn>,
+    motion: Cell<Motion>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread is known to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Motion {
+    Parked,
+    Running,
+    /// Kicked, and not seen to be parked yet.
+    Leaving,
 }
 
 /// Why a vCPU cannot be controlled.
@@ -122,7 +145,7 @@ pub enum VcpuError {
     },
 }
 
-/// Installs the handler of the kick signal; once, before the first vCPU thread is started.
+/// Installs the handler of the kick signal and lets it through; once, before the first vCPU thread is started.
 ///
 /// # Errors
 ///
@@ -138,8 +161,10 @@ pub fn install_kick_handler() -> io::Result<()> {
             }
         });
     }
-    register_signal_handler(SIGRTMIN() + KICK_SIGNAL_OFFSET, leave_kvm_run)
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    let signal = SIGRTMIN() + KICK_SIGNAL_OFFSET;
+    register_signal_handler(signal, leave_kvm_run)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    signals::let_through(signal)
 }
 
 impl Vcpu {
@@ -151,15 +176,25 @@ impl Vcpu {
     pub fn spawn(index: u8, fd: VcpuFd, outside: Outside) -> Result<Self, VcpuError> {
         let (orders, order_inbox) = channel();
         let (parked_outbox, parked) = channel();
+        let leave = Arc::<AtomicU64>::default();
+        let thread_side = Loop {
+            index,
+            fd,
+            leave: Arc::clone(&leave),
+            outside,
+        };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu {index}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || Loop { index, fd, outside }.serve(&order_inbox, &parked_outbox))
+            .spawn(move || thread_side.serve(&order_inbox, &parked_outbox))
             .map_err(|source| VcpuError::Spawn { index, source })?;
         let vcpu = Self {
             index,
             orders,
             parked,
+            leave,
+            turn: Cell::new(0),
+            motion: Cell::new(Motion::Leaving),
             thread: Some(thread),
         };
         // A kick that came before the thread knows its kvm_run page would be lost.
@@ -167,26 +202,39 @@ impl Vcpu {
         Ok(vcpu)
     }
 
-    /// Lets the guest run; returns at once.
+    /// Lets the guest run, also where a kick was not obeyed yet; returns at once.
     ///
     /// # Errors
     ///
     /// [`VcpuError::Gone`] when the thread has ended.
     pub fn run(&self) -> Result<(), VcpuError> {
+        if self.motion.get() == Motion::Running {
+            return Ok(());
+        }
+        let turn = self.turn.get() + 1;
         self.orders
-            .send(Order::Run)
-            .map_err(|_| VcpuError::Gone { index: self.index })
+            .send(Order::Run(turn))
+            .map_err(|_| VcpuError::Gone { index: self.index })?;
+        self.turn.set(turn);
+        self.motion.set(Motion::Running);
+        Ok(())
     }
 
-    /// Asks a running vCPU to leave KVM_RUN; [`Self::wait_parked`] says when it has.
+    /// Asks a vCPU to leave KVM_RUN, if it runs; [`Self::wait_parked`] says when it has.
     ///
     /// # Errors
     ///
     /// [`VcpuError::Kick`] when the signal cannot be sent.
     pub fn kick(&self) -> Result<(), VcpuError> {
+        if self.motion.get() == Motion::Parked {
+            return Ok(());
+        }
         let Some(thread) = &self.thread else {
             return Err(VcpuError::Gone { index: self.index });
         };
+        // Before the signal: the thread that it interrupts looks here.
+        self.leave.store(self.turn.get(), Ordering::SeqCst);
+        self.motion.set(Motion::Leaving);
         thread
             .kill(SIGRTMIN() + KICK_SIGNAL_OFFSET)
             .map_err(|error| VcpuError::Kick {
@@ -201,18 +249,49 @@ impl Vcpu {
     ///
     /// [`VcpuError::Unresponsive`] when it takes longer than any host should.
     pub fn wait_parked(&self) -> Result<(), VcpuError> {
-        self.parked
-            .recv_timeout(Duration::from_millis(ACKNOWLEDGE_MS_MAX))
-            .map_err(|error| match error {
+        let deadline = Instant::now() + Duration::from_millis(ACKNOWLEDGE_MS_MAX);
+        while self.motion.get() != Motion::Parked {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let turn = self.parked.recv_timeout(left).map_err(|error| match error {
                 RecvTimeoutError::Timeout => VcpuError::Unresponsive { index: self.index },
                 RecvTimeoutError::Disconnected => VcpuError::Gone { index: self.index },
-            })
+            })?;
+            if turn == self.turn.get() {
+                self.motion.set(Motion::Parked);
+            }
+        }
+        Ok(())
     }
 
-    /// Ends the thread of a vCPU that is parked.
-    pub fn finish(mut self) {
+    /// Tells the thread to end; true when it has.
+    fn finish(&self) -> bool {
+        let kicked = self.kick();
         // A thread that is gone already needs no order.
         let _ = self.orders.send(Order::Finish);
+        let deadline = Instant::now() + Duration::from_millis(ACKNOWLEDGE_MS_MAX);
+        while kicked.is_ok() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.parked.recv_timeout(left) {
+                Ok(_) => {}
+                // The thread's end of the channel goes with the thread.
+                Err(RecvTimeoutError::Disconnected) => return true,
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        false
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        if !self.finish() {
+            // It keeps what it uses, so it does no harm; the process is about to end anyway.
+            log::error!(
+                "the thread of vCPU {} does not end; it is left behind",
+                self.index
+            );
+            return;
+        }
         if let Some(thread) = self.thread.take() {
             thread
                 .join()
@@ -221,38 +300,38 @@ impl Vcpu {
     }
 }
 
-/// The thread's side.
+/// The thread's side. The descriptor goes before what it reaches.
 struct Loop {
     index: u8,
     fd: VcpuFd,
+    leave: Arc<AtomicU64>,
     outside: Outside,
 }
 
-/// Why the thread left KVM_RUN for good.
+/// Why the thread left KVM_RUN.
 enum Leave {
     Kicked,
     Ended(End),
 }
 
 impl Loop {
-    fn serve(mut self, orders: &Receiver<Order>, parked: &Sender<()>) {
+    fn serve(mut self, orders: &Receiver<Order>, parked: &Sender<Turn>) {
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
         // As below, the controller may have given up on us.
-        let _ = parked.send(());
-        while let Ok(Order::Run) = orders.recv() {
-            match self.run_guest() {
+        let _ = parked.send(0);
+        while let Ok(Order::Run(turn)) = orders.recv() {
+            match self.run_guest(turn) {
                 Leave::Kicked => {}
                 Leave::Ended(end) => self.outside.ending.announce(end),
             }
-            self.fd.set_kvm_immediate_exit(0);
             // The controller may have given up on us; the next order says so.
-            let _ = parked.send(());
+            let _ = parked.send(turn);
         }
         // The page goes with the descriptor: a late signal must find no address.
         IMMEDIATE_EXIT.set(ptr::null_mut());
     }
 
-    fn run_guest(&mut self) -> Leave {
+    fn run_guest(&mut self, turn: Turn) -> Leave {
         loop {
             match self.fd.run() {
                 Ok(exit) => {
@@ -262,7 +341,7 @@ impl Loop {
                 }
                 // EINTR: a signal. EAGAIN: a waiting application processor that was woken without being started.
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
-                    if self.fd.get_kvm_run().immediate_exit != 0 {
+                    if self.is_kicked_out_of(turn) {
                         return Leave::Kicked;
                     }
                 }
@@ -275,6 +354,14 @@ impl Loop {
                 }
             }
         }
+    }
+
+    fn is_kicked_out_of(&mut self, turn: Turn) -> bool {
+        self.fd.set_kvm_immediate_exit(0);
+        // In this order: a kick that comes between the two is seen below, one that comes later sets
+        // the flag again. Its handler runs on this thread, so only the compiler could reorder them.
+        compiler_fence(Ordering::SeqCst);
+        self.leave.load(Ordering::SeqCst) >= turn
     }
 
     /// Serves one exit; `Some` if the guest cannot go on.
@@ -353,5 +440,60 @@ fn internal_error(vcpu: u8, rip: u64, run: &kvm_run) -> End {
         vcpu,
         rip,
         instruction,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use super::*;
+
+    /// A control end whose thread obeys nothing but the order to finish, and the end that answers for it.
+    fn deaf() -> (Vcpu, Sender<Turn>) {
+        install_kick_handler().unwrap();
+        let (orders, inbox) = channel();
+        let (answers, parked) = channel();
+        let vcpu = Vcpu {
+            index: 0,
+            orders,
+            parked,
+            leave: Arc::default(),
+            turn: Cell::new(0),
+            motion: Cell::new(Motion::Parked),
+            thread: Some(std::thread::spawn(
+                move || {
+                    while let Ok(Order::Run(_)) = inbox.recv() {}
+                },
+            )),
+        };
+        (vcpu, answers)
+    }
+
+    #[test]
+    fn the_late_answer_to_a_pause_that_was_given_up_is_not_one_to_the_next() {
+        let (vcpu, answers) = deaf();
+        vcpu.run().unwrap();
+        vcpu.kick().unwrap();
+        // Given up: the guest shall run on.
+        vcpu.run().unwrap();
+        vcpu.kick().unwrap();
+        assert_eq!(vcpu.leave.load(Ordering::SeqCst), 2);
+        answers.send(1).unwrap();
+        answers.send(2).unwrap();
+        vcpu.wait_parked().unwrap();
+        assert!(
+            vcpu.parked.try_recv().is_err(),
+            "the first answer was taken for the second"
+        );
+        drop(answers);
+    }
+
+    #[test]
+    fn a_parked_vcpu_is_parked_without_being_asked_again() {
+        let (vcpu, answers) = deaf();
+        vcpu.kick().unwrap();
+        vcpu.wait_parked().unwrap();
+        assert_eq!(vcpu.leave.load(Ordering::SeqCst), 0, "the kick was for nobody");
+        drop(answers);
     }
 }

@@ -36,8 +36,14 @@ pub enum BuildError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The kernel cannot be booted.
-    #[error(transparent)]
-    Boot(#[from] BootError),
+    #[error("cannot boot `{kernel}`")]
+    Boot {
+        /// As configured.
+        kernel: String,
+        /// Why.
+        #[source]
+        source: BootError,
+    },
     /// The tables do not fit.
     #[error(transparent)]
     Tables(#[from] TablesError),
@@ -107,11 +113,19 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
         virtio.insert("entropy", Box::new(entropy))?;
     }
     let VirtioBus {
-        bus: mmio,
+        bus: mut mmio,
         windows,
         slots,
         ..
     } = virtio;
+
+    if let Some(timer) = plan.boot_timer {
+        let range = BusRange {
+            start: layout::BOOT_TIMER.0,
+            len: layout::BOOT_TIMER_BYTES,
+        };
+        mmio.insert(range, "boot timer", Arc::new(Mutex::new(timer)))?;
+    }
 
     let platform = Platform::new(&vm, &memory, &plan.serial, guest_end)?;
     let entry = load(&memory, &plan.boot, &windows)?;
@@ -127,6 +141,7 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
     let outside = Outside {
         ports: Arc::new(platform.ports),
         mmio: Arc::new(mmio),
+        memory: Arc::clone(&memory),
         ending: ending.clone(),
         counters: Arc::clone(&counters),
     };
@@ -207,7 +222,12 @@ fn load(memory: &GuestMemoryMmap, plan: &BootPlan, windows: &[VirtioWindow]) -> 
         partuuid: root.partuuid.as_deref(),
         access: root.access,
     });
-    let cmdline = Cmdline::compose(plan.arguments.as_deref(), root, windows).map_err(BootError::Cmdline)?;
+    let failed = |source| BuildError::Boot {
+        kernel: plan.name.clone(),
+        source,
+    };
+    let cmdline = Cmdline::compose(plan.arguments.as_deref(), root, windows)
+        .map_err(|error| failed(BootError::Cmdline(error)))?;
     let mut rng_seed = [0; 32];
     coracle_devices::random::fill(&mut rng_seed).map_err(BuildError::Random)?;
     let source = BootSource {
@@ -217,7 +237,7 @@ fn load(memory: &GuestMemoryMmap, plan: &BootPlan, windows: &[VirtioWindow]) -> 
         protocol: plan.protocol,
         rng_seed,
     };
-    Ok(boot::load(memory, &source)?)
+    boot::load(memory, &source).map_err(failed)
 }
 
 /// All vCPUs exist and are configured before the first thread starts: KVM wants them so (their

@@ -173,10 +173,14 @@ impl Machine<Paused> {
     ///
     /// [`Refused`] with the machine still paused.
     pub fn resume(self) -> Result<Machine<Running>, Refused<Paused>> {
-        match self.parts.start() {
-            Ok(()) => Ok(self.in_phase()),
-            Err(error) => Err(Refused { machine: self, error }),
+        if let Err(error) = self.parts.start() {
+            // Back to where it was: what did start stands still again.
+            if let Err(also) = self.parts.stop() {
+                log::error!("a machine that could not be resumed does not stand still: {also}");
+            }
+            return Err(Refused { machine: self, error });
         }
+        Ok(self.in_phase())
     }
 
     /// Gives drive `id` another image; the guest hears of its size when it runs again.
@@ -196,7 +200,7 @@ impl Machine<Paused> {
 
     /// Takes the machine apart: threads have ended and disks are closed when it returns.
     pub fn retire(self) {
-        self.parts.vcpus.into_iter().for_each(Vcpu::finish);
+        drop(self.parts);
     }
 }
 
@@ -210,10 +214,14 @@ impl Machine<Running> {
     ///
     /// [`Refused`] with the machine still running.
     pub fn pause(self) -> Result<Machine<Paused>, Refused<Running>> {
-        match self.parts.stop() {
-            Ok(()) => Ok(self.in_phase()),
-            Err(error) => Err(Refused { machine: self, error }),
+        if let Err(error) = self.parts.stop() {
+            // Back to where it was: devices that did stop serve again, then the guest runs on.
+            if let Err(also) = self.parts.start() {
+                log::error!("a machine that could not be paused does not go on: {also}");
+            }
+            return Err(Refused { machine: self, error });
         }
+        Ok(self.in_phase())
     }
 
     /// Gives drive `id` another image while the guest runs: its queue is drained and waits meanwhile,
@@ -248,14 +256,7 @@ impl Parts {
     fn stop(&self) -> Result<(), TransitionError> {
         self.vcpus.iter().try_for_each(Vcpu::kick)?;
         self.vcpus.iter().try_for_each(Vcpu::wait_parked)?;
-        match self.devices.iter().try_for_each(VirtioSlot::stop) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                // Back to where it was: devices that did stop serve again, then the guest runs on.
-                self.start()?;
-                Err(error)
-            }
-        }
+        self.devices.iter().try_for_each(VirtioSlot::stop)
     }
 
     fn drive(&self, id: &str) -> Result<&DriveSlot, DriveChangeError> {

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 
+use coracle_devices::boot_timer::BootTimer;
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{Disk, DriveConfig, DriveError};
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -26,6 +27,8 @@ pub struct Plan {
     pub(super) disks: Vec<Disk>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) serial: SerialConfig,
+    /// Runs from the moment at which the plan was begun.
+    pub(super) boot_timer: Option<BootTimer>,
 }
 
 /// The guest's memory.
@@ -38,6 +41,8 @@ pub(super) struct MemoryPlan {
 
 /// What the guest boots.
 pub(super) struct BootPlan {
+    /// What the user calls the kernel, for messages.
+    pub(super) name: String,
     pub(super) kernel: File,
     pub(super) initrd: Option<File>,
     pub(super) arguments: Option<String>,
@@ -75,6 +80,7 @@ impl Plan {
     ///
     /// The first thing that cannot be opened, and what to do about it.
     pub fn new(config: &Config) -> Result<Self, PlanError> {
+        let boot_timer = config.boot_timer().then(BootTimer::begin);
         let machine = config.machine();
         let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
         let smt = if machine.smt { Smt::On } else { Smt::Off };
@@ -87,6 +93,7 @@ impl Plan {
                 },
                 pages: match machine.huge_pages {
                     HugePages::None => PageSize::Base,
+                    HugePages::Transparent => PageSize::Transparent,
                     HugePages::Hugetlbfs2M => PageSize::Huge2Mib,
                 },
                 dirty_log: if machine.track_dirty_pages {
@@ -105,6 +112,7 @@ impl Plan {
                 .collect::<Result<_, _>>()?,
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),
+            boot_timer,
         })
     }
 }
@@ -123,6 +131,7 @@ impl BootPlan {
             });
         let (kernel, initrd) = source.open()?;
         Ok(Self {
+            name: source.kernel_image_path.clone(),
             kernel,
             initrd,
             arguments: source.boot_args.clone(),

@@ -27,6 +27,24 @@ impl<P> Machine<P> {
         let counters = Arc::clone(&self.parts.counters);
         registry.add("vcpu", Box::new(move |section| vcpu(&counters, section)));
         self.register_serial(registry);
+        self.register_keyboard(registry);
+    }
+
+    fn register_keyboard(&self, registry: &mut Registry) {
+        let keyboard = self
+            .parts
+            .keyboard
+            .lock()
+            .expect("no holder of the keyboard panics");
+        let counts = Arc::clone(keyboard.counts());
+        let report = move |section: &mut Section| {
+            section.counter("read_count", loaded(&counts.reads));
+            section.counter("write_count", loaded(&counts.writes));
+            section.counter("missed_read_count", loaded(&counts.missed_reads));
+            section.counter("missed_write_count", loaded(&counts.missed_writes));
+            section.counter("reset_count", loaded(&counts.resets));
+        };
+        registry.add("i8042", Box::new(report));
     }
 
     fn register_serial(&self, registry: &mut Registry) {

@@ -4,12 +4,16 @@
 //! function that reports them. A JSON line has what was counted since the line before, as
 //! Firecracker's; Prometheus gets the totals.
 
+mod process;
 mod requests;
 mod text;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use process::ProcessReport;
 pub use requests::RequestCounters;
 
 use crate::config::MetricsConfig;
@@ -114,7 +118,7 @@ pub struct Registry {
     /// What the counters were at the last line, by section and name.
     reported: BTreeMap<(String, &'static str), u64>,
     destination: Option<Destination>,
-    missed: u64,
+    missed: Arc<AtomicU64>,
 }
 
 struct Source {
@@ -176,14 +180,16 @@ impl Registry {
         let line = self.line(&destination, &sections, since_epoch);
         match destination.sink.append(line.as_bytes()) {
             Ok(()) => self.remember(&sections),
-            Err(_) => self.missed += 1,
+            Err(_) => {
+                self.missed.fetch_add(1, Ordering::Relaxed);
+            }
         }
         self.destination = Some(destination);
     }
 
     /// How many lines were lost because there was no room for them.
     pub fn missed_lines(&self) -> u64 {
-        self.missed
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// The totals, in the Prometheus text exposition format.

@@ -1,3 +1,5 @@
+//! Lines and Prometheus text of invented sections.
+
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -11,6 +13,8 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::api::http::Method;
+use crate::cli::StartTimes;
+use crate::signals::StopSignal;
 
 fn block(reads: &Arc<AtomicU64>) -> Report {
     let reads = Arc::clone(reads);
@@ -124,4 +128,48 @@ fn requests_are_counted_by_resource() {
             .values
             .contains(&("machine_cfg_count", Value::Counter(0)))
     );
+}
+
+#[test]
+fn the_process_tells_of_its_start_its_log_and_its_signals() {
+    let mut registry = Registry::default();
+    let process = ProcessReport::default();
+    process.register(&mut registry);
+    let gauge = |registry: &Registry, section: &str, name: &'static str| {
+        let values = registry.sections()[section].values.clone();
+        match values.iter().find(|(other, _)| *other == name).unwrap().1 {
+            Value::Gauge(value) | Value::Counter(value) => value,
+            Value::Latency { .. } => unreachable!("there is none here"),
+        }
+    };
+    for name in ["process_startup_time_us", "process_startup_time_cpu_us"] {
+        assert_eq!(
+            gauge(&registry, "api_server", name),
+            0,
+            "nobody has said when it began"
+        );
+    }
+    process.is_up(StartTimes {
+        wall_us: Some(0),
+        cpu_us: Some(0),
+        parent_cpu_us: Some(1_000_000),
+    });
+    assert!(gauge(&registry, "api_server", "process_startup_time_us") > 0);
+    assert!(gauge(&registry, "api_server", "process_startup_time_cpu_us") > 1_000_000);
+
+    process.stopped_by(StopSignal::Terminate);
+    assert_eq!(gauge(&registry, "signals", "sighup"), 0);
+    process.stopped_by(StopSignal::HangUp);
+    assert_eq!(gauge(&registry, "signals", "sighup"), 1);
+
+    registry
+        .write_to(&config(std::path::Path::new("/dev/full")), "vm-1")
+        .unwrap();
+    registry.write();
+    assert_eq!(gauge(&registry, "logger", "missed_metrics_count"), 1);
+    // Other tests of this process log too.
+    let logged = &registry.sections()["logger"];
+    for name in ["missed_log_count", "rate_limited_log_count"] {
+        assert!(logged.values.iter().any(|(other, _)| *other == name), "{name}");
+    }
 }

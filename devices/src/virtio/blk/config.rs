@@ -94,7 +94,7 @@ pub enum DriveError {
         drive_id: String,
     },
     /// The image is not usable.
-    #[error("cannot use the image of drive `{drive_id}`")]
+    #[error("drive `{drive_id}` cannot be used")]
     Image {
         /// The drive.
         drive_id: String,

@@ -14,7 +14,8 @@ use super::lane::Drive;
 use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
 use super::space::{features, space};
-use super::worker::{Command, DRAIN_MS_MAX, Inbox, Mailbox, StopReply, Worker};
+use super::worker::{Command, DRAIN_MS_MAX, Inbox, Mailbox, StopCall, Worker};
+use crate::complaints::Complaints;
 use crate::virtio::device::{DeviceKind, Session, StartError, StopError, VirtioDevice};
 
 /// The size of the queue, in descriptors; what is in flight at most.
@@ -26,8 +27,6 @@ pub struct Blk {
     geometry: Arc<Mutex<Geometry>>,
     mailbox: Mailbox,
     serving: bool,
-    /// The answer to a stop that came too late for who asked; the next stop looks here first.
-    overdue: Option<Receiver<StopReply>>,
     drain_ms_max: u64,
     thread: Option<Thread>,
 }
@@ -65,7 +64,6 @@ impl Blk {
             geometry,
             mailbox,
             serving: false,
-            overdue: None,
             drain_ms_max,
             thread: Some(thread),
         };
@@ -86,7 +84,7 @@ fn spawn(disk: Disk, inbox: Inbox, metrics: Arc<BlkMetrics>, drain_ms_max: u64) 
                 image: disk.image,
                 limiter: RateLimiter::new(&disk.rate_limiter, Instant::now()),
                 metrics,
-                complaints: 0,
+                complaints: Complaints::default(),
             };
             Worker::new(drive, inbox, drain_ms_max)
         });
@@ -163,32 +161,21 @@ impl VirtioDevice for Blk {
         if !self.serving {
             return Ok(None);
         }
-        let answer = match self.overdue.take() {
-            Some(answer) => answer,
-            None => {
-                let (reply, answer) = channel();
-                self.mailbox
-                    .post(Command::Stop(reply))
-                    .map_err(|_| StopError::WorkerGone)?;
-                answer
-            }
-        };
-        match answer.recv_timeout(Duration::from_millis(self.drain_ms_max + GRACE_MS)) {
-            Ok(Ok(session)) => {
+        let (call, answer) = StopCall::new();
+        self.mailbox
+            .post(Command::Stop(call))
+            .map_err(|_| StopError::WorkerGone)?;
+        match answer.wait(Duration::from_millis(self.drain_ms_max + GRACE_MS)) {
+            Some(Ok(session)) => {
                 self.serving = false;
                 Ok(session.map(|session| *session))
             }
-            Ok(Err(error)) => Err(error),
-            Err(RecvTimeoutError::Disconnected) => Err(StopError::WorkerGone),
-            Err(RecvTimeoutError::Timeout) => {
-                // The worker is inside a system call that does not return. Its answer will come
-                // one day, with the session, and must find somebody.
-                self.overdue = Some(answer);
-                Err(StopError::Drain {
-                    in_flight: 1,
-                    limit_ms: self.drain_ms_max,
-                })
-            }
+            Some(Err(error)) => Err(error),
+            // The worker is inside a system call that does not return. When it does, one day, the disk serves on.
+            None => Err(StopError::Drain {
+                in_flight: 1,
+                limit_ms: self.drain_ms_max,
+            }),
         }
     }
 }

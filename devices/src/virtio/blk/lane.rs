@@ -11,6 +11,7 @@ use coracle_storage::slab::Slab;
 
 use super::metrics::BlkMetrics;
 use super::request::{Action, Parsed, SERIAL_BYTES, Status, parse, take_segments};
+use crate::complaints::Complaints;
 use crate::virtio::device::{ActiveQueue, Session};
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments::scatter;
@@ -23,23 +24,7 @@ pub(super) struct Drive {
     pub(super) limiter: RateLimiter,
     pub(super) metrics: Arc<BlkMetrics>,
     pub(super) serial: [u8; SERIAL_BYTES],
-    /// What the guest did wrong was logged so many times.
-    pub(super) complaints: u32,
-}
-
-/// How often a disk's worker complains of its guest, which must not be able to fill the log.
-const COMPLAINTS_MAX: u32 = 10;
-
-impl Drive {
-    fn complain(&mut self, what: &str, error: &dyn std::error::Error) {
-        self.complaints = self.complaints.saturating_add(1);
-        if self.complaints <= COMPLAINTS_MAX {
-            log::warn!(
-                "{what}: {error} (complaint {} of {COMPLAINTS_MAX})",
-                self.complaints
-            );
-        }
-    }
+    pub(super) complaints: Complaints,
 }
 
 /// A queue being served.
@@ -328,7 +313,9 @@ impl Lane {
     /// Gives back a chain that cannot be answered.
     fn refuse(&mut self, head: u16, error: &dyn std::error::Error, drive: &mut Drive) {
         drive.metrics.execute_fails.add(1);
-        drive.complain("the guest's disk driver made a chain that is no request", error);
+        drive.complaints.complain(format_args!(
+            "the guest's disk driver made a chain that is no request: {error}"
+        ));
         self.queue.ring.push(head, 0);
         self.pushed = true;
     }
@@ -336,10 +323,9 @@ impl Lane {
     /// Serves the queue no more: its positions make no sense, so nothing in it can be trusted.
     fn give_up(&mut self, error: &PopError, drive: &mut Drive) {
         drive.metrics.event_fails.add(1);
-        drive.complain(
-            "the guest's disk driver broke its queue, which needs a reset",
-            error,
-        );
+        drive.complaints.complain(format_args!(
+            "the guest's disk driver broke its queue, which needs a reset: {error}"
+        ));
         self.broken = true;
         self.session.interrupt.device_needs_reset();
     }

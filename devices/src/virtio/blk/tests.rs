@@ -9,16 +9,20 @@ mod rig;
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coracle_storage::backend::{Access, Discard, Geometry};
+use coracle_storage::backend::{Access, Backend, Discard, Geometry, Step};
 use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
 use coracle_storage::raw::Raw;
+use coracle_storage::reactor::{Event, Submit};
+use coracle_storage::request::Request;
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -468,6 +472,59 @@ fn a_stop_that_cannot_drain_says_so_and_the_disk_goes_on_serving() {
     rig.used();
     rig.used();
     assert_eq!((rig.status(slow), rig.status(next)), (OK, OK));
+    assert!(rig.device.stop().unwrap().is_some());
+}
+
+/// An image whose requests stay in a system call until somebody lets them go.
+struct Stuck {
+    image: Raw,
+    let_go: Receiver<()>,
+}
+
+impl Backend for Stuck {
+    fn geometry(&self) -> Geometry {
+        self.image.geometry()
+    }
+
+    fn files(&self) -> Vec<RawFd> {
+        self.image.files()
+    }
+
+    fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
+        self.let_go.recv().unwrap();
+        self.image.start(request, io)
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
+        self.image.resume(event, io)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.image.in_flight()
+    }
+}
+
+#[test]
+fn a_disk_serves_on_when_a_system_call_returns_after_its_stop_was_given_up() {
+    let file = image_file();
+    let mut disk = drive(&file, Engine::Sync).open().unwrap();
+    let (let_go, held) = channel();
+    let geometry = disk.image.geometry();
+    disk.image = Box::new(Stuck {
+        image: Raw::new(file.reopen().unwrap(), geometry),
+        let_go: held,
+    });
+    let mut rig = Rig::of(disk, file);
+    let slow = rig.offer(VIRTIO_BLK_T_OUT, 0, &[7; 512]);
+    rig.kick();
+    thread::sleep(Duration::from_millis(5));
+    let refused = rig.device.stop();
+    assert!(matches!(refused, Err(StopError::Drain { .. })), "{refused:?}");
+    let_go.send(()).unwrap();
+    rig.used();
+    let_go.send(()).unwrap();
+    let next = rig.request(VIRTIO_BLK_T_OUT, 1, &[8; 512]);
+    assert_eq!((rig.status(slow), next.0), (OK, OK));
     assert!(rig.device.stop().unwrap().is_some());
 }
 

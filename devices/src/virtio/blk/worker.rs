@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::Backend;
@@ -19,7 +19,7 @@ pub(super) enum Command {
     /// Serve the queue of this session from now on.
     Serve(Box<Session>),
     /// Quiesce and give the session back.
-    Stop(Sender<StopReply>),
+    Stop(StopCall),
     /// Use another image; only while nothing is served.
     Replace(Box<dyn Backend>, Sender<io::Result<()>>),
     /// Change the limits.
@@ -30,6 +30,64 @@ pub(super) enum Command {
 
 /// The session, `None` if nothing was served; or why it could not be given back.
 pub(super) type StopReply = Result<Option<Box<Session>>, StopError>;
+
+/// The worker's end of a wish to stop.
+pub(super) struct StopCall {
+    reply: Sender<StopReply>,
+    is_awaited: Arc<Mutex<bool>>,
+}
+
+/// The other end: where the answer is waited for.
+pub(super) struct StopAnswer {
+    reply: Receiver<StopReply>,
+    is_awaited: Arc<Mutex<bool>>,
+}
+
+impl StopCall {
+    pub(super) fn new() -> (Self, StopAnswer) {
+        let (sender, receiver) = channel();
+        let is_awaited = Arc::new(Mutex::new(true));
+        let call = Self {
+            reply: sender,
+            is_awaited: Arc::clone(&is_awaited),
+        };
+        let answer = StopAnswer {
+            reply: receiver,
+            is_awaited,
+        };
+        (call, answer)
+    }
+
+    /// Answers, or gives the answer back: whoever asked has given up.
+    fn answer(&self, answer: StopReply) -> Result<(), StopReply> {
+        // Held over the send: an answer is either taken or comes back, a session is never lost between.
+        let is_awaited = locked(&self.is_awaited);
+        if !*is_awaited {
+            return Err(answer);
+        }
+        self.reply.send(answer).map_err(|unsent| unsent.0)
+    }
+}
+
+impl StopAnswer {
+    /// The answer, or `None` after `limit`: the worker then goes on serving, whenever it hears of it.
+    pub(super) fn wait(&self, limit: Duration) -> Option<StopReply> {
+        match self.reply.recv_timeout(limit) {
+            Ok(answer) => Some(answer),
+            Err(RecvTimeoutError::Disconnected) => Some(Err(StopError::WorkerGone)),
+            Err(RecvTimeoutError::Timeout) => {
+                let mut is_awaited = locked(&self.is_awaited);
+                *is_awaited = false;
+                // It may have come just now.
+                self.reply.try_recv().ok()
+            }
+        }
+    }
+}
+
+fn locked(flag: &Mutex<bool>) -> MutexGuard<'_, bool> {
+    flag.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The way to a worker: a command, and a nudge that ends its wait.
 #[derive(Clone)]
@@ -104,7 +162,7 @@ struct Stopping {
 }
 
 enum Purpose {
-    GiveBack(Sender<StopReply>),
+    GiveBack(StopCall),
     Retire,
 }
 
@@ -217,7 +275,7 @@ impl Worker {
         while let Ok(command) = self.inbox.commands.try_recv() {
             match command {
                 Command::Serve(session) => self.begin(*session),
-                Command::Stop(reply) => self.stop_for(Purpose::GiveBack(reply), now),
+                Command::Stop(call) => self.stop_for(Purpose::GiveBack(call), now),
                 Command::Retire => self.stop_for(Purpose::Retire, now),
                 Command::Limit(config) => {
                     self.drive.limiter.update(&config, now);
@@ -278,17 +336,17 @@ impl Worker {
         }
         match stopping.purpose {
             Purpose::Retire => return Life::Ends,
-            Purpose::GiveBack(reply) if in_flight > 0 => {
+            Purpose::GiveBack(call) if in_flight > 0 => {
                 let limit_ms = self.drain_ms_max;
                 // Whoever asked is told, or has given up; the disk goes on serving either way.
-                let _ = reply.send(Err(StopError::Drain { in_flight, limit_ms }));
+                let _ = call.answer(Err(StopError::Drain { in_flight, limit_ms }));
             }
-            Purpose::GiveBack(reply) => self.give_back(&reply),
+            Purpose::GiveBack(call) => self.give_back(&call),
         }
         Life::GoesOn
     }
 
-    fn give_back(&mut self, reply: &Sender<StopReply>) {
+    fn give_back(&mut self, call: &StopCall) {
         let session = self.lane.take().map(|lane| Box::new(lane.into_session()));
         if session.is_some()
             && let Err(error) = self.drive.io.unwatch(KICK)
@@ -296,9 +354,7 @@ impl Worker {
             log::error!("a disk's worker cannot take its watch back: {error}");
         }
         // Whoever asked has given up: the disk serves on, so that the session is not lost.
-        if let Err(unsent) = reply.send(Ok(session))
-            && let Ok(Some(session)) = unsent.0
-        {
+        if let Err(Ok(Some(session))) = call.answer(Ok(session)) {
             self.begin(*session);
         }
     }

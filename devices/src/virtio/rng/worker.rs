@@ -7,6 +7,7 @@ use std::time::Instant;
 use coracle_storage::limit::RateLimiter;
 
 use super::device::Mailbox;
+use crate::complaints::Complaints;
 use crate::random;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session};
 use crate::virtio::ring::{Chain, PopError};
@@ -40,6 +41,7 @@ pub(super) struct Worker {
     counts: Arc<EntropyCounts>,
     limiter: RateLimiter,
     chain: Chain,
+    complaints: Complaints,
 }
 
 /// What a worker that has served what it could waits for, besides its mailbox.
@@ -61,6 +63,7 @@ impl Worker {
             counts,
             limiter,
             chain: Chain::default(),
+            complaints: Complaints::default(),
         }
     }
 
@@ -140,7 +143,10 @@ impl Worker {
                     queue.ring.push(head, 0);
                 }
                 Err(PopError::Broken(fault)) => {
-                    log::warn!("the entropy device's ring is broken: {fault}");
+                    let what = format_args!(
+                        "the guest's entropy driver broke its queue, which needs a reset: {fault}"
+                    );
+                    self.complaints.complain(what);
                     self.counts.guest_faults.fetch_add(1, Ordering::Relaxed);
                     return Next::Reset;
                 }
@@ -158,7 +164,7 @@ impl Worker {
     }
 
     /// Writes up to `wanted_bytes` random bytes into the chain; returns how many it could.
-    fn fill(&self, wanted_bytes: u64) -> u32 {
+    fn fill(&mut self, wanted_bytes: u64) -> u32 {
         let wanted_bytes = usize::try_from(wanted_bytes.min(REQUEST_BYTES_MAX)).unwrap_or(0);
         let mut piece = [0; PIECE_BYTES];
         let mut done = 0;
@@ -166,7 +172,8 @@ impl Worker {
             let len = PIECE_BYTES.min(wanted_bytes - done);
             let piece = piece.get_mut(..len).expect("at most PIECE_BYTES");
             if let Err(error) = random::fill(piece) {
-                log::error!("the host gives no random bytes: {error}");
+                self.complaints
+                    .complain(format_args!("the host gives no random bytes: {error}"));
                 self.counts.host_failures.fetch_add(1, Ordering::Relaxed);
                 break;
             }

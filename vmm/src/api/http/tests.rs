@@ -1,3 +1,5 @@
+//! The decoder and the encoder from a client's side: requests whole, in pieces, and garbage.
+
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -1,3 +1,5 @@
+//! The server from its clients' side, over real sockets: prompt, slow, silent and too many.
+
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::io::Read as _;

@@ -58,7 +58,11 @@ pub const HIGH_LOAD_START: GuestAddress = GuestAddress(0x10_0000);
 
 /// Memory ends here and goes on at [`HIGH_MEMORY_START`].
 pub const MMIO_GAP_START: GuestAddress = GuestAddress(0xc000_0000);
-/// The first virtio-mmio window. The page before it is Firecracker's boot timer and stays empty.
+/// The boot timer, where it was asked for; nothing else lies in its page.
+pub const BOOT_TIMER: GuestAddress = GuestAddress(0xc000_0000);
+/// The boot timer's page.
+pub const BOOT_TIMER_BYTES: u64 = 0x1000;
+/// The first virtio-mmio window.
 pub const VIRTIO_MMIO_START: GuestAddress = GuestAddress(0xc000_1000);
 /// The window of one virtio-mmio device, and the distance to the next.
 pub const VIRTIO_MMIO_BYTES: u32 = 0x1000;
@@ -102,7 +106,8 @@ impl VirtioWindow {
     }
 }
 
-/// The line by which the VM generation ID announces a change: the last one.
+/// The line by which the VM generation ID announces a change: the last one. Nothing is connected to it,
+/// because nothing changes the identifier of a guest that has begun to run.
 pub const VMGENID_IRQ: u32 = IRQ_LAST;
 /// The most virtual processors of a machine.
 pub const VCPUS_MAX: u8 = 32;

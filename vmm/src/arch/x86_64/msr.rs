@@ -19,7 +19,9 @@ pub enum MsrError {
         "this host's KVM does not let a guest have {value:#x} in MSR {index:#x}: take it out of the CPU template"
     )]
     Refused { index: u32, value: u64 },
-    #[error("the CPU template changes MSR {index:#x}, which this host's KVM does not have")]
+    #[error(
+        "the CPU template changes MSR {index:#x}, which this host's KVM does not have: take it out of the template"
+    )]
     Missing { index: u32 },
 }
 

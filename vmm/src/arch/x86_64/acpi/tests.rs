@@ -1,3 +1,5 @@
+//! The tables as a guest finds them in memory, and as iasl reads them.
+
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

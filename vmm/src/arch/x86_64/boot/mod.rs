@@ -99,7 +99,7 @@ pub enum BootError {
          give it at least {} MiB", end.div_ceil(1 << 20)
     )]
     KernelTooLarge { start: u64, end: u64, memory_end: u64 },
-    #[error("the initrd is empty")]
+    #[error("the initrd is an empty file: make it anew, or leave `initrd_path` out")]
     EmptyInitrd,
     #[error(
         "an initrd of {initrd_bytes} bytes does not fit between the kernel's end at {kernel_end:#x} \

@@ -1,3 +1,5 @@
+//! Kernels built for the purpose, sound and broken, and the memory that they would start with.
+
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

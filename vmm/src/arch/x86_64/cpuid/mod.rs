@@ -24,7 +24,7 @@ pub enum CpuidError {
     Supported(#[source] kvm_ioctls::Error),
     #[error(
         "the CPU template changes CPUID leaf {leaf:#x}, subleaf {subleaf:#x}, which this host's KVM does \
-         not have"
+         not have: take it out of the template"
     )]
     Missing { leaf: u32, subleaf: u32 },
     #[error("CPUID has {count} entries, and KVM takes {KVM_MAX_CPUID_ENTRIES}")]

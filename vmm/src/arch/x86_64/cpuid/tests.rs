@@ -1,3 +1,5 @@
+//! CPUID as guests of invented Intel and AMD hosts read it, and as this host's KVM takes it.
+
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -60,7 +60,7 @@ pub(crate) fn run(data: &[u8]) {
     }
 }
 
-/// What the loader wrote for the kernel has not been overwritten by the kernel's own bytes.
+/// What the loader wrote for the kernel is there, and where others write there is nothing of the kernel.
 fn check_tables(memory: &GuestMemoryMmap, mode: EntryMode, cmdline: &Cmdline) {
     let line = cmdline.as_c_str().to_bytes_with_nul();
     let mut written = vec![0; line.len()];
@@ -68,6 +68,13 @@ fn check_tables(memory: &GuestMemoryMmap, mode: EntryMode, cmdline: &Cmdline) {
         .read_slice(&mut written, layout::COMMAND_LINE)
         .expect("low memory is memory");
     assert_eq!(written, line);
+    // Where the machine's tables go, which the loader knows nothing of.
+    let reserved = layout::HIGH_LOAD_START.0 - layout::MP_TABLE.0;
+    let mut tables = vec![0; usize::try_from(reserved).expect("less than 1 MiB")];
+    memory
+        .read_slice(&mut tables, layout::MP_TABLE)
+        .expect("low memory is memory");
+    assert!(tables.iter().all(|byte| *byte == 0), "the kernel lies over them");
     let (at, magic) = match mode {
         EntryMode::Pvh => (layout::PVH_START_INFO, START_INFO_MAGIC),
         EntryMode::Linux64 => (

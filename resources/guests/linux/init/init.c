@@ -45,6 +45,8 @@ static void finish(enum ending ending, uint64_t status)
 	error = call(mount, 0, "/", 0, MS_REMOUNT | MS_RDONLY, 0);
 	if (error && error != -EINVAL)
 		say("cannot make / read-only: error %d", -error);
+	/* The last lines are still on their way through the serial driver; the exit port would cut them off. */
+	call(ioctl, 1, TCSBRK, 1);
 	if (ending == END_EXIT && call(ioperm, EXIT_PORT, 1, 1) == 0)
 		asm volatile("outb %b0, %w1" : : "a"(status), "Nd"(EXIT_PORT));
 

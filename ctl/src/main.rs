@@ -154,7 +154,10 @@ fn one_line(message: &str) -> String {
         .map(|(reason, _)| reason)
         .min_by_key(|reason| reason.len())
         .unwrap_or(message);
-    reason.split_whitespace().collect::<Vec<_>>().join(" ")
+    let paragraphs = reason
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    paragraphs.collect::<Vec<_>>().join("; ")
 }
 
 /// What a wrong command line returns: a `run` must not look like a guest that returned 2.

@@ -13,6 +13,9 @@ use crate::output::{Format, OutputError, print, print_json};
 use crate::summary::Summary;
 use crate::table::{Table, memory, printable, span};
 
+/// What Coracle drives a disk with when it is not told; Firecracker's answers always name the engine.
+const DEFAULT_ENGINE: &str = "Async";
+
 /// Show a machine's state, configuration and disks
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
@@ -93,11 +96,23 @@ fn drives_table(drives: &[Value]) -> Table<5> {
             text("drive_id"),
             if is("is_root_device") { "yes" } else { "no" }.to_owned(),
             if is("is_read_only") { "ro" } else { "rw" }.to_owned(),
-            text("io_engine"),
+            engine(drive),
             text("path_on_host"),
         ]);
     }
     table
+}
+
+/// The engine of a disk: a monitor that was given none says none, and takes its default.
+fn engine(drive: &Value) -> String {
+    let given = field_text(Some(drive), "io_engine");
+    // A disk of another process's has no file, and no engine.
+    let has_file = drive.get("path_on_host").is_some_and(Value::is_string);
+    if given.is_empty() && has_file {
+        DEFAULT_ENGINE.to_owned()
+    } else {
+        given
+    }
 }
 
 fn field_text(object: Option<&Value>, field: &str) -> String {
@@ -124,12 +139,14 @@ mod tests {
         };
         let config = json!({
             "boot-source": { "kernel_image_path": "/k", "initrd_path": null, "boot_args": "a\u{7}b" },
-            "drives": [{ "drive_id": "root", "is_root_device": true, "path_on_host": "/d" }],
+            "drives": [{ "drive_id": "root", "is_root_device": true, "path_on_host": "/d" },
+                { "drive_id": "other", "io_engine": "Sync", "path_on_host": "/e" }],
         });
         let instance = json!({ "app_name": "Coracle", "vmm_version": "1" });
         let expected = "id        web\nstate     Running\nmonitor   Coracle 1\npid       7\nvcpus     2\n\
                         memory    1G\nkernel    /k\ncmdline   a\u{fffd}b\nsocket    /x/api.sock\n\n\
-                        DISK   ROOT   ACCESS   ENGINE   PATH\nroot   yes    rw       -        /d\n";
+                        DISK    ROOT   ACCESS   ENGINE   PATH\nroot    yes    rw       Async    /d\n\
+                        other   no     rw       Sync     /e\n";
         assert_eq!(text(&summary, &instance, &config), expected);
     }
 }

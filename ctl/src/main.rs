@@ -25,7 +25,9 @@ use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::json;
 
 use self::output::Format;
 use self::pause::Phase;
@@ -41,6 +43,7 @@ const EXIT_RUN_FAILURE: u8 = 125;
 /// Run and drive Coracle machines
 #[derive(Debug, Parser)]
 #[command(
+    name = "coraclectl",
     version,
     arg_required_else_help = true,
     after_help = "\
@@ -61,6 +64,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::RunArgs>),
+    #[command(visible_aliases = ["ls", "list"])]
     Ps(ps::PsArgs),
     Info(info::InfoArgs),
     /// Pause a machine: its vCPUs stand still, its disks are drained
@@ -75,15 +79,7 @@ enum Verb {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Nowhere is left to say that neither output can be written.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() {
-                usage_status(std::env::args_os())
-            } else {
-                0
-            });
-        }
+        Err(error) => return ExitCode::from(refuse(with_hint(error))),
     };
     let format = if cli.json { Format::Json } else { Format::Text };
     match dispatch(&cli.verb, format) {
@@ -113,6 +109,57 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
     Ok(0)
 }
 
+/// Points who types `kill`, as container tools have it, to what does that here.
+fn with_hint(mut error: clap::Error) -> clap::Error {
+    let unknown = error.get(ContextKind::InvalidSubcommand);
+    if matches!(unknown, Some(ContextValue::String(verb)) if verb == "kill") {
+        let hint = "`coraclectl stop --force <VM>` ends a machine without asking its guest";
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![hint.into()]),
+        );
+    }
+    error
+}
+
+/// Prints what the parser has to say, which is also how help and the version come; returns the status.
+fn refuse(error: clap::Error) -> u8 {
+    if error.use_stderr() && asks_for_json(std::env::args_os()) {
+        output::note_json(&json!({ "error": one_line(&error.to_string()), "causes": [] }));
+    } else {
+        // Nowhere is left to say that neither output can be written.
+        let _ = error.print();
+    }
+    if error.use_stderr() {
+        usage_status(std::env::args_os())
+    } else {
+        0
+    }
+}
+
+/// Whether a command line that could not be read has the flag `--json`.
+fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments
+        .skip(1)
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == "--json")
+}
+
+/// The parser's message without its prefix and without the usage that follows it.
+fn one_line(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let reason = ["\n\nUsage:", "\n\nFor more information"]
+        .iter()
+        .filter_map(|end| message.split_once(end))
+        .map(|(reason, _)| reason)
+        .min_by_key(|reason| reason.len())
+        .unwrap_or(message);
+    let paragraphs = reason
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    paragraphs.collect::<Vec<_>>().join("; ")
+}
+
 /// What a wrong command line returns: a `run` must not look like a guest that returned 2.
 fn usage_status(arguments: impl Iterator<Item = OsString>) -> u8 {
     let verb = arguments
@@ -132,6 +179,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn json_is_asked_for_before_the_arguments_end() {
+        let asks = |line: &str| asks_for_json(line.split(' ').map(OsString::from));
+        assert!(asks("coraclectl --json nonsense") && asks("coraclectl run --cpus x --json"));
+        assert!(!asks("coraclectl api -- --json") && !asks("--json ps"));
     }
 
     #[test]

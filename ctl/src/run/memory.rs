@@ -1,4 +1,4 @@
-//! `--memory`: a size in MiB or GiB.
+//! `--memory`: a size in MiB, GiB or TiB.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ pub(crate) struct MemoryMib(pub(super) u64);
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("a memory size is a whole number of MiB, such as 128M, or of GiB, such as 2G")]
+#[error("a memory size is a whole number of MiB (512, 128M, 128MB, 128MiB) or of GiB (2G, 2GB, 2GiB)")]
 pub(crate) struct MemoryError;
 
 impl FromStr for MemoryMib {
@@ -21,9 +21,9 @@ impl FromStr for MemoryMib {
         let (digits, unit) = text.split_at(digits_bytes);
         let number: u64 = digits.parse().map_err(|_| MemoryError)?;
         let unit_mib = match unit.to_ascii_uppercase().as_str() {
-            "" | "M" | "MIB" => 1,
-            "G" | "GIB" => 1024,
-            "T" | "TIB" => 1024 * 1024,
+            "" | "M" | "MB" | "MIB" => 1,
+            "G" | "GB" | "GIB" => 1024,
+            "T" | "TB" | "TIB" => 1024 * 1024,
             _ => return Err(MemoryError),
         };
         match number.checked_mul(unit_mib) {
@@ -43,6 +43,8 @@ mod tests {
             ("128", 128),
             ("128M", 128),
             ("64mib", 64),
+            ("128MB", 128),
+            ("2GB", 2048),
             ("2G", 2048),
             ("1GiB", 1024),
         ] {
@@ -62,7 +64,8 @@ mod tests {
             "1.5G",
             "1 G",
             "1K",
-            "1MB",
+            "1KB",
+            "1MBi",
             "1é",
             "18446744073709551615G",
         ] {

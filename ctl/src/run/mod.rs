@@ -2,7 +2,9 @@
 
 mod console;
 mod disk;
+mod ended;
 mod escape;
+mod last_words;
 mod machine;
 mod memory;
 mod monitor;
@@ -13,6 +15,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -21,16 +24,19 @@ use thiserror::Error;
 
 use self::console::Input;
 use self::disk::DiskSpec;
+use self::ended::Ended;
+use self::last_words::LastWords;
 use self::machine::{DEFAULT_CMDLINE, MachineError};
 use self::memory::MemoryMib;
-use self::monitor::{Monitor, MonitorError};
+use self::monitor::{Files, Monitor, MonitorError};
 use self::session::{Asked, Outcome, Session, SessionError};
 use crate::name::Name;
 use crate::output::{Format, note, note_json};
 use crate::runtime_dir::{AtTheEnd, RuntimeDirError, RuntimeRoot};
 use crate::signals::{Signals, SignalsError};
 
-/// From here the statuses of a monitor are its own, not the guest's.
+/// From here a status is a monitor's own, or one of the few guests' that are as high: then the log, which
+/// has nothing to explain, is empty.
 const MONITOR_STATUS_MIN: u8 = 148;
 /// How much of a monitor's log is worth showing when it has failed.
 const LOG_TAIL_BYTES_MAX: u64 = 4096;
@@ -42,15 +48,25 @@ const LOG_TAIL_LINES_MAX: usize = 10;
 /// Ctrl-A x, which stops the machine. SIGINT, SIGTERM, SIGHUP and SIGQUIT stop it too: the guest is
 /// sent Ctrl-Alt-Del, then the monitor SIGTERM and SIGKILL; asking again goes on to the next step.
 ///
-/// With --json the last line on standard error is one JSON object with the status and who ended the
-/// machine; standard output stays the guest's alone.
+/// With --json the last line on standard error is one JSON object with the status and what chose it,
+/// `ended`: guest_exit, power_off, reset, triple_fault, kvm_internal_error, entry_failed, run_failed,
+/// stopped, monitor_failed, or null when the monitor did not say. Standard output stays the guest's alone.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit status:
-  0 to 147  the guest's own; 0 also for a power-off or reset
-  125       and a message: coraclectl itself has failed, or the machine has not started
-  128 + N   signal N has stopped coraclectl, or stopped or killed the monitor (`coraclectl stop`: 143)
-  148 on    the monitor's: it says why in one line on standard error")]
+  the guest's, whatever it is, when the guest gave one; otherwise
+  0        the guest has powered off or reset
+  1        the monitor has failed
+  125      coraclectl itself has failed: a wrong command line or configuration among the reasons
+  128 + N  signal N has stopped coraclectl or the monitor (`coraclectl stop --force`: 143)
+  152      the monitor cannot use its configuration
+  153      the monitor cannot use its arguments
+  160      a vCPU took a triple fault
+  161      KVM could not go on with a vCPU
+  162      the processor refused a vCPU's state
+  163      KVM failed to run a vCPU
+A guest can give any of these too: the monitor says on standard error which it was, and --json
+says it as `ended`.")]
 pub(crate) struct RunArgs {
     /// The kernel: an ELF vmlinux or a bzImage
     #[arg(long, value_name = "PATH")]
@@ -62,7 +78,7 @@ pub(crate) struct RunArgs {
     /// unsafe, writeback, id=ID, partuuid=UUID; a comma in the path is written twice
     #[arg(long, value_name = "PATH[,OPTION]…")]
     disk: Vec<DiskSpec>,
-    /// The guest's memory, such as 128M or 2G
+    /// The guest's memory, such as 512 (MiB), 128M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     memory: MemoryMib,
     /// How many vCPUs
@@ -127,12 +143,20 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
     let input = Input::of_this_process();
     let program = monitor::program(args.monitor.as_deref());
     let started = Instant::now();
-    let monitor = Monitor::start(&program, &dir, &name, input, &args.monitor_arg)?;
+    // Programs are told what chose the status, and only the monitor can say; people read it themselves.
+    let stderr = match format {
+        Format::Json => Stdio::piped(),
+        Format::Text => Stdio::inherit(),
+    };
+    let files = Files { input, stderr };
+    let mut monitor = Monitor::start(&program, &dir, &name, files, &args.monitor_arg)?;
+    let last_words = monitor.take_stderr().map(LastWords::listen);
     let pid = monitor.process().pid();
     let guest_wait = Duration::from_secs(args.stop_timeout);
     let ended = Session::new(monitor, &dir.socket(), &signals, guest_wait).run(&steps, input);
-    if ended.as_ref().map_or(true, has_failed) {
-        print_log_tail(&dir.log());
+    let last_words = last_words.and_then(LastWords::wait);
+    if ended.as_ref().map_or_else(is_unexplained, has_failed) {
+        print_log_tail(&dir.log(), format);
     }
     if args.keep {
         note(format_args!("kept {}", dir.path().display()));
@@ -140,7 +164,9 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
     let outcome = ended?;
     if format == Format::Json {
         let seconds = started.elapsed().as_secs_f64();
-        note_json(&summary(&outcome, &name, pid.as_raw_nonzero().get(), seconds));
+        let ended = Ended::of(&outcome, last_words.as_deref());
+        let pid = pid.as_raw_nonzero().get();
+        note_json(&summary(&outcome, ended, &name, pid, seconds));
     }
     Ok(outcome.status())
 }
@@ -148,6 +174,11 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
 fn unused_name() -> Name {
     let name = format!("vm-{}", std::process::id());
     name.parse().expect("letters, a hyphen and digits are a name")
+}
+
+/// Whether the reason is left to the monitor's log.
+fn is_unexplained(error: &SessionError) -> bool {
+    !matches!(error, SessionError::Refused { .. })
 }
 
 /// Whether the monitor, not its guest, has something to explain.
@@ -160,7 +191,7 @@ fn has_failed(outcome: &Outcome) -> bool {
             .is_none_or(|code| code >= i32::from(MONITOR_STATUS_MIN))
 }
 
-fn summary(outcome: &Outcome, name: &Name, pid: i32, seconds: f64) -> Value {
+fn summary(outcome: &Outcome, ended: Option<Ended>, name: &Name, pid: i32, seconds: f64) -> Value {
     let (stopped_by, signal) = match outcome.asked {
         None => (None, None),
         Some(Asked::ByKey) => (Some("key"), None),
@@ -170,6 +201,7 @@ fn summary(outcome: &Outcome, name: &Name, pid: i32, seconds: f64) -> Value {
         "id": name.as_str(),
         "pid": pid,
         "status": outcome.status(),
+        "ended": ended,
         "monitor_status": outcome.monitor.code(),
         "stopped_by": stopped_by,
         "signal": signal,
@@ -177,18 +209,22 @@ fn summary(outcome: &Outcome, name: &Name, pid: i32, seconds: f64) -> Value {
     })
 }
 
-/// Shows the last lines of a monitor's log, if it has written any.
-fn print_log_tail(log: &Path) {
+/// Shows the last lines of a monitor's log, if it has written any; to programs in one line of JSON.
+fn print_log_tail(log: &Path, format: Format) {
     let Ok(tail) = log_tail(log) else {
         // A monitor that could not even open its log has said so on standard error.
         return;
     };
     let lines: Vec<&str> = tail.lines().collect();
     let skipped = lines.len().saturating_sub(LOG_TAIL_LINES_MAX);
-    lines
-        .iter()
-        .skip(skipped)
-        .for_each(|line| note(format_args!("monitor's log: {line}")));
+    let last = lines.get(skipped..).unwrap_or_default();
+    match format {
+        Format::Json if last.is_empty() => {}
+        Format::Json => note_json(&json!({ "monitor_log": last })),
+        Format::Text => last
+            .iter()
+            .for_each(|line| note(format_args!("monitor's log: {line}"))),
+    }
 }
 
 fn log_tail(log: &Path) -> std::io::Result<String> {

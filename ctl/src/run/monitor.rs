@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus};
+use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 use thiserror::Error;
@@ -58,6 +58,15 @@ pub(super) fn program(named: Option<&Path>) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(PROGRAM))
 }
 
+/// What a monitor reads and writes beside its API; its standard output is this process's.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// Where the console's input comes from.
+    pub(super) input: Input,
+    /// Its standard error.
+    pub(super) stderr: Stdio,
+}
+
 /// A monitor that runs, or has ended and was not waited for; killed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -78,7 +87,7 @@ impl Monitor {
         program: &Path,
         dir: &RuntimeDir,
         name: &Name,
-        input: Input,
+        files: Files,
         more_arguments: &[OsString],
     ) -> Result<Self, MonitorError> {
         let (socket, log) = (dir.socket(), dir.log());
@@ -97,7 +106,10 @@ impl Monitor {
             .arg(log)
             .args(["--level", "Warning"])
             .args(more_arguments);
-        command.stdin(input.stdio()).process_group(0);
+        command
+            .stdin(files.input.stdio())
+            .stderr(files.stderr)
+            .process_group(0);
         let parent = getpid();
         // SAFETY: the closure makes two system calls and touches neither memory nor a lock of the
         // parent; `Command` runs it in the child alone, between fork and exec.
@@ -126,6 +138,11 @@ impl Monitor {
     /// The pipe that is the monitor's standard input, once, if it has one.
     pub(super) fn take_stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
+    }
+
+    /// The pipe that is the monitor's standard error, once, if it has one.
+    pub(super) fn take_stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
     }
 
     /// The status of a monitor that has ended; waits for one that has not.

@@ -52,6 +52,8 @@ pub(crate) enum SessionError {
         #[source]
         source: ClientError,
     },
+    #[error("cannot {what}: {fault}")]
+    Refused { what: String, fault: String },
     #[error("cannot start the machine")]
     Start(#[source] ClientError),
     #[error(transparent)]
@@ -152,10 +154,7 @@ impl<'a> Session<'a> {
         let client = self.client.clone().interrupted_by(self.signals.as_fd());
         for step in steps {
             let sent = client.send("PUT", &step.path, &step.body);
-            sent.map_err(|source| SessionError::Configure {
-                part: step.part.clone(),
-                source,
-            })?;
+            sent.map_err(|error| configure_error(&step.part, error))?;
         }
         if let Some(pipe) = self.monitor.take_stdin() {
             self.console = Some(Console::open(pipe, input)?);
@@ -167,7 +166,7 @@ impl<'a> Session<'a> {
             {
                 Ok(())
             }
-            started => started.map_err(SessionError::Start),
+            started => started.map_err(start_error),
         }
     }
 
@@ -299,6 +298,30 @@ impl<'a> Session<'a> {
         };
         self.climb = Some((rung, Deadline::after(wait)));
         Ok(())
+    }
+}
+
+/// A refusal speaks for itself; which request it answers is only of use when there was no answer.
+fn configure_error(part: &str, error: ClientError) -> SessionError {
+    match error {
+        ClientError::Refused { fault, .. } => SessionError::Refused {
+            what: format!("set {part}"),
+            fault,
+        },
+        source => SessionError::Configure {
+            part: part.to_owned(),
+            source,
+        },
+    }
+}
+
+fn start_error(error: ClientError) -> SessionError {
+    match error {
+        ClientError::Refused { fault, .. } => SessionError::Refused {
+            what: "start the machine".to_owned(),
+            fault,
+        },
+        source => SessionError::Start(source),
     }
 }
 

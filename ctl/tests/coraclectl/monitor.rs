@@ -2,10 +2,11 @@
 //!
 //! | id | behaviour |
 //! |---|---|
-//! | `exits-N` | answers `InstanceStart` and ends with status N |
+//! | `exits-N` | answers `InstanceStart`, says that its guest exited and ends with status N |
 //! | `vanishes-N` | ends with status N instead of answering `InstanceStart` |
 //! | `dies` | writes to its log and ends with status 152, before it has an API |
-//! | `refuses` | refuses its kernel |
+//! | `refuses` | refuses its kernel, and says the same to its log |
+//! | `refuses-to-start` | refuses to start |
 //! | `echoes` | once started, copies its input to its output and ends with status 0 |
 //! | `deaf` | runs; never shuts down when it is asked to |
 //! | anything else | runs until it is asked to shut down, then ends with status 0 |
@@ -42,6 +43,9 @@ pub(crate) fn behave(arguments: &[String]) -> ExitCode {
         .create(true)
         .append(true)
         .open(socket.with_file_name(REQUESTS_NAME));
+    if id == "refuses" {
+        fs::write(value("--log-path"), "no such kernel\n").expect("the log's directory is there");
+    }
     let mut machine = Machine {
         id,
         state: "Not started",
@@ -50,6 +54,10 @@ pub(crate) fn behave(arguments: &[String]) -> ExitCode {
     loop {
         let (stream, _) = listener.accept().expect("the listener stays");
         if let Some(status) = machine.serve(&stream) {
+            if machine.id.starts_with("exits-") {
+                // A `run` that was killed does not read it.
+                let _ = writeln!(io::stderr(), "coracle: the guest exited with status {status}");
+            }
             return end(&socket, status);
         }
     }
@@ -79,6 +87,9 @@ impl Machine {
         let (status, answer, end) = match (line.as_str(), body.as_str()) {
             ("PUT /boot-source", _) if self.id == "refuses" => {
                 (400, json!({ "fault_message": "no such\u{1b} kernel" }), None)
+            }
+            ("PUT /actions", action) if self.id == "refuses-to-start" && action.contains("InstanceStart") => {
+                (400, json!({ "fault_message": "no memory" }), None)
             }
             ("PUT /actions", action) if action.contains("InstanceStart") => {
                 if let Some(status) = number("vanishes-") {

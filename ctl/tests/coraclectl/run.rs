@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::tests;
 use crate::workbench::{Workbench, is_gone, stderr, until};
@@ -16,6 +16,8 @@ tests![
     the_command_line_becomes_these_requests,
     input_and_output_are_the_guests,
     a_refusal_names_the_step_and_the_fault_and_leaves_nothing,
+    a_machine_that_cannot_start_is_refused_in_one_line,
+    a_failed_json_run_prints_json_alone,
     a_monitor_that_dies_at_once_is_explained_by_its_log,
     a_monitor_that_is_not_there_is_named_with_the_remedy,
     a_wrong_command_line_ends_with_125,
@@ -84,13 +86,48 @@ fn input_and_output_are_the_guests() {
 fn a_refusal_names_the_step_and_the_fault_and_leaves_nothing() {
     let bench = Workbench::new();
     let output = bench.run("refuses", &[]);
-    let expected = "coraclectl: cannot set the kernel\n\
-                    coraclectl:   because: PUT /boot-source was refused with status 400: no such\u{fffd} kernel\n";
+    let expected = "coraclectl: cannot set the kernel: no such\u{fffd} kernel\n";
     assert_eq!(
         (output.status.code(), stderr(&output).as_str()),
         (Some(125), expected)
     );
     assert!(bench.is_clean());
+}
+
+fn a_machine_that_cannot_start_is_refused_in_one_line() {
+    let bench = Workbench::new();
+    let output = bench.run("refuses-to-start", &[]);
+    let expected = "coraclectl: cannot start the machine: no memory\n";
+    assert_eq!(
+        (output.status.code(), stderr(&output).as_str()),
+        (Some(125), expected)
+    );
+    assert!(bench.is_clean());
+}
+
+fn a_failed_json_run_prints_json_alone() {
+    let bench = Workbench::new();
+    let lines = |name| -> Vec<Value> {
+        let text = stderr(&bench.run(name, &["--json"]));
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("every line is JSON"));
+        lines.collect()
+    };
+    assert_eq!(
+        lines("refuses"),
+        [json!({ "error": "cannot set the kernel: no such\u{1b} kernel", "causes": [] })]
+    );
+    let died = lines("dies");
+    assert_eq!(
+        died[0],
+        json!({ "monitor_log": ["first line", "the last words"] })
+    );
+    assert!(
+        died[1]["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("152"))
+    );
 }
 
 fn a_monitor_that_dies_at_once_is_explained_by_its_log() {
@@ -228,5 +265,16 @@ fn the_last_line_of_a_json_run_says_how_it_ended() {
     assert_eq!(
         (&last["stopped_by"], &last["signal"]),
         (&Value::Null, &Value::Null)
+    );
+    assert_eq!(last["ended"], "guest_exit");
+    assert!(
+        text.starts_with("coracle: the guest exited with status 7\n"),
+        "{text}"
+    );
+    let output = bench.run("vanishes-160", &["--json"]);
+    let last: Value = serde_json::from_slice(&output.stderr).expect("the line is JSON");
+    assert_eq!(
+        (&last["status"], last.get("ended")),
+        (&json!(160), Some(&Value::Null))
     );
 }

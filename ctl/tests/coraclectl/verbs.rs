@@ -18,6 +18,9 @@ tests![
     a_forced_stop_does_not_ask_the_guest,
     api_prints_the_answer_and_fails_on_a_refusal,
     every_shell_gets_a_script,
+    the_scripts_are_for_the_programs_own_name,
+    a_wrong_command_line_is_json_where_json_is_asked_for,
+    who_knows_other_tools_finds_the_verb,
 ];
 
 fn ps_and_info_show_a_running_machine() {
@@ -150,4 +153,62 @@ fn every_shell_gets_a_script() {
             "{shell}"
         );
     }
+}
+
+fn the_scripts_are_for_the_programs_own_name() {
+    let bench = Workbench::new();
+    let print = |arguments: &[&str]| {
+        String::from_utf8(bench.output(arguments).stdout).expect("what it prints is text")
+    };
+    let bash = print(&["completions", "bash"]);
+    let registered = bash
+        .lines()
+        .any(|line| line.contains("complete -F _coraclectl ") && line.ends_with(" coraclectl"));
+    assert!(registered, "{bash}");
+    assert!(print(&["completions", "zsh"]).starts_with("#compdef coraclectl\n"));
+    assert!(print(&["--version"]).starts_with("coraclectl "));
+}
+
+fn a_wrong_command_line_is_json_where_json_is_asked_for() {
+    let bench = Workbench::new();
+    for (arguments, status, expected) in [
+        (&["run", "--json"][..], 125, "--kernel <PATH>"),
+        (
+            &["run", "--kernel", "k", "--memory", "lots", "--json"],
+            125,
+            "128MB",
+        ),
+        (&["--json", "frobnicate"], 2, "frobnicate"),
+        (&["--json", "kill", "web"], 2, "stop --force"),
+        (&["--json"], 2, "subcommand"),
+    ] {
+        let output = bench.output(arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+        let report: Value = serde_json::from_slice(&output.stderr).expect("errors are JSON");
+        let error = report["error"].as_str().expect("the error is text");
+        assert!(
+            error.contains(expected) && !error.contains("Usage"),
+            "{arguments:?}: {error}"
+        );
+        assert_eq!(report["causes"], json!([]));
+    }
+    let help = bench.output(&["--json", "--help"]);
+    assert!(help.status.success() && help.stdout.starts_with(b"Run and drive"));
+}
+
+fn who_knows_other_tools_finds_the_verb() {
+    let bench = Workbench::new();
+    for alias in ["ls", "list"] {
+        let output = bench.output(&[alias]);
+        assert!(
+            output.status.success() && output.stdout.starts_with(b"ID "),
+            "{alias}"
+        );
+    }
+    let output = bench.output(&["kill", "web"]);
+    assert!(
+        stderr(&output).contains("`coraclectl stop --force <VM>`"),
+        "{}",
+        stderr(&output)
+    );
 }

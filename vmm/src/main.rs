@@ -9,7 +9,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use coracle_vmm::api::server::{Limits, Server, Socket};
-use coracle_vmm::api::{Verb, mailbox};
+use coracle_vmm::api::{Verb, chain, mailbox};
 use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
 use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
@@ -114,16 +114,4 @@ fn told<T>(answer: Result<T, coracle_vmm::api::Fault>, status: u8) -> Result<T, 
         status,
         text: fault.message,
     })
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -46,14 +46,7 @@ impl Fault {
 
     /// An error with its causes, in one line.
     pub fn from_error(error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
-            cause = error.source();
-        }
-        Self::bad_request(message)
+        Self::bad_request(chain(error))
     }
 
     /// The fault as a response.
@@ -65,6 +58,14 @@ impl Fault {
             deprecated: false,
         }
     }
+}
+
+/// An error and its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 impl From<ConfigError> for Fault {

@@ -14,6 +14,7 @@ pub mod server;
 mod socket;
 pub mod verbs;
 
+pub use answer::chain;
 pub use inbox::{Call, Calls, Inbox, Reply, mailbox};
 pub use router::route;
 pub use verbs::{Answer, Data, Fault, Verb};

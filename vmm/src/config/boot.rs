@@ -7,12 +7,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::arch::x86_64::boot::cmdline;
+
 /// Longest command line, in bytes without the final zero: what x86 kernels take.
-pub const BOOT_ARGS_BYTES_MAX: usize = 2047;
+pub const BOOT_ARGS_BYTES_MAX: usize = cmdline::BYTES_MAX - 1;
 
 /// Command line of a boot source that sets none.
-pub const BOOT_ARGS_DEFAULT: &str =
-    "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce";
+pub const BOOT_ARGS_DEFAULT: &str = cmdline::DEFAULT;
 
 /// The body of `PUT /boot-source`: kernel, initrd and command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -4,10 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Most vCPUs of a machine.
-pub const VCPU_COUNT_MAX: u8 = 32;
+pub const VCPU_COUNT_MAX: u8 = crate::arch::x86_64::layout::VCPUS_MAX;
 
 /// Most memory of a machine, in MiB: 1 TiB.
-pub const MEM_SIZE_MIB_MAX: u64 = 1 << 20;
+pub const MEM_SIZE_MIB_MAX: u64 = crate::memory::MEMORY_MIB_MAX;
 
 /// The body of `PUT /machine-config`: vCPUs and memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

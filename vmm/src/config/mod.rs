@@ -30,7 +30,7 @@ pub use machine::{
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 
 /// Most drives of a machine: with the entropy device, all interrupt lines that are left for virtio.
-pub const DRIVES_MAX: usize = 18;
+pub const DRIVES_MAX: usize = crate::arch::x86_64::layout::VIRTIO_DEVICES_MAX as usize;
 
 /// What was asked for, checked. Every change goes through a method that keeps the rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Outcome;
 
@@ -21,6 +21,11 @@ pub struct Holdings {
     pub resident_kib: u64,
 }
 
+/// How far apart two looks at a process are that must agree.
+const SETTLE_PERIOD: Duration = Duration::from_millis(50);
+/// How long a process may take to come to rest.
+const SETTLE_SECONDS_MAX: u64 = 5;
+
 impl Process {
     /// What the process holds now.
     ///
@@ -35,6 +40,26 @@ impl Process {
             threads,
             resident_kib: self.status_kib("VmRSS")?,
         })
+    }
+
+    /// [`Self::holdings`] when nothing is on its way out any more: the API closes the connection of a client that
+    /// has gone a moment later, and a worker of the kernel gets its name a moment after it was made.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone, or does not come to rest.
+    pub fn settled_holdings(self) -> Outcome<Holdings> {
+        let deadline = Instant::now() + Duration::from_secs(SETTLE_SECONDS_MAX);
+        let mut last = self.holdings()?;
+        loop {
+            std::thread::sleep(SETTLE_PERIOD);
+            let now = self.holdings()?;
+            if (now.descriptors, now.threads) == (last.descriptors, last.threads) {
+                return Ok(now);
+            }
+            crate::ensure!(Instant::now() < deadline, "no rest: {last:?}, then {now:?}");
+            last = now;
+        }
     }
 
     /// What each open descriptor refers to.

@@ -45,7 +45,7 @@ fn attacked(context: &Context, engine: &str) -> Outcome {
     monitor.console.wait_for("hello", SOON)?;
     // The sockets of answered clients are closed soon.
     std::thread::sleep(Duration::from_millis(100));
-    let before = monitor.process().holdings()?;
+    let before = monitor.process().settled_holdings()?;
     let until = Instant::now() + Duration::from_secs(u64::from(seconds));
     for image in images.iter().cycle() {
         let replace = json!({ "drive_id": "d", "path_on_host": image });
@@ -60,8 +60,7 @@ fn attacked(context: &Context, engine: &str) -> Outcome {
             break;
         }
     }
-    std::thread::sleep(Duration::from_millis(100));
-    let after = monitor.process().holdings()?;
+    let after = monitor.process().settled_holdings()?;
     ensure!(
         after.descriptors == before.descriptors && after.resident_kib < before.resident_kib + 4096,
         "before {before:?}, after {after:?}"

@@ -174,11 +174,11 @@ fn pauses_leave_nothing(context: &Context) -> Outcome {
     for _ in 0..5 {
         cycle(&monitor)?;
     }
-    let before = monitor.process().holdings()?;
+    let before = monitor.process().settled_holdings()?;
     for _ in 0..context.count(100, 10_000) {
         cycle(&monitor)?;
     }
-    let after = monitor.process().holdings()?;
+    let after = monitor.process().settled_holdings()?;
     ensure!(
         after.descriptors <= before.descriptors,
         "before {before:?}, after {after:?}"

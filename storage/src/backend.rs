@@ -71,6 +71,11 @@ pub trait Backend: Send {
     /// Takes the end of one of this backend's operations.
     fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step;
 
+    /// The same image once more, for a queue that another thread serves: both see one size and one
+    /// content. `None` if one thread has to serve all queues, because the image has a state of its own
+    /// (an overlay's bitmap, a session). The other's operations name [`Self::files`] as well.
+    fn fork(&self) -> Option<Box<dyn Backend>>;
+
     /// How many requests were accepted and have not completed. Zero means drained.
     fn in_flight(&self) -> usize;
 }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::reactor::{
-    Durability, Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX,
-    Wake,
+    Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
 };
+use crate::request::Durability;
 
 /// A reactor without a ring: [`Reactor::wait`] carries out what was submitted, in order, then polls.
 #[derive(Debug)]

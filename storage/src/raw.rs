@@ -1,7 +1,7 @@
 //! An image that is a file or a block device, byte for byte.
 #![expect(
     unsafe_code,
-    reason = "WRITE ZEROES may have to write a buffer of zeros of its own"
+    reason = "WRITE ZEROES may have to write a buffer of zeros of its own, and a resize reads into one"
 )]
 
 #[cfg(test)]
@@ -10,10 +10,12 @@ mod tests;
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::{Access, Backend, Discard, Geometry, Step};
-use crate::reactor::{Durability, Event, FileSlot, KernelOp, Submit, Token};
-use crate::request::{Completion, Failure, Operation, Request, Segment, Space};
+use crate::reactor::{Event, FileSlot, KernelOp, Submit, Token};
+use crate::request::{Completion, Durability, Failure, Operation, Request, Segment, Space};
 use crate::slab::Slab;
 
 /// A raw image.
@@ -23,16 +25,22 @@ use crate::slab::Slab;
 /// ```text
 ///   Transfer ──short──► Transfer         Deallocate ──EOPNOTSUPP──► ZeroRange ──EOPNOTSUPP──► WriteZeros
 ///      └── EINTR, EAGAIN: again, a bounded number of times
+///   Deallocate, ZeroRange ──durable──► Sync
+///   Probe ──nothing there──► Extend
 /// ```
 #[derive(Debug)]
 pub struct Raw {
-    file: File,
+    file: Arc<File>,
+    /// Without the size, which all forks share.
     geometry: Geometry,
+    size_bytes: Arc<AtomicU64>,
     flights: Slab<Flight>,
     /// What the file has refused; it is not asked again.
     refused: Refused,
     /// Made when a file can zero a range in no other way.
     zeros: Vec<u8>,
+    /// Made when a resize asks whether the file is that long already.
+    probe: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +70,10 @@ enum Stage {
     Deallocate,
     ZeroRange,
     WriteZeros,
+    /// Reads the last sector of the new size: a medium that was grown from outside has it already.
+    Probe,
+    /// Allocates that sector, which makes a file longer and changes nothing that is there.
+    Extend,
 }
 
 /// How often an operation that made no progress is tried again.
@@ -73,6 +85,10 @@ const SEGMENTS_MAX: usize = 1024;
 /// The buffer of zeros, and how often one operation writes it.
 const ZEROS_BYTES: usize = 64 * 1024;
 const ZEROS_SEGMENTS_MAX: usize = 16;
+
+/// What is read and allocated at the end of a new size.
+const SECTOR_BYTES: u64 = 512;
+const PROBE_BYTES: usize = 512;
 
 /// The one file of a raw image.
 const FILE: FileSlot = FileSlot(0);
@@ -89,22 +105,44 @@ enum Next {
 impl Raw {
     /// An image on `file`, which is opened for `geometry.access` and is `geometry.size_bytes` long.
     pub fn new(file: File, geometry: Geometry) -> Self {
+        let size_bytes = Arc::new(AtomicU64::new(geometry.size_bytes));
+        Self::sharing(Arc::new(file), size_bytes, geometry)
+    }
+
+    fn sharing(file: Arc<File>, size_bytes: Arc<AtomicU64>, geometry: Geometry) -> Self {
         Self {
             file,
             geometry,
+            size_bytes,
             flights: Slab::with_capacity(FLIGHTS_TYPICAL),
             refused: Refused::default(),
             zeros: Vec::new(),
+            probe: Vec::new(),
         }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        // Only ever grows, and says nothing about other memory.
+        self.size_bytes.load(Ordering::Relaxed)
     }
 
     /// The stage in which `request` starts, or its end.
     fn first_stage(&self, request: &Request) -> Result<Stage, Result<(), Failure>> {
-        let end = request.offset_bytes.checked_add(request.len_bytes);
-        if end.is_none_or(|end| end > self.geometry.size_bytes) {
+        let (size_bytes, len_bytes) = (self.size_bytes(), request.len_bytes);
+        let read_only = self.geometry.access == Access::ReadOnly;
+        if request.operation == Operation::Grow {
+            return match len_bytes {
+                _ if len_bytes < size_bytes || !len_bytes.is_multiple_of(SECTOR_BYTES) => {
+                    Err(Err(Failure::OutOfRange))
+                }
+                _ if len_bytes == size_bytes => Err(Ok(())),
+                _ => Ok(Stage::Probe),
+            };
+        }
+        let end = request.offset_bytes.checked_add(len_bytes);
+        if end.is_none_or(|end| end > size_bytes) {
             return Err(Err(Failure::OutOfRange));
         }
-        let read_only = self.geometry.access == Access::ReadOnly;
         match request.operation {
             Operation::Flush if read_only => Err(Ok(())),
             Operation::Flush => Ok(Stage::Sync),
@@ -119,7 +157,7 @@ impl Raw {
                 space: Space::MayBeFreed,
             } if !self.refused.deallocate => Ok(Stage::Deallocate),
             Operation::WriteZeroes { .. } if !self.refused.zero_range => Ok(Stage::ZeroRange),
-            Operation::WriteZeroes { .. } => Ok(Stage::WriteZeros),
+            Operation::WriteZeroes { .. } | Operation::Grow => Ok(Stage::WriteZeros),
         }
     }
 
@@ -155,8 +193,29 @@ impl Raw {
                 flight.stage = Stage::WriteZeros;
                 Next::Submit
             }
+            (Stage::Extend, _) if result == -libc::EOPNOTSUPP || result == -libc::ENODEV => {
+                Next::End(Err(Failure::Unsupported))
+            }
             (_, ..0) => Next::End(Err(Failure::Host(-result))),
+            (Stage::Deallocate | Stage::ZeroRange, _) if flight.request.durability == Durability::Durable => {
+                flight.stage = Stage::Sync;
+                Next::Submit
+            }
             (Stage::Sync | Stage::Deallocate | Stage::ZeroRange, _) => Next::End(Ok(())),
+            (Stage::Probe, _) if u64::from(result.unsigned_abs()) < SECTOR_BYTES => {
+                match self.geometry.access {
+                    Access::ReadOnly => Next::End(Err(Failure::ReadOnly)),
+                    Access::ReadWrite => {
+                        flight.stage = Stage::Extend;
+                        Next::Submit
+                    }
+                }
+            }
+            (Stage::Probe | Stage::Extend, _) => {
+                self.size_bytes
+                    .fetch_max(flight.request.len_bytes, Ordering::Relaxed);
+                Next::End(Ok(()))
+            }
             (Stage::Transfer | Stage::WriteZeros, 0) => Next::End(Err(match flight.request.operation {
                 Operation::Read => Failure::Truncated,
                 _ => Failure::Host(libc::EIO),
@@ -178,11 +237,21 @@ impl Raw {
             }
             flight.point_at(&mut self.zeros);
         }
+        if flight.stage == Stage::Probe {
+            if self.probe.is_empty() {
+                self.probe = vec![0; PROBE_BYTES];
+            }
+            flight.point_at_all(&mut self.probe);
+        }
         io.submit(flight.operation(), Token(place as u64))
     }
 
     fn complete(&mut self, place: usize, outcome: Result<(), Failure>) -> Step {
-        let flight = self.flights.remove(place).expect("a place is completed once");
+        let mut flight = self.flights.remove(place).expect("a place is completed once");
+        if matches!(flight.stage, Stage::WriteZeros | Stage::Probe | Stage::Extend) {
+            // They point into buffers of the image.
+            flight.request.segments.clear();
+        }
         Step::Done(Completion {
             request: flight.request,
             outcome,
@@ -192,7 +261,10 @@ impl Raw {
 
 impl Backend for Raw {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry {
+            size_bytes: self.size_bytes(),
+            ..self.geometry
+        }
     }
 
     fn files(&self) -> Vec<RawFd> {
@@ -232,6 +304,11 @@ impl Backend for Raw {
         }
     }
 
+    fn fork(&self) -> Option<Box<dyn Backend>> {
+        let (file, size_bytes) = (Arc::clone(&self.file), Arc::clone(&self.size_bytes));
+        Some(Box::new(Self::sharing(file, size_bytes, self.geometry)))
+    }
+
     fn in_flight(&self) -> usize {
         self.flights.len()
     }
@@ -260,11 +337,23 @@ impl Flight {
                 segments,
                 segment_count,
                 offset_bytes,
-                durability: Durability::Cached,
+                durability: self.request.durability,
             },
             Stage::Sync => KernelOp::SyncData { file: FILE },
             Stage::Deallocate => self.allocate(libc::FALLOC_FL_PUNCH_HOLE),
             Stage::ZeroRange => self.allocate(libc::FALLOC_FL_ZERO_RANGE),
+            Stage::Probe => KernelOp::Read {
+                file: FILE,
+                segments,
+                segment_count,
+                offset_bytes: self.request.len_bytes - SECTOR_BYTES,
+            },
+            Stage::Extend => KernelOp::Allocate {
+                file: FILE,
+                mode: 0,
+                offset_bytes: self.request.len_bytes - SECTOR_BYTES,
+                len_bytes: SECTOR_BYTES,
+            },
         }
     }
 
@@ -308,11 +397,22 @@ impl Flight {
         let mut remaining = self.remaining_bytes();
         while remaining > 0 && self.request.segments.len() < ZEROS_SEGMENTS_MAX {
             let len_bytes = zeros.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
-            // SAFETY: the buffer is never resized again and lives as long as the image, which is
-            // not dropped while a request is in flight; it is only ever written from.
-            let segment = unsafe { Segment::new(NonNull::from(&mut *zeros).cast(), len_bytes) };
-            self.request.segments.push(segment);
+            self.request.segments.push(own_segment(zeros, len_bytes));
             remaining -= len_bytes as u64;
         }
     }
+
+    /// Makes the segments of a resize, which came without any, cover `probe`.
+    fn point_at_all(&mut self, probe: &mut [u8]) {
+        self.request.segments.clear();
+        let len_bytes = probe.len();
+        self.request.segments.push(own_segment(probe, len_bytes));
+    }
+}
+
+/// The first `len_bytes` of a buffer of the image's own.
+fn own_segment(buffer: &mut [u8], len_bytes: usize) -> Segment {
+    // SAFETY: the buffer is never resized again and lives as long as the image, which is not dropped
+    // while a request is in flight. The zeros are only ever written from; nobody looks at what a probe read.
+    unsafe { Segment::new(NonNull::from(&mut *buffer).cast(), len_bytes) }
 }

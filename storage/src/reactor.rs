@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use crate::request::Segment;
+use crate::request::{Durability, Segment};
 
 /// Names one operation or watch; its owner chooses it and gets it back in the [`Event`] or
 /// [`Wake::Signalled`]. The top bit is the reactor's own and must be clear.
@@ -61,15 +61,6 @@ pub enum KernelOp {
         /// How much.
         len_bytes: u64,
     },
-}
-
-/// When a write counts as done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// When the host's page cache has it.
-    Cached,
-    /// When the medium has it.
-    Durable,
 }
 
 /// The end of one [`KernelOp`].
@@ -134,6 +125,11 @@ pub trait Reactor: Submit {
     ///
     /// When the kernel refuses; the watch then still counts, but is not reported.
     fn unwatch(&mut self, token: Token) -> io::Result<()>;
+
+    /// The time on the clock by which [`Self::set_timer`] goes: that of a simulation is its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 
     /// Reports [`Wake::TimerExpired`] at `deadline`; a new deadline replaces an older one, `None` takes it back.
     fn set_timer(&mut self, deadline: Option<Instant>);

@@ -19,6 +19,17 @@ pub enum Operation {
         /// Whether the range may be deallocated, or must stay allocated.
         space: Space,
     },
+    /// Makes the image `len_bytes` long, which is no less than it is; what is new reads as zeros. `offset_bytes` is 0.
+    Grow,
+}
+
+/// When a change of the image counts as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// When the host's page cache, or the cache of a server, has it: a flush makes it last.
+    Cached,
+    /// When the medium has it.
+    Durable,
 }
 
 /// What a WRITE ZEROES may do with the space of its range.
@@ -99,6 +110,8 @@ pub struct Request {
     pub offset_bytes: u64,
     /// How much, in bytes; for reads and writes the sum of the segments.
     pub len_bytes: u64,
+    /// When it is done; looked at for a write, a discard and a write-zeroes.
+    pub durability: Durability,
     /// The guest's memory; empty unless the operation is a read or a write.
     pub segments: Vec<Segment>,
 }

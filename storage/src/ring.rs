@@ -19,10 +19,9 @@ use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
 use crate::reactor::{
-    Durability, Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX,
-    Wake,
+    Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
 };
-use crate::request::Segment;
+use crate::request::{Durability, Segment};
 pub use unavailable::Unavailable;
 
 /// A ring that is set up and restricted, but not yet bound to a thread: the thread that will use

@@ -11,7 +11,7 @@ use coracle_storage::backend::{Access, Backend, Step};
 use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::open::open;
 use coracle_storage::reactor::{FileSlot, Full, KernelOp, Patience, Reactor, Token, Wake};
-use coracle_storage::request::{Completion, Failure, Operation, Request, Segment, Space};
+use coracle_storage::request::{Completion, Durability, Failure, Operation, Request, Segment, Space};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const OPS_MAX: u32 = 8;
@@ -81,6 +81,7 @@ impl Disk {
             operation,
             offset_bytes,
             len_bytes,
+            durability: Durability::Cached,
             segments,
         })
         .outcome
@@ -92,6 +93,7 @@ impl Disk {
             operation,
             offset_bytes,
             len_bytes,
+            durability: Durability::Cached,
             segments: Vec::new(),
         })
         .outcome

@@ -87,6 +87,7 @@ fn request(operation: Operation, offset_bytes: u64, len_bytes: u64) -> Request {
         operation,
         offset_bytes,
         len_bytes,
+        durability: Durability::Cached,
         segments: Vec::new(),
     }
 }
@@ -237,4 +238,96 @@ fn a_full_reactor_gives_the_request_back() {
     let step = image.start(request(Operation::Flush, 0, 0), &mut kernel);
     assert!(matches!(step, Step::Busy(Request { tag: 7, .. })));
     assert_eq!(image.in_flight(), 0);
+}
+
+#[test]
+fn a_durable_write_says_so_and_a_durable_discard_is_synced() {
+    let mut image = image(GEOMETRY);
+    let mut asked = Asked::default();
+    let mut buffers = [vec![0; 512]];
+    let mut write = transfer(Operation::Write, &mut buffers);
+    write.durability = Durability::Durable;
+    assert!(matches!(image.start(write, &mut asked), Step::Pending));
+    assert!(matches!(
+        asked.ops.last(),
+        Some((
+            KernelOp::Write {
+                durability: Durability::Durable,
+                ..
+            },
+            _
+        ))
+    ));
+    assert!(matches!(asked.answer(&mut image, 512), Step::Done(_)));
+    let mut discard = request(Operation::Discard, 0, 4096);
+    discard.durability = Durability::Durable;
+    assert!(matches!(image.start(discard, &mut asked), Step::Pending));
+    assert!(matches!(asked.answer(&mut image, 0), Step::Pending));
+    assert!(matches!(asked.ops.last(), Some((KernelOp::SyncData { .. }, _))));
+    assert!(matches!(
+        asked.answer(&mut image, 0),
+        Step::Done(Completion { outcome: Ok(()), .. })
+    ));
+}
+
+#[test]
+fn a_resize_looks_before_it_allocates_and_every_fork_sees_it() {
+    let old_bytes = GEOMETRY.size_bytes;
+    let mut image = image(GEOMETRY);
+    let fork = image
+        .fork()
+        .expect("a raw image can be served by several threads");
+    let mut asked = Asked::default();
+    assert!(matches!(
+        image.start(request(Operation::Grow, 0, 2 * old_bytes), &mut asked),
+        Step::Pending
+    ));
+    assert!(matches!(asked.ops.last(), Some((KernelOp::Read { .. }, _))));
+    assert_eq!(asked.range(), (2 * old_bytes - 512, 512));
+    assert!(matches!(asked.answer(&mut image, 0), Step::Pending));
+    assert_eq!(asked.mode(), 0, "what is there is not changed");
+    assert_eq!(asked.range(), (2 * old_bytes - 512, 512));
+    assert_eq!(fork.geometry().size_bytes, old_bytes);
+    let done = asked.answer(&mut image, 0);
+    assert!(
+        matches!(done, Step::Done(Completion { outcome: Ok(()), request }) if request.segments.is_empty())
+    );
+    assert_eq!(fork.geometry().size_bytes, 2 * old_bytes);
+
+    // A file that is that long already needs no more than the look.
+    assert!(matches!(
+        image.start(request(Operation::Grow, 0, 3 * old_bytes), &mut asked),
+        Step::Pending
+    ));
+    assert!(matches!(
+        asked.answer(&mut image, 512),
+        Step::Done(Completion { outcome: Ok(()), .. })
+    ));
+    assert_eq!(image.geometry().size_bytes, 3 * old_bytes);
+}
+
+#[test]
+fn a_resize_that_would_shrink_or_cannot_be_had_changes_nothing() {
+    let mut image = image(GEOMETRY);
+    let mut asked = Asked::default();
+    for len_bytes in [0, 512, GEOMETRY.size_bytes - 512, GEOMETRY.size_bytes + 1] {
+        let step = image.start(request(Operation::Grow, 0, len_bytes), &mut asked);
+        assert!(matches!(
+            step,
+            Step::Done(Completion {
+                outcome: Err(Failure::OutOfRange),
+                ..
+            })
+        ));
+    }
+    for (answer, failure) in [
+        (-libc::EOPNOTSUPP, Failure::Unsupported),
+        (-libc::ENOSPC, Failure::Host(libc::ENOSPC)),
+    ] {
+        image.start(request(Operation::Grow, 0, 1 << 30), &mut asked);
+        asked.answer(&mut image, 0);
+        let step = asked.answer(&mut image, answer);
+        assert!(matches!(step, Step::Done(Completion { outcome: Err(said), .. }) if said == failure));
+        assert_eq!(image.geometry().size_bytes, GEOMETRY.size_bytes);
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use coracle_storage::backend::{Backend, Step};
 use coracle_storage::limit::RateLimiter;
 use coracle_storage::reactor::{Event, Reactor};
-use coracle_storage::request::{Completion, Failure, Operation, Request, Segment};
+use coracle_storage::request::{Completion, Durability, Failure, Operation, Request, Segment};
 use coracle_storage::slab::Slab;
 
 use super::metrics::BlkMetrics;
@@ -234,6 +234,7 @@ impl Lane {
                     operation,
                     offset_bytes,
                     len_bytes,
+                    durability: Durability::Cached,
                     segments: take_segments(operation, &mut self.chain, spare),
                 };
                 self.admit(request, drive, now);
@@ -253,7 +254,7 @@ impl Lane {
         if drive.limiter.is_limiting() {
             let bytes = match request.operation {
                 Operation::Read | Operation::Write => request.len_bytes,
-                Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => 0,
+                Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } | Operation::Grow => 0,
             };
             if let Err(until) = drive.limiter.admit(bytes, now) {
                 drive.metrics.rate_limiter_throttled_events.add(1);
@@ -350,5 +351,6 @@ fn count(metrics: &BlkMetrics, operation: Operation, len_bytes: u64, took: Resul
         }
         Operation::Flush => metrics.flush_count.add(1),
         Operation::Discard | Operation::WriteZeroes { .. } => metrics.discard_count.add(1),
+        Operation::Grow => {}
     }
 }

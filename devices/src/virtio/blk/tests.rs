@@ -499,6 +499,10 @@ impl Backend for Stuck {
         self.image.resume(event, io)
     }
 
+    fn fork(&self) -> Option<Box<dyn Backend>> {
+        None
+    }
+
     fn in_flight(&self) -> usize {
         self.image.in_flight()
     }

@@ -197,7 +197,7 @@ impl Worker {
                 log::error!("a disk's worker cannot wait for its requests any more: {error}");
                 return self.leave();
             }
-            let now = Instant::now();
+            let now = self.drive.io.now();
             let woken = !wakes.is_empty();
             if let (true, Some(lane)) = (woken, &mut self.lane) {
                 lane.wake();

@@ -3,11 +3,19 @@
 //! A bucket holds `size` tokens and refills at `size` per `refill_time`. It starts full. A
 //! `one_time_burst` is spent before anything else and never comes back. A request that is larger
 //! than the whole bucket is admitted and leaves a debt, which later requests wait for.
+//!
+//! There are two ways to ask. [`RateLimiter::admit`] takes tokens when they are there, or none. A
+//! [`RateLimiter::reserve`] takes them in any case, and says when they will be there: several who
+//! reserve are served in the order in which they asked.
+
+mod shared;
 
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use shared::SharedLimiter;
 
 /// Limits of a device on bytes and on operations; each is optional and independent of the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -72,22 +80,48 @@ impl RateLimiter {
     ///
     /// The time from which on the same request will pass, if nothing else is admitted before.
     pub fn admit(&mut self, bytes: u64, now: Instant) -> Result<(), Instant> {
+        let ready_at = self.ready_at(bytes, now);
+        if ready_at > now {
+            return Err(ready_at);
+        }
+        self.take(bytes);
+        Ok(())
+    }
+
+    /// Takes the tokens of one operation of `bytes` bytes from both buckets, and says from when on it
+    /// may start: not before `now`.
+    pub fn reserve(&mut self, bytes: u64, now: Instant) -> Instant {
+        let ready_at = self.ready_at(bytes, now);
+        self.take(bytes);
+        ready_at
+    }
+
+    /// Gives back what [`Self::reserve`] took for an operation that does not start after all.
+    pub fn refund(&mut self, bytes: u64) {
+        if let Some(bucket) = &mut self.bandwidth {
+            bucket.give_back(bytes);
+        }
+        if let Some(bucket) = &mut self.ops {
+            bucket.give_back(1);
+        }
+    }
+
+    fn ready_at(&mut self, bytes: u64, now: Instant) -> Instant {
         let bandwidth_at = self
             .bandwidth
             .as_mut()
             .map_or(now, |bucket| bucket.ready_at(bytes, now));
         let ops_at = self.ops.as_mut().map_or(now, |bucket| bucket.ready_at(1, now));
-        let ready_at = bandwidth_at.max(ops_at);
-        if ready_at > now {
-            return Err(ready_at);
-        }
+        bandwidth_at.max(ops_at)
+    }
+
+    fn take(&mut self, bytes: u64) {
         if let Some(bucket) = &mut self.bandwidth {
             bucket.take(bytes);
         }
         if let Some(bucket) = &mut self.ops {
             bucket.take(1);
         }
-        Ok(())
     }
 }
 
@@ -103,7 +137,7 @@ struct TokenBucket {
 }
 
 /// Largest bucket, in tokens, and longest refill time, in nanoseconds (146 years): their product
-/// and a debt of as much again stay within an `i128`.
+/// stays within an `i128`, and debts saturate.
 const TOKENS_MAX: u64 = 1 << 62;
 const REFILL_NS_MAX: u64 = 1 << 62;
 
@@ -131,7 +165,7 @@ impl TokenBucket {
         // old debts, and leaves its own.
         let wanted = self.beyond_burst(tokens);
         let in_advance = if wanted > self.size { 0 } else { wanted };
-        let missing_units = self.units(in_advance) - self.level_units;
+        let missing_units = self.units(in_advance).saturating_sub(self.level_units);
         if missing_units <= 0 {
             return now;
         }
@@ -140,11 +174,18 @@ impl TokenBucket {
         now.checked_add(wait).unwrap_or(now + FOREVER)
     }
 
-    /// Takes `tokens`, which [`Self::ready_at`] has just admitted.
+    /// Takes `tokens`; what is not there becomes a debt.
     fn take(&mut self, tokens: u64) {
         let from_level = self.beyond_burst(tokens);
         self.burst -= tokens.min(TOKENS_MAX) - from_level;
-        self.level_units -= self.units(from_level);
+        self.level_units = self.level_units.saturating_sub(self.units(from_level));
+    }
+
+    /// Takes a [`Self::take`] back, except that a burst stays spent.
+    fn give_back(&mut self, tokens: u64) {
+        let full = self.units(self.size);
+        let given = self.units(tokens.min(TOKENS_MAX));
+        self.level_units = self.level_units.saturating_add(given).min(full);
     }
 
     fn beyond_burst(&self, tokens: u64) -> u64 {

@@ -17,7 +17,7 @@ use crate::api::server::Server;
 use crate::api::verbs::permitted;
 use crate::api::{Answer, Calls, Data, Fault, Verb};
 use crate::cli::StartTimes;
-use crate::config::{Config, ConfigError, FullConfig, InstanceInfo, Phase, Version};
+use crate::config::{Config, ConfigError, FullConfig, InstanceInfo, Phase, RateLimiterGroup, Version};
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
 use crate::event_loop::{EventLoop, Message, Source};
@@ -192,6 +192,8 @@ impl Monitor {
                 self.config.insert_drive(drive)?;
             }
             Verb::PatchDrive(patch) => self.patch_drive(&patch)?,
+            Verb::PutRateLimiterGroup(group) => self.config.insert_group(group)?,
+            Verb::PatchRateLimiterGroup(patch) => self.patch_group(&patch)?,
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutSerial(serial) => self.config.set_serial(serial),
             Verb::PutLogger(logger) => {
@@ -275,6 +277,27 @@ impl Monitor {
             }
             .map_err(|error| Fault::from_error(&error))?;
         }
+        if let Some(size_bytes) = patch.size_bytes {
+            match &self.guest {
+                Guest::Running(machine) => machine.grow_drive(&drive.drive_id, size_bytes),
+                Guest::Paused(machine) => machine.grow_drive(&drive.drive_id, size_bytes),
+                Guest::NotStarted => return Ok(()),
+            }
+            .map_err(|error| Fault::from_error(&error))?;
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    fn patch_group(&mut self, patch: &RateLimiterGroup) -> Result<(), Fault> {
+        let mut config = self.config.clone();
+        config.patch_group(patch)?;
+        match &self.guest {
+            Guest::Running(machine) => machine.limit_group(&patch.group_id, patch.limits()),
+            Guest::Paused(machine) => machine.limit_group(&patch.group_id, patch.limits()),
+            Guest::NotStarted => return Ok(()),
+        }
+        .map_err(|error| Fault::from_error(&error))?;
         self.config = config;
         Ok(())
     }

@@ -117,6 +117,9 @@ pub trait VirtioDevice: Send {
     /// Takes a write to the configuration space; what the device does not let be written is ignored.
     fn write_config(&mut self, offset_bytes: u64, data: &[u8]);
 
+    /// The driver has reset the device: what it wrote to the configuration space is forgotten. The device is stopped.
+    fn reset_config(&mut self) {}
+
     /// Serves the rings until [`Self::stop`]; looks at each once before it waits for a kick,
     /// because a restored ring may hold requests whose kick is long past.
     ///

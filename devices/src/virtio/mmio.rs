@@ -196,6 +196,7 @@ impl MmioTransport {
 
     /// Everything as new.
     fn clear(&mut self) {
+        self.device.reset_config();
         self.registers = Registers::new(self.device.queue_sizes_max());
         self.life = Life::Idle;
         self.interrupt_status.store(0, Ordering::SeqCst);

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::verbs::{AnswerShape, ROUTES, Route, permitted};
 use crate::config::{
     BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
-    MachineConfigPatch, MetricsConfig, Phase, Version, Vm,
+    MachineConfigPatch, MetricsConfig, Phase, RateLimiterGroup, Version, Vm,
 };
 
 /// Command that writes the document, from the root of the repository.
@@ -71,10 +71,10 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Map<String, Value>
         let content = json!({"application/json": {"schema": schema(name, schemas)}});
         put("requestBody", json!({"required": true, "content": content}));
     }
-    if route.path.ends_with("{drive_id}") {
+    if let Some((_, name)) = route.path.split_once('{') {
         let parameter = json!({
-            "name": "drive_id", "in": "path", "required": true,
-            "description": "Name of the drive; the same as in the body.",
+            "name": name.trim_end_matches('}'), "in": "path", "required": true,
+            "description": "Its name; the same as in the body.",
             "schema": {"type": "string", "pattern": "^[A-Za-z0-9_]+$"}
         });
         put("parameters", json!([parameter]));
@@ -131,6 +131,7 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "MachineConfigPatch" => schemas.subschema_for::<MachineConfigPatch>(),
         "MetricsConfig" => schemas.subschema_for::<MetricsConfig>(),
         "PartialDrive" => schemas.subschema_for::<PartialDrive>(),
+        "RateLimiterGroup" => schemas.subschema_for::<RateLimiterGroup>(),
         "SerialConfig" => schemas.subschema_for::<SerialConfig>(),
         "Version" => schemas.subschema_for::<Version>(),
         "Vm" => schemas.subschema_for::<Vm>(),

@@ -86,6 +86,7 @@ mod tests {
                 r#"{"drive_id": "a", "path_on_host": "a.img", "is_root_device": false, "is_read_only": false}"#
             }
             VerbKind::PatchDrive => r#"{"drive_id": "a", "path_on_host": "b.img"}"#,
+            VerbKind::PutRateLimiterGroup | VerbKind::PatchRateLimiterGroup => r#"{"group_id": "a"}"#,
             VerbKind::PutMetrics => r#"{"metrics_path": "m"}"#,
             VerbKind::FlushMetrics => r#"{"action_type": "FlushMetrics"}"#,
             VerbKind::Start => r#"{"action_type": "InstanceStart"}"#,
@@ -103,7 +104,7 @@ mod tests {
     #[test]
     fn every_line_of_the_table_is_reached_and_becomes_its_verbs() {
         for line in ROUTES {
-            let path = line.path.replace("{drive_id}", "a");
+            let path = line.path.replace("{drive_id}", "a").replace("{group_id}", "a");
             for kind in line.kinds {
                 let verb = ask(line.method, &path, example(*kind)).unwrap();
                 assert_eq!(verb.kind(), *kind, "{} {path}", line.method.name());
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn every_body_with_an_unknown_duplicate_or_mistyped_field_is_refused() {
         for line in ROUTES.iter().filter(|line| line.body.is_some()) {
-            let path = line.path.replace("{drive_id}", "a");
+            let path = line.path.replace("{drive_id}", "a").replace("{group_id}", "a");
             for kind in line.kinds {
                 let body = example(*kind);
                 let refused = |body: &str, reason: &str| {

@@ -10,7 +10,7 @@ pub use super::answer::{Answer, Data, Fault};
 use super::http::{Content, Method};
 use crate::config::{
     Action, BootSource, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig, MachineConfigPatch,
-    MetricsConfig, Phase, Vm, VmState,
+    MetricsConfig, Phase, RateLimiterGroup, Vm, VmState,
 };
 
 /// What a client wants, with everything it sent parsed.
@@ -34,6 +34,10 @@ pub enum Verb {
     PutDrive(DriveConfig),
     /// Change a drive's image or limits.
     PatchDrive(PartialDrive),
+    /// Add or replace a group of drives that share limits.
+    PutRateLimiterGroup(RateLimiterGroup),
+    /// Change the limits of a group.
+    PatchRateLimiterGroup(RateLimiterGroup),
     /// Set the entropy device.
     PutEntropy(EntropyConfig),
     /// Set the serial port.
@@ -71,6 +75,8 @@ pub enum VerbKind {
     PutBootSource,
     PutDrive,
     PatchDrive,
+    PutRateLimiterGroup,
+    PatchRateLimiterGroup,
     PutEntropy,
     PutSerial,
     PutLogger,
@@ -97,6 +103,8 @@ impl Verb {
             Self::PutBootSource(_) => VerbKind::PutBootSource,
             Self::PutDrive(_) => VerbKind::PutDrive,
             Self::PatchDrive(_) => VerbKind::PatchDrive,
+            Self::PutRateLimiterGroup(_) => VerbKind::PutRateLimiterGroup,
+            Self::PatchRateLimiterGroup(_) => VerbKind::PatchRateLimiterGroup,
             Self::PutEntropy(_) => VerbKind::PutEntropy,
             Self::PutSerial(_) => VerbKind::PutSerial,
             Self::PutLogger(_) => VerbKind::PutLogger,
@@ -137,6 +145,7 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
             | V::PutCpuConfig
             | V::PutBootSource
             | V::PutDrive
+            | V::PutRateLimiterGroup
             | V::PutEntropy
             | V::PutSerial
             | V::PutLogger
@@ -145,13 +154,24 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
         ) => Ok(()),
         (
             Phase::Running | Phase::Paused,
-            V::PatchDrive | V::FlushMetrics | V::SendCtrlAltDel | V::Pause | V::Resume,
+            V::PatchDrive
+            | V::PatchRateLimiterGroup
+            | V::FlushMetrics
+            | V::SendCtrlAltDel
+            | V::Pause
+            | V::Resume,
         ) => Ok(()),
-        (Phase::NotStarted, V::PatchDrive | V::FlushMetrics | V::SendCtrlAltDel | V::Pause | V::Resume) => {
-            Err(Fault::bad_request(
-                "The requested operation is not supported before starting the microVM.",
-            ))
-        }
+        (
+            Phase::NotStarted,
+            V::PatchDrive
+            | V::PatchRateLimiterGroup
+            | V::FlushMetrics
+            | V::SendCtrlAltDel
+            | V::Pause
+            | V::Resume,
+        ) => Err(Fault::bad_request(
+            "The requested operation is not supported before starting the microVM.",
+        )),
         (
             Phase::Running | Phase::Paused,
             V::PutMachineConfig
@@ -159,6 +179,7 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
             | V::PutCpuConfig
             | V::PutBootSource
             | V::PutDrive
+            | V::PutRateLimiterGroup
             | V::PutEntropy
             | V::PutSerial
             | V::PutLogger
@@ -277,11 +298,29 @@ pub static ROUTES: &[Route] = &[
     Route {
         method: Method::Patch,
         path: "/drives/{drive_id}",
-        summary: "Changes a drive's image or limits while the machine is there.",
+        summary: "Changes a drive's image, size or limits while the machine is there.",
         body: Some("PartialDrive"),
         answer: AnswerShape::Empty,
         kinds: &[VerbKind::PatchDrive],
         parse: patch_drive,
+    },
+    Route {
+        method: Method::Put,
+        path: "/rate-limiter-groups/{group_id}",
+        summary: "Adds a group of drives that share limits, or replaces the one of that name. (Not in Firecracker.)",
+        body: Some("RateLimiterGroup"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutRateLimiterGroup],
+        parse: |id, body| group(id, body).map(Verb::PutRateLimiterGroup),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/rate-limiter-groups/{group_id}",
+        summary: "Changes the limits of a group while the machine is there. (Not in Firecracker.)",
+        body: Some("RateLimiterGroup"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchRateLimiterGroup],
+        parse: |id, body| group(id, body).map(Verb::PatchRateLimiterGroup),
     },
     Route {
         method: Method::Put,
@@ -400,6 +439,12 @@ fn patch_drive(id: &str, body: &[u8]) -> Result<Verb, Fault> {
     Ok(Verb::PatchDrive(drive))
 }
 
+fn group(id: &str, body: &[u8]) -> Result<RateLimiterGroup, Fault> {
+    let group: RateLimiterGroup = json(body)?;
+    same_id(id, &group.group_id)?;
+    Ok(group)
+}
+
 fn same_id(in_path: &str, in_body: &str) -> Result<(), Fault> {
     if in_path == in_body {
         return Ok(());
@@ -443,6 +488,7 @@ mod tests {
         ];
         let once_started = [
             V::PatchDrive,
+            V::PatchRateLimiterGroup,
             V::FlushMetrics,
             V::SendCtrlAltDel,
             V::Pause,
@@ -465,7 +511,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            20 * 3,
+            22 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

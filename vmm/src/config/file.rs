@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::{BootSource, Config, ConfigError, CpuConfig, LoggerConfig, MachineConfig, MetricsConfig};
+use super::{
+    BootSource, Config, ConfigError, CpuConfig, LoggerConfig, MachineConfig, MetricsConfig, RateLimiterGroup,
+};
 
 /// Longest config file, and longest CPU template that it names, in bytes.
 pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -36,6 +38,8 @@ pub struct FullConfig {
     memory_hotplug: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serial: Option<SerialConfig>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rate_limiter_groups: Vec<RateLimiterGroup>,
 }
 
 impl From<&Config> for FullConfig {
@@ -56,6 +60,7 @@ impl From<&Config> for FullConfig {
             pmem: Vec::new(),
             memory_hotplug: None,
             serial: config.serial,
+            rate_limiter_groups: config.groups,
         }
     }
 }
@@ -92,6 +97,8 @@ struct Sections {
     boot_source: BootSource,
     #[serde(default)]
     drives: Vec<DriveConfig>,
+    #[serde(default)]
+    rate_limiter_groups: Vec<RateLimiterGroup>,
     machine_config: Option<MachineConfig>,
     #[serde(default)]
     cpu_config: CpuSection,
@@ -135,6 +142,9 @@ impl Sections {
             CpuSection::Path(path) => Some(parse(&read(&path)?, &path)?),
         };
         config.set_boot_source(self.boot_source)?;
+        for group in self.rate_limiter_groups {
+            config.insert_group(group)?;
+        }
         for drive in self.drives {
             config.insert_drive(drive)?;
         }

@@ -5,6 +5,7 @@
 mod boot;
 mod cpu;
 mod file;
+mod groups;
 mod id;
 mod instance;
 mod machine;
@@ -19,6 +20,7 @@ pub use cpu::{
     Bits, CpuConfig, CpuidModifier, CpuidRegister, CpuidRegisterModifier, Hex, KvmCapability, MsrModifier,
 };
 pub use file::{CONFIG_FILE_BYTES_MAX, ConfigFileError, FullConfig};
+pub use groups::RateLimiterGroup;
 pub use id::{DEVICE_ID_BYTES_MAX, INSTANCE_ID_BYTES_MAX, IdError, check_device_id, check_instance_id};
 pub use instance::{
     Action, FIRECRACKER_API_VERSION, InstanceActionInfo, InstanceInfo, Phase, Version, Vm, VmState,
@@ -31,6 +33,8 @@ pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 
 /// Most drives of a machine: with the entropy device, all interrupt lines that are left for virtio.
 pub const DRIVES_MAX: usize = crate::arch::x86_64::layout::VIRTIO_DEVICES_MAX as usize;
+/// Most groups of drives: one for each.
+pub const GROUPS_MAX: usize = DRIVES_MAX;
 
 /// What was asked for, checked. Every change goes through a method that keeps the rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +43,7 @@ pub struct Config {
     cpu: Option<CpuConfig>,
     boot_source: Option<BootSource>,
     drives: Vec<DriveConfig>,
+    groups: Vec<RateLimiterGroup>,
     entropy: Option<EntropyConfig>,
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
@@ -65,6 +70,11 @@ impl Config {
     /// The drives in the order in which the guest finds them: the root drive first.
     pub fn drives(&self) -> &[DriveConfig] {
         &self.drives
+    }
+
+    /// The groups of drives that share limits.
+    pub fn groups(&self) -> &[RateLimiterGroup] {
+        &self.groups
     }
 
     /// The entropy device, if there is one.
@@ -143,6 +153,7 @@ impl Config {
                 drive_id: drive.drive_id,
             });
         }
+        drive.queues()?;
         if drive.partuuid.is_some() && !drive.is_root_device {
             return Err(ConfigError::PartuuidWithoutRoot {
                 drive_id: drive.drive_id,
@@ -170,6 +181,44 @@ impl Config {
             None => self.drives.push(drive),
         }
         self.drives.sort_by_key(|drive| !drive.is_root_device);
+        Ok(())
+    }
+
+    /// Adds a group of drives that share limits, or replaces the one of the same name.
+    ///
+    /// # Errors
+    ///
+    /// The rule that `group` breaks; then nothing has changed.
+    pub fn insert_group(&mut self, group: RateLimiterGroup) -> Result<(), ConfigError> {
+        check_device_id(&group.group_id)?;
+        let others = || {
+            self.groups
+                .iter()
+                .filter(|other| other.group_id != group.group_id)
+        };
+        if others().count() == GROUPS_MAX {
+            return Err(ConfigError::TooManyGroups);
+        }
+        self.groups.retain(|other| other.group_id != group.group_id);
+        self.groups.push(group);
+        Ok(())
+    }
+
+    /// Changes the buckets that `patch` names of a group.
+    ///
+    /// # Errors
+    ///
+    /// There is no such group; then nothing has changed.
+    pub fn patch_group(&mut self, patch: &RateLimiterGroup) -> Result<(), ConfigError> {
+        let group = self
+            .groups
+            .iter_mut()
+            .find(|group| group.group_id == patch.group_id);
+        let group = group.ok_or_else(|| ConfigError::NoSuchGroup {
+            group_id: patch.group_id.clone(),
+        })?;
+        group.bandwidth = patch.bandwidth.or(group.bandwidth);
+        group.ops = patch.ops.or(group.ops);
         Ok(())
     }
 
@@ -275,6 +324,15 @@ pub enum ConfigError {
     NoSuchDrive {
         /// The drive that was asked for.
         drive_id: String,
+    },
+    /// No place for another group.
+    #[error("Rate limiter group error: there are {GROUPS_MAX} groups, as many as there can be drives")]
+    TooManyGroups,
+    /// A change of a group that is not there.
+    #[error("Rate limiter group error: there is no group `{group_id}`; GET /vm/config lists them")]
+    NoSuchGroup {
+        /// The group that was asked for.
+        group_id: String,
     },
     /// Metrics that would change their destination.
     #[error("Metrics error: the metrics already have a destination, and it cannot be changed")]

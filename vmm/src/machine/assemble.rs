@@ -11,7 +11,7 @@ use coracle_devices::virtio::mmio::{self, MmioTransport};
 use coracle_devices::virtio::rng::Entropy;
 use vm_memory::GuestMemoryMmap;
 
-use super::plan::{BootPlan, Plan};
+use super::plan::{BootPlan, DiskPlan, Plan};
 use super::platform::{Platform, PlatformError};
 use super::{DriveSlot, Machine, Parts, Paused, VirtioSlot};
 use crate::arch::x86_64::boot::cmdline::{Cmdline, Root};
@@ -98,11 +98,16 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
 
     let mut virtio = VirtioBus::new(&vm, &memory);
     let mut drives = Vec::new();
-    for disk in plan.disks {
+    for DiskPlan { disk, group } in plan.disks {
         let id = disk.id.clone();
         let (blk, control) = Blk::new(disk).map_err(device_failed(&id))?;
         let at = virtio.insert(&id, Box::new(blk))?;
-        drives.push(DriveSlot { id, control, at });
+        drives.push(DriveSlot {
+            id,
+            group,
+            control,
+            at,
+        });
     }
     let entropy = plan
         .entropy
@@ -150,6 +155,7 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
         vcpus,
         devices: slots,
         drives,
+        groups: plan.groups,
         entropy_counts,
         serial: platform.serial,
         keyboard: platform.keyboard,

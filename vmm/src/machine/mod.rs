@@ -17,6 +17,7 @@ mod report;
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use coracle_devices::i8042::{I8042, KeyboardError};
 use coracle_devices::serial::SerialPort;
@@ -24,7 +25,7 @@ use coracle_devices::virtio::blk::{BlkControl, ControlError};
 use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
 use coracle_devices::virtio::rng::EntropyCounts;
 use coracle_storage::backend::Backend;
-use coracle_storage::limit::RateLimiterConfig;
+use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 
 use crate::kvm::vcpu::{Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
@@ -51,6 +52,7 @@ struct Parts {
     vcpus: Vec<Vcpu>,
     devices: Vec<VirtioSlot>,
     drives: Vec<DriveSlot>,
+    groups: Vec<LimitGroup>,
     entropy_counts: Option<Arc<EntropyCounts>>,
     serial: Arc<Mutex<SerialPort>>,
     keyboard: Arc<Mutex<I8042>>,
@@ -61,9 +63,17 @@ struct Parts {
 /// The control end of one drive.
 struct DriveSlot {
     id: String,
+    /// The group whose limits it shares.
+    group: Option<String>,
     control: BlkControl,
     /// Its place among the devices.
     at: usize,
+}
+
+/// Limits that the drives of one group share.
+struct LimitGroup {
+    id: String,
+    limiter: Arc<SharedLimiter>,
 }
 
 /// One virtio device in its place on the bus.
@@ -154,8 +164,46 @@ impl<P> Machine<P> {
         let drive = self.parts.drive(id)?;
         drive
             .control
-            .set_limiter(limits)
+            .set_limiter(&limits)
             .map_err(|source| drive.refused(source))
+    }
+
+    /// Changes the limits that the drives of group `id` share.
+    ///
+    /// # Errors
+    ///
+    /// When the worker of a drive is gone. No drive is in a group that is not there: then nothing happens.
+    pub fn limit_group(&self, id: &str, limits: RateLimiterConfig) -> Result<(), DriveChangeError> {
+        let Some(group) = self.parts.groups.iter().find(|group| group.id == id) else {
+            return Ok(());
+        };
+        group.limiter.update(&limits, Instant::now());
+        let members = self.parts.drives.iter();
+        for drive in members.filter(|drive| drive.group.as_deref() == Some(id)) {
+            drive
+                .control
+                .reconsider()
+                .map_err(|source| drive.refused(source))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the image of drive `id` `size_bytes` long, and tells the guest if it was shorter.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such drive, or its image does not become that long: it would have to shrink, or the
+    /// storage refuses. It is then as long as it was.
+    pub fn grow_drive(&self, id: &str, size_bytes: u64) -> Result<(), DriveChangeError> {
+        let drive = self.parts.drive(id)?;
+        let has_grown = drive
+            .control
+            .grow(size_bytes)
+            .map_err(|source| drive.refused(source))?;
+        if has_grown {
+            self.parts.slot(drive).lock().announce_configuration();
+        }
+        Ok(())
     }
 }
 

@@ -2,14 +2,17 @@
 //! Nothing after a plan sees a path.
 
 use std::fs::File;
+use std::sync::Arc;
+use std::time::Instant;
 
 use coracle_devices::boot_timer::BootTimer;
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{Disk, DriveConfig, DriveError};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_storage::backend::Access;
+use coracle_storage::limit::SharedLimiter;
 
-use super::cpu_template;
+use super::{LimitGroup, cpu_template};
 use crate::arch::x86_64::boot::BootProtocol;
 use crate::arch::x86_64::boot::cmdline::RootAccess;
 use crate::arch::x86_64::cpu::{CpuError, Smt, Topology};
@@ -24,11 +27,19 @@ pub struct Plan {
     pub(super) topology: Topology,
     pub(super) template: CpuTemplate,
     pub(super) boot: BootPlan,
-    pub(super) disks: Vec<Disk>,
+    pub(super) disks: Vec<DiskPlan>,
+    pub(super) groups: Vec<LimitGroup>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
     pub(super) boot_timer: Option<BootTimer>,
+}
+
+/// One disk.
+pub(super) struct DiskPlan {
+    pub(super) disk: Disk,
+    /// The name of the group whose limits it shares.
+    pub(super) group: Option<String>,
 }
 
 /// The guest's memory.
@@ -68,6 +79,16 @@ pub enum PlanError {
     /// A drive's image cannot be opened.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// A drive shares limits that are not configured.
+    #[error(
+        "drive `{drive_id}` is in the rate limiter group `{group_id}`, which does not exist:          PUT /rate-limiter-groups/{group_id} first"
+    )]
+    NoSuchGroup {
+        /// The drive.
+        drive_id: String,
+        /// The group.
+        group_id: String,
+    },
     /// The processors cannot be had so.
     #[error(transparent)]
     Cpu(#[from] CpuError),
@@ -83,6 +104,7 @@ impl Plan {
         let boot_timer = config.boot_timer().then(BootTimer::begin);
         let machine = config.machine();
         let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
+        let groups: Vec<LimitGroup> = config.groups().iter().map(LimitGroup::new).collect();
         let smt = if machine.smt { Smt::On } else { Smt::Off };
         Ok(Self {
             memory: MemoryPlan {
@@ -108,12 +130,38 @@ impl Plan {
             disks: config
                 .drives()
                 .iter()
-                .map(DriveConfig::open)
+                .map(|drive| DiskPlan::new(drive, &groups))
                 .collect::<Result<_, _>>()?,
+            groups,
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),
             boot_timer,
         })
+    }
+}
+
+impl DiskPlan {
+    fn new(drive: &DriveConfig, groups: &[LimitGroup]) -> Result<Self, PlanError> {
+        let mut disk = drive.open()?;
+        let group = drive.rate_limiter_group.clone();
+        if let Some(id) = &group {
+            let shared = groups.iter().find(|group| group.id == *id);
+            let shared = shared.ok_or_else(|| PlanError::NoSuchGroup {
+                drive_id: drive.drive_id.clone(),
+                group_id: id.clone(),
+            })?;
+            disk.group = Some(Arc::clone(&shared.limiter));
+        }
+        Ok(Self { disk, group })
+    }
+}
+
+impl LimitGroup {
+    fn new(group: &config::RateLimiterGroup) -> Self {
+        Self {
+            id: group.group_id.clone(),
+            limiter: Arc::new(SharedLimiter::new(&group.limits(), Instant::now())),
+        }
     }
 }
 

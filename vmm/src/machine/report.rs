@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coracle_devices::virtio::blk::{BlkMetrics, LatencyAggregate};
+use coracle_devices::virtio::blk::{BlkMetrics, Counter, LatencyAggregate};
 use coracle_devices::virtio::rng::EntropyCounts;
 
 use super::Machine;
@@ -14,7 +14,7 @@ impl<P> Machine<P> {
     /// Adds what this machine counts to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         for drive in &self.parts.drives {
-            let metrics = Arc::clone(drive.control.metrics());
+            let metrics = drive.control.metrics().to_vec();
             registry.add_device(
                 "block",
                 &drive.id,
@@ -66,32 +66,49 @@ impl<P> Machine<P> {
     }
 }
 
-fn block(metrics: &BlkMetrics, section: &mut Section) {
-    for (name, counter) in [
-        ("event_fails", &metrics.event_fails),
-        ("execute_fails", &metrics.execute_fails),
-        ("invalid_reqs_count", &metrics.invalid_reqs_count),
-        ("flush_count", &metrics.flush_count),
-        ("discard_count", &metrics.discard_count),
-        ("queue_event_count", &metrics.queue_event_count),
-        ("rate_limiter_event_count", &metrics.rate_limiter_event_count),
-        ("update_count", &metrics.update_count),
-        ("update_fails", &metrics.update_fails),
-        ("read_bytes", &metrics.read_bytes),
-        ("write_bytes", &metrics.write_bytes),
-        ("read_count", &metrics.read_count),
-        ("write_count", &metrics.write_count),
-        (
-            "rate_limiter_throttled_events",
-            &metrics.rate_limiter_throttled_events,
-        ),
-        ("io_engine_throttled_events", &metrics.io_engine_throttled_events),
-    ] {
-        section.counter(name, counter.count());
+/// One of the counters of a worker.
+type CounterOf = fn(&BlkMetrics) -> &Counter;
+
+/// What the workers of one disk count, added up.
+fn block(workers: &[Arc<BlkMetrics>], section: &mut Section) {
+    let counters: [(&str, CounterOf); 15] = [
+        ("event_fails", |worker| &worker.event_fails),
+        ("execute_fails", |worker| &worker.execute_fails),
+        ("invalid_reqs_count", |worker| &worker.invalid_reqs_count),
+        ("flush_count", |worker| &worker.flush_count),
+        ("discard_count", |worker| &worker.discard_count),
+        ("queue_event_count", |worker| &worker.queue_event_count),
+        ("rate_limiter_event_count", |worker| {
+            &worker.rate_limiter_event_count
+        }),
+        ("update_count", |worker| &worker.update_count),
+        ("update_fails", |worker| &worker.update_fails),
+        ("read_bytes", |worker| &worker.read_bytes),
+        ("write_bytes", |worker| &worker.write_bytes),
+        ("read_count", |worker| &worker.read_count),
+        ("write_count", |worker| &worker.write_count),
+        ("rate_limiter_throttled_events", |worker| {
+            &worker.rate_limiter_throttled_events
+        }),
+        ("io_engine_throttled_events", |worker| {
+            &worker.io_engine_throttled_events
+        }),
+    ];
+    for (name, counter) in counters {
+        section.counter(name, workers.iter().map(|worker| counter(worker).count()).sum());
     }
-    let times = |of: &LatencyAggregate| [of.min_us(), of.max_us(), of.sum_us()];
-    section.latency("read_agg", times(&metrics.read_agg));
-    section.latency("write_agg", times(&metrics.write_agg));
+    section.latency("read_agg", times(workers, |worker| &worker.read_agg));
+    section.latency("write_agg", times(workers, |worker| &worker.write_agg));
+}
+
+/// The shortest, the longest and the sum of what all workers took.
+fn times(workers: &[Arc<BlkMetrics>], of: fn(&BlkMetrics) -> &LatencyAggregate) -> [u64; 3] {
+    let taken = || workers.iter().map(|worker| of(worker));
+    [
+        taken().filter_map(LatencyAggregate::min_us).min().unwrap_or(0),
+        taken().map(LatencyAggregate::max_us).max().unwrap_or(0),
+        taken().map(LatencyAggregate::sum_us).sum(),
+    ]
 }
 
 fn entropy(counts: &EntropyCounts, section: &mut Section) {

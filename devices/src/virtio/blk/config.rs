@@ -1,13 +1,15 @@
 //! A drive as it is configured, with Firecracker's names, and what opening it yields.
 
+use std::sync::Arc;
+
 use coracle_storage::backend::{Access, Backend};
 use coracle_storage::engine::{Engine, PreparedReactor};
-use coracle_storage::limit::RateLimiterConfig;
+use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::open::{OpenError, open};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::device::QUEUE_SIZE_MAX;
+use super::device::{QUEUE_SIZE_MAX, QUEUES_MAX};
 
 /// A drive of the guest: the body of `PUT /drives/{drive_id}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +37,12 @@ pub struct DriveConfig {
     /// How the host's storage is asked: `Async` (io_uring) if absent.
     #[serde(default)]
     pub io_engine: Option<Engine>,
+    /// How many virtqueues the guest may use, 1 to 16: one if absent. Local images have a thread for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u16>,
+    /// The group of drives that share the limits of `PUT /rate-limiter-groups/{group_id}`, beside the drive's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_group: Option<String>,
     /// Path of a vhost-user-block socket: known, and refused.
     #[serde(default)]
     pub socket: Option<String>,
@@ -46,9 +54,12 @@ pub struct DriveConfig {
 pub struct PartialDrive {
     /// The drive.
     pub drive_id: String,
-    /// Another image.
+    /// Another image; or the same one, which is then looked at again: it may have grown.
     #[serde(default)]
     pub path_on_host: Option<String>,
+    /// The new size of the image in bytes, a multiple of 512: it grows, and the guest is told. It never shrinks.
+    #[serde(default)]
+    pub size_bytes: Option<u64>,
     /// Other limits; a bucket that is absent stays as it is.
     #[serde(default)]
     pub rate_limiter: Option<RateLimiterConfig>,
@@ -60,22 +71,57 @@ pub enum CacheType {
     /// The guest is not offered FLUSH: what it wrote reaches the medium when the host sees fit.
     #[default]
     Unsafe,
-    /// The guest is offered FLUSH, and a flush reaches the medium.
+    /// The guest is offered FLUSH, and a flush reaches the medium. It may switch its cache off: then each
+    /// write is on the medium when it completes.
     Writeback,
+    /// Each write is on the medium when it completes. (Not in Firecracker.)
+    Writethrough,
 }
 
 /// A drive whose image is open and whose reactor is set up: nothing after this sees a path.
 pub struct Disk {
     /// The drive's name.
     pub id: String,
-    /// The image.
-    pub image: Box<dyn Backend>,
-    /// What will carry its operations out.
-    pub reactor: PreparedReactor,
+    /// How many queues the guest may use.
+    pub queues: u16,
+    /// The image, once for each thread that will serve it: for each queue, or for all of them together.
+    pub images: Vec<Box<dyn Backend>>,
+    /// What will carry their operations out: one for each of the images.
+    pub reactors: Vec<PreparedReactor>,
     /// What a flush means.
     pub cache_type: CacheType,
-    /// The limits.
+    /// The limits of this disk alone.
     pub rate_limiter: RateLimiterConfig,
+    /// The limits that it shares with others.
+    pub group: Option<Arc<SharedLimiter>>,
+}
+
+impl Disk {
+    /// A disk on `image`, with a thread for each of so many queues if the image allows that.
+    pub fn new(id: &str, image: Box<dyn Backend>, queues: u16, engine: Engine) -> Self {
+        let images = forked(image, usize::from(queues));
+        let ops_max = u32::from(QUEUE_SIZE_MAX);
+        Self {
+            id: id.to_owned(),
+            queues,
+            reactors: images
+                .iter()
+                .map(|_| PreparedReactor::new(engine, ops_max))
+                .collect(),
+            images,
+            cache_type: CacheType::default(),
+            rate_limiter: RateLimiterConfig::default(),
+            group: None,
+        }
+    }
+}
+
+/// The image as often as `threads` can serve it: that many times, or once.
+pub(super) fn forked(image: Box<dyn Backend>, threads: usize) -> Vec<Box<dyn Backend>> {
+    let forks: Option<Vec<_>> = (1..threads).map(|_| image.fork()).collect();
+    let mut images = vec![image];
+    images.extend(forks.into_iter().flatten());
+    images
 }
 
 /// Why a drive cannot be used as it is configured.
@@ -86,6 +132,14 @@ pub enum DriveError {
     PathMissing {
         /// The drive.
         drive_id: String,
+    },
+    /// A number of queues that makes no sense.
+    #[error("drive `{drive_id}` asks for {queues} queues: `num_queues` is 1 to {QUEUES_MAX}")]
+    Queues {
+        /// The drive.
+        drive_id: String,
+        /// What it asks for.
+        queues: u16,
     },
     /// Firecracker's other kind of drive.
     #[error("drive `{drive_id}` names a vhost-user `socket`, which is not supported: use `path_on_host`")]
@@ -147,13 +201,28 @@ impl DriveConfig {
     ///
     /// As [`Self::open_image`].
     pub fn open(&self) -> Result<Disk, DriveError> {
+        let image = self.open_image()?;
+        let engine = self.io_engine.unwrap_or_default();
         Ok(Disk {
-            id: self.drive_id.clone(),
-            image: self.open_image()?,
-            reactor: PreparedReactor::new(self.io_engine.unwrap_or_default(), u32::from(QUEUE_SIZE_MAX)),
             cache_type: self.cache_type,
             rate_limiter: self.rate_limiter.unwrap_or_default(),
+            ..Disk::new(&self.drive_id, image, self.queues()?, engine)
         })
+    }
+
+    /// How many virtqueues the guest may use.
+    ///
+    /// # Errors
+    ///
+    /// When none, or more than there can be, are asked for.
+    pub fn queues(&self) -> Result<u16, DriveError> {
+        match self.num_queues.unwrap_or(1) {
+            queues @ 1..=QUEUES_MAX => Ok(queues),
+            queues => Err(DriveError::Queues {
+                drive_id: self.drive_id.clone(),
+                queues,
+            }),
+        }
     }
 }
 

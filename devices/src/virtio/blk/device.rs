@@ -1,44 +1,53 @@
-//! The register half of the block device, and the handle by which a machine changes a running disk.
+//! The register half of the block device, which deals its queues out to its workers.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use coracle_storage::backend::{Access, Backend, Geometry};
-use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
+use coracle_storage::backend::{Backend, Geometry};
+use coracle_storage::engine::PreparedReactor;
+use coracle_storage::limit::SharedLimiter;
 
+use super::cache::WriteCache;
 use super::config::Disk;
+use super::control::{BlkControl, locked};
 use super::lane::Drive;
+use super::mailbox::{Command, Inbox, Mailbox, StopAnswer, StopCall};
 use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
-use super::space::{features, space};
-use super::worker::{Command, DRAIN_MS_MAX, Inbox, Mailbox, StopCall, Worker};
+use super::share::{Share, collect, deal};
+use super::space::{WRITEBACK, features, space};
+use super::worker::{DRAIN_MS_MAX, Worker};
 use crate::complaints::Complaints;
 use crate::virtio::device::{DeviceKind, Session, StartError, StopError, VirtioDevice};
 
-/// The size of the queue, in descriptors; what is in flight at most.
+/// The size of a queue, in descriptors; what it has in flight at most.
 pub(super) const QUEUE_SIZE_MAX: u16 = 256;
+/// Queues of one disk.
+pub(super) const QUEUES_MAX: u16 = 16;
 
-/// A block device with one queue and the worker that serves it.
+/// A block device and the workers that serve it: one for each queue, or one for all.
 pub struct Blk {
     features: u64,
+    queue_sizes: Vec<u16>,
     geometry: Arc<Mutex<Geometry>>,
-    mailbox: Mailbox,
+    cache: Arc<WriteCache>,
+    workers: Vec<Thread>,
     serving: bool,
     drain_ms_max: u64,
-    thread: Option<Thread>,
 }
 
-/// A worker's thread, and how one learns that it has ended: its end of the channel is dropped.
+/// A worker's thread, the way to it, and how one learns that it has ended: its end of the channel is dropped.
 struct Thread {
+    mailbox: Mailbox,
     handle: JoinHandle<()>,
     ended: Receiver<io::Result<()>>,
 }
 
 impl Blk {
-    /// Makes the device and its worker thread, which idles until the device is started.
+    /// Makes the device and its workers, which idle until the device is started.
     ///
     /// # Errors
     ///
@@ -48,62 +57,154 @@ impl Blk {
     }
 
     pub(super) fn with_drain_limit(disk: Disk, drain_ms_max: u64) -> io::Result<(Self, BlkControl)> {
-        let geometry = disk.image.geometry();
-        let features = features(geometry.access, disk.cache_type);
+        let geometry = disk.images.first().map(|image| image.geometry());
+        let geometry = geometry.ok_or_else(|| io::Error::other("a disk has an image"))?;
+        let features = features(geometry.access, disk.cache_type, disk.queues);
         let geometry = Arc::new(Mutex::new(geometry));
-        let metrics = Arc::new(BlkMetrics::default());
-        let (mailbox, inbox) = Mailbox::new()?;
-        let thread = spawn(disk, inbox, Arc::clone(&metrics), drain_ms_max)?;
-        let control = BlkControl {
-            geometry: Arc::clone(&geometry),
-            mailbox: mailbox.clone(),
-            metrics,
-        };
-        let device = Self {
+        let cache = Arc::new(WriteCache::new(disk.cache_type));
+        let limiter = Arc::new(SharedLimiter::new(&disk.rate_limiter, Instant::now()));
+        let mut device = Self {
             features,
-            geometry,
-            mailbox,
+            queue_sizes: vec![QUEUE_SIZE_MAX; usize::from(disk.queues)],
+            geometry: Arc::clone(&geometry),
+            cache: Arc::clone(&cache),
+            workers: Vec::new(),
             serving: false,
             drain_ms_max,
-            thread: Some(thread),
+        };
+        let mut metrics = Vec::new();
+        for (image, reactor) in disk.images.into_iter().zip(disk.reactors) {
+            let plan = WorkerPlan {
+                id: disk.id.clone(),
+                image,
+                reactor,
+                limits: [Some(Arc::clone(&limiter)), disk.group.clone()]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+                cache: Arc::clone(&cache),
+                metrics: Arc::default(),
+                drain_ms_max,
+            };
+            metrics.push(Arc::clone(&plan.metrics));
+            let number = device.workers.len();
+            device.workers.push(plan.spawn(number)?);
+        }
+        let control = BlkControl {
+            geometry,
+            mailboxes: device
+                .workers
+                .iter()
+                .map(|worker| worker.mailbox.clone())
+                .collect(),
+            metrics,
+            limiter,
         };
         Ok((device, control))
     }
-}
 
-/// Starts the worker and waits until it is ready.
-fn spawn(disk: Disk, inbox: Inbox, metrics: Arc<BlkMetrics>, drain_ms_max: u64) -> io::Result<Thread> {
-    let (ready, is_ready) = channel();
-    // A thread's name holds no NUL; what else is in an id is the configuration's concern.
-    let name: String = format!("io {}", disk.id).replace('\0', "");
-    let handle = thread::Builder::new().name(name).spawn(move || {
-        let worker = disk.reactor.enable().and_then(|io| {
-            let drive = Drive {
-                io,
-                serial: serial(&disk.id),
-                image: disk.image,
-                limiter: RateLimiter::new(&disk.rate_limiter, Instant::now()),
-                metrics,
-                complaints: Complaints::default(),
-            };
-            Worker::new(drive, inbox, drain_ms_max)
-        });
-        match worker {
-            Ok(worker) => {
-                // The maker of the device waits for this, and does not go away before.
-                let _ = ready.send(Ok(()));
-                worker.run();
-            }
-            Err(error) => {
-                let _ = ready.send(Err(error));
+    /// Lends each share to its worker.
+    fn hand_out(&self, shares: impl IntoIterator<Item = (usize, Share)>) -> Result<(), StartError> {
+        for (number, share) in shares {
+            let worker = self.workers.get(number).ok_or(StartError::WorkerGone)?;
+            worker
+                .mailbox
+                .post(Command::Serve(Box::new(share)))
+                .map_err(|_| StartError::WorkerGone)?;
+        }
+        Ok(())
+    }
+
+    /// Asks every worker for its share. Those that gave one back have it among the first; what stands in the way of
+    /// the others is the second.
+    fn take_back(&self) -> (Vec<(usize, Share)>, Option<StopError>) {
+        // All are asked before the first is waited for: they drain at the same time.
+        let answers: Vec<Result<StopAnswer, StopError>> = self
+            .workers
+            .iter()
+            .map(|worker| {
+                let (call, answer) = StopCall::new();
+                let posted = worker.mailbox.post(Command::Stop(call));
+                posted.map(|()| answer).map_err(|_| StopError::WorkerGone)
+            })
+            .collect();
+        let deadline = Instant::now() + Duration::from_millis(self.drain_ms_max + GRACE_MS);
+        let (mut shares, mut obstacle) = (Vec::new(), None);
+        for (number, answer) in answers.into_iter().enumerate() {
+            let limit = deadline.saturating_duration_since(Instant::now());
+            let reply = answer.and_then(|answer| {
+                // Without an answer the worker is inside a system call that does not return. When it does, one day,
+                // the disk serves on.
+                answer.wait(limit).unwrap_or(Err(StopError::Drain {
+                    in_flight: 1,
+                    limit_ms: self.drain_ms_max,
+                }))
+            });
+            match reply {
+                Ok(share) => shares.extend(share.map(|share| (number, *share))),
+                Err(error) => obstacle = Some(error),
             }
         }
-    })?;
-    is_ready.recv().map_err(io::Error::other)??;
-    Ok(Thread {
-        handle,
-        ended: is_ready,
-    })
+        (shares, obstacle)
+    }
+}
+
+/// Everything that a worker needs.
+struct WorkerPlan {
+    id: String,
+    image: Box<dyn Backend>,
+    reactor: PreparedReactor,
+    limits: Vec<Arc<SharedLimiter>>,
+    cache: Arc<WriteCache>,
+    metrics: Arc<BlkMetrics>,
+    drain_ms_max: u64,
+}
+
+impl WorkerPlan {
+    /// Starts the worker and waits until it is ready.
+    fn spawn(self, number: usize) -> io::Result<Thread> {
+        let (mailbox, inbox) = Mailbox::new()?;
+        let (ready, is_ready) = channel();
+        let suffix = if number == 0 {
+            String::new()
+        } else {
+            format!(".{number}")
+        };
+        // A thread's name holds no NUL; what else is in an id is the configuration's concern.
+        let name = format!("io {}{suffix}", self.id).replace('\0', "");
+        let handle = thread::Builder::new()
+            .name(name)
+            .spawn(move || match self.worker(inbox) {
+                Ok(worker) => {
+                    // The maker of the device waits for this, and does not go away before.
+                    let _ = ready.send(Ok(()));
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })?;
+        is_ready.recv().map_err(io::Error::other)??;
+        Ok(Thread {
+            mailbox,
+            handle,
+            ended: is_ready,
+        })
+    }
+
+    /// Binds the reactor to this thread, and makes the worker.
+    fn worker(self, inbox: Inbox) -> io::Result<Worker> {
+        let drive = Drive {
+            io: self.reactor.enable()?,
+            serial: serial(&self.id),
+            image: self.image,
+            limits: self.limits,
+            cache: self.cache,
+            metrics: self.metrics,
+            complaints: Complaints::default(),
+        };
+        Worker::new(drive, inbox, self.drain_ms_max)
+    }
 }
 
 /// The serial number that a guest sees: the id, cut or filled up with NULs.
@@ -125,11 +226,12 @@ impl VirtioDevice for Blk {
     }
 
     fn queue_sizes_max(&self) -> &[u16] {
-        &[QUEUE_SIZE_MAX]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset_bytes: u64, data: &mut [u8]) {
-        let space = space(&locked(&self.geometry));
+        let queues = u16::try_from(self.queue_sizes.len()).expect("QUEUES_MAX is small");
+        let space = space(&locked(&self.geometry), &self.cache, queues);
         let from = usize::try_from(offset_bytes)
             .ok()
             .and_then(|offset| space.get(offset..))
@@ -140,8 +242,16 @@ impl VirtioDevice for Blk {
         }
     }
 
-    /// Nothing in the space may be written: `writeback` is not offered.
-    fn write_config(&mut self, _offset_bytes: u64, _data: &[u8]) {}
+    /// Only `writeback` may be written, by itself: it is one byte wide (4.2.2.2).
+    fn write_config(&mut self, offset_bytes: u64, data: &[u8]) {
+        if let (WRITEBACK, [byte]) = (offset_bytes, data) {
+            self.cache.set_writeback(*byte & 1 != 0);
+        }
+    }
+
+    fn reset_config(&mut self) {
+        self.cache.reset();
+    }
 
     fn start(&mut self, session: Session) -> Result<(), StartError> {
         if self.serving {
@@ -150,9 +260,8 @@ impl VirtioDevice for Blk {
         if !matches!(session.queues.first(), Some(Some(_))) {
             return Err(StartError::QueueMissing(0));
         }
-        self.mailbox
-            .post(Command::Serve(Box::new(session)))
-            .map_err(|_| StartError::WorkerGone)?;
+        self.cache.agree(session.features);
+        self.hand_out(deal(session, self.workers.len()))?;
         self.serving = true;
         Ok(())
     }
@@ -161,22 +270,14 @@ impl VirtioDevice for Blk {
         if !self.serving {
             return Ok(None);
         }
-        let (call, answer) = StopCall::new();
-        self.mailbox
-            .post(Command::Stop(call))
-            .map_err(|_| StopError::WorkerGone)?;
-        match answer.wait(Duration::from_millis(self.drain_ms_max + GRACE_MS)) {
-            Some(Ok(session)) => {
-                self.serving = false;
-                Ok(session.map(|session| *session))
-            }
-            Some(Err(error)) => Err(error),
-            // The worker is inside a system call that does not return. When it does, one day, the disk serves on.
-            None => Err(StopError::Drain {
-                in_flight: 1,
-                limit_ms: self.drain_ms_max,
-            }),
+        let (shares, obstacle) = self.take_back();
+        if let Some(error) = obstacle {
+            // Some queues cannot stand still, so the others go on as well.
+            self.hand_out(shares).map_err(|_| StopError::WorkerGone)?;
+            return Err(error);
         }
+        self.serving = false;
+        Ok(collect(shares.into_iter().map(|(_, share)| share)))
     }
 }
 
@@ -185,119 +286,19 @@ const GRACE_MS: u64 = 1_000;
 
 impl Drop for Blk {
     fn drop(&mut self) {
-        let Some(Thread { handle, ended }) = self.thread.take() else {
-            return;
-        };
-        // A worker that has ended already needs no telling.
-        let _ = self.mailbox.post(Command::Retire);
-        let limit = Duration::from_millis(self.drain_ms_max + GRACE_MS);
-        if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(limit) {
-            log::error!("the worker of a disk does not end; it is left behind");
-            return;
+        for worker in &self.workers {
+            // A worker that has ended already needs no telling.
+            let _ = worker.mailbox.post(Command::Retire);
         }
-        // A worker that panicked has ended the process.
-        let _ = handle.join();
-    }
-}
-
-/// Changes a disk from outside its transport.
-#[derive(Clone)]
-pub struct BlkControl {
-    geometry: Arc<Mutex<Geometry>>,
-    mailbox: Mailbox,
-    metrics: Arc<BlkMetrics>,
-}
-
-/// Why a disk was not changed; it is as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The device is not stopped.
-    #[error("the disk is being served: stop the device before its image is replaced")]
-    Serving,
-    /// What the guest was told about access cannot change.
-    #[error("the new image must be opened for the same access as the old one")]
-    Access,
-    /// The reactor does not take the new image's files.
-    #[error("the new image cannot be used by the disk's worker")]
-    Register(#[source] io::Error),
-    /// The worker is busy.
-    #[error("the disk's worker did not answer within {REPLY_MS_MAX} ms")]
-    Late,
-    /// The worker thread is gone.
-    #[error("the disk's worker thread has ended")]
-    WorkerGone,
-}
-
-/// How long a command may take until it is answered.
-const REPLY_MS_MAX: u64 = 2_000;
-
-impl BlkControl {
-    /// Uses `image` from the next start on; the old one is closed. Only while the device is
-    /// stopped. The guest learns of a new capacity by a configuration interrupt, which the caller raises.
-    ///
-    /// # Errors
-    ///
-    /// The old image is then still in use, except after [`ControlError::Late`], when it may be either.
-    pub fn replace(&self, image: Box<dyn Backend>) -> Result<(), ControlError> {
-        let replaced = self.try_replace(image);
-        match &replaced {
-            Ok(()) => self.metrics.update_count.add(1),
-            Err(_) => self.metrics.update_fails.add(1),
-        }
-        replaced
-    }
-
-    fn try_replace(&self, image: Box<dyn Backend>) -> Result<(), ControlError> {
-        let geometry = image.geometry();
-        if geometry.access != self.access() {
-            return Err(ControlError::Access);
-        }
-        let (reply, answer) = channel();
-        self.mailbox
-            .post(Command::Replace(image, reply))
-            .map_err(|_| ControlError::WorkerGone)?;
-        match answer.recv_timeout(Duration::from_millis(REPLY_MS_MAX)) {
-            Ok(Ok(())) => {
-                *locked(&self.geometry) = geometry;
-                Ok(())
+        let deadline = Instant::now() + Duration::from_millis(self.drain_ms_max + GRACE_MS);
+        for Thread { handle, ended, .. } in self.workers.drain(..) {
+            let limit = deadline.saturating_duration_since(Instant::now());
+            if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(limit) {
+                log::error!("the worker of a disk does not end; it is left behind");
+                continue;
             }
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => Err(ControlError::Serving),
-            Ok(Err(error)) => Err(ControlError::Register(error)),
-            Err(RecvTimeoutError::Timeout) => Err(ControlError::Late),
-            Err(RecvTimeoutError::Disconnected) => Err(ControlError::WorkerGone),
+            // A worker that panicked has ended the process.
+            let _ = handle.join();
         }
     }
-
-    /// Changes the buckets that `config` names, also while the guest runs.
-    ///
-    /// # Errors
-    ///
-    /// When the worker is gone.
-    pub fn set_limiter(&self, config: RateLimiterConfig) -> Result<(), ControlError> {
-        self.mailbox
-            .post(Command::Limit(config))
-            .map_err(|_| ControlError::WorkerGone)?;
-        self.metrics.update_count.add(1);
-        Ok(())
-    }
-
-    /// The access for which the disk was opened.
-    pub fn access(&self) -> Access {
-        locked(&self.geometry).access
-    }
-
-    /// The shape of the image.
-    pub fn geometry(&self) -> Geometry {
-        *locked(&self.geometry)
-    }
-
-    /// What the disk counts.
-    pub fn metrics(&self) -> &Arc<BlkMetrics> {
-        &self.metrics
-    }
-}
-
-/// A geometry is replaced in one piece, so one that a panic left behind is whole.
-fn locked(geometry: &Mutex<Geometry>) -> MutexGuard<'_, Geometry> {
-    geometry.lock().unwrap_or_else(PoisonError::into_inner)
 }

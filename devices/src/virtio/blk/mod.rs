@@ -9,16 +9,22 @@
 //! The worker waits in its reactor alone: kicks, commands, timers and the ends of operations all
 //! arrive there. It owns the image; whoever wants something of it posts a command.
 
+mod cache;
 mod config;
+mod control;
 mod device;
 mod lane;
+mod mailbox;
 mod metrics;
+mod polling;
 mod request;
+mod share;
 mod space;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 pub use config::{CacheType, Disk, DriveConfig, DriveError, PartialDrive};
-pub use device::{Blk, BlkControl, ControlError};
+pub use control::{BlkControl, ControlError};
+pub use device::Blk;
 pub use metrics::{BlkMetrics, Counter, LatencyAggregate};

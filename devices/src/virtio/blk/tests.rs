@@ -31,7 +31,8 @@ use virtio_bindings::virtio_blk::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{CacheType, Disk, DriveConfig};
-use super::device::{Blk, ControlError};
+use super::control::ControlError;
+use super::device::Blk;
 use crate::virtio::conformance::{BUFFERS, Subject, conforms};
 use crate::virtio::device::{StartError, StopError, VirtioDevice};
 use crate::virtio::ring::{QueueState, Virtqueue};
@@ -47,7 +48,7 @@ fn what_the_guest_writes_is_in_the_image_and_is_read_back(engine: Engine) {
         rig.request(VIRTIO_BLK_T_IN, 3, &[0; 4096]),
         (OK, vec![0x5a; 4096])
     );
-    let metrics = rig.control.metrics();
+    let metrics = rig.metrics();
     assert_eq!(
         (metrics.write_bytes.count(), metrics.read_bytes.count()),
         (4096, 4096)
@@ -117,7 +118,7 @@ fn unknown_requests_and_flags_are_unsupported(engine: Engine) {
         rig.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &range(0, 8, 2)).0,
         UNSUPPORTED
     );
-    assert_eq!(rig.control.metrics().invalid_reqs_count.count(), 3);
+    assert_eq!(rig.metrics().invalid_reqs_count.count(), 3);
 }
 
 fn ranges_are_zeroed_and_discarded(engine: Engine) {
@@ -159,7 +160,7 @@ fn a_chain_that_is_no_request_comes_back_and_the_next_one_is_served(engine: Engi
         rig.kick();
         assert_eq!(rig.used(), (u32::from(head), 0));
     }
-    assert_eq!(rig.control.metrics().execute_fails.count(), 4);
+    assert_eq!(rig.metrics().execute_fails.count(), 4);
     assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[1; 512]).0, OK);
 }
 
@@ -168,13 +169,13 @@ fn a_broken_ring_is_given_up_and_the_device_still_stops(engine: Engine) {
     rig.driver.set_avail_index(QUEUE_SIZE + 1);
     rig.kick();
     let limit = Instant::now() + Duration::from_secs(10);
-    while rig.control.metrics().event_fails.count() == 0 {
+    while rig.metrics().event_fails.count() == 0 {
         assert!(Instant::now() < limit, "the ring is given up");
         thread::sleep(Duration::from_micros(50));
     }
     rig.line.read().unwrap();
     assert!(rig.device.stop().unwrap().is_some());
-    assert_eq!(rig.control.metrics().event_fails.count(), 1);
+    assert_eq!(rig.metrics().event_fails.count(), 1);
 }
 
 fn a_full_queue_is_answered_each_request_once(engine: Engine) {
@@ -191,10 +192,7 @@ fn a_full_queue_is_answered_each_request_once(engine: Engine) {
         assert!(rig.driver.take_used().is_none());
         assert!(offered.into_iter().all(|at| rig.status(at) == OK));
     }
-    assert_eq!(
-        rig.control.metrics().read_count.count(),
-        u64::from(per_round) * 20
-    );
+    assert_eq!(rig.metrics().read_count.count(), u64::from(per_round) * 20);
 }
 
 fn stop_gives_the_session_back_and_a_restored_ring_is_looked_at_without_a_kick(engine: Engine) {
@@ -258,7 +256,7 @@ fn an_image_is_replaced_only_while_the_device_is_stopped(engine: Engine) {
     let mut capacity = [0; 8];
     rig.device.read_config(0, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), 2 * IMAGE_BYTES / 512);
-    let metrics = rig.control.metrics();
+    let metrics = rig.metrics();
     assert_eq!(
         (metrics.update_count.count(), metrics.update_fails.count()),
         (1, 2)
@@ -289,7 +287,7 @@ fn a_limited_disk_keeps_its_rate_and_costs_no_cpu_while_it_waits(engine: Engine)
     }
     // One token to begin with, and three to wait for.
     assert!(start.elapsed() >= Duration::from_millis(300));
-    assert_eq!(rig.control.metrics().rate_limiter_throttled_events.count(), 3);
+    assert_eq!(rig.metrics().rate_limiter_throttled_events.count(), 3);
     let on_cpu = cpu_time(&format!("io {id}"));
     assert!(
         on_cpu < Duration::from_millis(30),
@@ -315,19 +313,19 @@ fn new_limits_count_at_once_and_a_stop_leaves_what_waits_for_tokens_in_the_ring(
     rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]);
     rig.offer(VIRTIO_BLK_T_IN, 0, &[0; 512]);
     rig.kick();
-    while rig.control.metrics().rate_limiter_throttled_events.count() == 0 {
+    while rig.metrics().rate_limiter_throttled_events.count() == 0 {
         thread::sleep(Duration::from_micros(50));
     }
-    rig.control.set_limiter(ops(1, 3_600_000)).unwrap();
+    rig.control.set_limiter(&ops(1, 3_600_000)).unwrap();
     rig.used();
     let held = rig.offer(VIRTIO_BLK_T_IN, 0, &[0; 512]);
     rig.kick();
-    while rig.control.metrics().rate_limiter_throttled_events.count() == 1 {
+    while rig.metrics().rate_limiter_throttled_events.count() == 1 {
         thread::sleep(Duration::from_micros(50));
     }
     let session = rig.device.stop().unwrap().unwrap();
     assert_eq!(session.queues[0].as_ref().unwrap().ring.in_flight(), 0);
-    rig.control.set_limiter(ops(0, 0)).unwrap();
+    rig.control.set_limiter(&ops(0, 0)).unwrap();
     rig.device.start(session).unwrap();
     rig.used();
     assert_eq!(rig.status(held), OK);
@@ -377,7 +375,7 @@ fn a_driver_that_kicks_only_when_asked_never_waits_for_ever(engine: Engine) {
             }
         }
     }
-    let kicks = rig.control.metrics().queue_event_count.count();
+    let kicks = rig.metrics().queue_event_count.count();
     assert!(
         kicks < u64::from(available),
         "{kicks} kicks for {available} requests"
@@ -446,10 +444,15 @@ fn a_stop_that_cannot_drain_says_so_and_the_disk_goes_on_serving() {
     };
     let disk = Disk {
         id: "pipe".to_owned(),
-        image: Box::new(Raw::new(File::from(std::os::fd::OwnedFd::from(reader)), geometry)),
-        reactor: PreparedReactor::new(Engine::Async, 16),
+        queues: 1,
+        images: vec![Box::new(Raw::new(
+            File::from(std::os::fd::OwnedFd::from(reader)),
+            geometry,
+        ))],
+        reactors: vec![PreparedReactor::new(Engine::Async, 16)],
         cache_type: CacheType::Unsafe,
         rate_limiter: RateLimiterConfig::default(),
+        group: None,
     };
     let mut rig = Rig::of(disk, image_file());
     let slow = rig.offer(VIRTIO_BLK_T_IN, 0, &[0; 512]);
@@ -513,8 +516,8 @@ fn a_disk_serves_on_when_a_system_call_returns_after_its_stop_was_given_up() {
     let file = image_file();
     let mut disk = drive(&file, Engine::Sync).open().unwrap();
     let (let_go, held) = channel();
-    let geometry = disk.image.geometry();
-    disk.image = Box::new(Stuck {
+    let geometry = disk.images[0].geometry();
+    disk.images[0] = Box::new(Stuck {
         image: Raw::new(file.reopen().unwrap(), geometry),
         let_go: held,
     });

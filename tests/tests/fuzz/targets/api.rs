@@ -81,6 +81,8 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         Verb::PutBootSource(source) => config.set_boot_source(source)?,
         Verb::PutDrive(drive) => config.insert_drive(drive)?,
         Verb::PatchDrive(patch) => config.patch_drive(&patch)?,
+        Verb::PutRateLimiterGroup(group) => config.insert_group(group)?,
+        Verb::PatchRateLimiterGroup(patch) => config.patch_group(&patch)?,
         Verb::PutEntropy(entropy) => config.set_entropy(entropy),
         Verb::PutSerial(serial) => config.set_serial(serial),
         Verb::PutLogger(logger) => config.set_logger(logger),

@@ -12,7 +12,9 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::config::{CacheType, Disk, DriveConfig};
-use super::super::device::{Blk, BlkControl};
+use super::super::control::BlkControl;
+use super::super::device::Blk;
+use super::super::metrics::BlkMetrics;
 use super::super::request::Status;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session, VirtioDevice};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, Virtqueue};
@@ -138,6 +140,11 @@ impl Rig {
         };
         self.driver.offer_chain(&pieces);
         at
+    }
+
+    /// What the first worker counts.
+    pub(super) fn metrics(&self) -> &BlkMetrics {
+        &self.control.metrics()[0]
     }
 
     pub(super) fn kick(&self) {

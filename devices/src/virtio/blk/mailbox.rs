@@ -1,0 +1,146 @@
+//! The way to a worker: commands, a nudge that ends its wait, and a stop that may be given up.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use coracle_storage::backend::Backend;
+use coracle_storage::request::Failure;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::share::Share;
+use crate::virtio::device::StopError;
+
+/// What may be asked of a worker.
+pub(super) enum Command {
+    /// Serve the queues of this share from now on.
+    Serve(Box<Share>),
+    /// Quiesce and give the share back.
+    Stop(StopCall),
+    /// Use another image, and give the old one back; only while nothing is served.
+    Replace(Box<dyn Backend>, Sender<io::Result<Box<dyn Backend>>>),
+    /// Make the image so many bytes long.
+    Grow(u64, Sender<Result<(), Failure>>),
+    /// Let what waits for tokens go: the limits have changed.
+    Reconsider,
+    /// Quiesce and end the thread.
+    Retire,
+}
+
+/// The share, `None` if nothing was served; or why it could not be given back.
+pub(super) type StopReply = Result<Option<Box<Share>>, StopError>;
+
+/// The worker's end of a wish to stop.
+pub(super) struct StopCall {
+    reply: Sender<StopReply>,
+    is_awaited: Arc<Mutex<bool>>,
+}
+
+/// The other end: where the answer is waited for.
+pub(super) struct StopAnswer {
+    reply: Receiver<StopReply>,
+    is_awaited: Arc<Mutex<bool>>,
+}
+
+impl StopCall {
+    /// Both ends.
+    pub(super) fn new() -> (Self, StopAnswer) {
+        let (sender, receiver) = channel();
+        let is_awaited = Arc::new(Mutex::new(true));
+        let call = Self {
+            reply: sender,
+            is_awaited: Arc::clone(&is_awaited),
+        };
+        let answer = StopAnswer {
+            reply: receiver,
+            is_awaited,
+        };
+        (call, answer)
+    }
+
+    /// Answers, or gives the answer back: whoever asked has given up.
+    pub(super) fn answer(&self, answer: StopReply) -> Result<(), StopReply> {
+        // Held over the send: an answer is either taken or comes back, a share is never lost between.
+        let is_awaited = locked(&self.is_awaited);
+        if !*is_awaited {
+            return Err(answer);
+        }
+        self.reply.send(answer).map_err(|unsent| unsent.0)
+    }
+}
+
+impl StopAnswer {
+    /// The answer, or `None` after `limit`: the worker then goes on serving, whenever it hears of it.
+    pub(super) fn wait(&self, limit: Duration) -> Option<StopReply> {
+        match self.reply.recv_timeout(limit) {
+            Ok(answer) => Some(answer),
+            Err(RecvTimeoutError::Disconnected) => Some(Err(StopError::WorkerGone)),
+            Err(RecvTimeoutError::Timeout) => {
+                let mut is_awaited = locked(&self.is_awaited);
+                *is_awaited = false;
+                // It may have come just now.
+                self.reply.try_recv().ok()
+            }
+        }
+    }
+}
+
+fn locked(flag: &Mutex<bool>) -> MutexGuard<'_, bool> {
+    flag.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The sending end.
+#[derive(Clone)]
+pub(super) struct Mailbox {
+    commands: Sender<Command>,
+    bell: Arc<EventFd>,
+}
+
+/// The worker's end.
+pub(super) struct Inbox {
+    commands: Receiver<Command>,
+    bell: Arc<EventFd>,
+}
+
+/// The thread of the worker has ended.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+impl Mailbox {
+    /// Both ends.
+    pub(super) fn new() -> io::Result<(Self, Inbox)> {
+        let (sender, receiver) = channel();
+        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let inbox = Inbox {
+            commands: receiver,
+            bell: Arc::clone(&bell),
+        };
+        Ok((
+            Self {
+                commands: sender,
+                bell,
+            },
+            inbox,
+        ))
+    }
+
+    /// Sends a command; the worker will see it, unless it is gone.
+    pub(super) fn post(&self, command: Command) -> Result<(), Gone> {
+        self.commands.send(command).map_err(|_| Gone)?;
+        self.bell.write(1).map_err(|_| Gone)
+    }
+}
+
+impl Inbox {
+    /// The next command, if there is one.
+    pub(super) fn take(&self) -> Option<Command> {
+        self.commands.try_recv().ok()
+    }
+
+    /// The eventfd that is written after each command.
+    pub(super) fn bell(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+}

@@ -1,6 +1,6 @@
 //! Who takes part in the disk benchmark: a monitor, its I/O engine, and the shape that its disk has.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -134,6 +134,8 @@ impl Contender {
         image: &Path,
         engine: Engine,
     ) -> Outcome<Monitor> {
+        // Each run begins with nothing written; one that was broken off may have left its overlay.
+        let _ = std::fs::remove_file(overlay_beside(image));
         let machine = Machine::unikernel(environment, words)
             .vcpus(self.queues())
             .drive(self.drive(image, engine));
@@ -157,7 +159,7 @@ impl Contender {
         let shape = match self.disk {
             Disk::Raw => vec![("path_on_host", json!(image))],
             Disk::TwoQueues => vec![("path_on_host", json!(image)), ("num_queues", json!(2))],
-            Disk::OverlayFile => vec![overlay(json!(image.with_extension("overlay")))],
+            Disk::OverlayFile => vec![overlay(json!(overlay_beside(image)))],
             Disk::OverlayMemory => vec![overlay(json!("memory"))],
         };
         if let Some(fields) = drive.as_object_mut() {
@@ -165,6 +167,10 @@ impl Contender {
         }
         drive
     }
+}
+
+fn overlay_beside(image: &Path) -> PathBuf {
+    image.with_extension("overlay")
 }
 
 #[cfg(test)]

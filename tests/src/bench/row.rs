@@ -20,6 +20,15 @@ pub struct Row {
     pub targets: Vec<Target>,
 }
 
+impl Row {
+    /// Whether a contender takes part only to compare others with: alone it says nothing here.
+    pub fn is_yardstick(&self, contender: &Contender) -> bool {
+        self.targets
+            .iter()
+            .all(|target| target.against.names == [contender.name])
+    }
+}
+
 /// The ways in which the guest waits for the disk.
 const WAITS: [&str; 2] = ["poll", "irq"];
 
@@ -112,6 +121,18 @@ fn coracle(figure: Figure, against: Against, multiple: f64) -> Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_yardstick_alone_is_not_worth_a_row() {
+        let yardsticks = |start: &str| -> Vec<&str> {
+            let row = rows("disk").into_iter().find(|row| row.name.starts_with(start));
+            let row = row.expect("there is such a row");
+            let names = row.field.iter().filter(|contender| row.is_yardstick(contender));
+            names.map(|contender| contender.name).collect()
+        };
+        assert_eq!(yardsticks("randread-4k-qd32"), [""; 0]);
+        assert_eq!(yardsticks("overlay-randwrite"), ["coracle-async"]);
+    }
 
     #[test]
     fn every_target_is_one_of_a_contender_in_its_row_and_against_another() {

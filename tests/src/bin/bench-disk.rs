@@ -35,6 +35,8 @@ fn run() -> Outcome {
         environment,
         plan,
         rows: vec![],
+        targets_met: 0,
+        targets_missed: vec![],
         failures: vec![],
     };
     let disk = std::env::var_os("DISK").map_or_else(bench::directory, |path| Ok(PathBuf::from(path)))?;
@@ -77,8 +79,8 @@ impl Plan {
     }
 
     fn wants(&self, row: &Row) -> bool {
-        self.work.iter().all(|word| row.name.contains(word))
-            && row.field.iter().any(|contender| self.admits(contender))
+        let is_about = |contender: &Contender| self.admits(contender) && !row.is_yardstick(contender);
+        self.work.iter().all(|word| row.name.contains(word)) && row.field.iter().any(is_about)
     }
 
     fn admits(&self, contender: &Contender) -> bool {
@@ -103,6 +105,9 @@ struct Bench {
     plan: Plan,
     /// The finished rows, for the results.
     rows: Vec<Value>,
+    targets_met: usize,
+    /// What was not reached, in words.
+    targets_missed: Vec<String>,
     /// Who could not be measured, and why.
     failures: Vec<String>,
 }
@@ -135,9 +140,28 @@ impl Bench {
             });
             image.settle()?;
         }
-        print_row(row, &field);
+        print_row(&field);
+        self.judge(row, &field);
         self.rows.push(report_row(row, &field));
         self.keep()
+    }
+
+    fn judge(&mut self, row: &Row, field: &[(&Contender, Results)]) {
+        for target in &row.targets {
+            let text = target.text();
+            let Some(verdict) = target.judge(named(field)) else {
+                println!("  {text}: not measured");
+                continue;
+            };
+            if verdict.is_met {
+                println!("  {text}: {:.2}x, met", verdict.reached);
+                self.targets_met += 1;
+            } else {
+                println!("  {text}: {:.2}x, NOT MET", verdict.reached);
+                self.targets_missed
+                    .push(format!("{}: {text}: {:.2}x", row.name, verdict.reached));
+            }
+        }
     }
 
     /// After each row: whoever breaks a long run off has what there is.
@@ -151,6 +175,14 @@ impl Bench {
 
     fn finish(self) -> Outcome {
         ensure!(!self.rows.is_empty(), "no row and contender match WORK and ONLY");
+        println!(
+            "\ntargets: {} met, {} not met",
+            self.targets_met,
+            self.targets_missed.len()
+        );
+        for missed in &self.targets_missed {
+            println!("  {missed}");
+        }
         ensure!(
             self.failures.is_empty(),
             "could not measure\n{}",
@@ -182,11 +214,11 @@ fn named<'a>(field: &'a [(&Contender, Results)]) -> impl Iterator<Item = (&'a st
     field.iter().map(|(contender, results)| (contender.name, results))
 }
 
-/// Medians with their noise, then what became of the targets.
-fn print_row(row: &Row, field: &[(&Contender, Results)]) {
+/// Medians with their noise.
+fn print_row(field: &[(&Contender, Results)]) {
     let head: String = FIGURES
         .iter()
-        .map(|figure| format!("{:>18}", figure.title()))
+        .map(|figure| format!("{:>16}", figure.title()))
         .collect();
     println!("  {:<24}{head}", "");
     for (contender, results) in field {
@@ -194,17 +226,9 @@ fn print_row(row: &Row, field: &[(&Contender, Results)]) {
             .iter()
             .map(|(figure, series)| {
                 let median = format!("{:.*}", figure.decimals(), series.median());
-                format!("{:>18}", format!("{median} ±{:.0}%", series.spread_percent()))
+                format!("{:>16}", format!("{median} ±{:.0}%", series.spread_percent()))
             })
             .collect();
         println!("  {:<24}{cells}", contender.name);
-    }
-    for target in &row.targets {
-        let verdict = target.judge(named(field));
-        let text = verdict.map_or("not measured".to_owned(), |verdict| {
-            let met = if verdict.is_met { "met" } else { "NOT MET" };
-            format!("{:.2}x, {met}", verdict.reached)
-        });
-        println!("  {}: {text}", target.text());
     }
 }

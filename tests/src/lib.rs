@@ -6,7 +6,7 @@
 //! `CORACLE_CLIENT_PYTHON` (an interpreter with the pinned Firecracker client), `FIRECRACKER` (its
 //! binary, to compare with; optional) and `SEED` (to replay a sample; optional).
 //!
-//! The benchmarks stand on it too; what they alone need is in [`bench`].
+//! The benchmarks stand on it too; what they alone need is in [`mod@bench`].
 
 pub mod bench;
 pub mod case;

@@ -13,6 +13,8 @@ pub const MIB: u64 = 1024;
 /// The seed of its content.
 const SEED: u64 = 1;
 
+/// How much is written and read at a time. It shows: ext4 keeps what was written together in large folios, in which
+/// a small write costs several times as much as in small ones.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// An image in a file, which goes with it.

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration soak fuzz check check-deny bench bench-start record-api clean \
+.PHONY: help run test test-unit test-integration soak fuzz check check-deny bench bench-start bench-disk record-api clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -31,6 +31,7 @@ help: ## Show this list
 	@echo "  TESTS=name    run only the integration tests, or soak rows, whose name contains it"
 	@echo "  SEED=n    replay a seeded sample"
 	@echo "  FUZZ_TARGET=name FUZZ_SECONDS=n    fuzz this target only, and for so long"
+	@echo "  RUNS=n MS=n WORK=words ONLY=words DISK=directory    how often, how long, what, whom and where bench-disk measures"
 	@echo "  FIRECRACKER=path-of-its-binary    compare with it, where a test or a benchmark can"
 
 run: monitor linux ## Build everything and boot Linux from a disk; ends with the guest's own exit status
@@ -71,11 +72,15 @@ check: ## Formatting, lints, documentation, licences and duplicate versions, the
 	cargo test -p coracle-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; fi
 
-bench: bench-start ## Run every benchmark; the results are JSON in target/bench/
+bench: bench-start bench-disk ## Run every benchmark; the results are JSON in target/bench/
 
 bench-start: monitor unikernel ## Start-up time, memory and size beside QEMU, and beside Firecracker if FIRECRACKER is set
 	tests/tools/need qemu-system-x86_64
 	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-start
+
+bench-disk: monitor unikernel ## Disks beside QEMU, and beside Firecracker if FIRECRACKER is set: speed, latency, host CPU (20 minutes)
+	tests/tools/need qemu-system-x86_64
+	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-disk
 
 record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
 	cargo run -p coracle-tests --bin record-api

@@ -42,8 +42,7 @@ impl Machine {
 
     /// The unikernel guest, which does the words of its command line in order.
     pub fn unikernel(environment: &Environment, words: &str) -> Self {
-        let khz = tsc_khz().map(|khz| format!(" tsc_khz={khz}")).unwrap_or_default();
-        Self::new(&environment.unikernel, &format!("{words}{khz}"))
+        Self::new(&environment.unikernel, &unikernel_words(words))
     }
 
     /// With an initial RAM disk.
@@ -257,8 +256,13 @@ pub fn blank_image(path: &Path, mib: u64) -> Outcome {
     Ok(std::fs::File::create(path)?.set_len(mib << 20)?)
 }
 
+/// The unikernel guest's command line: the words, and what it cannot find out by itself.
+pub fn unikernel_words(words: &str) -> String {
+    tsc_khz().map_or_else(|| words.to_owned(), |khz| format!("{words} tsc_khz={khz}"))
+}
+
 /// The frequency of the TSC, where the guest cannot read it from CPUID.
-pub fn tsc_khz() -> Option<u64> {
+fn tsc_khz() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let mhz = info.lines().find_map(|line| {
         line.strip_prefix("cpu MHz")?

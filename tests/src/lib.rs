@@ -5,7 +5,10 @@
 //! under test), `CORACLE_UNIKERNEL` (an ELF file), `CORACLE_LINUX` (a directory with a `manifest.json`),
 //! `CORACLE_CLIENT_PYTHON` (an interpreter with the pinned Firecracker client), `FIRECRACKER` (its
 //! binary, to compare with; optional) and `SEED` (to replay a sample; optional).
+//!
+//! The benchmarks stand on it too; what they alone need is in [`mod@bench`].
 
+pub mod bench;
 pub mod case;
 pub mod console;
 pub mod environment;

@@ -29,6 +29,7 @@ pub struct Launch {
     arguments: Vec<String>,
     directory: tempfile::TempDir,
     has_socket: bool,
+    has_log: bool,
 }
 
 /// A running monitor. Dropping it kills the process and removes its directory.
@@ -82,6 +83,19 @@ impl Launch {
             arguments: vec![],
             directory,
             has_socket: true,
+            has_log: true,
+        })
+    }
+
+    /// Any other program, which gets the arguments it is given and no more.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be made.
+    pub fn bare(program: &Path) -> Outcome<Self> {
+        Ok(Self {
+            has_log: false,
+            ..Self::of(program)?.without_socket()
         })
     }
 
@@ -156,12 +170,14 @@ impl Launch {
         if self.has_socket {
             words.extend(["--api-sock".to_owned(), socket.display().to_string()]);
         }
-        // The log has a file of its own, so that it does not come between the letters of the guest.
-        let log = self.directory().join("test-log");
-        std::fs::write(&log, "")?;
-        // Whoever the monitor runs as.
-        std::fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
-        words.extend(["--log-path".to_owned(), log.display().to_string()]);
+        if self.has_log {
+            // The log has a file of its own, so that it does not come between the letters of the guest.
+            let log = self.directory().join("test-log");
+            std::fs::write(&log, "")?;
+            // Whoever the monitor runs as.
+            std::fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+            words.extend(["--log-path".to_owned(), log.display().to_string()]);
+        }
         words.extend(self.arguments);
         let (program, arguments) = words.split_first().ok_or("there is a program")?;
         let mut child = Command::new(program)

@@ -21,6 +21,19 @@ pub struct Holdings {
     pub resident_kib: u64,
 }
 
+/// What one thread has used of the processors so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadTime {
+    /// The thread's number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Time on a processor, exact to the nanosecond: the scheduler's figure.
+    pub total: Duration,
+    /// The part of it inside the kernel, exact to a clock tick.
+    pub system: Duration,
+}
+
 /// How far apart two looks at a process are that must agree.
 const SETTLE_PERIOD: Duration = Duration::from_millis(50);
 /// How long a process may take to come to rest.
@@ -123,6 +136,16 @@ impl Process {
         ))
     }
 
+    /// What each thread has used so far. Threads that end meanwhile are left out.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn thread_times(self) -> Outcome<Vec<ThreadTime>> {
+        let tasks = fs::read_dir(self.path("task"))?;
+        Ok(tasks.filter_map(|task| thread_time(&task.ok()?.path())).collect())
+    }
+
     /// A line of /proc/PID/status that is a number of KiB.
     ///
     /// # Errors
@@ -210,6 +233,23 @@ pub fn sockets_with(text: &str) -> Outcome<usize> {
         .lines()
         .filter(|line| line.contains(text))
         .count())
+}
+
+/// What the thread with this directory in /proc has used, if it is there.
+fn thread_time(task: &Path) -> Option<ThreadTime> {
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    let schedule = fs::read_to_string(task.join("schedstat")).ok()?;
+    // The name in parentheses may contain anything; the numbers begin behind it with field 3.
+    let (head, numbers) = stat.rsplit_once(')')?;
+    let (id, name) = head.split_once(" (")?;
+    let system_ticks: u64 = numbers.split_whitespace().nth(15 - 3)?.parse().ok()?;
+    let total_ns = schedule.split_whitespace().next()?.parse().ok()?;
+    Some(ThreadTime {
+        id: id.parse().ok()?,
+        name: name.to_owned(),
+        total: Duration::from_nanos(total_ns),
+        system: Duration::from_millis(system_ticks * 1000 / rustix::param::clock_ticks_per_second()),
+    })
 }
 
 /// The range at the start of a line of maps.

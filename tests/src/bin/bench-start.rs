@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use coracle_tests::guest::tsc_khz;
+use coracle_tests::bench::series::Series;
+use coracle_tests::bench::{self, qemu};
+use coracle_tests::guest::unikernel_words;
 use coracle_tests::{Outcome, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
@@ -44,7 +46,7 @@ fn run() -> Outcome {
         None => println!("FIRECRACKER is not set: without it there is no peer for the API's figures."),
     }
     let mut figures: Vec<Figure> = programs.iter().map(|_| Figure::default()).collect();
-    let mut qemu = Vec::new();
+    let mut qemu = Series::default();
     for round in 0..RUNS {
         println!("round {} of {RUNS}", round + 1);
         for (program, figure) in programs.iter().zip(&mut figures) {
@@ -57,7 +59,7 @@ fn run() -> Outcome {
         ("memory_mib".to_owned(), json!(MEMORY_MIB)),
         (
             "qemu-microvm".to_owned(),
-            json!({ "exec_to_first_byte_ms": median(&qemu) }),
+            json!({ "exec_to_first_byte_ms": qemu.median() }),
         ),
     ]);
     for (program, figure) in programs.iter().zip(&figures) {
@@ -65,11 +67,7 @@ fn run() -> Outcome {
     }
     let report = Value::Object(report);
     print_table(&report);
-    let directory =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    std::fs::create_dir_all(directory.join("bench"))?;
-    std::fs::write(directory.join("bench/start.json"), format!("{report:#}\n"))?;
-    Ok(())
+    bench::keep("start", &report)
 }
 
 fn variable(name: &str) -> Outcome<PathBuf> {
@@ -87,11 +85,11 @@ struct Program {
 /// What is measured of one program, one entry a run.
 #[derive(Default)]
 struct Figure {
-    api_wall_ms: Vec<f64>,
-    api_cpu_ms: Vec<f64>,
-    start_to_first_byte_ms: Vec<f64>,
-    exec_to_first_byte_ms: Vec<f64>,
-    resident_kib: Vec<f64>,
+    api_wall_ms: Series,
+    api_cpu_ms: Series,
+    start_to_first_byte_ms: Series,
+    exec_to_first_byte_ms: Series,
+    resident_kib: Series,
 }
 
 impl Figure {
@@ -123,11 +121,11 @@ impl Figure {
 
     fn report(&self, program: &Program) -> Outcome<Value> {
         Ok(json!({
-            "exec_to_api_wall_ms": median(&self.api_wall_ms),
-            "exec_to_api_cpu_ms": median(&self.api_cpu_ms),
-            "instance_start_to_first_byte_ms": median(&self.start_to_first_byte_ms),
-            "exec_to_first_byte_ms": median(&self.exec_to_first_byte_ms),
-            "resident_beyond_guest_kib": median(&self.resident_kib),
+            "exec_to_api_wall_ms": self.api_wall_ms.median(),
+            "exec_to_api_cpu_ms": self.api_cpu_ms.median(),
+            "instance_start_to_first_byte_ms": self.start_to_first_byte_ms.median(),
+            "exec_to_first_byte_ms": self.exec_to_first_byte_ms.median(),
+            "resident_beyond_guest_kib": self.resident_kib.median(),
             "binary_kib": std::fs::metadata(&program.path)?.len() >> 10,
         }))
     }
@@ -136,14 +134,10 @@ impl Figure {
 /// The machine of the runs without an API.
 fn config_of(guest: &Path) -> Value {
     json!({
-        "boot-source": { "kernel_image_path": guest, "boot_args": boot_args("do=hello do=spin:seconds=forever") },
+        "boot-source": { "kernel_image_path": guest, "boot_args": unikernel_words("do=hello do=spin:seconds=forever") },
         "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
         "drives": [],
     })
-}
-
-fn boot_args(words: &str) -> String {
-    tsc_khz().map_or_else(|| words.to_owned(), |khz| format!("{words} tsc_khz={khz}"))
 }
 
 /// A running monitor; killed and reaped when dropped.
@@ -189,7 +183,7 @@ impl Monitor {
     }
 
     fn configure(&mut self, guest: &Path, words: &str) -> Outcome {
-        let boot = json!({ "kernel_image_path": guest, "boot_args": boot_args(words) });
+        let boot = json!({ "kernel_image_path": guest, "boot_args": unikernel_words(words) });
         self.request("PUT", "/boot-source", Some(&boot))?;
         let machine = json!({ "vcpu_count": 1, "mem_size_mib": MEMORY_MIB });
         self.request("PUT", "/machine-config", Some(&machine))
@@ -281,28 +275,11 @@ impl Drop for Monitor {
     }
 }
 
-/// QEMU sets an MSR by that name on start, which hosts that emulate KVM refuse; the guest has no use for it.
 fn qemu_first_byte(guest: &Path) -> Outcome<f64> {
     let begun = Instant::now();
-    let child = Command::new("qemu-system-x86_64")
-        .args([
-            "-M",
-            "microvm,x-option-roms=off,pit=off,pic=off,rtc=off",
-            "-enable-kvm",
-            "-cpu",
-            "host,-arch-capabilities",
-        ])
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-nographic",
-            "-no-reboot",
-            "-serial",
-            "stdio",
-        ])
-        .args(["-m", &format!("{MEMORY_MIB}M"), "-kernel"])
-        .arg(guest)
-        .args(["-append", &boot_args("do=hello do=spin:seconds=forever")])
+    let words = unikernel_words("do=hello do=spin:seconds=forever");
+    let child = Command::new(qemu::PROGRAM)
+        .args(qemu::microvm(MEMORY_MIB, guest, &words))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -318,12 +295,6 @@ fn qemu_first_byte(guest: &Path) -> Outcome<f64> {
 
 fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn print_table(report: &Value) {

@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::reactor::{
-    Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
-};
+use crate::reactor::{Event, FILES_MAX, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake};
 use crate::request::Durability;
 
 /// A reactor without a ring: [`Reactor::wait`] carries out what was submitted, in order, then polls.
@@ -128,18 +126,9 @@ impl Plain {
 }
 
 /// Carries `op` out; a count or a negative errno, as io_uring would answer.
-fn run(op: KernelOp, files: &[RawFd]) -> i32 {
-    let fd_of = |slot: FileSlot| {
-        usize::try_from(slot.0)
-            .ok()
-            .and_then(|slot| files.get(slot))
-            .copied()
-    };
-    let (KernelOp::Read { file, .. }
-    | KernelOp::Write { file, .. }
-    | KernelOp::SyncData { file }
-    | KernelOp::Allocate { file, .. }) = op;
-    let Some(fd) = fd_of(file) else {
+pub(crate) fn run(op: KernelOp, files: &[RawFd]) -> i32 {
+    let slot = usize::try_from(op.file().0).ok();
+    let Some(fd) = slot.and_then(|slot| files.get(slot)).copied() else {
         return -libc::EBADF;
     };
     match op {

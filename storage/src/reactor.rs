@@ -2,6 +2,7 @@
 //!
 //! Two reactors exist: io_uring ([`crate::ring`]) and, where the host refuses io_uring, plain
 //! system calls ([`crate::plain`]). A seeded simulator is the third.
+#![expect(unsafe_code, reason = "operations carry the address of their segments")]
 
 use std::io;
 use std::os::fd::RawFd;
@@ -61,6 +62,38 @@ pub enum KernelOp {
         /// How much.
         len_bytes: u64,
     },
+}
+
+impl KernelOp {
+    /// The file that the operation is on.
+    pub fn file(&self) -> FileSlot {
+        let (Self::Read { file, .. }
+        | Self::Write { file, .. }
+        | Self::SyncData { file }
+        | Self::Allocate { file, .. }) = *self;
+        file
+    }
+
+    /// How many bytes a read or a write asks for; zero for other operations.
+    pub fn transfer_bytes(&self) -> u64 {
+        let (Self::Read {
+            segments,
+            segment_count,
+            ..
+        }
+        | Self::Write {
+            segments,
+            segment_count,
+            ..
+        }) = *self
+        else {
+            return 0;
+        };
+        let count = usize::try_from(segment_count).expect("this is a 64-bit monitor");
+        // SAFETY: whoever made the operation keeps its segments in place until it ends.
+        let segments = unsafe { std::slice::from_raw_parts(segments, count) };
+        segments.iter().map(|segment| segment.len_bytes() as u64).sum()
+    }
 }
 
 /// The end of one [`KernelOp`].

@@ -5,6 +5,7 @@
 //! its completions only when that thread enters it (DEFER_TASKRUN): no interprocessor interrupts.
 #![expect(unsafe_code, reason = "entries of the submission queue carry addresses")]
 
+mod inline;
 #[cfg(test)]
 mod tests;
 mod unavailable;
@@ -22,6 +23,7 @@ use crate::reactor::{
     Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
 };
 use crate::request::{Durability, Segment};
+use inline::Inline;
 pub use unavailable::Unavailable;
 
 /// A ring that is set up and restricted, but not yet bound to a thread: the thread that will use
@@ -64,6 +66,8 @@ impl PreparedRing {
             ring: self.ring,
             ops_max: self.ops_max,
             ops_in_flight: 0,
+            inline: Inline::default(),
+            done: Vec::new(),
             watches: [const { WatchSlot::EMPTY }; WATCHES_MAX],
             deadline: None,
         })
@@ -112,6 +116,9 @@ pub struct Ring {
     ring: IoUring,
     ops_max: u32,
     ops_in_flight: u32,
+    inline: Inline,
+    /// The ends of operations that bypassed the ring.
+    done: Vec<Event>,
     watches: [WatchSlot; WATCHES_MAX],
     deadline: Option<Instant>,
 }
@@ -145,6 +152,10 @@ impl Submit for Ring {
             token.0 & WATCH == 0,
             "the top bit of a token belongs to the reactor"
         );
+        if let Some(result) = self.inline.run(&op) {
+            self.done.push(Event { token, result });
+            return Ok(());
+        }
         if self.ops_in_flight == self.ops_max {
             return Err(Full);
         }
@@ -167,7 +178,9 @@ impl Reactor for Ring {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         };
         used.copy_from_slice(files);
-        self.ring.submitter().register_files_update(0, &slots).map(drop)
+        self.ring.submitter().register_files_update(0, &slots)?;
+        self.inline = Inline::new(files);
+        Ok(())
     }
 
     fn watch(&mut self, eventfd: RawFd, token: Token) -> io::Result<()> {
@@ -207,6 +220,12 @@ impl Reactor for Ring {
     }
 
     fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> io::Result<()> {
+        let patience = if self.done.is_empty() {
+            patience
+        } else {
+            Patience::None
+        };
+        wakes.extend(self.done.drain(..).map(Wake::Done));
         self.enter(patience)?;
         if self.collect(wakes)? {
             self.arm_lapsed()?;

@@ -1,0 +1,139 @@
+//! Operations that are carried out at once instead of by the ring.
+//!
+//! The ring tries each operation without waiting, and hands what may have to wait to a kernel worker. Two kinds of
+//! file never let it try: files in memory (tmpfs, ramfs, a memfd) don't say that they never wait, and ext4 takes no
+//! buffered write without leave to wait. There every operation went to a worker and back, two context switches
+//! for the copy of a page; a plain system call does the same in half the time. Large transfers still go to the
+//! workers, which copy on another processor, and so do writes while the file system makes writers wait: one that took
+//! long sends the next ones to the workers.
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use crate::plain;
+use crate::reactor::{FILES_MAX, FileSlot, KernelOp};
+use crate::request::Durability;
+
+/// The longest transfer that is carried out at once, in bytes: beyond it, a copy costs more than a change of threads.
+const TRANSFER_BYTES_MAX: u64 = 32 * 1024;
+/// A write that took longer has waited for the medium: the file system holds back those who dirty pages too fast.
+const QUICK_MAX: Duration = Duration::from_micros(250);
+/// Writes that go to the workers after one that was not quick.
+const PENANCE: u32 = 256;
+
+/// What is known of a registered file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kind {
+    /// The ring knows best.
+    #[default]
+    Ring,
+    /// It lies in memory.
+    Memory,
+    /// Its buffered writes are never tried without waiting.
+    WaitingWrites,
+}
+
+/// Which operations bypass the ring.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Inline {
+    files: Vec<RawFd>,
+    kinds: [Kind; FILES_MAX],
+    /// Writes that still go to the workers.
+    penance: u32,
+}
+
+impl Inline {
+    /// Looks at the file system of each descriptor. The caller keeps them open.
+    pub(super) fn new(files: &[RawFd]) -> Self {
+        let mut kinds = [Kind::default(); FILES_MAX];
+        for (kind, fd) in kinds.iter_mut().zip(files) {
+            *kind = kind_of(*fd);
+        }
+        Self {
+            files: files.to_vec(),
+            kinds,
+            penance: 0,
+        }
+    }
+
+    /// Carries `op` out if it is one of those; the result is that of the system call, as in an event.
+    #[inline]
+    pub(super) fn run(&mut self, op: &KernelOp) -> Option<i32> {
+        match (op, self.kind(op.file())) {
+            (_, Kind::Ring) => None,
+            (KernelOp::Read { .. } | KernelOp::Write { .. }, Kind::Memory) => self.if_short(op),
+            // There is nothing to write back.
+            (KernelOp::SyncData { .. }, Kind::Memory) => Some(plain::run(*op, &self.files)),
+            (
+                KernelOp::Write {
+                    durability: Durability::Cached,
+                    ..
+                },
+                Kind::WaitingWrites,
+            ) => self.if_quick(op),
+            // A long range takes its time, a flush waits for the medium, and cached reads never wait.
+            _ => None,
+        }
+    }
+
+    fn kind(&self, file: FileSlot) -> Kind {
+        let slot = usize::try_from(file.0).ok();
+        slot.and_then(|slot| self.kinds.get(slot))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    fn if_short(&self, op: &KernelOp) -> Option<i32> {
+        (op.transfer_bytes() <= TRANSFER_BYTES_MAX).then(|| plain::run(*op, &self.files))
+    }
+
+    fn if_quick(&mut self, op: &KernelOp) -> Option<i32> {
+        if self.penance > 0 {
+            self.penance -= 1;
+            return None;
+        }
+        let begun = Instant::now();
+        let result = self.if_short(op)?;
+        if begun.elapsed() > QUICK_MAX {
+            self.penance = PENANCE;
+        }
+        Some(result)
+    }
+}
+
+fn kind_of(fd: RawFd) -> Kind {
+    // SAFETY: the caller of `Reactor::register` keeps the descriptor open.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    match rustix::fs::fstatfs(file).map(|told| told.f_type) {
+        Ok(TMPFS_MAGIC | RAMFS_MAGIC) => Kind::Memory,
+        Ok(EXT4_MAGIC) => Kind::WaitingWrites,
+        _ => Kind::Ring,
+    }
+}
+
+/// `f_type` of a tmpfs, which is what a memfd and /dev/shm are (statfs(2)).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// `f_type` of a ramfs.
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+/// `f_type` of ext2, ext3 and ext4.
+const EXT4_MAGIC: i64 = 0xef53;
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_sync_of_memory_is_over_at_once_and_one_of_another_file_is_the_rings() {
+        let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let mut inline = Inline::new(&[pipe.as_raw_fd(), memory.as_raw_fd()]);
+        let sync = |slot| KernelOp::SyncData { file: FileSlot(slot) };
+        assert_eq!(inline.run(&sync(0)), None);
+        assert_eq!(inline.run(&sync(1)), Some(0));
+        assert_eq!((inline.run(&sync(2)), inline.run(&sync(1000))), (None, None));
+    }
+}

@@ -62,6 +62,14 @@ impl DriverRing {
         driver
     }
 
+    /// Another look at the same queue, as it is now.
+    pub(crate) fn same(&self) -> Self {
+        Self {
+            memory: Arc::clone(&self.memory),
+            ..*self
+        }
+    }
+
     /// Where the queue is.
     pub(crate) fn layout(&self) -> QueueLayout {
         self.layout

@@ -17,9 +17,9 @@ use crate::request::Durability;
 /// The longest transfer that is carried out at once, in bytes: beyond it, a copy costs more than a change of threads.
 const TRANSFER_BYTES_MAX: u64 = 32 * 1024;
 /// A write that took longer has waited for the medium: the file system holds back those who dirty pages too fast.
-const QUICK_MAX: Duration = Duration::from_micros(250);
+const QUICK_MAX: Duration = Duration::from_millis(1);
 /// Writes that go to the workers after one that was not quick.
-const PENANCE: u32 = 256;
+const PENANCE: u32 = 64;
 
 /// What is known of a registered file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,9 @@
     reason = "a test's panic is its failure"
 )]
 
+mod queues;
 mod rig;
+mod trace;
 
 use std::fs::File;
 use std::io::Write;
@@ -22,7 +24,7 @@ use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
 use coracle_storage::raw::Raw;
 use coracle_storage::reactor::{Event, Submit};
-use coracle_storage::request::Request;
+use coracle_storage::request::{Durability, Request};
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -33,6 +35,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::{CacheType, Disk, DriveConfig};
 use super::control::ControlError;
 use super::device::Blk;
+use super::space::{FEATURE_CONFIG_WCE, FEATURE_FLUSH, FEATURE_MQ, WRITEBACK};
 use crate::virtio::conformance::{BUFFERS, Subject, conforms};
 use crate::virtio::device::{StartError, StopError, VirtioDevice};
 use crate::virtio::ring::{QueueState, Virtqueue};

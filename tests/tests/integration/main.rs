@@ -13,6 +13,7 @@ mod ends;
 mod errors;
 mod garbage;
 mod hostile;
+mod lease;
 mod lifecycle;
 mod linux;
 mod memory;
@@ -40,6 +41,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("ends", ends::CASES),
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),
+    ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
     ("serial", serial::CASES),

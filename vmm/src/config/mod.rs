@@ -154,6 +154,7 @@ impl Config {
             });
         }
         drive.queues()?;
+        drive.lock()?;
         if drive.partuuid.is_some() && !drive.is_root_device {
             return Err(ConfigError::PartuuidWithoutRoot {
                 drive_id: drive.drive_id,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
 use coracle_devices::power::EndSignal;
-use coracle_devices::virtio::blk::Blk;
+use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{self, MmioTransport};
 use coracle_devices::virtio::rng::Entropy;
@@ -96,18 +96,11 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
     let memory = memory::allocate(plan.memory.mib, plan.memory.backing, plan.memory.pages)?;
     let vm = Vm::new(&kvm, Arc::clone(&memory), plan.memory.dirty_log)?;
 
-    let mut virtio = VirtioBus::new(&vm, &memory);
+    // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
     let mut drives = Vec::new();
-    for DiskPlan { disk, group } in plan.disks {
-        let id = disk.id.clone();
-        let (blk, control) = Blk::new(disk).map_err(device_failed(&id))?;
-        let at = virtio.insert(&id, Box::new(blk))?;
-        drives.push(DriveSlot {
-            id,
-            group,
-            control,
-            at,
-        });
+    let mut virtio = VirtioBus::new(&vm, &memory);
+    for disk in plan.disks {
+        drives.push(virtio.insert_drive(disk)?);
     }
     let entropy = plan
         .entropy
@@ -189,6 +182,20 @@ impl<'a> VirtioBus<'a> {
             windows: Vec::new(),
             slots: Vec::new(),
         }
+    }
+
+    fn insert_drive(&mut self, plan: DiskPlan) -> Result<DriveSlot, BuildError> {
+        let DiskPlan { held, group } = plan;
+        let HeldDisk { disk, hold } = held;
+        let id = disk.id.clone();
+        let (blk, control) = Blk::new(disk).map_err(device_failed(&id))?;
+        Ok(DriveSlot {
+            at: self.insert(&id, Box::new(blk))?,
+            id,
+            group,
+            control,
+            hold,
+        })
     }
 
     /// Returns the device's place among the slots.

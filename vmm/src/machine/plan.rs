@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use coracle_devices::boot_timer::BootTimer;
 use coracle_devices::serial::SerialConfig;
-use coracle_devices::virtio::blk::{Disk, DriveConfig, DriveError};
+use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_storage::backend::Access;
+use coracle_storage::lease::Owner;
 use coracle_storage::limit::SharedLimiter;
 
 use super::{LimitGroup, cpu_template};
@@ -37,7 +38,7 @@ pub struct Plan {
 
 /// One disk.
 pub(super) struct DiskPlan {
-    pub(super) disk: Disk,
+    pub(super) held: HeldDisk,
     /// The name of the group whose limits it shares.
     pub(super) group: Option<String>,
 }
@@ -95,12 +96,12 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Opens what `config` names. Nothing is changed on the host by it.
+    /// Opens what `config` names and leases the images to `owner`; otherwise nothing is changed on the host by it.
     ///
     /// # Errors
     ///
     /// The first thing that cannot be opened, and what to do about it.
-    pub fn new(config: &Config) -> Result<Self, PlanError> {
+    pub fn new(config: &Config, owner: &Owner) -> Result<Self, PlanError> {
         let boot_timer = config.boot_timer().then(BootTimer::begin);
         let machine = config.machine();
         let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
@@ -130,7 +131,7 @@ impl Plan {
             disks: config
                 .drives()
                 .iter()
-                .map(|drive| DiskPlan::new(drive, &groups))
+                .map(|drive| DiskPlan::new(drive, owner, &groups))
                 .collect::<Result<_, _>>()?,
             groups,
             entropy: config.entropy().cloned(),
@@ -141,8 +142,8 @@ impl Plan {
 }
 
 impl DiskPlan {
-    fn new(drive: &DriveConfig, groups: &[LimitGroup]) -> Result<Self, PlanError> {
-        let mut disk = drive.open()?;
+    fn new(drive: &DriveConfig, owner: &Owner, groups: &[LimitGroup]) -> Result<Self, PlanError> {
+        let mut held = drive.open(owner)?;
         let group = drive.rate_limiter_group.clone();
         if let Some(id) = &group {
             let shared = groups.iter().find(|group| group.id == *id);
@@ -150,9 +151,9 @@ impl DiskPlan {
                 drive_id: drive.drive_id.clone(),
                 group_id: id.clone(),
             })?;
-            disk.group = Some(Arc::clone(&shared.limiter));
+            held.disk.group = Some(Arc::clone(&shared.limiter));
         }
-        Ok(Self { disk, group })
+        Ok(Self { held, group })
     }
 }
 

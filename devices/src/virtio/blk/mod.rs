@@ -24,7 +24,7 @@ mod space;
 mod tests;
 mod worker;
 
-pub use config::{CacheType, Disk, DriveConfig, DriveError, PartialDrive};
+pub use config::{CacheType, Disk, DriveConfig, DriveError, HeldDisk, PartialDrive};
 pub use control::{BlkControl, ControlError};
 pub use device::Blk;
 pub use metrics::{BlkMetrics, Counter, LatencyAggregate};

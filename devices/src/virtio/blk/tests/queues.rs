@@ -23,7 +23,7 @@ impl Quad {
             num_queues: Some(QUEUES),
             ..drive(&file, engine)
         };
-        let (device, control) = Blk::with_drain_limit(config.open().unwrap(), 1000).unwrap();
+        let (device, control) = Blk::with_drain_limit(config.open(&owner()).unwrap().disk, 1000).unwrap();
         let memory = memory(8 << 20);
         let eventfd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         Self {
@@ -136,7 +136,7 @@ fn a_new_image_replaces_the_old_one_in_every_queue(engine: Engine) {
     let mut quad = Quad::new(engine);
     let other = image_file();
     quad.control
-        .replace(drive(&other, engine).open_image().unwrap())
+        .replace(drive(&other, engine).open_image(&owner()).unwrap().backend)
         .unwrap();
     let session = quad.session(|_| true);
     quad.device.start(session).unwrap();

@@ -98,7 +98,7 @@ impl Bench {
             cache_type,
             ..drive(&file, engine)
         };
-        let mut disk = config.open().unwrap();
+        let mut disk = config.open(&owner()).unwrap().disk;
         let memory = memory(8 << 20);
         let driver = DriverRing::new(&memory, RING, QUEUE_SIZE);
         let (sender, seen) = channel();

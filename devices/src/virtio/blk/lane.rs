@@ -166,6 +166,14 @@ impl Lane {
         if let Step::Done(completion) = drive.image.resume(event, drive.io.as_mut()) {
             self.complete(completion, &drive.metrics, now);
         }
+        self.complete_others(drive, now);
+    }
+
+    /// Takes what else has ended.
+    fn complete_others(&mut self, drive: &mut Drive, now: Instant) {
+        while let Some(completion) = drive.image.next_completion() {
+            self.complete(completion, &drive.metrics, now);
+        }
     }
 
     /// Shows the driver what was given back, and interrupts it if it asked for that.
@@ -274,6 +282,7 @@ impl Lane {
                 self.held = Some(Held::NoRoom(request));
             }
         }
+        self.complete_others(drive, now);
     }
 
     fn complete(&mut self, completion: Completion, metrics: &BlkMetrics, now: Instant) {

@@ -5,6 +5,7 @@ mod client;
 mod completions;
 mod deadline;
 mod discovery;
+mod disk;
 mod http;
 mod info;
 mod ladder;
@@ -72,6 +73,7 @@ enum Verb {
     /// Let a paused machine run again
     Resume(pause::PhaseArgs),
     Stop(stop::StopArgs),
+    Disk(disk::DiskArgs),
     Api(api::ApiArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -104,6 +106,7 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
         Verb::Pause(args) => pause::set_phase(args, Phase::Paused, format)?,
         Verb::Resume(args) => pause::set_phase(args, Phase::Resumed, format)?,
         Verb::Stop(args) => stop::stop(args, format)?,
+        Verb::Disk(args) => disk::disk(args, format)?,
         Verb::Completions(args) => completions::completions(args, Cli::command())?,
     }
     Ok(0)

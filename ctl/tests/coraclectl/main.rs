@@ -7,6 +7,7 @@
     reason = "JSON that lacks a field is a failure of the test"
 )]
 
+mod disk;
 mod monitor;
 mod run;
 mod terminal;
@@ -22,7 +23,11 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--api-sock") {
         return monitor::behave(&arguments);
     }
-    let tests = run::TESTS.iter().chain(verbs::TESTS).chain(terminal::TESTS);
+    let tests = run::TESTS
+        .iter()
+        .chain(verbs::TESTS)
+        .chain(terminal::TESTS)
+        .chain(disk::TESTS);
     let trials = tests.map(|(name, test)| {
         Trial::test(*name, || {
             test();

@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{MemfdFlags, OFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
+use rustix::io::Errno;
 
 use super::bitmap::{Bitmap, IsSynced};
 use super::format::{BITMAP_OFFSET_BYTES, DATA_OFFSET_BYTES, HEADER_BYTES, Header, HeaderError};
@@ -234,6 +235,24 @@ impl OverlayFile {
         self.file.sync_data()?;
         self.header = header;
         Ok(())
+    }
+
+    /// Forgets all clusters: the image shows its base again. Done when this returns.
+    ///
+    /// # Errors
+    ///
+    /// What the host says; some clusters are forgotten then, and others are not.
+    pub fn empty(&mut self) -> io::Result<()> {
+        let bits = self.read_bits()?;
+        self.file
+            .write_all_at(&vec![0; bits.len()], BITMAP_OFFSET_BYTES)?;
+        self.file.sync_data()?;
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, hole, DATA_OFFSET_BYTES, self.header.size_bytes) {
+            // The space is not given back, and nobody reads it.
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn initialize(file: File, header: Header, path: &str) -> Result<Self, FileError> {

@@ -138,7 +138,8 @@ impl OverlayConfig {
             }
             Err(error) => return Err(error.into()),
         };
-        self.check_base(file.header(), &identity)?;
+        file.header().check_usable(&self.path)?;
+        file.header().check_base(&self.path, &identity)?;
         let bits = file.read_bits().map_err(|source| self.host(source))?;
         let (file, header) = file.into_parts();
         let overlay = Overlay::new(base.into_image(), file, header, &bits, Lifetime::Kept);
@@ -175,15 +176,6 @@ impl OverlayConfig {
         })
     }
 
-    fn check_base(&self, header: &Header, base: &BaseIdentity) -> Result<(), OverlayError> {
-        if header.state == State::Committing {
-            return Err(OverlayError::Committing {
-                path: self.path.clone(),
-            });
-        }
-        header.check_base(&self.path, base)
-    }
-
     fn host(&self, source: io::Error) -> OverlayError {
         OverlayError::Host {
             path: self.path.clone(),
@@ -193,6 +185,20 @@ impl OverlayConfig {
 }
 
 impl Header {
+    /// Checks that no commit of the overlay `path` was interrupted.
+    ///
+    /// # Errors
+    ///
+    /// When one was.
+    pub fn check_usable(&self, path: &str) -> Result<(), OverlayError> {
+        match self.state {
+            State::Usable => Ok(()),
+            State::Committing => Err(OverlayError::Committing {
+                path: path.to_owned(),
+            }),
+        }
+    }
+
     /// Checks that `base` is the one that the overlay `path` was made on.
     ///
     /// # Errors

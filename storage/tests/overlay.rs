@@ -447,6 +447,27 @@ fn an_overlay_file_that_is_cut_off_is_refused_and_one_that_is_cut_under_us_loses
 }
 
 #[test]
+fn a_probe_refuses_what_opening_would_and_makes_nothing() {
+    let place = Place::new(SIZE_BYTES);
+    let (kept, temporary) = (place.config("overlay", true), place.config("overlay", false));
+    for config in [&kept, &temporary, &place.config(MEMORY, false)] {
+        config.probe().unwrap();
+    }
+    assert!(!fs::exists(&kept.path).unwrap());
+    drop(kept.open().unwrap());
+    kept.probe().unwrap();
+    assert!(
+        temporary
+            .probe()
+            .unwrap_err()
+            .to_string()
+            .contains("exists already")
+    );
+    fs::write(&kept.base, vec![1; 512]).unwrap();
+    assert!(matches!(kept.probe(), Err(OverlayError::WrongBase { .. })));
+}
+
+#[test]
 fn what_a_guest_writes_is_nobody_elses() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new(SIZE_BYTES);

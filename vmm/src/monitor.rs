@@ -188,7 +188,7 @@ impl Monitor {
                 self.config.set_boot_source(source)?;
             }
             Verb::PutDrive(drive) => {
-                drive.open_image().map_err(|error| Fault::from_error(&error))?;
+                drive.probe().map_err(|error| Fault::from_error(&error))?;
                 self.config.insert_drive(drive)?;
             }
             Verb::PatchDrive(patch) => self.patch_drive(&patch)?,

@@ -1,6 +1,6 @@
 //! From an overlay's configuration to an image that can be used.
 
-use std::io;
+use std::{fs, io};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,13 @@ pub enum OverlayError {
     },
 }
 
+/// What a kept overlay is made of.
+struct Found {
+    base: Box<dyn Backend>,
+    identity: BaseIdentity,
+    file: Option<OverlayFile>,
+}
+
 impl OverlayConfig {
     /// Checks what can be checked without looking at files.
     ///
@@ -115,35 +122,66 @@ impl OverlayConfig {
         }
     }
 
+    /// Checks that it can be opened as things are now, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], as far as that can be told.
+    pub fn probe(&self) -> Result<(), OverlayError> {
+        let base = self.open_base()?;
+        if self.keep {
+            self.find(base)?;
+        } else if self.path != MEMORY && fs::symlink_metadata(&self.path).is_ok() {
+            let path = self.path.clone();
+            return Err(FileError::Exists { path }.into());
+        }
+        Ok(())
+    }
+
     /// Opens the base for reading, and opens or creates the overlay.
     ///
     /// # Errors
     ///
     /// What is wrong with either.
     pub fn open(&self) -> Result<Box<dyn Backend>, OverlayError> {
-        self.check()?;
-        let base = open::open(&self.base, Access::ReadOnly)?;
+        let base = self.open_base()?;
         if !self.keep {
             return self.open_temporary(base);
         }
+        let found = self.find(base)?;
+        let file = match found.file {
+            Some(file) => file,
+            None => OverlayFile::create(&self.path, self.header(found.identity)?)?,
+        };
+        let bits = file.read_bits().map_err(|source| self.host(source))?;
+        let (file, header) = file.into_parts();
+        let overlay = Overlay::new(found.base, file, header, &bits, Lifetime::Kept);
+        Ok(Box::new(overlay))
+    }
+
+    fn open_base(&self) -> Result<Box<dyn Backend>, OverlayError> {
+        self.check()?;
+        Ok(open::open(&self.base, Access::ReadOnly)?)
+    }
+
+    /// The overlay that is kept at the path, if there is one; then it is one of this base.
+    fn find(&self, base: Box<dyn Backend>) -> Result<Found, OverlayError> {
         let mut base = Blocking::new(base).map_err(|source| self.host(source))?;
         let identity = identify(&self.base, &mut base).map_err(|source| OverlayError::BaseUnreadable {
             path: self.base.clone(),
             source,
         })?;
         let file = match OverlayFile::open(&self.path) {
-            Ok(file) => file,
-            Err(FileError::Missing { .. }) => {
-                OverlayFile::create(&self.path, self.header(identity.clone())?)?
-            }
+            Ok(file) => Some(file),
+            Err(FileError::Missing { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        file.header().check_usable(&self.path)?;
-        file.header().check_base(&self.path, &identity)?;
-        let bits = file.read_bits().map_err(|source| self.host(source))?;
-        let (file, header) = file.into_parts();
-        let overlay = Overlay::new(base.into_image(), file, header, &bits, Lifetime::Kept);
-        Ok(Box::new(overlay))
+        if let Some(file) = &file {
+            file.header().check_usable(&self.path)?;
+            file.header().check_base(&self.path, &identity)?;
+        }
+        let base = base.into_image();
+        Ok(Found { base, identity, file })
     }
 
     fn open_temporary(&self, base: Box<dyn Backend>) -> Result<Box<dyn Backend>, OverlayError> {

@@ -167,6 +167,19 @@ impl DriveConfig {
             .ok_or_else(|| DriveError::PathMissing { drive_id: drive_id() })
     }
 
+    /// Checks that the image can be opened as things are now, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open_image`].
+    pub fn probe(&self) -> Result<(), DriveError> {
+        self.image_path()?;
+        match &self.overlay {
+            Some(overlay) => overlay.probe().map_err(|source| self.overlay_error(source)),
+            None => self.open_image().map(drop),
+        }
+    }
+
     /// Opens the image alone, as a disk swap needs it.
     ///
     /// # Errors

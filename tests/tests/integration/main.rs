@@ -16,6 +16,7 @@ mod hostile;
 mod lifecycle;
 mod linux;
 mod memory;
+mod overlay;
 mod serial;
 mod signals;
 mod soak;
@@ -42,6 +43,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("garbage", garbage::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
+    ("overlay", overlay::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),
     ("attacks", attacks::CASES),

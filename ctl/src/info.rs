@@ -97,7 +97,7 @@ fn drives_table(drives: &[Value]) -> Table<5> {
             if is("is_root_device") { "yes" } else { "no" }.to_owned(),
             if is("is_read_only") { "ro" } else { "rw" }.to_owned(),
             engine(drive),
-            text("path_on_host"),
+            image(drive),
         ]);
     }
     table
@@ -107,11 +107,20 @@ fn drives_table(drives: &[Value]) -> Table<5> {
 fn engine(drive: &Value) -> String {
     let given = field_text(Some(drive), "io_engine");
     // A disk of another process's has no file, and no engine.
-    let has_file = drive.get("path_on_host").is_some_and(Value::is_string);
+    let has_file = !image(drive).is_empty();
     if given.is_empty() && has_file {
         DEFAULT_ENGINE.to_owned()
     } else {
         given
+    }
+}
+
+/// Where the bytes of a disk are: an overlay has two places.
+fn image(drive: &Value) -> String {
+    let overlay = drive.get("overlay");
+    match (field_text(overlay, "path"), field_text(overlay, "base")) {
+        (path, base) if !path.is_empty() => format!("{path} over {base}"),
+        _ => field_text(Some(drive), "path_on_host"),
     }
 }
 
@@ -140,13 +149,15 @@ mod tests {
         let config = json!({
             "boot-source": { "kernel_image_path": "/k", "initrd_path": null, "boot_args": "a\u{7}b" },
             "drives": [{ "drive_id": "root", "is_root_device": true, "path_on_host": "/d" },
-                { "drive_id": "other", "io_engine": "Sync", "path_on_host": "/e" }],
+                { "drive_id": "other", "io_engine": "Sync", "path_on_host": "/e" },
+                { "drive_id": "top", "overlay": { "base": "/d", "path": "memory", "keep": false } }],
         });
         let instance = json!({ "app_name": "Coracle", "vmm_version": "1" });
         let expected = "id        web\nstate     Running\nmonitor   Coracle 1\npid       7\nvcpus     2\n\
                         memory    1G\nkernel    /k\ncmdline   a\u{fffd}b\nsocket    /x/api.sock\n\n\
                         DISK    ROOT   ACCESS   ENGINE   PATH\nroot    yes    rw       Async    /d\n\
-                        other   no     rw       Sync     /e\n";
+                        other   no     rw       Sync     /e\n\
+                        top     no     rw       Async    memory over /d\n";
         assert_eq!(text(&summary, &instance, &config), expected);
     }
 }

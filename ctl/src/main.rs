@@ -5,6 +5,7 @@ mod client;
 mod completions;
 mod deadline;
 mod discovery;
+mod disk;
 mod http;
 mod info;
 mod ladder;
@@ -74,6 +75,7 @@ enum Verb {
     Resume(pause::PhaseArgs),
     Stop(stop::StopArgs),
     Lease(lease::LeaseArgs),
+    Disk(disk::DiskArgs),
     Api(api::ApiArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -107,6 +109,7 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
         Verb::Resume(args) => pause::set_phase(args, Phase::Resumed, format)?,
         Verb::Stop(args) => stop::stop(args, format)?,
         Verb::Lease(args) => lease::lease(args, format)?,
+        Verb::Disk(args) => disk::disk(args, format)?,
         Verb::Completions(args) => completions::completions(args, Cli::command())?,
     }
     Ok(0)

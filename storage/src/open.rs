@@ -33,6 +33,11 @@ impl Hold {
         fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
     }
 
+    /// Keeps a lease of something that belongs to the image.
+    pub(crate) fn extend(&mut self, lease: Option<Lease>) {
+        self.leases.extend(lease);
+    }
+
     /// Keeps the leases of `other` as well: it cannot be told which of the two images is in use.
     pub fn keep(&mut self, other: Self) {
         self.leases.extend(other.leases);

@@ -17,6 +17,7 @@ mod lease;
 mod lifecycle;
 mod linux;
 mod memory;
+mod overlay;
 mod serial;
 mod signals;
 mod soak;
@@ -44,6 +45,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
+    ("overlay", overlay::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),
     ("attacks", attacks::CASES),

@@ -227,7 +227,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// There is no such drive, or its image would have no path; then nothing has changed.
+    /// There is no such drive, its image would have no path, or it is an overlay; then nothing has changed.
     pub fn patch_drive(&mut self, patch: &PartialDrive) -> Result<(), ConfigError> {
         let drive_id = &patch.drive_id;
         let drive = self.drives.iter_mut().find(|drive| drive.drive_id == *drive_id);
@@ -237,6 +237,11 @@ impl Config {
         if let Some(path) = &patch.path_on_host {
             if path.is_empty() {
                 return Err(ConfigError::NoImage {
+                    drive_id: drive_id.clone(),
+                });
+            }
+            if drive.overlay.is_some() {
+                return Err(ConfigError::OverlayReplaced {
                     drive_id: drive_id.clone(),
                 });
             }
@@ -297,6 +302,15 @@ pub enum ConfigError {
     /// A drive with an empty path.
     #[error("Drive config error: path_on_host of `{drive_id}` is empty; name a file or a block device")]
     NoImage {
+        /// The drive.
+        drive_id: String,
+    },
+    /// Another path for a drive that has none.
+    #[error(
+        "Drive config error: `{drive_id}` is an overlay, which stays what it is while the machine lives; \
+         leave path_on_host out"
+    )]
+    OverlayReplaced {
         /// The drive.
         drive_id: String,
     },

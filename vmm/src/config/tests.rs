@@ -299,6 +299,9 @@ fn what_get_vm_config_writes_can_be_read_back() {
         serde_json::from_str(r#"{"ops": {"size": 1, "one_time_burst": 2, "refill_time": 3}}"#).unwrap();
     config.insert_drive(limited).unwrap();
     config.insert_drive(plain("p")).unwrap();
+    let overlay =
+        r#"{"drive_id": "o", "is_root_device": false, "overlay": {"base": "b", "path": "p", "keep": true}}"#;
+    config.insert_drive(drive(overlay)).unwrap();
     let template = r#"{"kvm_capabilities": ["!69"], "cpuid_drop": ["0xd"],
         "msr_modifiers": [{"addr": "0x1", "bitmap": "0b1x"}],
         "cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
@@ -311,6 +314,21 @@ fn what_get_vm_config_writes_can_be_read_back() {
         .set_metrics(serde_json::from_str(r#"{"metrics_path": "m", "properties": {"rack": "7"}}"#).unwrap())
         .unwrap();
     fed_back(&config);
+}
+
+#[test]
+fn an_overlay_is_a_drive_whose_image_cannot_be_replaced() {
+    let patch = |json: &str| serde_json::from_str::<PartialDrive>(json).unwrap();
+    let mut config = Config::default();
+    let overlay =
+        r#"{"drive_id": "r", "is_root_device": true, "overlay": {"base": "b.img", "path": "memory"}}"#;
+    config.insert_drive(drive(overlay)).unwrap();
+    let error = config
+        .patch_drive(&patch(r#"{"drive_id": "r", "path_on_host": "new.img"}"#))
+        .unwrap_err();
+    assert!(error.to_string().contains("`r` is an overlay"), "{error}");
+    let limits = r#"{"drive_id": "r", "rate_limiter": {"ops": {"size": 1, "refill_time": 1}}}"#;
+    config.patch_drive(&patch(limits)).unwrap();
 }
 
 #[test]

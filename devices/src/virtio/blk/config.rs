@@ -7,6 +7,7 @@ use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::open::{self, Hold, Image, OpenError};
+use coracle_storage::overlay::{OverlayConfig, OverlayError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct DriveConfig {
     /// The image on this host: a file or a block device.
     #[serde(default)]
     pub path_on_host: Option<String>,
+    /// A base that is only read, and where writes go, in place of `path_on_host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<OverlayConfig>,
     /// Limits on bytes and operations per second.
     #[serde(default)]
     pub rate_limiter: Option<RateLimiterConfig>,
@@ -177,6 +181,30 @@ pub enum DriveError {
         /// What to change instead.
         remedy: &'static str,
     },
+    /// Two images for one drive.
+    #[error("drive `{drive_id}` has both `path_on_host` and `overlay`: leave one of them out")]
+    TwoImages {
+        /// The drive.
+        drive_id: String,
+    },
+    /// An overlay that nothing is written to.
+    #[error(
+        "drive `{drive_id}` is a read-only overlay, which would only ever show its base: name that by \
+         `path_on_host`, or leave `is_read_only` out"
+    )]
+    ReadOnlyOverlay {
+        /// The drive.
+        drive_id: String,
+    },
+    /// The overlay is not usable.
+    #[error("drive `{drive_id}` cannot be used")]
+    Overlay {
+        /// The drive.
+        drive_id: String,
+        /// Why.
+        #[source]
+        source: OverlayError,
+    },
     /// The image is not usable.
     #[error("drive `{drive_id}` cannot be used")]
     Image {
@@ -198,15 +226,27 @@ impl DriveConfig {
         }
     }
 
-    /// Where the image is.
+    /// Where the image is; for an overlay, its base.
     ///
     /// # Errors
     ///
-    /// When no image is named, or a socket.
+    /// When no image is named, or two, or a socket, or an overlay that makes no sense.
     pub fn image_path(&self) -> Result<&str, DriveError> {
         let drive_id = || self.drive_id.clone();
         if self.socket.is_some() {
             return Err(DriveError::Socket { drive_id: drive_id() });
+        }
+        if let Some(overlay) = &self.overlay {
+            if self.path_on_host.is_some() {
+                return Err(DriveError::TwoImages { drive_id: drive_id() });
+            }
+            if self.access() == Access::ReadOnly {
+                return Err(DriveError::ReadOnlyOverlay { drive_id: drive_id() });
+            }
+            overlay
+                .check_fields()
+                .map_err(|source| self.overlay_error(source))?;
+            return Ok(&overlay.base);
         }
         self.path_on_host
             .as_deref()
@@ -244,8 +284,11 @@ impl DriveConfig {
     ///
     /// What is wrong with the image or the configuration, or who has the image.
     pub fn check_image(&self, owner: &Owner) -> Result<(), DriveError> {
-        let checked = open::check(self.image_path()?, self.access(), &self.terms(owner)?);
-        checked.map_err(|source| self.refused(source))
+        let (path, terms) = (self.image_path()?, self.terms(owner)?);
+        match &self.overlay {
+            Some(overlay) => overlay.check(&terms).map_err(|source| self.overlay_error(source)),
+            None => open::check(path, self.access(), &terms).map_err(|source| self.refused(source)),
+        }
     }
 
     /// Opens the image alone and leases it to `owner`, as a disk swap needs it.
@@ -254,8 +297,11 @@ impl DriveConfig {
     ///
     /// As [`Self::check_image`].
     pub fn open_image(&self, owner: &Owner) -> Result<Image, DriveError> {
-        let opened = open::open(self.image_path()?, self.access(), &self.terms(owner)?);
-        opened.map_err(|source| self.refused(source))
+        let (path, terms) = (self.image_path()?, self.terms(owner)?);
+        match &self.overlay {
+            Some(overlay) => overlay.open(&terms).map_err(|source| self.overlay_error(source)),
+            None => open::open(path, self.access(), &terms).map_err(|source| self.refused(source)),
+        }
     }
 
     /// Opens the image, leases it to `owner` and sets its reactor up.
@@ -299,6 +345,13 @@ impl DriveConfig {
 
     fn refused(&self, source: OpenError) -> DriveError {
         DriveError::Image {
+            drive_id: self.drive_id.clone(),
+            source,
+        }
+    }
+
+    fn overlay_error(&self, source: OverlayError) -> DriveError {
+        DriveError::Overlay {
             drive_id: self.drive_id.clone(),
             source,
         }
@@ -366,5 +419,37 @@ mod tests {
             (parsed.lock, parsed.lease_at.as_deref()),
             (Some(Lock::None), Some("/l/a"))
         );
+    }
+
+    #[test]
+    fn an_overlay_is_the_only_image_of_its_drive_and_is_writable() {
+        let mut drive = parsed(
+            r#"{"drive_id": "root", "is_root_device": true, "overlay": {"base": "/base.img", "path": "memory"}}"#,
+        )
+        .expect("an overlay needs no more than that");
+        assert!(matches!(drive.image_path(), Ok("/base.img")));
+        drive.is_read_only = Some(true);
+        assert!(matches!(
+            drive.image_path(),
+            Err(DriveError::ReadOnlyOverlay { .. })
+        ));
+        drive.path_on_host = Some("/a".to_owned());
+        assert!(matches!(drive.image_path(), Err(DriveError::TwoImages { .. })));
+        drive.path_on_host = None;
+        drive.is_read_only = None;
+        drive.overlay = Some(OverlayConfig {
+            keep: true,
+            ..drive.overlay.unwrap_or_default()
+        });
+        let error = drive.image_path().expect_err("memory cannot be kept");
+        assert!(matches!(
+            error,
+            DriveError::Overlay {
+                source: OverlayError::MemoryKept,
+                ..
+            }
+        ));
+        let unknown = r#"{"drive_id": "a", "is_root_device": false, "overlay": {"base": "b", "path": "p", "kepe": true}}"#;
+        assert!(parsed(unknown).is_err_and(|error| error.to_string().contains("kepe")));
     }
 }

@@ -35,8 +35,10 @@ pub(super) struct Worker {
     drive: Drive,
     inbox: Inbox,
     service: Option<Service>,
-    /// Who waits for the image to grow.
-    growing: Option<Sender<Result<(), Failure>>>,
+    /// What the worker itself has asked of the image.
+    own: Option<OwnRequest>,
+    /// The image was flushed for the last time.
+    is_flushed: bool,
     stopping: Option<Stopping>,
     wakes: Vec<Wake>,
     polling: Polling,
@@ -49,6 +51,14 @@ struct Service {
     lanes: Vec<Lane>,
     /// The share without its queues.
     share: Share,
+}
+
+/// Who waits for a request of the worker's own.
+enum OwnRequest {
+    /// Whoever wants the image to grow.
+    Grow(Sender<Result<(), Failure>>),
+    /// The worker, to end.
+    LastFlush,
 }
 
 /// Why nothing is taken from the queues any more.
@@ -78,7 +88,8 @@ impl Worker {
             drive,
             inbox,
             service: None,
-            growing: None,
+            own: None,
+            is_flushed: false,
             stopping: None,
             wakes: Vec::new(),
             polling: Polling::default(),
@@ -161,6 +172,7 @@ impl Worker {
                     if let Step::Done(completion) = step {
                         self.complete(completion, now);
                     }
+                    self.complete_others(now);
                 }
                 Wake::Signalled(BELL) => rung = true,
                 Wake::Signalled(_kick) => self.drive.metrics.queue_event_count.add(1),
@@ -171,9 +183,16 @@ impl Worker {
         rung
     }
 
+    /// Takes what else has ended with what was started or resumed just now.
+    fn complete_others(&mut self, now: Instant) {
+        while let Some(completion) = self.drive.image.next_completion() {
+            self.complete(completion, now);
+        }
+    }
+
     fn complete(&mut self, completion: Completion, now: Instant) {
         if completion.request.tag == OWN {
-            return self.grown(completion.outcome);
+            return self.complete_own(completion.outcome);
         }
         let lane = self
             .service
@@ -196,8 +215,9 @@ impl Worker {
             } else {
                 worked |= lane.take(&mut self.drive, now);
             }
-            lane.settle();
         }
+        self.complete_others(now);
+        self.lanes().for_each(Lane::settle);
         worked
     }
 
@@ -256,32 +276,47 @@ impl Worker {
     }
 
     fn grow(&mut self, size_bytes: u64, reply: Sender<Result<(), Failure>>) {
-        if self.growing.is_some() {
+        if self.own.is_some() {
             // Whoever asked may have given up. One at a time is enough: the caller asks again.
             let _ = reply.send(Err(Failure::Host(libc::EBUSY)));
             return;
         }
+        self.start_own(Operation::Grow, size_bytes, OwnRequest::Grow(reply));
+    }
+
+    /// Asks the image for something on the worker's own account.
+    fn start_own(&mut self, operation: Operation, len_bytes: u64, own: OwnRequest) {
         let request = Request {
             tag: OWN,
-            operation: Operation::Grow,
+            operation,
             offset_bytes: 0,
-            len_bytes: size_bytes,
+            len_bytes,
             durability: Durability::Durable,
             segments: Vec::new(),
         };
-        self.growing = Some(reply);
+        self.own = Some(own);
         match self.drive.image.start(request, self.drive.io.as_mut()) {
             Step::Pending => {}
-            Step::Done(completion) => self.grown(completion.outcome),
-            Step::Busy(_) => self.grown(Err(Failure::Host(libc::EBUSY))),
+            Step::Done(completion) => self.complete_own(completion.outcome),
+            Step::Busy(_) => self.complete_own(Err(Failure::Host(libc::EBUSY))),
         }
     }
 
-    fn grown(&mut self, outcome: Result<(), Failure>) {
-        let reply = self.growing.take();
-        let reply = reply.expect("an image ends each request once, and there is one of our own at most");
-        // Whoever asked may have given up; the image is larger all the same.
-        let _ = reply.send(outcome);
+    fn complete_own(&mut self, outcome: Result<(), Failure>) {
+        let own = self.own.take();
+        match own.expect("an image ends each request once, and there is one of our own at most") {
+            OwnRequest::Grow(reply) => {
+                // Whoever asked may have given up; the image is larger all the same.
+                let _ = reply.send(outcome);
+            }
+            OwnRequest::LastFlush => {
+                if let Err(error) = outcome {
+                    log::error!(
+                        "a disk's last flush failed, and with it what was not flushed before: {error}"
+                    );
+                }
+            }
+        }
     }
 
     /// Ends a stop that is drained, or that has taken too long.
@@ -296,6 +331,14 @@ impl Worker {
             return Life::GoesOn;
         }
         match stopping.purpose {
+            Purpose::Retire if in_flight == 0 && !self.is_flushed && self.drive.image.flushes_at_end() => {
+                self.is_flushed = true;
+                self.stopping = Some(stopping);
+                self.start_own(Operation::Flush, 0, OwnRequest::LastFlush);
+                if self.drive.image.in_flight() == 0 {
+                    return Life::Ends;
+                }
+            }
             Purpose::Retire => return Life::Ends,
             Purpose::GiveBack(call) if in_flight > 0 => {
                 let limit_ms = self.drain_ms_max;

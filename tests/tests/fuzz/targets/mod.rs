@@ -8,6 +8,7 @@ mod boot;
 mod configuration;
 mod input;
 mod lease;
+mod overlay;
 mod ports;
 mod processor;
 mod ring;
@@ -44,6 +45,10 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "lease-record",
         run: lease::run,
+    },
+    Target {
+        name: "overlay",
+        run: overlay::run,
     },
     Target {
         name: "ports",

@@ -13,4 +13,5 @@ pub mod raw;
 pub mod reactor;
 pub mod request;
 pub mod ring;
+pub mod sim;
 pub mod slab;

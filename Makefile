@@ -42,7 +42,7 @@ test: test-unit test-integration ## Run the unit tests and the integration tests
 
 test-unit:
 	cargo test --workspace --exclude coracle-tests
-	cargo test -p coracle-tests --lib --test fuzz
+	cargo test -p coracle-tests --lib --test fuzz --test planted
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux venv

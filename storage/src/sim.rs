@@ -8,3 +8,4 @@ mod file;
 pub mod medium;
 pub mod oracle;
 pub mod reactor;
+pub mod seeds;

@@ -18,14 +18,20 @@ pub(super) const NOBODY: Author = Author(0);
 /// A file in a page cache, whose sectors are written back at any time, in any order, or never.
 #[derive(Debug)]
 pub(super) struct SimFile {
-    /// What a reader sees.
-    content: Vec<u8>,
+    /// What a reader sees; a sector that is missing is a hole.
+    content: BTreeMap<u64, Sector>,
+    len_bytes: u64,
     /// For each sector that changed since it was synced, the contents that the medium may hold: the
     /// first is the one that it surely held, the last is what a reader sees.
-    sectors: BTreeMap<u64, Vec<Version<Box<[u8]>>>>,
+    sectors: BTreeMap<u64, Vec<Version<Sector>>>,
     /// The same for the length of the file.
     lengths: Vec<Version<u64>>,
 }
+
+type Sector = Box<[u8; SECTOR]>;
+
+/// The same unit, to count with.
+const SECTOR: usize = 512;
 
 #[derive(Clone, Debug)]
 struct Version<T> {
@@ -45,59 +51,67 @@ pub(super) enum Writeback {
 }
 
 impl SimFile {
-    /// A file of which every byte is on the medium.
-    pub(super) fn new(content: Vec<u8>) -> Self {
-        let value = content.len() as u64;
-        Self {
-            content,
+    /// A file of `content`, every byte of it on the medium.
+    pub(super) fn new(content: &[u8]) -> Self {
+        let mut file = Self {
+            content: BTreeMap::new(),
+            len_bytes: 0,
             sectors: BTreeMap::new(),
             lengths: vec![Version {
                 author: NOBODY,
-                value,
+                value: 0,
             }],
-        }
-    }
-
-    pub(super) fn content(&self) -> &[u8] {
-        &self.content
+        };
+        file.write(0, content, NOBODY);
+        file.sync(|_| true);
+        file
     }
 
     pub(super) fn len_bytes(&self) -> u64 {
-        self.content.len() as u64
+        self.len_bytes
     }
 
     /// The part of `len_bytes` at `offset_bytes` that lies within the file.
-    pub(super) fn read(&self, offset_bytes: u64, len_bytes: usize) -> &[u8] {
-        let start = index(offset_bytes).min(self.content.len());
-        let end = start.saturating_add(len_bytes).min(self.content.len());
-        self.content.get(start..end).unwrap_or_default()
+    pub(super) fn read(&self, offset_bytes: u64, len_bytes: u64) -> Vec<u8> {
+        let end_bytes = offset_bytes.saturating_add(len_bytes).min(self.len_bytes);
+        let mut bytes = Vec::with_capacity(index(end_bytes.saturating_sub(offset_bytes)));
+        for (sector, part) in parts(offset_bytes..end_bytes) {
+            match self.content.get(&sector) {
+                Some(content) => bytes.extend_from_slice(content.get(part).unwrap_or_default()),
+                None => bytes.resize(bytes.len() + part.len(), 0),
+            }
+        }
+        bytes
     }
 
     /// Writes `bytes`; the file grows if it has to.
-    pub(super) fn write(&mut self, offset_bytes: u64, bytes: &[u8], author: Author) {
+    pub(super) fn write(&mut self, offset_bytes: u64, mut bytes: &[u8], author: Author) {
         let end_bytes = offset_bytes + bytes.len() as u64;
         self.reach(end_bytes, author);
-        let touched = touched(&(offset_bytes..end_bytes));
-        self.remember(touched.clone());
-        let place = self.content.get_mut(index(offset_bytes)..index(end_bytes));
-        place
-            .expect("the file reaches as far as the write")
-            .copy_from_slice(bytes);
-        self.record(touched, author);
+        for (sector, part) in parts(offset_bytes..end_bytes) {
+            let (now, later) = bytes.split_at(part.len());
+            bytes = later;
+            self.change(sector, author, |content| {
+                let place = content.get_mut(part);
+                place.expect("a part lies in its sector").copy_from_slice(now);
+            });
+        }
     }
 
     /// Makes a range read as zeros, as far as it lies within the file.
     pub(super) fn zero(&mut self, offset_bytes: u64, len_bytes: u64, author: Author) {
-        let end_bytes = (offset_bytes + len_bytes).min(self.len_bytes());
-        if offset_bytes < end_bytes {
-            self.write(offset_bytes, &vec![0; index(end_bytes - offset_bytes)], author);
+        let end_bytes = (offset_bytes + len_bytes).min(self.len_bytes);
+        for (sector, part) in parts(offset_bytes..end_bytes) {
+            self.change(sector, author, |content| {
+                content.get_mut(part).unwrap_or_default().fill(0);
+            });
         }
     }
 
     /// Makes the file at least `len_bytes` long.
     pub(super) fn reach(&mut self, len_bytes: u64, author: Author) {
-        if len_bytes > self.len_bytes() {
-            self.content.resize(index(len_bytes), 0);
+        if len_bytes > self.len_bytes {
+            self.len_bytes = len_bytes;
             self.lengths.push(Version {
                 author,
                 value: len_bytes,
@@ -116,7 +130,7 @@ impl SimFile {
 
     /// As [`Self::sync`], for the sectors of one write by `author`.
     pub(super) fn sync_write(&mut self, range: &Range<u64>, author: Author) {
-        for sector in touched(range) {
+        for (sector, _) in parts(range.clone()) {
             if let Some(versions) = self.sectors.get_mut(&sector) {
                 settle(versions, &|of| of == author);
             }
@@ -135,44 +149,40 @@ impl SimFile {
             Writeback::Anything => dice.index(count),
         };
         let length = self.lengths.get(survivor(self.lengths.len()));
-        let len_bytes = length.expect("a file has a length").value;
-        for (sector, versions) in std::mem::take(&mut self.sectors) {
-            let version = versions.get(survivor(versions.len()));
-            let bytes = &version.expect("a changed sector has contents").value;
-            let place = within(sector, self.content.len());
-            let place = self.content.get_mut(place).unwrap_or_default();
-            // What lay beyond the end of the file then reads as zeros now.
-            let bytes = bytes.iter().chain(std::iter::repeat(&0));
-            for (to, from) in place.iter_mut().zip(bytes) {
-                *to = *from;
-            }
+        self.len_bytes = length.expect("a file has a length").value;
+        for (sector, mut versions) in std::mem::take(&mut self.sectors) {
+            let version = versions.swap_remove(survivor(versions.len()));
+            self.content.insert(sector, version.value);
         }
-        let mut content = std::mem::take(&mut self.content);
-        content.truncate(index(len_bytes));
-        *self = Self::new(content);
+        // What lay beyond the end is gone, and reads as zeros if the file grows again.
+        let end = self.len_bytes.div_ceil(SECTOR_BYTES);
+        self.content.split_off(&end);
+        let tail = index(self.len_bytes % SECTOR_BYTES);
+        if let (1.., Some(last)) = (tail, self.content.get_mut(&(end - 1))) {
+            last.get_mut(tail..).unwrap_or_default().fill(0);
+        }
+        self.lengths = vec![Version {
+            author: NOBODY,
+            value: self.len_bytes,
+        }];
     }
 
-    /// Keeps what the sectors hold before their first change since the last sync.
-    fn remember(&mut self, touched: Range<u64>) {
-        for sector in touched {
-            let bytes = self.content.get(within(sector, self.content.len()));
-            self.sectors.entry(sector).or_insert_with(|| {
-                vec![Version {
-                    author: NOBODY,
-                    value: bytes.unwrap_or_default().into(),
-                }]
-            });
-        }
-    }
-
-    fn record(&mut self, touched: Range<u64>, author: Author) {
-        for sector in touched {
-            let bytes = self.content.get(within(sector, self.content.len()));
-            let value = bytes.unwrap_or_default().into();
-            if let Some(versions) = self.sectors.get_mut(&sector) {
-                versions.push(Version { author, value });
-            }
-        }
+    fn change(&mut self, sector: u64, author: Author, change: impl FnOnce(&mut [u8])) {
+        let content = self
+            .content
+            .entry(sector)
+            .or_insert_with(|| Box::new([0; SECTOR]));
+        let versions = self.sectors.entry(sector).or_insert_with(|| {
+            vec![Version {
+                author: NOBODY,
+                value: content.clone(),
+            }]
+        });
+        change(content.as_mut_slice());
+        versions.push(Version {
+            author,
+            value: content.clone(),
+        });
     }
 }
 
@@ -183,15 +193,16 @@ fn settle<T>(versions: &mut Vec<Version<T>>, settled: &impl Fn(Author) -> bool) 
     }
 }
 
-/// The sectors that a range of bytes touches.
-fn touched(range: &Range<u64>) -> Range<u64> {
-    range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES)
-}
-
-/// Where a sector lies in a file of `len_bytes`.
-fn within(sector: u64, len_bytes: usize) -> Range<usize> {
-    let start = index(sector * SECTOR_BYTES).min(len_bytes);
-    start..index((sector + 1) * SECTOR_BYTES).min(len_bytes)
+/// The sectors that a range of bytes touches, each with the part of it that lies in the range.
+fn parts(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let range = range.start..range.end.max(range.start);
+    let sectors = range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES);
+    sectors.map(move |sector| {
+        let first = sector * SECTOR_BYTES;
+        let start = range.start.saturating_sub(first);
+        let end = (range.end - first).min(SECTOR_BYTES);
+        (sector, index(start)..index(end))
+    })
 }
 
 fn index(bytes: u64) -> usize {

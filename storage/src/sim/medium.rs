@@ -43,17 +43,29 @@ pub(super) struct Horizon {
 
 impl Medium {
     /// Adds a file that is whole on the medium.
-    pub fn add(&self, content: Vec<u8>) {
+    pub fn add(&self, content: &[u8]) {
         self.0.borrow_mut().files.push(SimFile::new(content));
     }
 
-    /// What a reader of the file sees now.
+    /// What a reader of the file sees now, of `len_bytes` at `offset_bytes`: what lies within the file.
     ///
     /// # Panics
     ///
     /// When there is no such file.
-    pub fn content(&self, file: FileSlot) -> Vec<u8> {
-        self.read(file, |file| file.content().to_vec())
+    pub fn read(&self, file: FileSlot, offset_bytes: u64, len_bytes: u64) -> Vec<u8> {
+        self.look(file, |file| file.read(offset_bytes, len_bytes))
+    }
+
+    /// Makes the file at least `len_bytes` long; what is new is a hole, and on the medium.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such file.
+    pub fn extend(&self, file: FileSlot, len_bytes: u64) {
+        self.change(file, |file| {
+            file.reach(len_bytes, NOBODY);
+            file.sync(|_| true);
+        });
     }
 
     /// How long the file is now.
@@ -62,7 +74,7 @@ impl Medium {
     ///
     /// When there is no such file.
     pub fn len_bytes(&self, file: FileSlot) -> u64 {
-        self.read(file, SimFile::len_bytes)
+        self.look(file, SimFile::len_bytes)
     }
 
     /// Loses what no sync covers, or some of it. Whatever was in flight is over: its reactor is not used any more.
@@ -116,7 +128,7 @@ impl Medium {
         self.change(file, |file| file.sync_write(range, author));
     }
 
-    pub(super) fn read<T>(&self, file: FileSlot, look: impl FnOnce(&SimFile) -> T) -> T {
+    fn look<T>(&self, file: FileSlot, look: impl FnOnce(&SimFile) -> T) -> T {
         let content = self.0.borrow();
         let place = usize::try_from(file.0).ok();
         let file = place.and_then(|place| content.files.get(place));
@@ -141,7 +153,7 @@ mod tests {
 
     fn medium() -> Medium {
         let medium = Medium::default();
-        medium.add(vec![0; 1024]);
+        medium.add(&[0; 1024]);
         medium
     }
 
@@ -157,7 +169,7 @@ mod tests {
             let medium = medium();
             prepare(&medium);
             medium.crash(&mut Dice::new(seed));
-            medium.content(FILE)[0]
+            medium.read(FILE, 0, 1)[0]
         };
         (0..200).map(survivor).collect()
     }
@@ -194,7 +206,7 @@ mod tests {
             medium.sync_write(FILE, &(2048..2560), author);
             medium.end(author);
             medium.crash(&mut Dice::new(seed));
-            assert_eq!(medium.content(FILE)[2048..], [7; 512]);
+            assert_eq!(medium.read(FILE, 2048, 512), [7; 512]);
         }
     }
 

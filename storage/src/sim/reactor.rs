@@ -51,9 +51,13 @@ impl Faults {
 ///
 /// An operation takes effect in parts, at any moment between its submission and its end, and
 /// operations overtake each other. Nothing ever blocks: a wait carries operations on, or turns the
-/// clock to the timer. A wait that nothing could end returns at once, and then the reactor is idle.
+/// clock to the timer. A wait that nothing would end asks whoever is [`SimReactor::on_idle`] to do
+/// something; if nothing comes of it, it returns, and then the reactor is idle.
 #[derive(Clone)]
-pub struct SimReactor(Rc<RefCell<State>>);
+pub struct SimReactor(Rc<RefCell<State>>, Rc<RefCell<Option<OnIdle>>>);
+
+/// What goes on in the world while a reactor sleeps.
+type OnIdle = Box<dyn FnMut()>;
 
 struct State {
     medium: Medium,
@@ -83,7 +87,7 @@ pub struct Moment(u64);
 impl SimReactor {
     /// A reactor with room for `ops_max` operations, on `medium`.
     pub fn new(medium: &Medium, ops_max: usize, faults: Faults, dice: Dice) -> Self {
-        Self(Rc::new(RefCell::new(State {
+        let state = State {
             medium: medium.clone(),
             dice,
             faults,
@@ -98,7 +102,13 @@ impl SimReactor {
             moment: Moment::default(),
             synced: None,
             idle: false,
-        })))
+        };
+        Self(Rc::new(RefCell::new(state)), Rc::default())
+    }
+
+    /// Calls `act` each time when a wait would otherwise never end.
+    pub fn on_idle(&self, act: impl FnMut() + 'static) {
+        *self.1.borrow_mut() = Some(Box::new(act));
     }
 
     /// From now on the host behaves like this.
@@ -186,9 +196,20 @@ impl Reactor for SimReactor {
     }
 
     fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> io::Result<()> {
-        self.0.borrow_mut().wait(patience, wakes)
+        for _ in 0..ACTS_MAX {
+            // The world looks at this reactor while it acts.
+            self.0.borrow_mut().wait(patience, wakes)?;
+            match &mut *self.1.borrow_mut() {
+                Some(act) if self.is_idle() => act(),
+                _ => break,
+            }
+        }
+        Ok(())
     }
 }
+
+/// How often the world may act without waking a reactor before its wait ends for nothing.
+const ACTS_MAX: u32 = 1_000;
 
 /// How often in a row an operation is interrupted at most; a backend has to try again more often.
 const INTERRUPTIONS_MAX: u32 = 8;
@@ -236,6 +257,8 @@ impl State {
 
     /// Does a part of the work in flight; some of it may end.
     fn carry_on(&mut self, news: &mut Vec<Wake>) {
+        // A look takes time, even if nothing is there.
+        self.pass(Duration::from_nanos(500));
         let parts = self.dice.below(2 * self.flights.len() as u64 + 1);
         for _ in 0..parts {
             let time = Duration::from_nanos(self.dice.below(100_000));

@@ -10,7 +10,6 @@ use coracle_storage::sim::medium::Medium;
 
 /// How an image of one kind comes to be.
 pub(crate) struct Kind {
-    pub(crate) name: &'static str,
     /// Lays the image's files out on an empty medium; what a guest reads from it at first.
     pub(crate) create: fn(&Medium, &mut Dice) -> Vec<u8>,
     /// Opens the image as it lies on the medium now.
@@ -18,7 +17,6 @@ pub(crate) struct Kind {
 }
 
 pub(crate) const KINDS: &[Kind] = &[Kind {
-    name: "raw",
     create: create_raw,
     open: open_raw,
 }];
@@ -27,7 +25,7 @@ const SECTOR_BYTES: u64 = 512;
 
 fn create_raw(medium: &Medium, dice: &mut Dice) -> Vec<u8> {
     let content = content(dice);
-    medium.add(content.clone());
+    medium.add(&content);
     content
 }
 

@@ -190,8 +190,7 @@ impl Flight {
                 file, offset_bytes, ..
             } => {
                 let from = offset_bytes + self.done_bytes;
-                let len_bytes = usize::try_from(part_bytes).expect("a simulated transfer is small");
-                medium.read(file, |file| self.scatter(file.read(from, len_bytes)));
+                self.scatter(&medium.read(file, from, part_bytes));
             }
             KernelOp::Write {
                 file, offset_bytes, ..

@@ -52,6 +52,7 @@ test-integration: monitor-dev unikernel linux venv
 
 sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes: SEEDS=n of them (10,000)
 	cargo test -p coracle-storage --test sim -- --nocapture
+	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
 	tests/tools/need debugfs iasl

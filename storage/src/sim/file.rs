@@ -128,17 +128,20 @@ impl SimFile {
         settle(&mut self.lengths, &settled);
     }
 
-    /// As [`Self::sync`], for the sectors of one write by `author`.
-    pub(super) fn sync_write(&mut self, range: &Range<u64>, author: Author) {
+    /// As [`Self::sync`], of what a file system brings to the medium with one write by `author`: its
+    /// sectors, and the inode with any length that is `settled`.
+    pub(super) fn sync_write(
+        &mut self,
+        range: &Range<u64>,
+        author: Author,
+        settled: impl Fn(Author) -> bool,
+    ) {
         for (sector, _) in parts(range.clone()) {
             if let Some(versions) = self.sectors.get_mut(&sector) {
                 settle(versions, &|of| of == author);
             }
         }
-        // Without the length the data could not be found again.
-        if let Some(at) = self.lengths.iter().position(|length| length.value >= range.end) {
-            self.lengths.drain(..at);
-        }
+        settle(&mut self.lengths, &|of| of == author || settled(of));
     }
 
     /// Forgets what the medium does not hold.

@@ -41,6 +41,12 @@ pub(super) struct Horizon {
     in_flight: BTreeSet<Author>,
 }
 
+impl Horizon {
+    fn covers(&self, author: Author) -> bool {
+        author < self.next && !self.in_flight.contains(&author)
+    }
+}
+
 impl Medium {
     /// Adds a file that is whole on the medium.
     pub fn add(&self, content: &[u8]) {
@@ -119,13 +125,16 @@ impl Medium {
         }
     }
 
+    /// A sync that was submitted at `horizon` has ended.
     pub(super) fn sync(&self, file: FileSlot, horizon: &Horizon) {
-        let covers = |author| author < horizon.next && !horizon.in_flight.contains(&author);
-        self.change(file, |file| file.sync(covers));
+        self.change(file, |file| file.sync(|author| horizon.covers(author)));
     }
 
-    pub(super) fn sync_write(&self, file: FileSlot, range: &Range<u64>, author: Author) {
-        self.change(file, |file| file.sync_write(range, author));
+    /// A durable write by `author` that was submitted at `horizon` has ended.
+    pub(super) fn sync_write(&self, file: FileSlot, range: &Range<u64>, author: Author, horizon: &Horizon) {
+        self.change(file, |file| {
+            file.sync_write(range, author, |author| horizon.covers(author));
+        });
     }
 
     fn look<T>(&self, file: FileSlot, look: impl FnOnce(&SimFile) -> T) -> T {
@@ -202,8 +211,9 @@ mod tests {
         for seed in 0..50 {
             let medium = medium();
             let author = medium.begin();
+            let horizon = medium.horizon();
             medium.change(FILE, |file| file.write(2048, &[7; 512], author));
-            medium.sync_write(FILE, &(2048..2560), author);
+            medium.sync_write(FILE, &(2048..2560), author, &horizon);
             medium.end(author);
             medium.crash(&mut Dice::new(seed));
             assert_eq!(medium.read(FILE, 2048, 512), [7; 512]);

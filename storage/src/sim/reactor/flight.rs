@@ -20,8 +20,8 @@ pub(super) struct Flight {
     /// What `op` pointed to when it was submitted.
     segments: Vec<Segment>,
     author: Author,
-    /// What a sync covers: the operations that had ended when it was submitted.
-    horizon: Option<Horizon>,
+    /// What had ended when it was submitted.
+    horizon: Horizon,
     fate: Option<Fate>,
     done_bytes: u64,
 }
@@ -49,21 +49,20 @@ impl Flight {
             } => listed(segments, segment_count).to_vec(),
             KernelOp::SyncData { .. } | KernelOp::Allocate { .. } => Vec::new(),
         };
-        let horizon = matches!(op, KernelOp::SyncData { .. }).then(|| medium.horizon());
         Self {
             token,
             submitted,
             op,
             segments,
+            horizon: medium.horizon(),
             author: medium.begin(),
-            horizon,
             fate: None,
             done_bytes: 0,
         }
     }
 
     pub(super) fn is_sync(&self) -> bool {
-        self.horizon.is_some()
+        matches!(self.op, KernelOp::SyncData { .. })
     }
 
     /// Does a part of the work; says whether the operation may end now.
@@ -97,17 +96,15 @@ impl Flight {
         let fate = self.fate.expect("an operation ends after its fate was drawn");
         self.check_segments();
         match self.op {
-            KernelOp::SyncData { file } if fate.result == 0 => {
-                let horizon = self.horizon.as_ref();
-                medium.sync(file, horizon.expect("a sync has a horizon"));
-            }
+            KernelOp::SyncData { file } if fate.result == 0 => medium.sync(file, &self.horizon),
             KernelOp::Write {
                 file,
                 offset_bytes,
                 durability: Durability::Durable,
                 ..
             } if fate.result > 0 => {
-                medium.sync_write(file, &(offset_bytes..offset_bytes + fate.bytes), self.author);
+                let range = offset_bytes..offset_bytes + fate.bytes;
+                medium.sync_write(file, &range, self.author, &self.horizon);
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! One operation between its submission and its end.
 #![expect(unsafe_code, reason = "reads and fills guest memory, as the kernel would")]
 
-use crate::reactor::{FileSlot, KernelOp, Token};
+use crate::reactor::{KernelOp, Token};
 use crate::request::{Durability, Segment};
 use crate::sim::dice::Dice;
 use crate::sim::file::Author;
@@ -117,7 +117,7 @@ impl Flight {
             result: -errno,
             bytes: 0,
         };
-        let file = file_of(&self.op);
+        let file = self.op.file();
         let is_registered = usize::try_from(file.0).is_ok_and(|slot| slot < files);
         if !is_registered || !medium.has(file) {
             return nothing(libc::EBADF);
@@ -164,11 +164,7 @@ impl Flight {
 
     /// How many bytes the operation transfers or changes if nothing goes wrong.
     fn possible_bytes(&self, medium: &Medium) -> u64 {
-        let asked_bytes: u64 = self
-            .segments
-            .iter()
-            .map(|segment| segment.len_bytes() as u64)
-            .sum();
+        let asked_bytes = self.op.transfer_bytes();
         match self.op {
             KernelOp::Read {
                 file, offset_bytes, ..
@@ -282,14 +278,6 @@ const SECTOR_BYTES: u64 = 512;
 fn listed<'op>(segments: *const Segment, segment_count: u32) -> &'op [Segment] {
     // SAFETY: `segments` points to that many segments until the operation ends (contract of `KernelOp`).
     unsafe { std::slice::from_raw_parts(segments, index(segment_count.into())) }
-}
-
-fn file_of(op: &KernelOp) -> FileSlot {
-    let (KernelOp::Read { file, .. }
-    | KernelOp::Write { file, .. }
-    | KernelOp::SyncData { file }
-    | KernelOp::Allocate { file, .. }) = op;
-    *file
 }
 
 fn is_refused(mode: i32, faults: &Faults) -> bool {

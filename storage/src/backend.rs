@@ -76,6 +76,18 @@ pub trait Backend: Send {
     /// (an overlay's bitmap, a session). The other's operations name [`Self::files`] as well.
     fn fork(&self) -> Option<Box<dyn Backend>>;
 
+    /// A further request that has ended: one event may end several (all flushes that waited for one sync).
+    /// Asked after each [`Self::start`] and [`Self::resume`] until there is none.
+    fn next_completion(&mut self) -> Option<Completion> {
+        None
+    }
+
+    /// Whether the image asks for a last [`crate::request::Operation::Flush`] before it is dropped, because
+    /// it holds back what its file needs even if the guest never flushes (an overlay's bitmap).
+    fn flushes_at_end(&self) -> bool {
+        false
+    }
+
     /// How many requests were accepted and have not completed. Zero means drained.
     fn in_flight(&self) -> usize;
 }

@@ -5,9 +5,11 @@
 //! operations out; an I/O thread owns one reactor and one stack of backends.
 
 pub mod backend;
+pub mod blocking;
 pub mod engine;
 pub mod limit;
 pub mod open;
+pub mod overlay;
 pub mod plain;
 pub mod raw;
 pub mod reactor;

@@ -140,6 +140,12 @@ pub enum Failure {
     /// The image was opened read-only.
     #[error("the image is read-only")]
     ReadOnly,
+    /// The image cannot become as long as it was asked to.
+    #[error("this image cannot become larger than {bytes_max} bytes")]
+    TooLarge {
+        /// As long as it can become.
+        bytes_max: u64,
+    },
     /// The image ended in the middle of a read: it was truncated under us.
     #[error("the image is shorter than it was when it was opened")]
     Truncated,

@@ -41,9 +41,13 @@ impl From<Result<(), Failure>> for Status {
         match outcome {
             Ok(()) => Self::Ok,
             Err(Failure::Unsupported) => Self::Unsupported,
-            Err(Failure::Host(_) | Failure::OutOfRange | Failure::ReadOnly | Failure::Truncated) => {
-                Self::IoError
-            }
+            Err(
+                Failure::Host(_)
+                | Failure::OutOfRange
+                | Failure::ReadOnly
+                | Failure::TooLarge { .. }
+                | Failure::Truncated,
+            ) => Self::IoError,
         }
     }
 }

@@ -161,6 +161,7 @@ impl Worker {
                     if let Step::Done(completion) = step {
                         self.complete(completion, now);
                     }
+                    self.complete_others(now);
                 }
                 Wake::Signalled(BELL) => rung = true,
                 Wake::Signalled(_kick) => self.drive.metrics.queue_event_count.add(1),
@@ -183,6 +184,13 @@ impl Worker {
             .complete(completion, &self.drive.metrics, now);
     }
 
+    /// Takes what one event, or one start, has ended besides: any lane's.
+    fn complete_others(&mut self, now: Instant) {
+        while let Some(completion) = self.drive.image.next_completion() {
+            self.complete(completion, now);
+        }
+    }
+
     /// Answers what completed, takes what has come, answers what needed no waiting.
     fn serve(&mut self, now: Instant) -> bool {
         let Some(service) = &mut self.service else {
@@ -198,6 +206,8 @@ impl Worker {
             }
             lane.settle();
         }
+        self.complete_others(now);
+        self.lanes().for_each(Lane::settle);
         worked
     }
 
@@ -275,6 +285,7 @@ impl Worker {
             Step::Done(completion) => self.grown(completion.outcome),
             Step::Busy(_) => self.grown(Err(Failure::Host(libc::EBUSY))),
         }
+        self.complete_others(self.drive.io.now());
     }
 
     fn grown(&mut self, outcome: Result<(), Failure>) {

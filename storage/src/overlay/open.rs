@@ -1,0 +1,215 @@
+//! From an overlay's configuration to an image that can be used.
+
+use std::io;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::base::identify;
+use super::file::{FileError, OverlayFile};
+use super::format::{BaseIdentity, Header, State};
+use super::{Lifetime, Overlay};
+use crate::backend::{Access, Backend};
+use crate::blocking::Blocking;
+use crate::open::{self, OpenError};
+use crate::request::Failure;
+
+/// A disk that shows a base and keeps what the guest writes elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OverlayConfig {
+    /// The image that the guest sees at first. It is only read, and any number of guests may share it.
+    pub base: String,
+    /// Where writes go: a file, or `memory`.
+    pub path: String,
+    /// Whether the file outlives the machine, and is used again if it is there. If false, no file of that name may
+    /// be there, and nothing is left of it however the machine ends.
+    #[serde(default)]
+    pub keep: bool,
+}
+
+/// The `path` that is no file.
+pub const MEMORY: &str = "memory";
+
+/// Why an overlay cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// A field without content.
+    #[error("`{0}` of an overlay is empty: `base` names an image, and `path` a file or `memory`")]
+    Empty(&'static str),
+    /// Memory does not last.
+    #[error("an overlay in memory cannot be kept: leave `keep` out, or let `path` name a file")]
+    MemoryKept,
+    /// The base cannot be used.
+    #[error("the base of the overlay cannot be used")]
+    Base(#[from] OpenError),
+    /// The base cannot be read.
+    #[error("cannot read the base `{path}`")]
+    BaseUnreadable {
+        /// As configured.
+        path: String,
+        /// What the storage answers.
+        #[source]
+        source: Failure,
+    },
+    /// The base is larger than the format can hold.
+    #[error("the base `{path}` has {size_bytes} bytes, which is more than an overlay can cover")]
+    BaseTooLarge {
+        /// As configured.
+        path: String,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// The file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The overlay is somebody else's, or the base was changed.
+    #[error(
+        "overlay `{path}` was made on the base `{recorded}` of {recorded_bytes} bytes, and `{base}` of {base_bytes} \
+         bytes is another image or was changed since: name the right base, or move the overlay over with \
+         `coraclectl disk rebase`"
+    )]
+    WrongBase {
+        /// The overlay.
+        path: String,
+        /// The base that it was made on.
+        recorded: String,
+        /// The size of that.
+        recorded_bytes: u64,
+        /// As configured.
+        base: String,
+        /// The size of that.
+        base_bytes: u64,
+    },
+    /// A commit did not end.
+    #[error(
+        "a commit of overlay `{path}` into its base was interrupted: run `coraclectl disk commit {path}` once more"
+    )]
+    Committing {
+        /// The overlay.
+        path: String,
+    },
+    /// The host says no.
+    #[error("cannot use overlay `{path}`")]
+    Host {
+        /// As configured.
+        path: String,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl OverlayConfig {
+    /// Checks what can be checked without looking at files.
+    ///
+    /// # Errors
+    ///
+    /// The rule that is broken.
+    pub fn check(&self) -> Result<(), OverlayError> {
+        match self {
+            Self { base, .. } if base.is_empty() => Err(OverlayError::Empty("base")),
+            Self { path, .. } if path.is_empty() => Err(OverlayError::Empty("path")),
+            Self { path, keep: true, .. } if path == MEMORY => Err(OverlayError::MemoryKept),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the base for reading, and opens or creates the overlay.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with either.
+    pub fn open(&self) -> Result<Box<dyn Backend>, OverlayError> {
+        self.check()?;
+        let base = open::open(&self.base, Access::ReadOnly)?;
+        if !self.keep {
+            return self.open_temporary(base);
+        }
+        let mut base = Blocking::new(base).map_err(|source| self.host(source))?;
+        let identity = identify(&self.base, &mut base).map_err(|source| OverlayError::BaseUnreadable {
+            path: self.base.clone(),
+            source,
+        })?;
+        let file = match OverlayFile::open(&self.path) {
+            Ok(file) => file,
+            Err(FileError::Missing { .. }) => {
+                OverlayFile::create(&self.path, self.header(identity.clone())?)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.check_base(file.header(), &identity)?;
+        let bits = file.read_bits().map_err(|source| self.host(source))?;
+        let (file, header) = file.into_parts();
+        let overlay = Overlay::new(base.into_image(), file, header, &bits, Lifetime::Kept);
+        Ok(Box::new(overlay))
+    }
+
+    fn open_temporary(&self, base: Box<dyn Backend>) -> Result<Box<dyn Backend>, OverlayError> {
+        // Nobody will ever ask whether it is the right base.
+        let header = self.header(BaseIdentity {
+            path: self.base.clone(),
+            size_bytes: base.geometry().size_bytes,
+            fingerprint: 0,
+        })?;
+        let file = if self.path == MEMORY {
+            OverlayFile::in_memory(header)?
+        } else {
+            OverlayFile::temporary(&self.path, header)?
+        };
+        let (file, header) = file.into_parts();
+        Ok(Box::new(Overlay::new(
+            base,
+            file,
+            header,
+            &[],
+            Lifetime::Temporary,
+        )))
+    }
+
+    fn header(&self, base: BaseIdentity) -> Result<Header, OverlayError> {
+        let size_bytes = base.size_bytes;
+        Header::new(size_bytes, base).ok_or_else(|| OverlayError::BaseTooLarge {
+            path: self.base.clone(),
+            size_bytes,
+        })
+    }
+
+    fn check_base(&self, header: &Header, base: &BaseIdentity) -> Result<(), OverlayError> {
+        if header.state == State::Committing {
+            return Err(OverlayError::Committing {
+                path: self.path.clone(),
+            });
+        }
+        header.check_base(&self.path, base)
+    }
+
+    fn host(&self, source: io::Error) -> OverlayError {
+        OverlayError::Host {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+impl Header {
+    /// Checks that `base` is the one that the overlay `path` was made on.
+    ///
+    /// # Errors
+    ///
+    /// Names both.
+    pub fn check_base(&self, path: &str, base: &BaseIdentity) -> Result<(), OverlayError> {
+        let recorded = &self.base;
+        // Its path may be another one: a base is moved, or mounted elsewhere.
+        if recorded.size_bytes == base.size_bytes && recorded.fingerprint == base.fingerprint {
+            return Ok(());
+        }
+        Err(OverlayError::WrongBase {
+            path: path.to_owned(),
+            recorded: recorded.path.clone(),
+            recorded_bytes: recorded.size_bytes,
+            base: base.path.clone(),
+            base_bytes: base.size_bytes,
+        })
+    }
+}

@@ -154,6 +154,7 @@ impl Lane {
                 Step::Done(completion) => self.take(completion, guest),
                 Step::Busy(request) => panic!("request {} was accepted and came back", request.tag),
             }
+            self.take_others(guest);
         }
         if any && let Some(request) = self.held.take() {
             self.start(request, guest);
@@ -192,10 +193,12 @@ impl Lane {
         while !matches!(step, Step::Done(_)) {
             let mut wakes = Vec::new();
             self.io.wait(Patience::UntilEvent, &mut wakes).unwrap();
-            let [Wake::Done(event)] = wakes[..] else {
-                panic!("a look at the disk was lost: {wakes:?}");
-            };
-            step = self.image.resume(event, &mut self.io);
+            assert!(!wakes.is_empty(), "a look at the disk was lost");
+            for wake in wakes {
+                if let Wake::Done(event) = wake {
+                    step = self.image.resume(event, &mut self.io);
+                }
+            }
         }
         assert!(
             matches!(&step, Step::Done(completion) if completion.outcome.is_ok()),
@@ -223,7 +226,15 @@ impl Lane {
                 self.held = Some(request);
             }
         }
+        self.take_others(guest);
         self.check_count();
+    }
+
+    /// Takes what else has ended.
+    fn take_others(&mut self, guest: &mut Guest) {
+        while let Some(completion) = self.image.next_completion() {
+            self.take(completion, guest);
+        }
     }
 
     fn check_count(&self) {
@@ -274,7 +285,7 @@ impl Lane {
         match failure {
             Failure::Host(errno) => self.io.has_failed_with(errno),
             Failure::Unsupported => operation == Operation::Discard && faults.refuses_holes,
-            Failure::OutOfRange | Failure::ReadOnly | Failure::Truncated => false,
+            Failure::OutOfRange | Failure::ReadOnly | Failure::TooLarge { .. } | Failure::Truncated => false,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use coracle_tests::tree;
 
 /// Seeds in which a bug has to be found; a sound tree passes them all.
-const SEEDS: &str = "400";
+const SEEDS: &str = "1000";
 
 /// The crates of the workspace that a bug is planted in.
 const CRATES: &[&str] = &["storage", "devices"];

@@ -5,6 +5,7 @@
 
 pub mod dice;
 mod file;
+pub mod image;
 pub mod medium;
 pub mod oracle;
 pub mod reactor;

@@ -178,35 +178,6 @@ impl Lane {
         );
     }
 
-    /// Reads a range of an image that nothing else is asked of, whatever it holds.
-    pub(crate) fn look(&mut self, offset_bytes: u64, len_bytes: u64, dice: &mut Dice) -> Vec<u8> {
-        let mut buffer = Buffer::new(vec![UNREAD; usize::try_from(len_bytes).unwrap()]);
-        let request = Request {
-            tag: 0,
-            operation: Operation::Read,
-            offset_bytes,
-            len_bytes,
-            durability: Durability::Cached,
-            segments: buffer.segments(dice),
-        };
-        let mut step = self.image.start(request, &mut self.io);
-        while !matches!(step, Step::Done(_)) {
-            let mut wakes = Vec::new();
-            self.io.wait(Patience::UntilEvent, &mut wakes).unwrap();
-            assert!(!wakes.is_empty(), "a look at the disk was lost");
-            for wake in wakes {
-                if let Wake::Done(event) = wake {
-                    step = self.image.resume(event, &mut self.io);
-                }
-            }
-        }
-        assert!(
-            matches!(&step, Step::Done(completion) if completion.outcome.is_ok()),
-            "a disk cannot be read after a crash: {step:?}"
-        );
-        buffer.bytes().to_vec()
-    }
-
     fn start(&mut self, request: Request, guest: &mut Guest) {
         let tag = request.tag;
         match self.image.start(request, &mut self.io) {

@@ -3,11 +3,10 @@
 use coracle_storage::reactor::Patience;
 use coracle_storage::request::{Durability, Operation};
 use coracle_storage::sim::dice::Dice;
+use coracle_storage::sim::image::{self, Kind};
 use coracle_storage::sim::medium::Medium;
-use coracle_storage::sim::oracle::SECTOR_BYTES;
 use coracle_storage::sim::reactor::{Faults, SimReactor};
 
-use crate::kind::Kind;
 use crate::lane::{Guest, Lane};
 use crate::workload::{Wish, Workload};
 
@@ -106,9 +105,6 @@ fn check_size(lanes: &[Lane], guest: &Guest) {
     }
 }
 
-/// The longest read of a look at a whole disk.
-const LOOK_BYTES: u64 = 128 * SECTOR_BYTES;
-
 /// What the image holds when it is opened again, read on a host that behaves.
 fn left_by_a_crash(kind: &Kind, medium: &Medium, faults: &Faults, dice: &mut Dice) -> Vec<u8> {
     let sound = Faults {
@@ -117,13 +113,5 @@ fn left_by_a_crash(kind: &Kind, medium: &Medium, faults: &Faults, dice: &mut Dic
         ..Faults::default()
     };
     let io = SimReactor::new(medium, 8, sound, dice.split());
-    let mut lane = Lane::new((kind.open)(medium), io);
-    let mut content = Vec::new();
-    let size_bytes = lane.image.geometry().size_bytes;
-    while (content.len() as u64) < size_bytes {
-        let offset_bytes = content.len() as u64;
-        let len_bytes = LOOK_BYTES.min(size_bytes - offset_bytes);
-        content.extend(lane.look(offset_bytes, len_bytes, dice));
-    }
-    content
+    image::content((kind.open)(medium).as_mut(), io)
 }

@@ -8,14 +8,12 @@
 )]
 
 mod buffers;
-mod kind;
 mod lane;
 mod life;
 mod workload;
 
+use coracle_storage::sim::image::KINDS;
 use coracle_storage::sim::seeds;
-
-use kind::KINDS;
 
 #[test]
 fn every_image_keeps_its_promises_on_every_host() {

@@ -5,15 +5,14 @@ mod ring;
 mod wish;
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use coracle_storage::backend::{Access, Discard, Geometry};
+use coracle_storage::backend::Backend;
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter, TokenBucketConfig};
-use coracle_storage::raw::Raw;
-use coracle_storage::reactor::{FileSlot, Reactor};
+use coracle_storage::reactor::Reactor;
 use coracle_storage::sim::dice::Dice;
+use coracle_storage::sim::image::{self, KINDS};
 use coracle_storage::sim::medium::Medium;
 use coracle_storage::sim::reactor::{Faults, SimReactor};
 use coracle_storage::sim::seeds;
@@ -32,17 +31,14 @@ fn a_simulated_guest_gets_each_answer_once_and_that_of_a_flush_after_its_sync() 
     seeds::run(3_000, simulate);
 }
 
-/// The one file of the image.
-const FILE: FileSlot = FileSlot(0);
-
 /// Rounds of the worker in one life at most.
 const ROUNDS_MAX: u64 = 600;
 
 fn simulate(seed: u64) {
     let mut dice = Dice::new(seed);
     let medium = Medium::default();
-    let content = vec![1; 512 * (8 + dice.index(256))];
-    medium.add(&content);
+    let kind = &KINDS[dice.index(KINDS.len())];
+    let content = (kind.create)(&medium, &mut dice);
     let faults = Faults::draw(&mut dice);
     let io = SimReactor::new(&medium, dice.pick(&[1, 4, 64, 256]), faults, dice.split());
     let (mailbox, inbox) = Mailbox::new().unwrap();
@@ -56,7 +52,7 @@ fn simulate(seed: u64) {
         faults,
         born: io.now(),
     };
-    let drive = drive(&medium, &io, &terms);
+    let drive = drive((kind.open)(&medium), &io, &terms);
     let mut worker = Worker::new(drive, inbox, DRAIN_MS_MAX).unwrap();
     let guest = Rc::new(RefCell::new(Guest::new(
         &content,
@@ -65,8 +61,13 @@ fn simulate(seed: u64) {
         terms,
         dice.split(),
     )));
-    let sleeping = Rc::clone(&guest);
-    io.on_idle(move || sleeping.borrow_mut().worker_sleeps());
+    // The guest knows the reactor; the reactor must not keep the guest.
+    let world = Rc::downgrade(&guest);
+    io.on_idle(move || {
+        if let Some(guest) = world.upgrade() {
+            guest.borrow_mut().worker_sleeps();
+        }
+    });
     for _ in 0..dice.below(ROUNDS_MAX) {
         assert_eq!(worker.round(), Life::GoesOn);
         guest.borrow_mut().act();
@@ -75,22 +76,15 @@ fn simulate(seed: u64) {
     // The power goes: whatever is in flight stays where it is.
     drop(worker);
     medium.crash(&mut dice);
-    let left = medium.read(FILE, 0, medium.len_bytes(FILE));
+    let sound = SimReactor::new(&medium, 8, Faults::default(), dice.split());
+    let left = image::content((kind.open)(&medium).as_mut(), sound);
     guest.borrow_mut().power_fails(&left);
 }
 
-fn drive(medium: &Medium, io: &SimReactor, terms: &Terms) -> Drive {
-    let geometry = Geometry {
-        size_bytes: medium.len_bytes(FILE),
-        logical_block_bytes: 512,
-        physical_block_bytes: 4096,
-        access: Access::ReadWrite,
-        discard: Discard::Supported,
-    };
+fn drive(image: Box<dyn Backend>, io: &SimReactor, terms: &Terms) -> Drive {
     Drive {
         io: Box::new(io.clone()),
-        // The simulated reactor counts descriptors and looks at none.
-        image: Box::new(Raw::new(File::open("/dev/null").unwrap(), geometry)),
+        image,
         limits: vec![Arc::new(SharedLimiter::new(&terms.limits, terms.born))],
         cache: Arc::new(WriteCache::new(terms.cache_type)),
         metrics: Arc::new(BlkMetrics::default()),

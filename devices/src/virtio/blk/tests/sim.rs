@@ -65,8 +65,13 @@ fn simulate(seed: u64) {
         terms,
         dice.split(),
     )));
-    let sleeping = Rc::clone(&guest);
-    io.on_idle(move || sleeping.borrow_mut().worker_sleeps());
+    // The guest knows the reactor; the reactor must not keep the guest.
+    let world = Rc::downgrade(&guest);
+    io.on_idle(move || {
+        if let Some(guest) = world.upgrade() {
+            guest.borrow_mut().worker_sleeps();
+        }
+    });
     for _ in 0..dice.below(ROUNDS_MAX) {
         assert_eq!(worker.round(), Life::GoesOn);
         guest.borrow_mut().act();

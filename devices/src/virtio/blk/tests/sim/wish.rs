@@ -26,7 +26,7 @@ impl Wish {
         let sectors = size_bytes / SECTOR_BYTES;
         let offset = match dice.below(3) {
             0 => dice.below(sectors),
-            _ => dice.below(8),
+            _ => dice.below(sectors.min(8)),
         };
         let count = 1 + dice.below(SECTORS_MAX.min(sectors - offset));
         let (kind, effect, flags) = match dice.below(20) {

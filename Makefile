@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration soak fuzz check check-deny bench bench-start bench-disk record-api clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk record-api clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -29,7 +29,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  TESTS=name    run only the integration tests, or soak rows, whose name contains it"
-	@echo "  SEED=n    replay a seeded sample"
+	@echo "  SEED=n    replay a seeded sample, or one seed of the simulator"
 	@echo "  FUZZ_TARGET=name FUZZ_SECONDS=n    fuzz this target only, and for so long"
 	@echo "  RUNS=n MS=n WORK=words ONLY=words DISK=directory    how often, how long, what, whom and where bench-disk measures"
 	@echo "  FIRECRACKER=path-of-its-binary    compare with it, where a test or a benchmark can"
@@ -42,13 +42,17 @@ test: test-unit test-integration ## Run the unit tests and the integration tests
 
 test-unit:
 	cargo test --workspace --exclude coracle-tests
-	cargo test -p coracle-tests --lib --test fuzz
+	cargo test -p coracle-tests --lib --test fuzz --test planted
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux venv
 	tests/tools/need debugfs iasl qemu-system-x86_64
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
+
+sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes: SEEDS=n of them (10,000)
+	cargo test -p coracle-storage --test sim -- --nocapture
+	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
 	tests/tools/need debugfs iasl qemu-system-x86_64

@@ -16,5 +16,6 @@ pub mod raw;
 pub mod reactor;
 pub mod request;
 pub mod ring;
+pub mod sim;
 pub mod slab;
 pub mod utc;

@@ -246,16 +246,14 @@ impl Raw {
         io.submit(flight.operation(), Token(place as u64))
     }
 
-    fn complete(&mut self, place: usize, outcome: Result<(), Failure>) -> Step {
-        let mut flight = self.flights.remove(place).expect("a place is completed once");
+    /// Takes the request out of its place, as it came.
+    fn remove(&mut self, place: usize) -> Request {
+        let mut flight = self.flights.remove(place).expect("a place is given up once");
         if matches!(flight.stage, Stage::WriteZeros | Stage::Probe | Stage::Extend) {
             // They point into buffers of the image.
             flight.request.segments.clear();
         }
-        Step::Done(Completion {
-            request: flight.request,
-            outcome,
-        })
+        flight.request
     }
 }
 
@@ -285,17 +283,17 @@ impl Backend for Raw {
         });
         match self.submit(place, io) {
             Ok(()) => Step::Pending,
-            Err(_full) => {
-                let flight = self.flights.remove(place).expect("the place was taken just now");
-                Step::Busy(flight.request)
-            }
+            Err(_full) => Step::Busy(self.remove(place)),
         }
     }
 
     fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
         let place = usize::try_from(event.token.0).expect("tokens of a raw image are places");
         match self.judge(place, event.result) {
-            Next::End(outcome) => self.complete(place, outcome),
+            Next::End(outcome) => Step::Done(Completion {
+                request: self.remove(place),
+                outcome,
+            }),
             Next::Submit => {
                 self.submit(place, io)
                     .expect("an event frees the room that its successor needs");

@@ -20,6 +20,7 @@ pub mod probe;
 pub mod process;
 pub mod seed;
 pub mod shape;
+pub mod tree;
 
 /// What a step of a test returns; any error with a text turns into a failure by `?`.
 pub type Outcome<T = ()> = Result<T, libtest_mimic::Failed>;

@@ -65,6 +65,8 @@ pub(super) enum Stage {
     Persist,
     /// Makes the file longer.
     Extend,
+    /// Syncs the length of the file.
+    Secure,
     /// Writes the header of a longer image.
     Describe,
     /// Is over.
@@ -143,7 +145,7 @@ impl Flight {
         loop {
             let child = match self.stage {
                 Stage::Unplanned | Stage::Persist => return Next::Wait,
-                Stage::Settle | Stage::Extend | Stage::Describe | Stage::End => {
+                Stage::Settle | Stage::Extend | Stage::Secure | Stage::Describe | Stage::End => {
                     return Next::Stage(self.stage);
                 }
                 Stage::Pass(side) => {
@@ -228,7 +230,8 @@ impl Flight {
             Stage::Apply if self.operation != Operation::Write => Stage::Patch(0),
             Stage::Patch(0) => Stage::Patch(1),
             Stage::Apply | Stage::Patch(_) | Stage::Describe => Stage::Settle,
-            Stage::Extend => Stage::Describe,
+            Stage::Extend => Stage::Secure,
+            Stage::Secure => Stage::Describe,
             stage => {
                 debug_assert!(matches!(stage, Stage::Pass(_)), "{stage:?} is not followed");
                 Stage::End

@@ -1,9 +1,10 @@
-//! How an overlay becomes larger: first its file, then what its header says.
+//! How an overlay becomes larger: first its file, on the medium, then what its header says.
 
 use super::Overlay;
 use super::flight::Stage;
 use super::format::{DATA_OFFSET_BYTES, Header};
 use super::segments;
+use crate::backend::Backend;
 use crate::request::{Durability, Failure, Operation, Request};
 
 /// A change of the size, of which there is one at a time.
@@ -31,7 +32,13 @@ impl Overlay {
             let bytes_max = shape.size_bytes_max();
             flight.outcome = Err(Failure::TooLarge { bytes_max });
         } else if len_bytes > shape.size_bytes {
-            flight.stage = Stage::Extend;
+            // The file may be longer than the image: an earlier growth has failed after it was extended.
+            let file_bytes = self.store.geometry().size_bytes;
+            flight.stage = if file_bytes < DATA_OFFSET_BYTES + len_bytes {
+                Stage::Extend
+            } else {
+                Stage::Secure
+            };
             let header = Header {
                 sequence: self.header.sequence + 1,
                 size_bytes: len_bytes,
@@ -58,6 +65,11 @@ impl Overlay {
             durability: Durability::Durable,
             segments: Vec::new(),
         };
+        if stage == Stage::Secure {
+            // A header that reached the medium before the length would name more than the file has.
+            request.operation = Operation::Flush;
+            request.len_bytes = 0;
+        }
         if stage == Stage::Describe {
             request.operation = Operation::Write;
             request.offset_bytes = growth.header.offset_bytes();

@@ -200,7 +200,7 @@ impl Overlay {
             self.waiting.push_back(place);
         }
         match flight.next(place, &self.contents, &mut self.spare) {
-            Next::Stage(stage @ (Stage::Extend | Stage::Describe)) => {
+            Next::Stage(stage @ (Stage::Extend | Stage::Secure | Stage::Describe)) => {
                 Next::Start(Side::Store, self.growth_request(stage))
             }
             next => next,

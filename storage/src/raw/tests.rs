@@ -237,6 +237,9 @@ fn a_full_reactor_gives_the_request_back() {
     kernel.full = true;
     let step = image.start(request(Operation::Flush, 0, 0), &mut kernel);
     assert!(matches!(step, Step::Busy(Request { tag: 7, .. })));
+    // A resize reads into a buffer of the image, which the caller does not get to see.
+    let step = image.start(request(Operation::Grow, 0, 2 * GEOMETRY.size_bytes), &mut kernel);
+    assert!(matches!(step, Step::Busy(request) if request.segments.is_empty()));
     assert_eq!(image.in_flight(), 0);
 }
 

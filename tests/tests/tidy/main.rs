@@ -4,4 +4,5 @@
 mod crates;
 mod licences;
 mod sources;
-mod tree;
+
+use coracle_tests::tree;

@@ -7,6 +7,7 @@
 
 mod queues;
 mod rig;
+mod sim;
 mod trace;
 
 use std::fs::File;

@@ -183,13 +183,6 @@ impl Worker {
         rung
     }
 
-    /// Takes what else has ended with what was started or resumed just now.
-    fn complete_others(&mut self, now: Instant) {
-        while let Some(completion) = self.drive.image.next_completion() {
-            self.complete(completion, now);
-        }
-    }
-
     fn complete(&mut self, completion: Completion, now: Instant) {
         if completion.request.tag == OWN {
             return self.complete_own(completion.outcome);
@@ -200,6 +193,13 @@ impl Worker {
             .and_then(|service| service.lanes.get_mut(lane_of(&completion.request)));
         lane.expect("a share is given back when nothing of its queues is in flight")
             .complete(completion, &self.drive.metrics, now);
+    }
+
+    /// Takes what one event, or one start, has ended besides: any lane's.
+    fn complete_others(&mut self, now: Instant) {
+        while let Some(completion) = self.drive.image.next_completion() {
+            self.complete(completion, now);
+        }
     }
 
     /// Answers what completed, takes what has come, answers what needed no waiting.
@@ -300,6 +300,7 @@ impl Worker {
             Step::Done(completion) => self.complete_own(completion.outcome),
             Step::Busy(_) => self.complete_own(Err(Failure::Host(libc::EBUSY))),
         }
+        self.complete_others(self.drive.io.now());
     }
 
     fn complete_own(&mut self, outcome: Result<(), Failure>) {

@@ -4,14 +4,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The root of the workspace.
-pub(crate) fn root() -> &'static Path {
+///
+/// # Panics
+///
+/// When the crate was moved out of it.
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("the tests crate lies in the workspace")
 }
 
 /// The files that are tracked, or new and not ignored, as paths from the root.
-pub(crate) fn files() -> Vec<PathBuf> {
+///
+/// # Panics
+///
+/// When git does not say.
+pub fn files() -> Vec<PathBuf> {
     let listed = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(root())
@@ -31,7 +39,11 @@ pub(crate) fn files() -> Vec<PathBuf> {
 }
 
 /// The Rust sources among them, each with its text.
-pub(crate) fn rust_sources() -> Vec<(PathBuf, String)> {
+///
+/// # Panics
+///
+/// When one cannot be read.
+pub fn rust_sources() -> Vec<(PathBuf, String)> {
     let sources = files()
         .into_iter()
         .filter(|file| file.extension().is_some_and(|e| e == "rs"));
@@ -39,7 +51,11 @@ pub(crate) fn rust_sources() -> Vec<(PathBuf, String)> {
 }
 
 /// The text of a file, by its path from the root.
-pub(crate) fn read(file: &Path) -> String {
+///
+/// # Panics
+///
+/// When there is none.
+pub fn read(file: &Path) -> String {
     std::fs::read_to_string(root().join(file))
         .unwrap_or_else(|e| panic!("cannot read {}: {e}", file.display()))
 }

@@ -33,6 +33,15 @@ impl Hold {
         fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
     }
 
+    /// Waits until the leases are recorded durably. Nothing may be written before.
+    ///
+    /// # Errors
+    ///
+    /// Why one is not; then the image is not to be used.
+    pub fn settle(&mut self) -> Result<(), OpenError> {
+        Ok(self.leases.iter_mut().try_for_each(Lease::settle)?)
+    }
+
     /// Keeps the leases of `other` as well: it cannot be told which of the two images is in use.
     pub fn keep(&mut self, other: Self) {
         self.leases.extend(other.leases);
@@ -71,6 +80,22 @@ impl ImageId {
 ///
 /// When the terms do not fit the access: writing needs an exclusive lock, an exclusive lock writing.
 pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
+    let mut image = begin(path, access, terms)?;
+    // If this fails the image is closed first, then the lease ends.
+    image.hold.settle()?;
+    Ok(image)
+}
+
+/// The same, while the record of the lease is still being made: nothing may be written before [`Hold::settle`].
+///
+/// # Errors
+///
+/// As [`open`].
+///
+/// # Panics
+///
+/// As [`open`].
+pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
     let opened = open_image(path, access, terms)?;
     let lease = match terms.role() {
         Some(role) => Some(Lease::acquire(&opened.file, path, role, terms)?),

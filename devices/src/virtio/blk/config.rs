@@ -90,7 +90,7 @@ pub struct Disk {
 pub struct HeldDisk {
     /// The drive.
     pub disk: Disk,
-    /// Its image's lease.
+    /// Its image's lease: to be settled before the device is started.
     pub hold: Hold,
 }
 
@@ -204,13 +204,14 @@ impl DriveConfig {
         opened.map_err(|source| self.refused(source))
     }
 
-    /// Opens the image, leases it to `owner` and sets its reactor up.
+    /// Opens the image, leases it to `owner` and sets its reactor up; the lease is yet to be settled.
     ///
     /// # Errors
     ///
     /// As [`Self::check_image`].
     pub fn open(&self, owner: &Owner) -> Result<HeldDisk, DriveError> {
-        let Image { backend, hold } = self.open_image(owner)?;
+        let begun = open::begin(self.image_path()?, self.access(), &self.terms(owner)?);
+        let Image { backend, hold } = begun.map_err(|source| self.refused(source))?;
         let disk = Disk {
             id: self.drive_id.clone(),
             image: backend,

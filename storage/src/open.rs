@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::backend::{Access, Backend, Discard, Geometry};
-use crate::lease::{Lease, LeaseError, Lock, Terms};
+use crate::lease::{self, Lease, LeaseError, Lock, Terms};
 use crate::raw::Raw;
 
 /// An opened image, and what is to be kept for as long as it is in use.
@@ -286,13 +286,17 @@ pub(crate) fn open_file(path: &str, access: Access, lock: Lock) -> Result<Opened
     } else {
         0
     };
+    let mut options = OpenOptions::new();
     // O_NONBLOCK: opening a FIFO must not wait for its other end.
-    let file = OpenOptions::new()
+    options
         .read(true)
         .write(access == Access::ReadWrite)
-        .custom_flags(libc::O_NONBLOCK | exclusive)
-        .open(path)
-        .map_err(|error| refusal(path, access, error))?;
+        .custom_flags(libc::O_NONBLOCK | exclusive);
+    let file = lease::freed_soon(
+        || options.open(path),
+        |opened| matches!(opened, Err(error) if error.raw_os_error() == Some(libc::EBUSY)),
+    )
+    .map_err(|error| refusal(path, access, error))?;
     let host = |source: io::Error| OpenError::Host {
         path: path.to_owned(),
         source,
@@ -384,7 +388,7 @@ fn refusal(path: &str, access: Access, error: io::Error) -> OpenError {
     );
     match error.raw_os_error() {
         // The descriptor is there, or this would be ENOENT.
-        Some(libc::EACCES | libc::EPERM | libc::ENXIO) if is_handed_in => OpenError::HandedIn {
+        Some(libc::EACCES | libc::EPERM) if is_handed_in => OpenError::HandedIn {
             path,
             uid,
             gid,

@@ -1,7 +1,7 @@
 //! Who may write an image: one owner at a time, known by name, and kept alone by the storage.
 //!
-//! A lease is two things. The *record* beside the image ([`record`], in a [`chain`]) says who has it and outlives
-//! every crash; the *fence* makes the host refuse whoever else would write.
+//! A lease is two things. The *record* beside the image says who has it and outlives every crash; the *fence* makes
+//! the host refuse whoever else would write.
 //!
 //! ```text
 //!   free ──fence──► fenced ──record `held`, durable──► held ──image closed──► record `released`, fence down: free
@@ -105,10 +105,22 @@ struct Step {
     record: Record,
 }
 
-/// How long a fence is waited for that nobody alive is known to have. The kernel takes a killed monitor's
-/// rings down, and its locks with them, a moment after the process is gone.
+/// How long a fence is waited for that nobody alive is known to have.
 const FREED_MS_MAX: u64 = 500;
 const FREED_PERIOD: Duration = Duration::from_millis(2);
+
+/// Tries again for a moment as long as somebody `is_in_the_way`: the kernel takes the rings of a monitor that has ended
+/// down a little later than the process, and its locks and its claim on a device with them.
+pub(crate) fn freed_soon<T>(mut attempt: impl FnMut() -> T, is_in_the_way: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
+    loop {
+        let outcome = attempt();
+        if !is_in_the_way(&outcome) || Instant::now() >= deadline {
+            return outcome;
+        }
+        thread::sleep(FREED_PERIOD);
+    }
+}
 
 impl Lease {
     /// Takes the lease of the image at `path`, which `file` has open on a description that nobody
@@ -218,19 +230,14 @@ struct Candidate<'a> {
 
 impl Candidate<'_> {
     fn take_fence(&self, role: Role) -> Result<(), LeaseError> {
-        let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
-        loop {
-            let conflict = match ofd::take(self.file, role) {
-                Ok(()) => return Ok(()),
-                Err(FenceError::Host(error)) => return Err(self.unlockable(error)),
-                Err(FenceError::Busy(conflict)) => conflict,
-            };
-            let refusal = self.refusal(conflict);
-            if !matches!(refusal, LeaseError::InUse { .. }) || Instant::now() >= deadline {
-                return Err(refusal);
-            }
-            thread::sleep(FREED_PERIOD);
-        }
+        let take = || {
+            ofd::take(self.file, role).map_err(|error| match error {
+                FenceError::Busy(conflict) => self.refusal(conflict),
+                FenceError::Host(error) => self.unlockable(error),
+            })
+        };
+        // Whoever is known by name is alive.
+        freed_soon(take, |taken| matches!(taken, Err(LeaseError::InUse { .. })))
     }
 
     /// Begins the next step of the chain, with the fence up.

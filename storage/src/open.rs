@@ -1,7 +1,9 @@
 //! From the path in a drive's configuration to an image that can be used; the only place that
 //! tells one kind of image from another.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+mod hold;
+
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
@@ -12,62 +14,16 @@ use crate::backend::{Access, Backend, Discard, Geometry};
 use crate::lease::{self, Lease, LeaseError, Lock, Terms};
 use crate::raw::Raw;
 
+use self::hold::ImageId;
+
+pub use self::hold::Hold;
+
 /// An opened image, and what is to be kept for as long as it is in use.
 pub struct Image {
     /// The image.
     pub backend: Box<dyn Backend>,
     /// What makes it ours.
     pub hold: Hold,
-}
-
-/// What makes an image ours. To be dropped after its backend.
-#[derive(Debug)]
-pub struct Hold {
-    id: ImageId,
-    leases: Vec<Lease>,
-}
-
-impl Hold {
-    /// Whether `path` names the image that is held, by whatever name and device node.
-    pub fn is_of(&self, path: &str) -> bool {
-        fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
-    }
-
-    /// Waits until the leases are recorded durably. Nothing may be written before.
-    ///
-    /// # Errors
-    ///
-    /// Why one is not; then the image is not to be used.
-    pub fn settle(&mut self) -> Result<(), OpenError> {
-        Ok(self.leases.iter_mut().try_for_each(Lease::settle)?)
-    }
-
-    /// Keeps the leases of `other` as well: it cannot be told which of the two images is in use.
-    pub fn keep(&mut self, other: Self) {
-        self.leases.extend(other.leases);
-    }
-}
-
-/// What is one image, however it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ImageId {
-    File { device: u64, inode: u64 },
-    BlockDevice { number: u64 },
-}
-
-impl ImageId {
-    fn of(metadata: &Metadata) -> Self {
-        if metadata.file_type().is_block_device() {
-            Self::BlockDevice {
-                number: metadata.rdev(),
-            }
-        } else {
-            Self::File {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            }
-        }
-    }
 }
 
 /// Opens the image that `path` names, for `access` and under a lease on `terms`.
@@ -103,10 +59,7 @@ pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Ope
     };
     Ok(Image {
         backend: Box::new(Raw::new(opened.file, opened.geometry)),
-        hold: Hold {
-            id: opened.id,
-            leases: lease.into_iter().collect(),
-        },
+        hold: Hold::new(opened.id, lease),
     })
 }
 

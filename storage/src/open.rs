@@ -1,7 +1,9 @@
 //! From the path in a drive's configuration to an image that can be used; the only place that
 //! tells one kind of image from another.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+mod hold;
+
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
@@ -9,8 +11,12 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::backend::{Access, Backend, Discard, Geometry};
-use crate::lease::{Lease, LeaseError, Lock, Terms};
+use crate::lease::{self, Lease, LeaseError, Lock, Terms};
 use crate::raw::Raw;
+
+use self::hold::ImageId;
+
+pub use self::hold::Hold;
 
 /// An opened image, and what is to be kept for as long as it is in use.
 pub struct Image {
@@ -18,52 +24,6 @@ pub struct Image {
     pub backend: Box<dyn Backend>,
     /// What makes it ours.
     pub hold: Hold,
-}
-
-/// What makes an image ours. To be dropped after its backend.
-#[derive(Debug)]
-pub struct Hold {
-    id: ImageId,
-    leases: Vec<Lease>,
-}
-
-impl Hold {
-    /// Whether `path` names the image that is held, by whatever name and device node.
-    pub fn is_of(&self, path: &str) -> bool {
-        fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
-    }
-
-    /// Keeps a lease of something that belongs to the image.
-    pub(crate) fn extend(&mut self, lease: Option<Lease>) {
-        self.leases.extend(lease);
-    }
-
-    /// Keeps the leases of `other` as well: it cannot be told which of the two images is in use.
-    pub fn keep(&mut self, other: Self) {
-        self.leases.extend(other.leases);
-    }
-}
-
-/// What is one image, however it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ImageId {
-    File { device: u64, inode: u64 },
-    BlockDevice { number: u64 },
-}
-
-impl ImageId {
-    fn of(metadata: &Metadata) -> Self {
-        if metadata.file_type().is_block_device() {
-            Self::BlockDevice {
-                number: metadata.rdev(),
-            }
-        } else {
-            Self::File {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            }
-        }
-    }
 }
 
 /// Opens the image that `path` names, for `access` and under a lease on `terms`.
@@ -76,6 +36,22 @@ impl ImageId {
 ///
 /// When the terms do not fit the access: writing needs an exclusive lock, an exclusive lock writing.
 pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
+    let mut image = begin(path, access, terms)?;
+    // If this fails the image is closed first, then the lease ends.
+    image.hold.settle()?;
+    Ok(image)
+}
+
+/// The same, while the record of the lease is still being made: nothing may be written before [`Hold::settle`].
+///
+/// # Errors
+///
+/// As [`open`].
+///
+/// # Panics
+///
+/// As [`open`].
+pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
     let opened = open_image(path, access, terms)?;
     let lease = match terms.role() {
         Some(role) => Some(Lease::acquire(&opened.file, path, role, terms)?),
@@ -83,10 +59,7 @@ pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Open
     };
     Ok(Image {
         backend: Box::new(Raw::new(opened.file, opened.geometry)),
-        hold: Hold {
-            id: opened.id,
-            leases: lease.into_iter().collect(),
-        },
+        hold: Hold::new(opened.id, lease),
     })
 }
 
@@ -277,13 +250,17 @@ pub(crate) fn open_file(path: &str, access: Access, lock: Lock) -> Result<Opened
     } else {
         0
     };
+    let mut options = OpenOptions::new();
     // O_NONBLOCK: opening a FIFO must not wait for its other end.
-    let file = OpenOptions::new()
+    options
         .read(true)
         .write(access == Access::ReadWrite)
-        .custom_flags(libc::O_NONBLOCK | exclusive)
-        .open(path)
-        .map_err(|error| refusal(path, access, error))?;
+        .custom_flags(libc::O_NONBLOCK | exclusive);
+    let file = lease::freed_soon(
+        || options.open(path),
+        |opened| matches!(opened, Err(error) if error.raw_os_error() == Some(libc::EBUSY)),
+    )
+    .map_err(|error| refusal(path, access, error))?;
     let host = |source: io::Error| OpenError::Host {
         path: path.to_owned(),
         source,
@@ -378,7 +355,7 @@ fn refusal(path: &str, access: Access, error: io::Error) -> OpenError {
     );
     match error.raw_os_error() {
         // The descriptor is there, or this would be ENOENT.
-        Some(libc::EACCES | libc::EPERM | libc::ENXIO) if is_handed_in => OpenError::HandedIn {
+        Some(libc::EACCES | libc::EPERM) if is_handed_in => OpenError::HandedIn {
             path,
             uid,
             gid,

@@ -131,8 +131,20 @@ impl Chain {
 
     /// The newest record. One listing of the directory finds it, however many numbers are missing.
     pub(super) fn newest(&self) -> Result<Option<Record>, ChainError> {
+        self.find_newest(|_| ())
+    }
+
+    /// The newest record; what crashed writers have left is removed. Only for whoever has the image's
+    /// fence: there is no other writer then.
+    pub(super) fn recovered(&self) -> Result<Option<Record>, ChainError> {
+        self.find_newest(|survey| survey.unfinished.iter().for_each(|name| self.remove(name)))
+    }
+
+    fn find_newest(&self, mut seen: impl FnMut(&Survey)) -> Result<Option<Record>, ChainError> {
         for _ in 0..LOOKS_MAX {
-            let Some(number) = self.survey()?.newest else {
+            let survey = self.survey()?;
+            seen(&survey);
+            let Some(number) = survey.newest else {
                 return Ok(None);
             };
             match self.read(number) {
@@ -185,15 +197,6 @@ impl Chain {
         let kept = number - 1;
         for older in survey.older.into_iter().filter(|older| *older < kept) {
             self.remove(&self.name(older));
-        }
-        Ok(())
-    }
-
-    /// Removes what crashed writers have left. Only for whoever has the image's fence: there is no
-    /// other writer then.
-    pub(super) fn sweep(&self) -> Result<(), ChainError> {
-        for name in self.survey()?.unfinished {
-            self.remove(&name);
         }
         Ok(())
     }

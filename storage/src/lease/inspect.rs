@@ -2,14 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::chain::ChainError;
 use super::fence::ofd::{self, Conflict, Role};
 use super::place::{self, Place};
 use super::record::{Phase, Record};
-use super::{Candidate, FREED_MS_MAX, FREED_PERIOD, LeaseError, Lock, Owner, Terms};
+use super::{Candidate, LeaseError, Lock, Owner, Terms, freed_soon};
 use crate::backend::Access;
 use crate::open::{OpenError, open_file};
 
@@ -42,12 +40,8 @@ pub fn inspect(path: &str, at: Option<&str>) -> Result<Standing, OpenError> {
         Err(error) => (None, Err(error)),
     };
     let is_dying = matches!(&newest, Ok(Some(record)) if record.owner.has_ended_here());
-    let mut fence = ofd::probe(&opened.file, Role::Writer).map_err(host)?;
-    let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
-    while is_dying && fence.is_some() && Instant::now() < deadline {
-        thread::sleep(FREED_PERIOD);
-        fence = ofd::probe(&opened.file, Role::Writer).map_err(host)?;
-    }
+    let probe = || ofd::probe(&opened.file, Role::Writer);
+    let fence = freed_soon(probe, |fence| is_dying && matches!(fence, Ok(Some(_)))).map_err(host)?;
     Ok(Standing {
         fence,
         records,

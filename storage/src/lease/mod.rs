@@ -1,7 +1,7 @@
 //! Who may write an image: one owner at a time, known by name, and kept alone by the storage.
 //!
-//! A lease is two things. The *record* beside the image ([`record`], in a [`chain`]) says who has it and outlives
-//! every crash; the *fence* makes the host refuse whoever else would write.
+//! A lease is two things. The *record* beside the image says who has it and outlives every crash; the *fence* makes
+//! the host refuse whoever else would write.
 //!
 //! ```text
 //!   free ──fence──► fenced ──record `held`, durable──► held ──image closed──► record `released`, fence down: free
@@ -24,7 +24,7 @@ use std::error::Error;
 use std::fs::File;
 use std::iter;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
@@ -81,9 +81,23 @@ impl Terms<'_> {
 pub struct Lease {
     path: String,
     file: Arc<File>,
-    /// A writer's step in the chain, where there is one.
-    step: Option<Step>,
+    mark: Mark,
 }
+
+/// What the chain of records has of a lease.
+#[derive(Debug, Default)]
+enum Mark {
+    /// Nothing: it is a reader's, or has no place.
+    #[default]
+    None,
+    /// A step that a thread is making: it waits for the disk twice, and a machine is built meanwhile.
+    Coming(StepThread),
+    /// A step.
+    Made(Step),
+}
+
+/// Ends with the step, or without one where there is no place for it.
+type StepThread = JoinHandle<Result<Option<Step>, ChainError>>;
 
 #[derive(Debug)]
 struct Step {
@@ -91,14 +105,26 @@ struct Step {
     record: Record,
 }
 
-/// How long a fence is waited for that nobody alive is known to have. The kernel takes a killed monitor's
-/// rings down, and its locks with them, a moment after the process is gone.
+/// How long a fence is waited for that nobody alive is known to have.
 const FREED_MS_MAX: u64 = 500;
 const FREED_PERIOD: Duration = Duration::from_millis(2);
 
+/// Tries again for a moment as long as somebody `is_in_the_way`: the kernel takes the rings of a monitor that has ended
+/// down a little later than the process, and its locks and its claim on a device with them.
+pub(crate) fn freed_soon<T>(mut attempt: impl FnMut() -> T, is_in_the_way: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
+    loop {
+        let outcome = attempt();
+        if !is_in_the_way(&outcome) || Instant::now() >= deadline {
+            return outcome;
+        }
+        thread::sleep(FREED_PERIOD);
+    }
+}
+
 impl Lease {
     /// Takes the lease of the image at `path`, which `file` has open on a description that nobody
-    /// shares. When it returns the image may be used.
+    /// shares. When it returns, nobody else can have it; nothing may be written before [`Self::settle`].
     ///
     /// # Errors
     ///
@@ -115,12 +141,28 @@ impl Lease {
         let mut lease = Self {
             path: path.to_owned(),
             file: Arc::clone(file),
-            step: None,
+            mark: Mark::None,
         };
         if role == Role::Writer {
-            lease.step = candidate.record()?;
+            lease.mark = candidate.begin_step()?;
         }
         Ok(lease)
+    }
+
+    /// Waits until the lease is recorded durably: from now on the image may be written.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not.
+    pub(crate) fn settle(&mut self) -> Result<(), LeaseError> {
+        if let Mark::Coming(step) = std::mem::take(&mut self.mark) {
+            let step = joined(step).map_err(|source| LeaseError::Chain {
+                path: self.path.clone(),
+                source,
+            })?;
+            self.mark = step.map_or(Mark::None, Mark::Made);
+        }
+        Ok(())
     }
 
     /// Says whether the lease could be had now, and changes nothing.
@@ -151,7 +193,13 @@ impl Drop for Lease {
             log::error!("the lease of `{path}` is not released: the image is still in use");
             return;
         }
-        if let Some(step) = &self.step
+        let step = match std::mem::take(&mut self.mark) {
+            Mark::None => None,
+            // What was not made needs no release.
+            Mark::Coming(step) => joined(step).ok().flatten(),
+            Mark::Made(step) => Some(step),
+        };
+        if let Some(step) = step
             && let Err(error) = step.release()
         {
             log::warn!("the lease of `{path}` ends without a record of it: {error}");
@@ -160,6 +208,10 @@ impl Drop for Lease {
             log::warn!("the lock on `{path}` ends with its descriptor only: {error}");
         }
     }
+}
+
+fn joined(step: StepThread) -> Result<Option<Step>, ChainError> {
+    step.join().expect("a thread that panics ends the process")
 }
 
 impl Step {
@@ -178,46 +230,48 @@ struct Candidate<'a> {
 
 impl Candidate<'_> {
     fn take_fence(&self, role: Role) -> Result<(), LeaseError> {
-        let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
-        loop {
-            let conflict = match ofd::take(self.file, role) {
-                Ok(()) => return Ok(()),
-                Err(FenceError::Host(error)) => return Err(self.unlockable(error)),
-                Err(FenceError::Busy(conflict)) => conflict,
-            };
-            let refusal = self.refusal(conflict);
-            if !matches!(refusal, LeaseError::InUse { .. }) || Instant::now() >= deadline {
-                return Err(refusal);
-            }
-            thread::sleep(FREED_PERIOD);
-        }
+        let take = || {
+            ofd::take(self.file, role).map_err(|error| match error {
+                FenceError::Busy(conflict) => self.refusal(conflict),
+                FenceError::Host(error) => self.unlockable(error),
+            })
+        };
+        // Whoever is known by name is alive.
+        freed_soon(take, |taken| matches!(taken, Err(LeaseError::InUse { .. })))
     }
 
-    /// Makes the next step of the chain, with the fence up.
-    fn record(&self) -> Result<Option<Step>, LeaseError> {
+    /// Begins the next step of the chain, with the fence up.
+    fn begin_step(&self) -> Result<Mark, LeaseError> {
         let chain = match self.place()? {
             Place::Chain(chain) => chain,
-            Place::Nowhere(reason) => return Ok(self.unrecorded(&reason)),
+            Place::Nowhere(reason) => {
+                tell_unrecorded(self.path, &reason);
+                return Ok(Mark::None);
+            }
         };
         let failed = |source| LeaseError::Chain {
             path: self.path.to_owned(),
             source,
         };
-        let last = chain.newest().map_err(failed)?;
+        let last = chain.recovered().map_err(failed)?;
         if let Some(last) = &last {
             self.check_end_of(last)?;
         }
         let record = Record::after(last.as_ref(), Phase::Held, self.terms.owner);
         let record = record.ok_or(ChainError::Exhausted).map_err(failed)?;
-        match chain.append(&record) {
-            Ok(()) => {}
-            Err(error @ ChainError::NoPlace { .. }) if last.is_none() && self.terms.at.is_none() => {
-                return Ok(self.unrecorded(&error));
+        // A chain that was begun has to go on, or its generation says nothing.
+        let is_optional = last.is_none() && self.terms.at.is_none();
+        let path = self.path.to_owned();
+        let step = move || match chain.append(&record) {
+            Ok(()) => Ok(Some(Step { chain, record })),
+            Err(reason @ ChainError::NoPlace { .. }) if is_optional => {
+                tell_unrecorded(&path, &reason);
+                Ok(None)
             }
-            Err(error) => return Err(failed(error)),
-        }
-        chain.sweep().map_err(failed)?;
-        Ok(Some(Step { chain, record }))
+            Err(error) => Err(error),
+        };
+        let thread = thread::Builder::new().name("lease".to_owned()).spawn(step);
+        Ok(Mark::Coming(thread.map_err(|error| self.unlockable(error))?))
     }
 
     /// Whether the owner of `last` is known to have no fence any more.
@@ -235,17 +289,6 @@ impl Candidate<'_> {
         }
         log::info!("`{}` was not released by its last owner: {last}", self.path);
         Ok(())
-    }
-
-    fn unrecorded(&self, reason: &dyn Error) -> Option<Step> {
-        let causes = iter::successors(Some(reason), |&error| error.source());
-        let reason: Vec<String> = causes.map(ToString::to_string).collect();
-        log::info!(
-            "`{}` has a lock only, and so no migration and no restore beside the disk: {}; `lease_at` names another place",
-            self.path,
-            reason.join(": ")
-        );
-        None
     }
 
     /// Says who is in the way, as far as that is known.
@@ -291,6 +334,15 @@ impl Candidate<'_> {
             source,
         }
     }
+}
+
+fn tell_unrecorded(path: &str, reason: &dyn Error) {
+    let causes = iter::successors(Some(reason), |&error| error.source());
+    let reason: Vec<String> = causes.map(ToString::to_string).collect();
+    log::info!(
+        "`{path}` has a lock only, and so no migration and no restore beside the disk: {}; `lease_at` names another place",
+        reason.join(": ")
+    );
 }
 
 #[cfg(test)]

@@ -153,7 +153,11 @@ impl OverlayFile {
     pub fn open_leased(path: &str, terms: &Terms<'_>) -> Result<(Self, Option<Lease>), FileError> {
         let file = Arc::new(open_file(path)?);
         let lease = match terms.role() {
-            Some(role) => Some(Lease::acquire(&file, path, role, terms)?),
+            Some(role) => {
+                let mut lease = Lease::acquire(&file, path, role, terms)?;
+                lease.settle()?;
+                Some(lease)
+            }
             None => None,
         };
         Ok((Self::sharing(file, path)?, lease))

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use coracle_tests::case::{Case, Context};
-use coracle_tests::environment::Need;
+use coracle_tests::environment::{Environment, Need};
 use coracle_tests::guest::{Machine, blank_image, run};
 use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
@@ -58,6 +58,21 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_second_node_of_a_device_is_no_second_device",
         need: Need::KvmAndLoopDevice,
         run: a_second_node_of_a_device,
+    },
+    Case {
+        name: "a_device_that_another_host_holds_is_refused_until_that_is_broken",
+        need: Need::KvmAndLoopDevice,
+        run: a_device_that_another_host_holds,
+    },
+    Case {
+        name: "an_image_without_a_place_for_records_has_a_lock_only",
+        need: Need::KvmAndRoot,
+        run: an_image_without_a_place_for_records,
+    },
+    Case {
+        name: "a_descriptor_that_cannot_be_opened_again_is_refused",
+        need: Need::KvmAndRoot,
+        run: a_descriptor_that_cannot_be_opened_again,
     },
     Case {
         name: "a_lease_is_shown_and_that_of_the_living_is_not_broken",
@@ -341,6 +356,95 @@ fn a_second_node_of_a_device(context: &Context) -> Outcome {
     Ok(())
 }
 
+fn a_device_that_another_host_holds(context: &Context) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let (image, at) = (place.path().join("image"), place.path().join("leases"));
+    blank_image(&image, 1)?;
+    let device = LoopDevice::of(&image)?;
+    let disk = json!({
+        "drive_id": "d", "path_on_host": device.0, "is_root_device": false, "lease_at": at
+    });
+    let machine = hello(context).drive(disk);
+    run(Launch::new(&context.environment)?, &machine, SOON)?.expect(0)?;
+    says(&at, "phase released", 1)?;
+    // As a machine leaves it that ran on another host, which has lost its power.
+    let mut fields = record(&at)?
+        .replace("epoch 2", "epoch 3")
+        .replace("phase released", "phase held");
+    fields.truncate(fields.find("crc32c").ok_or("a record has a checksum")?);
+    let host = fields
+        .lines()
+        .find(|line| line.starts_with("host "))
+        .ok_or("a record has a host")?;
+    let fields = fields.replace(host, "host elsewhere.invalid");
+    let sum = crc32c::crc32c(fields.as_bytes());
+    std::fs::write(
+        place.path().join("leases.lease.3"),
+        format!("{fields}crc32c {sum:08x}\n"),
+    )?;
+    let refused = run(Launch::new(&context.environment)?, &machine, SOON)?;
+    ensure!(
+        !refused.status.success() && refused.errors.contains("on elsewhere.invalid) since"),
+        "{refused:?}"
+    );
+    let broken = Command::new(&context.environment.coraclectl)
+        .args(["lease", "break", "--yes", "--lease-at"])
+        .arg(&at)
+        .arg(&device.0)
+        .output()?;
+    ensure!(broken.status.success(), "{}", text(&broken));
+    run(Launch::new(&context.environment)?, &machine, SOON)?.expect(0)?;
+    says(&at, "phase released", 2)
+}
+
+fn an_image_without_a_place_for_records(context: &Context) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let image = place.path().join("image");
+    blank_image(&image, 1)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::set_permissions(place.path(), mode(0o555))?;
+    // Root as it is in a container: permissions count.
+    let launch = || -> Outcome<Launch> {
+        let launch = Launch::new(&context.environment)?;
+        Ok(launch.by_way_of(["setpriv", "--bounding-set=-dac_override"]))
+    };
+    let log = tempfile::NamedTempFile::new()?;
+    let logger = json!({ "log_path": log.path(), "level": "Info" });
+    let machine = hello(context).disk("d", &image).part("logger", logger);
+    run(launch()?, &machine, SOON)?.expect(0)?;
+    let said = std::fs::read_to_string(log.path())?;
+    ensure!(
+        said.contains("has a lock only, and so no migration and no restore beside the disk"),
+        "{said}"
+    );
+    ensure!(std::fs::read_dir(place.path())?.count() == 1, "a record was made");
+    // Once there are records, going on without would make their generation a lie.
+    run(Launch::new(&context.environment)?, &machine, SOON)?.expect(0)?;
+    let refused = run(launch()?, &machine, SOON)?;
+    ensure!(
+        !refused.status.success() && refused.errors.contains("its records cannot be continued"),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+fn a_descriptor_that_cannot_be_opened_again(context: &Context) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let image = place.path().join("image");
+    blank_image(&image, 1)?;
+    std::fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let file = std::fs::File::options().read(true).write(true).open(&image)?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
+    let name = PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd()));
+    let (launch, machine) = as_nobody(context)?;
+    let refused = run(launch, &machine.disk("d", &name), SOON)?;
+    ensure!(
+        !refused.status.success() && refused.errors.contains("is a descriptor that was handed in"),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
 fn a_lease_is_shown(context: &Context) -> Outcome {
     let place = tempfile::tempdir()?;
     let image = place.path().join("image");
@@ -376,6 +480,22 @@ fn a_lease_is_shown(context: &Context) -> Outcome {
 /// A machine that says hello and ends.
 fn hello(context: &Context) -> Machine {
     Machine::unikernel(&context.environment, "do=hello")
+}
+
+/// A monitor that runs as a user who owns nothing, and a machine of which that user may read the guest.
+fn as_nobody(context: &Context) -> Outcome<(Launch, Machine)> {
+    let launch = Launch::new(&context.environment)?;
+    // Where the build directory is private, the other user needs copies of the programs.
+    let program = launch.directory().join("test-coracle");
+    std::fs::copy(&context.environment.coracle, &program)?;
+    let mut environment = Environment::clone(&context.environment);
+    environment.unikernel = launch.directory().join("test-guest");
+    std::fs::copy(&context.environment.unikernel, &environment.unikernel)?;
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(launch.directory(), open)?;
+    let launch = launch.program(&program);
+    let launch = launch.by_way_of(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+    Ok((launch, Machine::unikernel(&environment, "do=hello")))
 }
 
 fn drive(id: &str, image: &Path) -> Value {

@@ -170,6 +170,14 @@ impl Config {
                 root_id: root.drive_id.clone(),
             });
         }
+        let shares_records =
+            |other: &&DriveConfig| drive.lease_at.is_some() && other.lease_at == drive.lease_at;
+        if let Some(other) = others().find(shares_records) {
+            return Err(ConfigError::SharedLeaseAt {
+                drive_id: drive.drive_id.clone(),
+                other_id: other.drive_id.clone(),
+            });
+        }
         if others().count() == DRIVES_MAX {
             return Err(ConfigError::TooManyDrives);
         }
@@ -330,6 +338,17 @@ pub enum ConfigError {
     SecondRoot {
         /// The root drive that there is.
         root_id: String,
+    },
+    /// One chain of records for two images.
+    #[error(
+        "Drive config error: `{drive_id}` and `{other_id}` have the same lease_at; the records of each image need a \
+         name of their own"
+    )]
+    SharedLeaseAt {
+        /// The drive.
+        drive_id: String,
+        /// The drive that has it.
+        other_id: String,
     },
     /// No place for another drive.
     #[error("Drive config error: there are {DRIVES_MAX} drives, and no machine can have more")]

@@ -398,3 +398,32 @@ fn a_config_file_that_is_wrong_is_refused_with_the_reason() {
         );
     }
 }
+
+#[test]
+fn the_records_of_two_images_have_two_names() {
+    let mut config = Config::default();
+    let at = |id: &str, at: &str| DriveConfig {
+        lease_at: Some(at.to_owned()),
+        ..plain(id)
+    };
+    config.insert_drive(at("a", "leases/a")).unwrap();
+    let error = config.insert_drive(at("b", "leases/a")).unwrap_err();
+    assert!(
+        matches!(&error, ConfigError::SharedLeaseAt { other_id, .. } if other_id == "a"),
+        "{error}"
+    );
+    config.insert_drive(at("a", "leases/a")).unwrap();
+    config.insert_drive(at("b", "leases/b")).unwrap();
+}
+
+#[test]
+fn a_writable_drive_is_not_shared() {
+    let mut config = Config::default();
+    let shared =
+        drive(r#"{"drive_id": "a", "path_on_host": "a", "is_root_device": false, "lock": "shared"}"#);
+    assert!(matches!(
+        config.insert_drive(shared),
+        Err(ConfigError::Drive(DriveError::Lock { .. }))
+    ));
+    assert!(config.drives().is_empty());
+}

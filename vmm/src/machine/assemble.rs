@@ -9,6 +9,7 @@ use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{self, MmioTransport};
 use coracle_devices::virtio::rng::Entropy;
+use coracle_storage::open::OpenError;
 use vm_memory::GuestMemoryMmap;
 
 use super::plan::{BootPlan, DiskPlan, Plan};
@@ -71,6 +72,15 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+    /// A drive's lease cannot be recorded.
+    #[error("drive `{id}` cannot be used")]
+    Lease {
+        /// The drive.
+        id: String,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
     /// More devices than interrupt lines.
     #[error(
         "there are more than {} virtio devices: leave one out",
@@ -90,6 +100,18 @@ pub enum BuildError {
 ///
 /// What could not be had; everything that was made by then is gone again.
 pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Machine<Paused>, BuildError> {
+    let mut parts = assemble(plan, ending, guest_end)?;
+    // The leases were being recorded all the while; no guest writes before they are.
+    for drive in &mut parts.drives {
+        drive.hold.settle().map_err(|source| BuildError::Lease {
+            id: drive.id.clone(),
+            source,
+        })?;
+    }
+    Ok(Machine::new(parts))
+}
+
+fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
     let kvm = vm::open()?;
     vm::check_vcpu_count(&kvm, plan.topology.vcpus())?;
     let cpu = Cpu::new(&kvm, plan.topology, plan.template)?;
@@ -144,7 +166,7 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
         counters: Arc::clone(&counters),
     };
     let vcpus = start_vcpus(&vm, &cpu, &memory, &entry, &outside)?;
-    Ok(Machine::new(Parts {
+    Ok(Parts {
         vcpus,
         devices: slots,
         drives,
@@ -154,7 +176,7 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
         keyboard: platform.keyboard,
         counters,
         _vm: vm,
-    }))
+    })
 }
 
 fn device_failed(id: &str) -> impl FnOnce(io::Error) -> BuildError + '_ {

@@ -140,7 +140,7 @@ pub(super) fn forked(image: Box<dyn Backend>, threads: usize) -> Vec<Box<dyn Bac
 pub struct HeldDisk {
     /// The drive.
     pub disk: Disk,
-    /// Its image's lease.
+    /// Its image's lease: to be settled before the device is started.
     pub hold: Hold,
 }
 
@@ -304,13 +304,18 @@ impl DriveConfig {
         }
     }
 
-    /// Opens the image, leases it to `owner` and sets its reactor up.
+    /// Opens the image, leases it to `owner` and sets its reactor up; the lease is yet to be settled.
     ///
     /// # Errors
     ///
     /// As [`Self::check_image`].
     pub fn open(&self, owner: &Owner) -> Result<HeldDisk, DriveError> {
-        let Image { backend, hold } = self.open_image(owner)?;
+        let (path, terms) = (self.image_path()?, self.terms(owner)?);
+        let begun = match &self.overlay {
+            Some(overlay) => overlay.open(&terms).map_err(|source| self.overlay_error(source)),
+            None => open::begin(path, self.access(), &terms).map_err(|source| self.refused(source)),
+        };
+        let Image { backend, hold } = begun?;
         let engine = self.io_engine.unwrap_or_default();
         let disk = Disk {
             cache_type: self.cache_type,

@@ -129,7 +129,7 @@ fn what_a_crash_leaves_is_passed_over_and_swept() {
     }
     .text();
     rig.put("a.img.lease.9", &text);
-    rig.chain().sweep().unwrap();
+    rig.chain().recovered().unwrap();
     assert_eq!(rig.step().epoch, 10);
     assert_eq!(rig.names(), ["a.img.lease.10", "a.img.lease.9"]);
 }
@@ -147,7 +147,7 @@ fn names_that_are_none_of_ours_are_left_alone() {
     ];
     others.iter().for_each(|name| rig.put(name, "garbage"));
     rig.step();
-    rig.chain().sweep().unwrap();
+    rig.chain().recovered().unwrap();
     let mut expected = [others.as_slice(), &["a.img.lease.1"]].concat();
     expected.sort_unstable();
     assert_eq!(rig.names(), expected);

@@ -1,0 +1,67 @@
+//! What makes an image ours: which one it is, and its leases.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use super::OpenError;
+use crate::lease::Lease;
+
+/// What makes an image ours. To be dropped after its backend.
+#[derive(Debug)]
+pub struct Hold {
+    id: ImageId,
+    leases: Vec<Lease>,
+}
+
+impl Hold {
+    pub(super) fn new(id: ImageId, lease: Option<Lease>) -> Self {
+        let leases = lease.into_iter().collect();
+        Self { id, leases }
+    }
+
+    /// Whether `path` names the image that is held, by whatever name and device node.
+    pub fn is_of(&self, path: &str) -> bool {
+        fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
+    }
+
+    /// Waits until the leases are recorded durably. Nothing may be written before.
+    ///
+    /// # Errors
+    ///
+    /// Why one is not; then the image is not to be used.
+    pub fn settle(&mut self) -> Result<(), OpenError> {
+        Ok(self.leases.iter_mut().try_for_each(Lease::settle)?)
+    }
+
+    /// Keeps a lease of something that belongs to the image.
+    pub(crate) fn extend(&mut self, lease: Option<Lease>) {
+        self.leases.extend(lease);
+    }
+
+    /// Keeps the leases of `other` as well: it cannot be told which of the two images is in use.
+    pub fn keep(&mut self, other: Self) {
+        self.leases.extend(other.leases);
+    }
+}
+
+/// What is one image, however it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ImageId {
+    File { device: u64, inode: u64 },
+    BlockDevice { number: u64 },
+}
+
+impl ImageId {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        if metadata.file_type().is_block_device() {
+            Self::BlockDevice {
+                number: metadata.rdev(),
+            }
+        } else {
+            Self::File {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            }
+        }
+    }
+}

@@ -9,7 +9,8 @@ use coracle_storage::blocking::Blocking;
 use coracle_storage::open::open;
 use coracle_storage::overlay::OverlayError;
 use coracle_storage::overlay::base::identify;
-use coracle_storage::overlay::file::{Clusters, OverlayFile};
+use coracle_storage::overlay::clusters::Clusters;
+use coracle_storage::overlay::file::OverlayFile;
 use coracle_storage::overlay::format::{BaseIdentity, DATA_OFFSET_BYTES};
 
 use super::DiskError;

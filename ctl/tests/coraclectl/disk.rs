@@ -11,6 +11,7 @@ use coracle_storage::overlay::format::{Header, State};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::terminal::Desk;
 use crate::workbench::{Workbench, stderr};
 
 crate::tests![
@@ -20,6 +21,7 @@ crate::tests![
     a_rebased_overlay_shows_what_it_showed,
     a_flattened_overlay_is_one_image_with_holes,
     a_disk_that_is_not_as_asked_is_refused_and_left_alone,
+    a_copy_shows_how_far_it_is_where_there_is_a_terminal,
 ];
 
 const SIZE: usize = 256 << 10;
@@ -248,4 +250,17 @@ fn a_disk_that_is_not_as_asked_is_refused_and_left_alone() {
     assert!(disks.read("base") == changed);
     fs::write(disks.path("base"), &base).expect("the base is writable");
     assert!(disks.shows(&disks.config()) == disks.shown);
+}
+
+fn a_copy_shows_how_far_it_is_where_there_is_a_terminal() {
+    let disks = Disks::new();
+    let (overlay, flat) = (disks.path("overlay"), disks.path("flat"));
+    let desk = Desk::sit_down(&disks.bench, &["disk", "flatten", &overlay, &flat]);
+    let shown = desk.shown();
+    assert!(
+        shown.contains("flatten") && shown.contains("of 256.00 KiB"),
+        "{shown:?}"
+    );
+    assert!(shown.contains("holds"), "{shown:?}");
+    assert!(disks.read("flat") == disks.shown);
 }

@@ -7,7 +7,7 @@ use coracle_storage::backend::Access;
 use coracle_storage::lease::Lock;
 use coracle_storage::overlay::file::FileError;
 use coracle_storage::overlay::format::{HeaderError, State};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::DiskError;
 use super::offline::{Image, Overlay};
@@ -43,40 +43,44 @@ pub(crate) fn info(args: &InfoArgs, format: Format) -> Result<(), DiskError> {
         Err(error) => return Err(error),
     };
     match format {
-        Format::Json => print_json(&facts)?,
+        Format::Json => print_json(&facts.into_iter().collect())?,
         Format::Text => print(table(&facts))?,
     }
     Ok(())
 }
 
-fn of_raw(path: &str) -> Result<Value, DiskError> {
+/// What there is to say, in the order in which people want to know it.
+type Facts = Vec<(&'static str, Value)>;
+
+fn of_raw(path: &str) -> Result<Facts, DiskError> {
     let image = Image::open(path, Access::ReadOnly, Lock::None)?;
-    Ok(json!({
-        "path": path,
-        "kind": "raw",
-        "size_bytes": image.size_bytes(),
-        "allocated_bytes": allocated_bytes(path)?,
-    }))
+    Ok(vec![
+        ("path", path.into()),
+        ("kind", "raw".into()),
+        ("size_bytes", image.size_bytes().into()),
+        ("allocated_bytes", allocated_bytes(path)?.into()),
+    ])
 }
 
-fn of_overlay(overlay: &Overlay) -> Result<Value, DiskError> {
+fn of_overlay(overlay: &Overlay) -> Result<Facts, DiskError> {
     let header = overlay.file.header();
     let present = overlay.clusters.present_count();
-    Ok(json!({
-        "path": overlay.path,
-        "kind": "overlay",
-        "size_bytes": header.size_bytes,
-        "allocated_bytes": allocated_bytes(&overlay.path)?,
-        "cluster_bytes": header.cluster_bytes,
-        "clusters": present,
-        "state": match header.state {
-            State::Usable => "usable",
-            State::Committing => "a commit was interrupted",
-        },
-        "base": header.base.path,
-        "base_size_bytes": header.base.size_bytes,
-        "base_state": base_state(overlay),
-    }))
+    let state = match header.state {
+        State::Usable => "usable",
+        State::Committing => "a commit was interrupted",
+    };
+    Ok(vec![
+        ("path", overlay.path.as_str().into()),
+        ("kind", "overlay".into()),
+        ("state", state.into()),
+        ("size_bytes", header.size_bytes.into()),
+        ("allocated_bytes", allocated_bytes(&overlay.path)?.into()),
+        ("clusters", present.into()),
+        ("cluster_bytes", header.cluster_bytes.into()),
+        ("base", header.base.path.as_str().into()),
+        ("base_state", base_state(overlay).into()),
+        ("base_size_bytes", header.base.size_bytes.into()),
+    ])
 }
 
 /// What is to be found where the base was, in words.
@@ -101,9 +105,9 @@ fn allocated_bytes(path: &str) -> Result<u64, DiskError> {
     Ok(metadata.blocks() * BLOCK_BYTES)
 }
 
-fn table(facts: &Value) -> Table<2> {
+fn table(facts: &Facts) -> Table<2> {
     let mut table = Table::new(["FACT", "VALUE"]);
-    for (fact, value) in facts.as_object().into_iter().flatten() {
+    for (fact, value) in facts {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         table.push([fact.replace('_', " "), value]);
     }

@@ -10,7 +10,8 @@ use coracle_storage::lease::{Lease, Lock, Owner, Terms};
 use coracle_storage::open::{self, Hold};
 use coracle_storage::overlay::OverlayError;
 use coracle_storage::overlay::base::identify;
-use coracle_storage::overlay::file::{Clusters, OverlayFile};
+use coracle_storage::overlay::clusters::Clusters;
+use coracle_storage::overlay::file::OverlayFile;
 use coracle_storage::overlay::format::{BaseIdentity, DATA_OFFSET_BYTES};
 
 use super::DiskError;

@@ -13,6 +13,7 @@ use coracle_storage::overlay::{OverlayConfig, OverlayError};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::terminal::Desk;
 use crate::workbench::{Workbench, stderr};
 
 crate::tests![
@@ -23,6 +24,7 @@ crate::tests![
     a_flattened_overlay_is_one_image_with_holes,
     a_disk_that_is_not_as_asked_is_refused_and_left_alone,
     what_a_machine_uses_is_looked_into_and_not_changed,
+    a_copy_shows_how_far_it_is_where_there_is_a_terminal,
 ];
 
 const SIZE: usize = 256 << 10;
@@ -300,4 +302,17 @@ fn what_a_machine_uses_is_looked_into_and_not_changed() {
     drop(in_use);
     assert!(disks.shows(&disks.config()) == disks.shown);
     disks.does("commit", &["overlay"], &[]);
+}
+
+fn a_copy_shows_how_far_it_is_where_there_is_a_terminal() {
+    let disks = Disks::new();
+    let (overlay, flat) = (disks.path("overlay"), disks.path("flat"));
+    let desk = Desk::sit_down(&disks.bench, &["disk", "flatten", &overlay, &flat]);
+    let shown = desk.shown();
+    assert!(
+        shown.contains("flatten") && shown.contains("of 256.00 KiB"),
+        "{shown:?}"
+    );
+    assert!(shown.contains("holds"), "{shown:?}");
+    assert!(disks.read("flat") == disks.shown);
 }

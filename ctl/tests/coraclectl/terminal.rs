@@ -20,14 +20,14 @@ use crate::workbench::{LIMIT, Workbench, until};
 tests![every_key_goes_to_the_guest_but_the_escape_and_the_terminal_is_restored];
 
 /// A terminal with `coraclectl` at it.
-struct Desk {
+pub(crate) struct Desk {
     keyboard: File,
     terminal: OwnedFd,
     child: Child,
 }
 
 impl Desk {
-    fn sit_down(bench: &Workbench, arguments: &[&str]) -> Self {
+    pub(crate) fn sit_down(bench: &Workbench, arguments: &[&str]) -> Self {
         let (keyboard, terminal) = pseudo_terminal();
         let end = || Stdio::from(terminal.try_clone().expect("a descriptor is left"));
         let mut command = bench.command(arguments);
@@ -45,6 +45,28 @@ impl Desk {
             terminal,
             child,
         }
+    }
+
+    /// All that the terminal has shown, once `coraclectl` has ended well.
+    pub(crate) fn shown(mut self) -> String {
+        let mut screen = self.keyboard.try_clone().expect("a descriptor is left");
+        let reader = thread::spawn(move || {
+            let (mut shown, mut bytes) = (Vec::new(), [0; 4096]);
+            // The last descriptor of the other side is ours; closing it ends the reading, by EIO.
+            while let Ok(count @ 1..) = screen.read(&mut bytes) {
+                shown.extend_from_slice(&bytes[..count]);
+            }
+            shown
+        });
+        until("coraclectl ends", || {
+            self.child.try_wait().expect("the child is ours").is_some()
+        });
+        let status = self.child.wait().expect("the child is ours");
+        drop(self);
+        let shown = reader.join().expect("the reader has not panicked");
+        let shown = String::from_utf8_lossy(&shown).into_owned();
+        assert!(status.success(), "{shown}");
+        shown
     }
 
     fn is_raw(&self) -> bool {

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
 use rustix::io::Errno;
 
-use super::bitmap::{Bitmap, IsSynced};
 use super::format::{BITMAP_OFFSET_BYTES, DATA_OFFSET_BYTES, HEADER_BYTES, Header, HeaderError};
 use crate::lease::{Lease, LeaseError, Terms};
 
@@ -99,15 +97,30 @@ impl OverlayFile {
         Self::initialize(file.into(), header, "memory")
     }
 
-    /// An overlay that is gone with its last descriptor, on the file system that `path` lies on. The name
-    /// is taken away at once: whatever ends the process, nothing stays.
+    /// An overlay that is gone with its last descriptor, on the file system that `path` lies on. It has no name
+    /// there: whatever ends the process, nothing stays.
     ///
     /// # Errors
     ///
-    /// When something of that name is there already, or what the host says.
+    /// As [`check_absent`], or what the host says.
     pub fn temporary(path: &str, header: Header) -> Result<Self, FileError> {
-        let file = create_new(path)?;
-        fs::remove_file(path).map_err(|error| host("unlink", path, error))?;
+        check_absent(path)?;
+        let unnamed = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .mode(MODE)
+            .open(directory_of(path));
+        let file = match unnamed {
+            Ok(file) => file,
+            // Not every file system can: then it has its name for a moment.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+                let file = create_new(path)?;
+                fs::remove_file(path).map_err(|error| host("unlink", path, error))?;
+                file
+            }
+            Err(error) => return Err(refused_creation(path, error)),
+        };
         Self::initialize(file, header, path)
     }
 
@@ -293,72 +306,6 @@ impl OverlayFile {
     }
 }
 
-/// Which parts of an image an overlay file has, as its owner outside a machine sees it.
-pub struct Clusters {
-    bitmap: Bitmap,
-    shape: super::format::Shape,
-}
-
-impl Clusters {
-    /// Those of `overlay`.
-    ///
-    /// # Errors
-    ///
-    /// What the host says.
-    pub fn read(overlay: &OverlayFile) -> io::Result<Self> {
-        let shape = overlay.header.shape();
-        Ok(Self {
-            bitmap: Bitmap::new(shape.cluster_count(), &overlay.read_bits()?),
-            shape,
-        })
-    }
-
-    /// The image from its start to its end in runs of bytes, each with whether the overlay has it.
-    pub fn runs(&self) -> impl Iterator<Item = (bool, Range<u64>)> {
-        let count = self.shape.cluster_count();
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            (at < count).then(|| {
-                let (present, end) = self.bitmap.run(&(at..count));
-                let bytes = self.shape.start_of(at)..self.shape.bytes_of(end - 1).end;
-                at = end;
-                (present, bytes)
-            })
-        })
-    }
-
-    /// How many clusters the overlay has.
-    pub fn present_count(&self) -> u64 {
-        let present = self.runs().filter(|(present, _)| *present);
-        present
-            .map(|(_, bytes)| self.shape.touched(&bytes))
-            .map(|clusters| clusters.end - clusters.start)
-            .sum()
-    }
-
-    /// Notes that the overlay has the clusters of `bytes`.
-    pub fn add(&mut self, bytes: &Range<u64>) {
-        self.bitmap.set(&self.shape.touched(bytes), IsSynced::No);
-    }
-
-    /// Writes down what was added. Its data is on the medium before the bits are, and both are when this returns.
-    ///
-    /// # Errors
-    ///
-    /// What the host says.
-    pub fn persist(&mut self, overlay: &OverlayFile) -> io::Result<()> {
-        overlay.file.sync_data()?;
-        let staged = self.bitmap.stage();
-        for blocks in &staged.runs {
-            let words = self.bitmap.staged(blocks);
-            let bytes = zerocopy::IntoBytes::as_bytes(words);
-            let offset_bytes = BITMAP_OFFSET_BYTES + (blocks.start * super::bitmap::BLOCK_BYTES) as u64;
-            overlay.file.write_all_at(bytes, offset_bytes)?;
-        }
-        overlay.file.sync_data()
-    }
-}
-
 fn open_file(path: &str) -> Result<File, FileError> {
     // O_NONBLOCK: opening a FIFO must not wait for its other end.
     OpenOptions::new()
@@ -401,13 +348,34 @@ fn draft_of(path: &str) -> PathBuf {
     format!("{path}.{}.draft", std::process::id()).into()
 }
 
-/// A name is on the medium when its directory is.
+/// Checks that there is nothing of the name `path`, which a temporary overlay would not be seen to replace.
+///
+/// # Errors
+///
+/// When there is.
+pub fn check_absent(path: &str) -> Result<(), FileError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Err(FileError::Exists {
+            path: path.to_owned(),
+        }),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Makes sure that the name `path` is on the medium, which it is when its directory is.
+///
+/// # Errors
+///
+/// What the host says.
 pub fn sync_directory_of(path: &str) -> io::Result<()> {
-    let directory = match Path::new(path).parent() {
+    File::open(directory_of(path))?.sync_all()
+}
+
+fn directory_of(path: &str) -> &Path {
+    match Path::new(path).parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    File::open(directory)?.sync_all()
+    }
 }
 
 fn host(what: &'static str, path: &str, source: io::Error) -> FileError {

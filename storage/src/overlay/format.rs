@@ -104,7 +104,7 @@ pub struct BaseIdentity {
     pub path: String,
     /// Its size.
     pub size_bytes: u64,
-    /// CRC32C of samples: see [`super::base::fingerprint`].
+    /// CRC32C of samples: see [`super::base::identify`].
     pub fingerprint: u32,
 }
 

@@ -6,6 +6,7 @@
 pub mod base;
 mod bitmap;
 mod claims;
+pub mod clusters;
 pub mod file;
 mod flight;
 pub mod format;

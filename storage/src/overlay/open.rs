@@ -1,12 +1,12 @@
 //! From an overlay's configuration to an image that can be used.
 
-use std::{fs, io};
+use std::io;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::base::identify;
-use super::file::{FileError, OverlayFile};
+use super::file::{FileError, OverlayFile, check_absent};
 use super::format::{BaseIdentity, Header, State};
 use super::{Lifetime, Overlay};
 use crate::backend::{Access, Backend};
@@ -133,9 +133,8 @@ impl OverlayConfig {
                     self.check_file(&file, &identity)?;
                 }
             }
-        } else if self.path != MEMORY && fs::symlink_metadata(&self.path).is_ok() {
-            let path = self.path.clone();
-            return Err(FileError::Exists { path }.into());
+        } else if self.path != MEMORY {
+            check_absent(&self.path)?;
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 #![expect(unsafe_code, reason = "segments point into the test's own buffers")]
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+mod crash;
+
 use std::ptr::NonNull;
 
 use super::format::{BITMAP_OFFSET_BYTES, BaseIdentity};

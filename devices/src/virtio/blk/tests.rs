@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use coracle_storage::backend::{Access, Backend, Discard, Geometry, Step};
 use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
+use coracle_storage::overlay::OverlayConfig;
 use coracle_storage::raw::Raw;
 use coracle_storage::reactor::{Event, Submit};
 use coracle_storage::request::{Durability, Request};
@@ -197,6 +198,33 @@ fn a_full_queue_is_answered_each_request_once(engine: Engine) {
         assert!(offered.into_iter().all(|at| rig.status(at) == OK));
     }
     assert_eq!(rig.metrics().read_count.count(), u64::from(per_round) * 20);
+}
+
+fn flushes_that_end_by_one_sync_are_all_answered(engine: Engine) {
+    let directory = tempfile::tempdir().unwrap();
+    let base = image_file();
+    let config = DriveConfig {
+        path_on_host: None,
+        overlay: Some(OverlayConfig {
+            base: base.path().to_str().unwrap().to_owned(),
+            path: directory.path().join("overlay").to_str().unwrap().to_owned(),
+            keep: true,
+        }),
+        ..drive(&base, engine)
+    };
+    let mut rig = Rig::of(config.open(&owner()).unwrap().disk, base);
+    for round in 0..20 {
+        // Its bit is lacking, so the first flush writes it, and the others wait for the next.
+        assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 8 * round, &[7; 4096]).0, OK);
+        let offered: Vec<u64> = (0..8).map(|_| rig.offer(VIRTIO_BLK_T_FLUSH, 0, &[])).collect();
+        rig.kick();
+        for _ in 0..8 {
+            rig.used();
+        }
+        assert!(offered.into_iter().all(|at| rig.status(at) == OK));
+    }
+    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 8, &[0; 4096]), (OK, vec![7; 4096]));
+    assert_eq!(rig.in_file(0, 20 * 4096), vec![0; 20 * 4096]);
 }
 
 fn stop_gives_the_session_back_and_a_restored_ring_is_looked_at_without_a_kick(engine: Engine) {
@@ -412,6 +440,7 @@ kept_by_both! {
     a_chain_that_is_no_request_comes_back_and_the_next_one_is_served
     a_broken_ring_is_given_up_and_the_device_still_stops
     a_full_queue_is_answered_each_request_once
+    flushes_that_end_by_one_sync_are_all_answered
     stop_gives_the_session_back_and_a_restored_ring_is_looked_at_without_a_kick
     a_device_starts_once_and_only_with_its_queue
     an_image_is_replaced_only_while_the_device_is_stopped

@@ -1,0 +1,3 @@
+//! What every storage backend is tested with: hosts, faults between them, and judges of what is on the image.
+
+pub mod oracle;

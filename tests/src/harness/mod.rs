@@ -1,3 +1,4 @@
 //! What every storage backend is tested with: hosts, faults between them, and judges of what is on the image.
 
+pub mod matrix;
 pub mod oracle;

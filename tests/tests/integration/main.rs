@@ -7,6 +7,7 @@ mod api;
 mod attacks;
 mod boot;
 mod clients;
+mod crash;
 mod ctl;
 mod disk;
 mod ends;
@@ -31,6 +32,7 @@ use libtest_mimic::Arguments;
 /// Every test, in groups; what takes long comes first, so that all CPUs are busy to the end.
 const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
+    ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("disk", disk::CASES),
     ("api", api::CASES),

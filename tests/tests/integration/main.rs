@@ -14,6 +14,7 @@ mod ends;
 mod errors;
 mod garbage;
 mod hostile;
+mod hosts;
 mod lifecycle;
 mod linux;
 mod memory;
@@ -42,6 +43,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("ends", ends::CASES),
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),
+    ("hosts", hosts::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
     ("serial", serial::CASES),

@@ -15,8 +15,12 @@ use std::collections::BTreeMap;
 use instrument::pattern::{SECTOR_BYTES, SECTOR_WORDS};
 use instrument::stamp::{Content, Stamp, block_of};
 
+use crate::Outcome;
+
 /// Sectors of a block, which the guest writes by one request.
 pub const BLOCK_SECTORS: u64 = 8;
+/// A sector that is still no stamp after so many looks is none.
+const REREADS_MAX: u32 = 50;
 
 /// What was told about one image, and what was seen on it last.
 #[derive(Clone, Debug)]
@@ -290,6 +294,33 @@ pub fn sectors(image: &[u8]) -> Vec<Content> {
         .chunks_exact(SECTOR_BYTES)
         .map(|sector| Stamp::read(&words(sector)))
         .collect()
+}
+
+/// An image that is being written: sectors that were caught half-written are read again, and are whole then unless they
+/// are damaged.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn reread_damaged(read: impl Fn() -> Outcome<Vec<u8>>) -> Outcome<Vec<u8>> {
+    let mut image = read()?;
+    for _ in 0..REREADS_MAX {
+        let damaged: Vec<usize> = (0..)
+            .zip(sectors(&image))
+            .filter(|(_, content)| *content == Content::Damaged)
+            .map(|(sector, _)| sector * SECTOR_BYTES)
+            .collect();
+        if damaged.is_empty() {
+            break;
+        }
+        let again = read()?;
+        for range in damaged.into_iter().map(|start| start..start + SECTOR_BYTES) {
+            if let (Some(old), Some(new)) = (image.get_mut(range.clone()), again.get(range)) {
+                old.copy_from_slice(new);
+            }
+        }
+    }
+    Ok(image)
 }
 
 /// Writes one block with the stamp of a writer into an image: what the guest's `stamp` does to its disk.

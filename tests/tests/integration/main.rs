@@ -10,6 +10,7 @@ mod clients;
 mod crash;
 mod ctl;
 mod disk;
+mod double_start;
 mod ends;
 mod errors;
 mod garbage;
@@ -35,6 +36,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
+    ("double_start", double_start::CASES),
     ("disk", disk::CASES),
     ("api", api::CASES),
     ("boot", boot::CASES),

@@ -201,3 +201,23 @@ fn damage_and_misplaced_stamps_have_names() {
         Err(Violation::Short { sectors: 0 })
     ));
 }
+
+#[test]
+fn a_sector_that_was_caught_half_written_is_read_again() {
+    let mut whole = vec![0; IMAGE_BYTES];
+    stamp(&mut whole, 1, 1, BLOCKS);
+    let mut torn = whole.clone();
+    let at = whole.iter().position(|byte| *byte != 0).expect("it has a stamp");
+    *torn.get_mut(at).expect("inside") ^= 1;
+    let reads = std::cell::Cell::new(0);
+    let read = || {
+        reads.set(reads.get() + 1);
+        Ok(if reads.get() < 3 {
+            torn.clone()
+        } else {
+            whole.clone()
+        })
+    };
+    assert_eq!(reread_damaged(read).expect("it is read"), whole);
+    assert_eq!(reread_damaged(|| Ok(torn.clone())).expect("it is read"), torn);
+}

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod engine;
+pub mod lease;
 pub mod limit;
 pub mod open;
 pub mod plain;
@@ -14,3 +15,4 @@ pub mod reactor;
 pub mod request;
 pub mod ring;
 pub mod slab;
+pub mod utc;

@@ -1,29 +1,104 @@
 //! From the path in a drive's configuration to an image that can be used; the only place that
 //! tells one kind of image from another.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
 use crate::backend::{Access, Backend, Discard, Geometry};
+use crate::lease::{Lease, LeaseError, Lock, Terms};
 use crate::raw::Raw;
 
-/// Opens the image that `path` names, for `access`.
+/// An opened image, and what is to be kept for as long as it is in use.
+pub struct Image {
+    /// The image.
+    pub backend: Box<dyn Backend>,
+    /// What makes it ours.
+    pub hold: Hold,
+}
+
+/// What makes an image ours. To be dropped after its backend.
+#[derive(Debug)]
+pub struct Hold {
+    id: ImageId,
+    leases: Vec<Lease>,
+}
+
+impl Hold {
+    /// Whether `path` names the image that is held, by whatever name and device node.
+    pub fn is_of(&self, path: &str) -> bool {
+        fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
+    }
+
+    /// Keeps the leases of `other` as well: it cannot be told which of the two images is in use.
+    pub fn keep(&mut self, other: Self) {
+        self.leases.extend(other.leases);
+    }
+}
+
+/// What is one image, however it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImageId {
+    File { device: u64, inode: u64 },
+    BlockDevice { number: u64 },
+}
+
+impl ImageId {
+    fn of(metadata: &Metadata) -> Self {
+        if metadata.file_type().is_block_device() {
+            Self::BlockDevice {
+                number: metadata.rdev(),
+            }
+        } else {
+            Self::File {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            }
+        }
+    }
+}
+
+/// Opens the image that `path` names, for `access` and under a lease on `terms`.
 ///
 /// # Errors
 ///
-/// What is wrong with the image, and what to do about it.
-pub fn open(path: &str, access: Access) -> Result<Box<dyn Backend>, OpenError> {
-    match path.split_once("://") {
-        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
-            Err(OpenError::Scheme {
-                path: path.to_owned(),
-                scheme: scheme.to_owned(),
-            })
-        }
-        _ => Ok(Box::new(open_raw(path, access)?)),
+/// What is wrong with the image or who else has it, and what to do about it.
+///
+/// # Panics
+///
+/// When the terms do not fit the access: writing needs an exclusive lock, an exclusive lock writing.
+pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
+    let opened = open_image(path, access, terms)?;
+    let lease = match terms.role() {
+        Some(role) => Some(Lease::acquire(&opened.file, path, role, terms)?),
+        None => None,
+    };
+    Ok(Image {
+        backend: Box::new(Raw::new(opened.file, opened.geometry)),
+        hold: Hold {
+            id: opened.id,
+            leases: lease.into_iter().collect(),
+        },
+    })
+}
+
+/// Says whether [`open`] would succeed now, and changes nothing.
+///
+/// # Errors
+///
+/// As [`open`].
+///
+/// # Panics
+///
+/// As [`open`].
+pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenError> {
+    let opened = open_image(path, access, terms)?;
+    match terms.role() {
+        Some(role) => Ok(Lease::check(&opened.file, path, role, terms)?),
+        None => Ok(()),
     }
 }
 
@@ -97,6 +172,25 @@ pub enum OpenError {
         /// Its size.
         size_bytes: u64,
     },
+    /// A descriptor that was handed in and cannot be opened anew.
+    #[error(
+        "`{path}` is a descriptor that was handed in, and this process cannot open what it refers to by itself, which a \
+         lease needs: give uid {uid} (gid {gid}) access to the file, or name it by its path"
+    )]
+    HandedIn {
+        /// As configured.
+        path: String,
+        /// Effective user.
+        uid: u32,
+        /// Effective group.
+        gid: u32,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else has it.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// Anything else the host says.
     #[error("cannot open image `{path}`")]
     Host {
@@ -111,30 +205,30 @@ pub enum OpenError {
 /// The unit in which virtio and this project count sizes, in bytes.
 const SECTOR_BYTES: u64 = 512;
 
-fn open_raw(path: &str, access: Access) -> Result<Raw, OpenError> {
-    // O_NONBLOCK: opening a FIFO must not wait for its other end.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(access == Access::ReadWrite)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|error| refusal(path, access, error))?;
-    let host = |source: io::Error| OpenError::Host {
-        path: path.to_owned(),
-        source,
+struct Opened {
+    file: Arc<File>,
+    id: ImageId,
+    geometry: Geometry,
+}
+
+fn open_image(path: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, OpenError> {
+    let fits = match terms.lock {
+        Lock::Exclusive => access == Access::ReadWrite,
+        Lock::Shared => access == Access::ReadOnly,
+        Lock::None => true,
     };
-    let size_bytes = match kind_of(&file).map_err(host)? {
-        Kind::Regular { size_bytes } | Kind::BlockDevice { size_bytes } => size_bytes,
-        Kind::Other(kind) => {
-            return Err(OpenError::NotAnImage {
+    assert!(fits, "a lock was chosen that does not fit the access");
+    match path.split_once("://") {
+        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+            return Err(OpenError::Scheme {
                 path: path.to_owned(),
-                kind,
+                scheme: scheme.to_owned(),
             });
         }
-    };
+        _ => {}
+    }
+    let OpenedFile { file, size_bytes, id } = open_file(path, access, terms.lock)?;
     check_size(path, size_bytes)?;
-    // With O_NONBLOCK io_uring would answer EAGAIN where it should hand over to a worker.
-    rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| host(errno.into()))?;
     let geometry = Geometry {
         size_bytes,
         // The page cache takes any sector. An image that was partitioned in sectors of 512 would
@@ -144,7 +238,60 @@ fn open_raw(path: &str, access: Access) -> Result<Raw, OpenError> {
         access,
         discard: Discard::Supported,
     };
-    Ok(Raw::new(file, geometry))
+    Ok(Opened {
+        file: Arc::new(file),
+        id,
+        geometry,
+    })
+}
+
+/// A file or a block device on an open file description of our own, also if `path` names a descriptor.
+pub(crate) struct OpenedFile {
+    pub(crate) file: File,
+    id: ImageId,
+    size_bytes: u64,
+}
+
+/// Opens a file or a block device; the latter for nobody else, if `lock` is exclusive.
+pub(crate) fn open_file(path: &str, access: Access, lock: Lock) -> Result<OpenedFile, OpenError> {
+    // Locks on one node of a device do not reach another; this does. Of a file it would mean nothing.
+    let is_device = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let exclusive = if is_device && lock == Lock::Exclusive {
+        libc::O_EXCL
+    } else {
+        0
+    };
+    // O_NONBLOCK: opening a FIFO must not wait for its other end.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .custom_flags(libc::O_NONBLOCK | exclusive)
+        .open(path)
+        .map_err(|error| refusal(path, access, error))?;
+    let host = |source: io::Error| OpenError::Host {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = file.metadata().map_err(host)?;
+    if metadata.file_type().is_block_device() != is_device {
+        return Err(host(io::Error::other("it was replaced while it was opened")));
+    }
+    let size_bytes = match kind_of(&file).map_err(host)? {
+        Kind::Regular { size_bytes } | Kind::BlockDevice { size_bytes } => size_bytes,
+        Kind::Other(kind) => {
+            return Err(OpenError::NotAnImage {
+                path: path.to_owned(),
+                kind,
+            });
+        }
+    };
+    // With O_NONBLOCK io_uring would answer EAGAIN where it should hand over to a worker.
+    rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| host(errno.into()))?;
+    Ok(OpenedFile {
+        file,
+        id: ImageId::of(&metadata),
+        size_bytes,
+    })
 }
 
 enum Kind {
@@ -202,8 +349,23 @@ fn physical_block_bytes(file: &File) -> u32 {
 }
 
 fn refusal(path: &str, access: Access, error: io::Error) -> OpenError {
+    let is_handed_in = ["/dev/fd/", "/proc/self/fd/"]
+        .iter()
+        .any(|place| path.starts_with(place));
     let path = path.to_owned();
+    let (uid, gid) = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
     match error.raw_os_error() {
+        // The descriptor is there, or this would be ENOENT.
+        Some(libc::EACCES | libc::EPERM | libc::ENXIO) if is_handed_in => OpenError::HandedIn {
+            path,
+            uid,
+            gid,
+            source: error,
+        },
+        Some(libc::EBUSY) => LeaseError::Device { path }.into(),
         Some(libc::ENOENT | libc::ENOTDIR) => OpenError::Missing { path },
         Some(libc::EACCES | libc::EPERM) => OpenError::Denied {
             path,
@@ -211,8 +373,8 @@ fn refusal(path: &str, access: Access, error: io::Error) -> OpenError {
                 Access::ReadOnly => "for reading",
                 Access::ReadWrite => "for reading and writing",
             },
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
+            uid,
+            gid,
         },
         Some(libc::EISDIR) => OpenError::NotAnImage {
             path,
@@ -229,111 +391,4 @@ fn refusal(path: &str, access: Access, error: io::Error) -> OpenError {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
-
-    use super::*;
-
-    fn refused(path: &str) -> OpenError {
-        open(path, Access::ReadWrite).err().expect("the image is refused")
-    }
-
-    fn file_of(size_bytes: u64) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(size_bytes).unwrap();
-        file
-    }
-
-    fn path_of(file: &tempfile::NamedTempFile) -> &str {
-        file.path().to_str().unwrap()
-    }
-
-    #[test]
-    fn a_file_of_whole_sectors_is_opened_with_its_size() {
-        let file = file_of(3 * 512);
-        let image = open(path_of(&file), Access::ReadOnly).unwrap();
-        assert_eq!(image.geometry().size_bytes, 3 * 512);
-        assert_eq!(image.geometry().access, Access::ReadOnly);
-    }
-
-    #[test]
-    fn an_image_smaller_than_a_sector_is_refused_with_the_remedy() {
-        let file = file_of(511);
-        let error = refused(path_of(&file));
-        assert!(matches!(error, OpenError::TooSmall { size_bytes: 511, .. }));
-        assert!(error.to_string().contains("truncate -s 64M"));
-    }
-
-    #[test]
-    fn an_image_with_part_of_a_sector_at_its_end_is_refused_with_the_remedy() {
-        let file = file_of(513);
-        let error = refused(path_of(&file));
-        assert!(matches!(error, OpenError::PartialSector { size_bytes: 513, .. }));
-        assert!(
-            error
-                .to_string()
-                .contains(&format!("truncate -s %512 {}", path_of(&file)))
-        );
-    }
-
-    #[test]
-    fn a_url_says_that_its_scheme_is_not_built_in() {
-        for url in ["nfs://server/export/a.img", "iscsi://server/target/0"] {
-            let error = refused(url);
-            assert!(matches!(error, OpenError::Scheme { .. }), "{error}");
-            assert!(error.to_string().contains(url));
-        }
-        assert!(matches!(refused("/tmp/odd://name"), OpenError::Missing { .. }));
-    }
-
-    #[test]
-    fn what_is_no_image_is_refused_by_what_it_is() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().to_str().unwrap();
-        assert!(matches!(
-            refused(path),
-            OpenError::NotAnImage {
-                kind: "a directory",
-                ..
-            }
-        ));
-        let fifo = directory.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-            0,
-        )
-        .unwrap();
-        assert!(matches!(
-            refused(fifo.to_str().unwrap()),
-            OpenError::NotAnImage { kind: "a FIFO", .. }
-        ));
-        assert!(matches!(
-            refused("/dev/null"),
-            OpenError::NotAnImage {
-                kind: "a character device",
-                ..
-            }
-        ));
-        assert!(matches!(
-            refused(&format!("{path}/absent")),
-            OpenError::Missing { .. }
-        ));
-    }
-
-    #[test]
-    fn an_opened_image_may_block_so_that_io_uring_hands_slow_operations_over() {
-        let file = file_of(512);
-        let image = open(path_of(&file), Access::ReadWrite).unwrap();
-        let fd = *image.files().first().unwrap();
-        let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
-        let flags = flags
-            .lines()
-            .find_map(|line| line.strip_prefix("flags:"))
-            .unwrap();
-        let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
-        assert_eq!(flags & libc::O_NONBLOCK, 0);
-    }
-}
+mod tests;

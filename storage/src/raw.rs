@@ -104,9 +104,9 @@ enum Next {
 
 impl Raw {
     /// An image on `file`, which is opened for `geometry.access` and is `geometry.size_bytes` long.
-    pub fn new(file: File, geometry: Geometry) -> Self {
+    pub fn new(file: impl Into<Arc<File>>, geometry: Geometry) -> Self {
         let size_bytes = Arc::new(AtomicU64::new(geometry.size_bytes));
-        Self::sharing(Arc::new(file), size_bytes, geometry)
+        Self::sharing(file.into(), size_bytes, geometry)
     }
 
     fn sharing(file: Arc<File>, size_bytes: Arc<AtomicU64>, geometry: Geometry) -> Self {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend, Step};
 use coracle_storage::engine::{Engine, PreparedReactor};
+use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::open::open;
 use coracle_storage::reactor::{FileSlot, Full, KernelOp, Patience, Reactor, Token, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request, Segment, Space};
@@ -40,7 +41,13 @@ impl Disk {
     fn new(engine: Engine) -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(SIZE_BYTES).unwrap();
-        let image = open(file.path().to_str().unwrap(), Access::ReadWrite).unwrap();
+        let terms = Terms {
+            lock: Lock::None,
+            at: None,
+            owner: &Owner::of_this_process("test"),
+        };
+        let image = open(file.path().to_str().unwrap(), Access::ReadWrite, &terms).unwrap();
+        let image = image.backend;
         let mut io = reactor(engine);
         io.register(&image.files()).unwrap();
         Self { image, io, file }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use coracle_storage::utc::UtcSecond;
 use log::{Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
@@ -166,31 +167,11 @@ fn write_to_stdout(line: &[u8]) -> io::Result<()> {
 
 /// Date and time of day in UTC, to the nanosecond.
 fn timestamp(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let now = UtcSecond(since_epoch.as_secs());
+    let (year, month, day) = now.date();
+    let (hour, minute, second) = now.time_of_day();
     let ns = since_epoch.subsec_nanos();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ns:09}")
-}
-
-/// Year, month and day of a day since 1970. Years are counted from March here, so that the leap day
-/// is the last of a year.
-fn date(days_since_1970: u64) -> (u64, u64, u64) {
-    const DAYS_FROM_0000_03_01_TO_1970: u64 = 719_468;
-    const DAYS_IN_400_YEARS: u64 = 146_097;
-    let days = days_since_1970 + DAYS_FROM_0000_03_01_TO_1970;
-    let (era, day_of_era) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // Months from March have 31, 30, 31, 30, 31 days, and again: 153 in five.
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
@@ -258,20 +239,5 @@ mod tests {
         assert!(with("coracle_vmm").shows(&record(message)));
         assert!(!with("coracle_vmm::machine").shows(&record(message)));
         assert!(output().shows(&record(message)));
-    }
-
-    #[test]
-    fn dates_are_right_where_they_are_hard() {
-        for (day, expected) in [
-            (0, (1970, 1, 1)),
-            (59, (1970, 3, 1)),
-            (11_016, (2000, 2, 29)),
-            (11_017, (2000, 3, 1)),
-            (20_780, (2026, 11, 23)),
-            (47_540, (2100, 2, 28)),
-            (47_541, (2100, 3, 1)),
-        ] {
-            assert_eq!(date(day), expected);
-        }
     }
 }

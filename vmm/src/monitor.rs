@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::blk::PartialDrive;
+use coracle_storage::lease::Owner;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::api::http::Content;
@@ -39,6 +40,7 @@ enum Guest {
 /// One machine and everything that is done to it.
 pub struct Monitor {
     id: String,
+    owner: Owner,
     config: Config,
     guest: Guest,
     ending: Ending,
@@ -96,6 +98,7 @@ impl Monitor {
         let process = ProcessReport::default();
         process.register(&mut metrics);
         Ok(Self {
+            owner: Owner::of_this_process(&id),
             id,
             config,
             guest: Guest::NotStarted,
@@ -188,7 +191,10 @@ impl Monitor {
                 self.config.set_boot_source(source)?;
             }
             Verb::PutDrive(drive) => {
-                drive.open_image().map_err(|error| Fault::from_error(&error))?;
+                // Opened and leased at the start; likewise.
+                drive
+                    .check_image(&self.owner)
+                    .map_err(|error| Fault::from_error(&error))?;
                 self.config.insert_drive(drive)?;
             }
             Verb::PatchDrive(patch) => self.patch_drive(&patch)?,
@@ -226,7 +232,7 @@ impl Monitor {
     /// Opens, builds and starts what was configured; a failure leaves nothing behind, and the
     /// configuration can be mended.
     fn start(&mut self) -> Result<(), Fault> {
-        let plan = Plan::new(&self.config).map_err(|error| Fault::from_error(&error))?;
+        let plan = Plan::new(&self.config, &self.owner).map_err(|error| Fault::from_error(&error))?;
         let machine =
             machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
         // A machine that cannot run is taken apart again: nobody could start another beside it.
@@ -258,9 +264,14 @@ impl Monitor {
             .iter()
             .find(|drive| drive.drive_id == patch.drive_id);
         let drive = drive.expect("the patch was taken, so the drive is there");
-        if patch.path_on_host.is_some() {
-            let image = drive.open_image().map_err(|error| Fault::from_error(&error))?;
-            match &self.guest {
+        if let Some(path) = &patch.path_on_host
+            && !self.has_image(&drive.drive_id, path)
+        {
+            // Its lease is taken before the old one goes: a failure leaves the old disk serving.
+            let image = drive
+                .open_image(&self.owner)
+                .map_err(|error| Fault::from_error(&error))?;
+            match &mut self.guest {
                 Guest::Running(machine) => machine.replace_image(&drive.drive_id, image),
                 Guest::Paused(machine) => machine.replace_image(&drive.drive_id, image),
                 Guest::NotStarted => return Ok(()),
@@ -277,6 +288,15 @@ impl Monitor {
         }
         self.config = config;
         Ok(())
+    }
+
+    /// Whether `path` is the image that drive `id` has: it cannot be leased a second time, and need not be.
+    fn has_image(&self, id: &str, path: &str) -> bool {
+        match &self.guest {
+            Guest::Running(machine) => machine.has_image(id, path),
+            Guest::Paused(machine) => machine.has_image(id, path),
+            Guest::NotStarted => false,
+        }
     }
 
     fn press_ctrl_alt_del(&self) -> Result<(), Fault> {

@@ -280,6 +280,7 @@ fn wait_until(mut condition: impl FnMut() -> bool, promise: &str) {
 #[cfg(test)]
 mod block {
     use coracle_storage::engine::Engine;
+    use coracle_storage::lease::{Lock, Owner};
 
     use super::*;
     use crate::virtio::blk::{Blk, DriveConfig};
@@ -293,9 +294,11 @@ mod block {
             drive_id: "disk".to_owned(),
             path_on_host: Some(file.path().to_str().unwrap().to_owned()),
             io_engine: Some(engine),
+            lock: Some(Lock::None),
             ..DriveConfig::default()
         };
-        Box::new(Blk::new(config.open().unwrap()).unwrap().0)
+        let held = config.open(&Owner::of_this_process("test")).unwrap();
+        Box::new(Blk::new(held.disk).unwrap().0)
     }
 
     /// Reads the first sector: type and sector of the header (5.2.6) are zero, as the memory is.

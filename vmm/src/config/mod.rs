@@ -143,6 +143,7 @@ impl Config {
                 drive_id: drive.drive_id,
             });
         }
+        drive.lock()?;
         if drive.partuuid.is_some() && !drive.is_root_device {
             return Err(ConfigError::PartuuidWithoutRoot {
                 drive_id: drive.drive_id,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
 use coracle_devices::power::EndSignal;
-use coracle_devices::virtio::blk::Blk;
+use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{self, MmioTransport};
 use coracle_devices::virtio::rng::Entropy;
@@ -96,13 +96,19 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
     let memory = memory::allocate(plan.memory.mib, plan.memory.backing, plan.memory.pages)?;
     let vm = Vm::new(&kvm, Arc::clone(&memory), plan.memory.dirty_log)?;
 
-    let mut virtio = VirtioBus::new(&vm, &memory);
+    // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
     let mut drives = Vec::new();
-    for disk in plan.disks {
+    let mut virtio = VirtioBus::new(&vm, &memory);
+    for HeldDisk { disk, hold } in plan.disks {
         let id = disk.id.clone();
         let (blk, control) = Blk::new(disk).map_err(device_failed(&id))?;
         let at = virtio.insert(&id, Box::new(blk))?;
-        drives.push(DriveSlot { id, control, at });
+        drives.push(DriveSlot {
+            id,
+            control,
+            at,
+            hold,
+        });
     }
     let entropy = plan
         .entropy

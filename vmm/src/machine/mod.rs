@@ -23,8 +23,8 @@ use coracle_devices::serial::SerialPort;
 use coracle_devices::virtio::blk::{BlkControl, ControlError};
 use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
 use coracle_devices::virtio::rng::EntropyCounts;
-use coracle_storage::backend::Backend;
 use coracle_storage::limit::RateLimiterConfig;
+use coracle_storage::open::{Hold, Image};
 
 use crate::kvm::vcpu::{Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
@@ -50,6 +50,7 @@ pub struct Machine<P> {
 struct Parts {
     vcpus: Vec<Vcpu>,
     devices: Vec<VirtioSlot>,
+    /// After the devices: a lease ends when nobody uses the image any more.
     drives: Vec<DriveSlot>,
     entropy_counts: Option<Arc<EntropyCounts>>,
     serial: Arc<Mutex<SerialPort>>,
@@ -64,6 +65,7 @@ struct DriveSlot {
     control: BlkControl,
     /// Its place among the devices.
     at: usize,
+    hold: Hold,
 }
 
 /// One virtio device in its place on the bus.
@@ -145,6 +147,12 @@ impl<P> Machine<P> {
         keyboard.press_ctrl_alt_del()
     }
 
+    /// Whether `path` names the image that drive `id` has, by whatever name.
+    pub fn has_image(&self, id: &str, path: &str) -> bool {
+        let drive = self.parts.drives.iter().find(|drive| drive.id == id);
+        drive.is_some_and(|drive| drive.hold.is_of(path))
+    }
+
     /// Changes the limits of drive `id`.
     ///
     /// # Errors
@@ -188,13 +196,10 @@ impl Machine<Paused> {
     /// # Errors
     ///
     /// The drive then still has its old image.
-    pub fn replace_image(&self, id: &str, image: Box<dyn Backend>) -> Result<(), DriveChangeError> {
-        let drive = self.parts.drive(id)?;
-        drive
-            .control
-            .replace(image)
-            .map_err(|source| drive.refused(source))?;
-        self.parts.slot(drive).lock().announce_configuration();
+    pub fn replace_image(&mut self, id: &str, image: Image) -> Result<(), DriveChangeError> {
+        let (drive, slot) = self.parts.drive_in_slot(id)?;
+        drive.replace(image)?;
+        slot.lock().announce_configuration();
         Ok(())
     }
 
@@ -230,18 +235,15 @@ impl Machine<Running> {
     /// # Errors
     ///
     /// The drive then still has its old image and serves.
-    pub fn replace_image(&self, id: &str, image: Box<dyn Backend>) -> Result<(), DriveChangeError> {
-        let drive = self.parts.drive(id)?;
-        let slot = self.parts.slot(drive);
+    pub fn replace_image(&mut self, id: &str, image: Image) -> Result<(), DriveChangeError> {
+        let (drive, slot) = self.parts.drive_in_slot(id)?;
         // One lock for the whole change: a driver that resets the device meanwhile waits for its end.
         let mut transport = slot.lock();
         transport.pause().map_err(|source| slot.failed(source))?;
-        let replaced = drive
-            .control
-            .replace(image)
-            .map_err(|source| drive.refused(source));
+        let replaced = drive.replace(image);
         transport.resume().map_err(|source| slot.failed(source))?;
-        replaced?;
+        // Its lease ends with this function: the guest need not wait for that.
+        let _old = replaced?;
         transport.announce_configuration();
         Ok(())
     }
@@ -264,14 +266,30 @@ impl Parts {
         drive.ok_or_else(|| DriveChangeError::Unknown(id.to_owned()))
     }
 
-    fn slot(&self, drive: &DriveSlot) -> &VirtioSlot {
-        self.devices
-            .get(drive.at)
-            .expect("a drive keeps the place that it was put in")
+    /// A drive, and its device.
+    fn drive_in_slot(&mut self, id: &str) -> Result<(&mut DriveSlot, &VirtioSlot), DriveChangeError> {
+        let drive = self.drives.iter_mut().find(|drive| drive.id == id);
+        let drive = drive.ok_or_else(|| DriveChangeError::Unknown(id.to_owned()))?;
+        let slot = self.devices.get(drive.at);
+        Ok((drive, slot.expect("a drive keeps the place that it was put in")))
     }
 }
 
 impl DriveSlot {
+    /// Uses another image from the next start on, and returns what made the old one ours.
+    fn replace(&mut self, image: Image) -> Result<Hold, DriveChangeError> {
+        let Image { backend, hold } = image;
+        match self.control.replace(backend) {
+            Ok(()) => Ok(std::mem::replace(&mut self.hold, hold)),
+            Err(source) => {
+                if let ControlError::Late = source {
+                    self.hold.keep(hold);
+                }
+                Err(self.refused(source))
+            }
+        }
+    }
+
     fn refused(&self, source: ControlError) -> DriveChangeError {
         DriveChangeError::Control {
             id: self.id.clone(),

@@ -5,9 +5,10 @@ use std::fs::File;
 
 use coracle_devices::boot_timer::BootTimer;
 use coracle_devices::serial::SerialConfig;
-use coracle_devices::virtio::blk::{Disk, DriveConfig, DriveError};
+use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_storage::backend::Access;
+use coracle_storage::lease::Owner;
 
 use super::cpu_template;
 use crate::arch::x86_64::boot::BootProtocol;
@@ -24,7 +25,7 @@ pub struct Plan {
     pub(super) topology: Topology,
     pub(super) template: CpuTemplate,
     pub(super) boot: BootPlan,
-    pub(super) disks: Vec<Disk>,
+    pub(super) disks: Vec<HeldDisk>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
@@ -74,12 +75,12 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Opens what `config` names. Nothing is changed on the host by it.
+    /// Opens what `config` names and leases the images to `owner`; otherwise nothing is changed on the host by it.
     ///
     /// # Errors
     ///
     /// The first thing that cannot be opened, and what to do about it.
-    pub fn new(config: &Config) -> Result<Self, PlanError> {
+    pub fn new(config: &Config, owner: &Owner) -> Result<Self, PlanError> {
         let boot_timer = config.boot_timer().then(BootTimer::begin);
         let machine = config.machine();
         let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
@@ -108,7 +109,7 @@ impl Plan {
             disks: config
                 .drives()
                 .iter()
-                .map(DriveConfig::open)
+                .map(|drive| drive.open(owner))
                 .collect::<Result<_, _>>()?,
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),

@@ -2,8 +2,9 @@
 
 use coracle_storage::backend::{Access, Backend};
 use coracle_storage::engine::{Engine, PreparedReactor};
+use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::limit::RateLimiterConfig;
-use coracle_storage::open::{OpenError, open};
+use coracle_storage::open::{self, Hold, Image, OpenError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,13 @@ pub struct DriveConfig {
     /// Path of a vhost-user-block socket: known, and refused.
     #[serde(default)]
     pub socket: Option<String>,
+    /// Who else may use the image meanwhile: nobody (`exclusive`, for a drive that writes, and its default), whoever
+    /// only reads (`shared`, for a read-only drive, and its default), or whoever likes (`none`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<Lock>,
+    /// What the lease's records are named after: `<lease_at>.lease.<n>`. If absent, they are beside the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_at: Option<String>,
 }
 
 /// Changes of a drive: the body of `PATCH /drives/{drive_id}`. What is absent stays as it is.
@@ -78,6 +86,14 @@ pub struct Disk {
     pub rate_limiter: RateLimiterConfig,
 }
 
+/// A drive that can be used, and what makes its image ours: to be dropped after the device has ended.
+pub struct HeldDisk {
+    /// The drive.
+    pub disk: Disk,
+    /// Its image's lease.
+    pub hold: Hold,
+}
+
 /// Why a drive cannot be used as it is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
@@ -92,6 +108,20 @@ pub enum DriveError {
     Socket {
         /// The drive.
         drive_id: String,
+    },
+    /// A lock that does not fit what the drive does.
+    #[error(
+        "drive `{drive_id}` has the lock `{lock}`, which is for {purpose}: leave `lock` out, or {remedy}"
+    )]
+    Lock {
+        /// The drive.
+        drive_id: String,
+        /// The lock, as configured.
+        lock: &'static str,
+        /// Which drives it is for.
+        purpose: &'static str,
+        /// What to change instead.
+        remedy: &'static str,
     },
     /// The image is not usable.
     #[error("drive `{drive_id}` cannot be used")]
@@ -129,31 +159,81 @@ impl DriveConfig {
             .ok_or_else(|| DriveError::PathMissing { drive_id: drive_id() })
     }
 
-    /// Opens the image alone, as a disk swap needs it.
+    /// What is locked while the drive is used.
     ///
     /// # Errors
     ///
-    /// What is wrong with the image, or with the configuration.
-    pub fn open_image(&self) -> Result<Box<dyn Backend>, DriveError> {
-        open(self.image_path()?, self.access()).map_err(|source| DriveError::Image {
+    /// When `lock` does not fit the drive's access.
+    pub fn lock(&self) -> Result<Lock, DriveError> {
+        let refused = |lock, purpose, remedy| DriveError::Lock {
             drive_id: self.drive_id.clone(),
-            source,
-        })
+            lock,
+            purpose,
+            remedy,
+        };
+        match (self.access(), self.lock) {
+            (Access::ReadWrite, None | Some(Lock::Exclusive)) => Ok(Lock::Exclusive),
+            (Access::ReadOnly, None | Some(Lock::Shared)) => Ok(Lock::Shared),
+            (_, Some(Lock::None)) => Ok(Lock::None),
+            (Access::ReadWrite, Some(Lock::Shared)) => {
+                Err(refused("shared", "drives that only read", "set `is_read_only`"))
+            }
+            (Access::ReadOnly, Some(Lock::Exclusive)) => {
+                Err(refused("exclusive", "drives that write", "unset `is_read_only`"))
+            }
+        }
     }
 
-    /// Opens the image and sets its reactor up.
+    /// Says whether the image could be opened now, by `owner`; nothing is kept and nothing is changed.
     ///
     /// # Errors
     ///
-    /// As [`Self::open_image`].
-    pub fn open(&self) -> Result<Disk, DriveError> {
-        Ok(Disk {
+    /// What is wrong with the image or the configuration, or who has the image.
+    pub fn check_image(&self, owner: &Owner) -> Result<(), DriveError> {
+        let checked = open::check(self.image_path()?, self.access(), &self.terms(owner)?);
+        checked.map_err(|source| self.refused(source))
+    }
+
+    /// Opens the image alone and leases it to `owner`, as a disk swap needs it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check_image`].
+    pub fn open_image(&self, owner: &Owner) -> Result<Image, DriveError> {
+        let opened = open::open(self.image_path()?, self.access(), &self.terms(owner)?);
+        opened.map_err(|source| self.refused(source))
+    }
+
+    /// Opens the image, leases it to `owner` and sets its reactor up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check_image`].
+    pub fn open(&self, owner: &Owner) -> Result<HeldDisk, DriveError> {
+        let Image { backend, hold } = self.open_image(owner)?;
+        let disk = Disk {
             id: self.drive_id.clone(),
-            image: self.open_image()?,
+            image: backend,
             reactor: PreparedReactor::new(self.io_engine.unwrap_or_default(), u32::from(QUEUE_SIZE_MAX)),
             cache_type: self.cache_type,
             rate_limiter: self.rate_limiter.unwrap_or_default(),
+        };
+        Ok(HeldDisk { disk, hold })
+    }
+
+    fn terms<'a>(&'a self, owner: &'a Owner) -> Result<Terms<'a>, DriveError> {
+        Ok(Terms {
+            lock: self.lock()?,
+            at: self.lease_at.as_deref(),
+            owner,
         })
+    }
+
+    fn refused(&self, source: OpenError) -> DriveError {
+        DriveError::Image {
+            drive_id: self.drive_id.clone(),
+            source,
+        }
     }
 }
 
@@ -190,5 +270,33 @@ mod tests {
         assert!(matches!(drive.image_path(), Err(DriveError::PathMissing { .. })));
         drive.socket = Some("/s".to_owned());
         assert!(matches!(drive.image_path(), Err(DriveError::Socket { .. })));
+    }
+
+    #[test]
+    fn a_lock_fits_what_the_drive_does_or_is_refused() {
+        let lock = |is_read_only, lock| {
+            let drive = DriveConfig {
+                is_read_only: Some(is_read_only),
+                lock,
+                ..DriveConfig::default()
+            };
+            drive.lock().map_err(|error| error.to_string())
+        };
+        assert_eq!(lock(false, None), Ok(Lock::Exclusive));
+        assert_eq!(lock(true, None), Ok(Lock::Shared));
+        for is_read_only in [false, true] {
+            assert_eq!(lock(is_read_only, Some(Lock::None)), Ok(Lock::None));
+        }
+        let shared = lock(false, Some(Lock::Shared)).expect_err("a writer does not share");
+        assert!(shared.contains("set `is_read_only`"), "{shared}");
+        let exclusive = lock(true, Some(Lock::Exclusive)).expect_err("a reader has no need of it");
+        assert!(exclusive.contains("for drives that write"), "{exclusive}");
+        let parsed =
+            parsed(r#"{"drive_id": "a", "is_root_device": false, "lock": "none", "lease_at": "/l/a"}"#);
+        let parsed = parsed.expect("these are its names");
+        assert_eq!(
+            (parsed.lock, parsed.lease_at.as_deref()),
+            (Some(Lock::None), Some("/l/a"))
+        );
     }
 }

@@ -19,6 +19,6 @@ mod space;
 mod tests;
 mod worker;
 
-pub use config::{CacheType, Disk, DriveConfig, DriveError, PartialDrive};
+pub use config::{CacheType, Disk, DriveConfig, DriveError, HeldDisk, PartialDrive};
 pub use device::{Blk, BlkControl, ControlError};
 pub use metrics::{BlkMetrics, Counter, LatencyAggregate};

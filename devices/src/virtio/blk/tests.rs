@@ -240,7 +240,7 @@ fn an_image_is_replaced_only_while_the_device_is_stopped(engine: Engine) {
     other.as_file().write_all_at(&[0xcc; 512], 0).unwrap();
     let config = drive(&other, engine);
     assert!(matches!(
-        rig.control.replace(config.open_image().unwrap()),
+        rig.control.replace(config.open_image(&owner()).unwrap().backend),
         Err(ControlError::Serving)
     ));
     let session = rig.device.stop().unwrap().unwrap();
@@ -249,10 +249,13 @@ fn an_image_is_replaced_only_while_the_device_is_stopped(engine: Engine) {
         ..config.clone()
     };
     assert!(matches!(
-        rig.control.replace(read_only.open_image().unwrap()),
+        rig.control
+            .replace(read_only.open_image(&owner()).unwrap().backend),
         Err(ControlError::Access)
     ));
-    rig.control.replace(config.open_image().unwrap()).unwrap();
+    rig.control
+        .replace(config.open_image(&owner()).unwrap().backend)
+        .unwrap();
     rig.device.start(session).unwrap();
     assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]), (OK, vec![0xcc; 512]));
     let mut capacity = [0; 8];
@@ -421,7 +424,11 @@ fn the_device_keeps_the_contract_of_virtio_devices() {
     fn make(engine: Engine) -> Box<dyn VirtioDevice> {
         let file = image_file();
         // The open image keeps the file when its name is gone.
-        Box::new(Blk::new(drive(&file, engine).open().unwrap()).unwrap().0)
+        Box::new(
+            Blk::new(drive(&file, engine).open(&owner()).unwrap().disk)
+                .unwrap()
+                .0,
+        )
     }
     let offer = |driver: &mut DriverRing| {
         driver.write(BUFFERS, &header(VIRTIO_BLK_T_IN, 0));
@@ -511,7 +518,7 @@ impl Backend for Stuck {
 #[test]
 fn a_disk_serves_on_when_a_system_call_returns_after_its_stop_was_given_up() {
     let file = image_file();
-    let mut disk = drive(&file, Engine::Sync).open().unwrap();
+    let mut disk = drive(&file, Engine::Sync).open(&owner()).unwrap().disk;
     let (let_go, held) = channel();
     let geometry = disk.image.geometry();
     disk.image = Box::new(Stuck {

@@ -7,6 +7,7 @@ mod api;
 mod boot;
 mod configuration;
 mod input;
+mod lease;
 mod ports;
 mod processor;
 mod ring;
@@ -39,6 +40,10 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "cpu-template",
         run: processor::run,
+    },
+    Target {
+        name: "lease-record",
+        run: lease::run,
     },
     Target {
         name: "ports",

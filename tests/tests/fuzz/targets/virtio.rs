@@ -13,6 +13,7 @@ use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig};
 use coracle_storage::engine::Engine;
+use coracle_storage::lease::{Lock, Owner};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::Input;
@@ -50,10 +51,13 @@ pub(crate) fn run_blk(data: &[u8]) {
         drive_id: "fuzz".to_owned(),
         path_on_host: Some(path.to_owned()),
         io_engine: Some(Engine::Sync),
+        lock: Some(Lock::None),
         ..DriveConfig::default()
     };
-    let disk = drive.open().expect("the image is one");
-    let (device, _control) = Blk::new(disk).expect("a thread and a descriptor: none leaks");
+    let held = drive
+        .open(&Owner::of_this_process("fuzz"))
+        .expect("the image is one");
+    let (device, _control) = Blk::new(held.disk).expect("a thread and a descriptor: none leaks");
     run(Box::new(device), data);
     let len = file.as_file().metadata().expect("the file is there").len();
     assert_eq!(len, IMAGE_BYTES, "a guest does not change the size of its disk");

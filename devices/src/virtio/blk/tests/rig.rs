@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_storage::engine::Engine;
+use coracle_storage::lease::{Lock, Owner};
 use coracle_storage::limit::RateLimiterConfig;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
 use vmm_sys_util::eventfd::EventFd;
@@ -53,14 +54,20 @@ pub(super) fn drive(file: &tempfile::NamedTempFile, engine: Engine) -> DriveConf
         cache_type: CacheType::Writeback,
         path_on_host: Some(file.path().to_str().unwrap().to_owned()),
         io_engine: Some(engine),
+        // The tests look at the file themselves.
+        lock: Some(Lock::None),
         ..DriveConfig::default()
     }
+}
+
+pub(super) fn owner() -> Owner {
+    Owner::of_this_process("test")
 }
 
 impl Rig {
     pub(super) fn new(engine: Engine) -> Self {
         let file = image_file();
-        let disk = drive(&file, engine).open().unwrap();
+        let disk = drive(&file, engine).open(&owner()).unwrap().disk;
         Self::of(disk, file)
     }
 
@@ -70,7 +77,7 @@ impl Rig {
             is_read_only: Some(true),
             ..drive(&file, engine)
         };
-        Self::of(config.open().unwrap(), file)
+        Self::of(config.open(&owner()).unwrap().disk, file)
     }
 
     pub(super) fn limited(engine: Engine, drive_id: &str, rate_limiter: RateLimiterConfig) -> Self {
@@ -80,7 +87,7 @@ impl Rig {
             rate_limiter: Some(rate_limiter),
             ..drive(&file, engine)
         };
-        Self::of(config.open().unwrap(), file)
+        Self::of(config.open(&owner()).unwrap().disk, file)
     }
 
     pub(super) fn of(disk: Disk, file: tempfile::NamedTempFile) -> Self {

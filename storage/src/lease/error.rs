@@ -1,0 +1,125 @@
+//! Why a lease is refused, told to whoever can do something about it.
+
+use std::io;
+
+use super::chain::ChainError;
+use super::fence::ofd::Conflict;
+use super::record::Record;
+
+/// Why an image cannot be leased.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// By another machine.
+    #[error(
+        "cannot lease `{path}`: generation {} is held by {} since {}; stop that machine first, or use another image",
+        record.generation, record.owner, record.since
+    )]
+    Held {
+        /// The image.
+        path: String,
+        /// Who has it.
+        record: Box<Record>,
+    },
+    /// By another disk of the machine that asks.
+    #[error(
+        "cannot lease `{path}`: this machine has it already as another disk, perhaps by another name; an image that is \
+         written is one disk only"
+    )]
+    HeldHere {
+        /// The image.
+        path: String,
+    },
+    /// By a machine on another host, which no lock of this one reaches.
+    #[error(
+        "cannot lease `{path}`: generation {} is held by {} since {}, and locks on a block device do not reach that \
+         host; stop that machine there, or, when it is certain that it has ended, `coraclectl lease break {path}`",
+        record.generation, record.owner, record.since
+    )]
+    HeldElsewhere {
+        /// The image.
+        path: String,
+        /// Who has it.
+        record: Box<Record>,
+    },
+    /// By somebody of whom only the lock is known.
+    #[error(
+        "cannot lease `{path}`: {}; `fuser -v {path}` names the programs that have it open, and their locks stand in \
+         /proc/locks under inode {inode}",
+        described(*conflict)
+    )]
+    InUse {
+        /// The image.
+        path: String,
+        /// What the other does with it.
+        conflict: Conflict,
+        /// What /proc/locks has it under.
+        inode: u64,
+    },
+    /// By somebody who has the block device for itself.
+    #[error(
+        "cannot lease `{path}`: the block device is in use, mounted or opened exclusively, perhaps through another \
+         device node; `lsblk` and `fuser -v {path}` show by whom"
+    )]
+    Device {
+        /// The device.
+        path: String,
+    },
+    /// No lock at all.
+    #[error(
+        "cannot lease `{path}`: its file system does not lock; `\"lock\": \"none\"` uses the image without, and then \
+         nothing keeps a second writer out"
+    )]
+    Unlockable {
+        /// The image.
+        path: String,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing to break.
+    #[error("the lease of `{path}` is free: there is nothing to break")]
+    Free {
+        /// The image.
+        path: String,
+    },
+    /// Nowhere to say that it is broken.
+    #[error("there is no place for lease records of `{path}`, so none says that somebody has it")]
+    Unrecorded {
+        /// The image.
+        path: String,
+    },
+    /// The records beside it.
+    #[error("cannot lease `{path}`: {}", remedy(source))]
+    Chain {
+        /// The image.
+        path: String,
+        /// Why.
+        #[source]
+        source: ChainError,
+    },
+}
+
+fn described(conflict: Conflict) -> &'static str {
+    match conflict {
+        Conflict::Writer => "another program, such as QEMU, has it open to write",
+        Conflict::Reader => {
+            "it is in use by readers who let nobody write: read-only disks of this or other machines, or another program \
+             such as QEMU"
+        }
+        Conflict::Turn => "another program keeps it locked as a whole",
+    }
+}
+
+fn remedy(error: &ChainError) -> &'static str {
+    match error {
+        ChainError::Unreadable { .. } => {
+            "who has it cannot be told; when it is certain that nobody does, run `coraclectl lease break` on it"
+        }
+        ChainError::NoPlace { .. } => {
+            "its records cannot be continued; let this user write to their directory, or name another by `lease_at`"
+        }
+        ChainError::Lost { .. } => "it was taken at the same moment; see `coraclectl lease show`",
+        ChainError::Exhausted => "its records have no number left; remove them all if nobody uses the image",
+        ChainError::Host { .. } => "it cannot be recorded who has it",
+    }
+}

@@ -1,0 +1,3 @@
+//! What keeps a second writer out: the storage's own means, which end with their owner.
+
+pub(super) mod ofd;

@@ -1,0 +1,297 @@
+//! Who may write an image: one owner at a time, known by name, and kept alone by the storage.
+//!
+//! A lease is two things. The *record* beside the image ([`record`], in a [`chain`]) says who has it and outlives
+//! every crash; the *fence* makes the host refuse whoever else would write.
+//!
+//! ```text
+//!   free ──fence──► fenced ──record `held`, durable──► held ──image closed──► record `released`, fence down: free
+//!     ▲               └── cannot be recorded: fence down ──► refused             │
+//!     └──────────── the owner dies: the kernel takes the fence down ─────────────┘
+//! ```
+//!
+//! The first byte is written after the record is durable: a snapshot that remembers an older generation
+//! than the newest record has been overtaken.
+
+mod chain;
+mod error;
+mod fence;
+mod inspect;
+mod owner;
+mod place;
+mod record;
+
+use std::error::Error;
+use std::fs::File;
+use std::iter;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::chain::Chain;
+use self::fence::ofd::{self, FenceError};
+use self::place::Place;
+
+pub use self::chain::{ChainError, UnreadableError};
+pub use self::error::LeaseError;
+pub use self::fence::ofd::{Conflict, Role};
+pub use self::inspect::{Standing, break_lease, inspect};
+pub use self::owner::{Incarnation, Owner};
+pub use self::record::{Phase, RECORD_BYTES_MAX, Record, RecordError};
+
+/// How an image is kept from being changed by two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Lock {
+    /// Nobody else may use the image: for a drive that writes, and its default.
+    Exclusive,
+    /// Others may read the image too, and nobody may write it: for a read-only drive, and its default.
+    Shared,
+    /// Nothing is locked and nothing is checked: whoever asks for this answers for the image.
+    None,
+}
+
+/// On what terms an image is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// What is locked.
+    pub lock: Lock,
+    /// What the records are named after, if not after the image.
+    pub at: Option<&'a str>,
+    /// Who asks.
+    pub owner: &'a Owner,
+}
+
+impl Terms<'_> {
+    /// The part that the owner wants to play, or `None` if it wants no lease.
+    pub(crate) fn role(&self) -> Option<Role> {
+        match self.lock {
+            Lock::Exclusive => Some(Role::Writer),
+            Lock::Shared => Some(Role::Reader),
+            Lock::None => None,
+        }
+    }
+}
+
+/// The right to use an image. To be dropped after the image was closed: then it is released, and the
+/// next owner learns that the last one has ended properly.
+#[derive(Debug)]
+pub struct Lease {
+    path: String,
+    file: Arc<File>,
+    /// A writer's step in the chain, where there is one.
+    step: Option<Step>,
+}
+
+#[derive(Debug)]
+struct Step {
+    chain: Chain,
+    record: Record,
+}
+
+/// How long a fence is waited for that nobody alive is known to have. The kernel takes a killed monitor's
+/// rings down, and its locks with them, a moment after the process is gone.
+const FREED_MS_MAX: u64 = 500;
+const FREED_PERIOD: Duration = Duration::from_millis(2);
+
+impl Lease {
+    /// Takes the lease of the image at `path`, which `file` has open on a description that nobody
+    /// shares. When it returns the image may be used.
+    ///
+    /// # Errors
+    ///
+    /// Who has it, or why it cannot be recorded. Then nothing is locked.
+    pub(crate) fn acquire(
+        file: &Arc<File>,
+        path: &str,
+        role: Role,
+        terms: &Terms<'_>,
+    ) -> Result<Self, LeaseError> {
+        let candidate = Candidate { file, path, terms };
+        candidate.take_fence(role)?;
+        // From here on an early return gives the fence back.
+        let mut lease = Self {
+            path: path.to_owned(),
+            file: Arc::clone(file),
+            step: None,
+        };
+        if role == Role::Writer {
+            lease.step = candidate.record()?;
+        }
+        Ok(lease)
+    }
+
+    /// Says whether the lease could be had now, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Who has it.
+    pub(crate) fn check(
+        file: &Arc<File>,
+        path: &str,
+        role: Role,
+        terms: &Terms<'_>,
+    ) -> Result<(), LeaseError> {
+        let candidate = Candidate { file, path, terms };
+        match ofd::probe(file, role).map_err(|error| candidate.unlockable(error))? {
+            None => Ok(()),
+            Some(conflict) => Err(candidate.refusal(conflict)),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let path = &self.path;
+        if Arc::strong_count(&self.file) > 1 {
+            // A worker that did not end in time was left behind with the image, and may yet write. The
+            // fence lasts as long as its descriptor does.
+            log::error!("the lease of `{path}` is not released: the image is still in use");
+            return;
+        }
+        if let Some(step) = &self.step
+            && let Err(error) = step.release()
+        {
+            log::warn!("the lease of `{path}` ends without a record of it: {error}");
+        }
+        if let Err(error) = ofd::release(&self.file) {
+            log::warn!("the lock on `{path}` ends with its descriptor only: {error}");
+        }
+    }
+}
+
+impl Step {
+    fn release(&self) -> Result<(), ChainError> {
+        let released = Record::after(Some(&self.record), Phase::Released, &self.record.owner);
+        self.chain.append(&released.ok_or(ChainError::Exhausted)?)
+    }
+}
+
+/// An image that somebody wants the lease of.
+struct Candidate<'a> {
+    file: &'a Arc<File>,
+    path: &'a str,
+    terms: &'a Terms<'a>,
+}
+
+impl Candidate<'_> {
+    fn take_fence(&self, role: Role) -> Result<(), LeaseError> {
+        let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
+        loop {
+            let conflict = match ofd::take(self.file, role) {
+                Ok(()) => return Ok(()),
+                Err(FenceError::Host(error)) => return Err(self.unlockable(error)),
+                Err(FenceError::Busy(conflict)) => conflict,
+            };
+            let refusal = self.refusal(conflict);
+            if !matches!(refusal, LeaseError::InUse { .. }) || Instant::now() >= deadline {
+                return Err(refusal);
+            }
+            thread::sleep(FREED_PERIOD);
+        }
+    }
+
+    /// Makes the next step of the chain, with the fence up.
+    fn record(&self) -> Result<Option<Step>, LeaseError> {
+        let chain = match self.place()? {
+            Place::Chain(chain) => chain,
+            Place::Nowhere(reason) => return Ok(self.unrecorded(&reason)),
+        };
+        let failed = |source| LeaseError::Chain {
+            path: self.path.to_owned(),
+            source,
+        };
+        let last = chain.newest().map_err(failed)?;
+        if let Some(last) = &last {
+            self.check_end_of(last)?;
+        }
+        let record = Record::after(last.as_ref(), Phase::Held, self.terms.owner);
+        let record = record.ok_or(ChainError::Exhausted).map_err(failed)?;
+        match chain.append(&record) {
+            Ok(()) => {}
+            Err(error @ ChainError::NoPlace { .. }) if last.is_none() && self.terms.at.is_none() => {
+                return Ok(self.unrecorded(&error));
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        chain.sweep().map_err(failed)?;
+        Ok(Some(Step { chain, record }))
+    }
+
+    /// Whether the owner of `last` is known to have no fence any more.
+    fn check_end_of(&self, last: &Record) -> Result<(), LeaseError> {
+        if last.phase != Phase::Held {
+            return Ok(());
+        }
+        let is_elsewhere = last.owner.host != self.terms.owner.host;
+        // The locks of a file are where the file is. Those of a device are on each host apart.
+        if is_elsewhere && place::is_block_device(self.file).map_err(|error| self.unlockable(error))? {
+            return Err(LeaseError::HeldElsewhere {
+                path: self.path.to_owned(),
+                record: Box::new(last.clone()),
+            });
+        }
+        log::info!("`{}` was not released by its last owner: {last}", self.path);
+        Ok(())
+    }
+
+    fn unrecorded(&self, reason: &dyn Error) -> Option<Step> {
+        let causes = iter::successors(Some(reason), |&error| error.source());
+        let reason: Vec<String> = causes.map(ToString::to_string).collect();
+        log::info!(
+            "`{}` has a lock only, and so no migration and no restore beside the disk: {}; `lease_at` names another place",
+            self.path,
+            reason.join(": ")
+        );
+        None
+    }
+
+    /// Says who is in the way, as far as that is known.
+    fn refusal(&self, conflict: Conflict) -> LeaseError {
+        let path = self.path.to_owned();
+        match (conflict, self.last()) {
+            (Conflict::Writer, Some(record))
+                if record.phase == Phase::Held && !record.owner.has_ended_here() =>
+            {
+                let record = Box::new(record);
+                if record.owner.incarnation == self.terms.owner.incarnation {
+                    LeaseError::HeldHere { path }
+                } else {
+                    LeaseError::Held { path, record }
+                }
+            }
+            _ => LeaseError::InUse {
+                path,
+                conflict,
+                inode: place::inode(self.file),
+            },
+        }
+    }
+
+    /// The newest record, if there is one that can be read.
+    fn last(&self) -> Option<Record> {
+        match self.place() {
+            Ok(Place::Chain(chain)) => chain.newest().ok().flatten(),
+            Ok(Place::Nowhere(_)) | Err(_) => None,
+        }
+    }
+
+    fn place(&self) -> Result<Place, LeaseError> {
+        place::locate(self.file, self.path, self.terms.at).map_err(|source| LeaseError::Chain {
+            path: self.path.to_owned(),
+            source,
+        })
+    }
+
+    fn unlockable(&self, source: std::io::Error) -> LeaseError {
+        LeaseError::Unlockable {
+            path: self.path.to_owned(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

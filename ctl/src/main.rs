@@ -8,6 +8,7 @@ mod discovery;
 mod http;
 mod info;
 mod ladder;
+mod lease;
 mod name;
 mod output;
 mod pause;
@@ -72,6 +73,7 @@ enum Verb {
     /// Let a paused machine run again
     Resume(pause::PhaseArgs),
     Stop(stop::StopArgs),
+    Lease(lease::LeaseArgs),
     Api(api::ApiArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -104,6 +106,7 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
         Verb::Pause(args) => pause::set_phase(args, Phase::Paused, format)?,
         Verb::Resume(args) => pause::set_phase(args, Phase::Resumed, format)?,
         Verb::Stop(args) => stop::stop(args, format)?,
+        Verb::Lease(args) => lease::lease(args, format)?,
         Verb::Completions(args) => completions::completions(args, Cli::command())?,
     }
     Ok(0)

@@ -82,7 +82,7 @@ pub(crate) fn report(error: &dyn StdError, format: Format) {
 }
 
 /// Each `source` below `error`.
-fn causes(error: &dyn StdError) -> impl Iterator<Item = String> {
+pub(crate) fn causes(error: &dyn StdError) -> impl Iterator<Item = String> {
     std::iter::successors(error.source(), |&cause| cause.source()).map(ToString::to_string)
 }
 

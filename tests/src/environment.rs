@@ -41,6 +41,8 @@ pub enum Need {
     Hosts,
     /// A usable /dev/kvm and a Firecracker named by `FIRECRACKER`.
     KvmAndFirecracker,
+    /// A usable /dev/kvm, and the right to make a loop device.
+    KvmAndLoopDevice,
 }
 
 impl Environment {
@@ -71,6 +73,7 @@ impl Environment {
             Need::Hosts => Host::refused(),
             Need::KvmAndFirecracker if self.firecracker.is_none() => Some("FIRECRACKER is not set".into()),
             Need::KvmAndFirecracker => no_kvm(),
+            Need::KvmAndLoopDevice => no_kvm().or_else(no_loop_device),
         }
     }
 
@@ -120,4 +123,14 @@ fn no_mount_namespace() -> Option<String> {
 
 fn no_root() -> Option<String> {
     (!rustix::process::geteuid().is_root()).then(|| "only root can become another user".into())
+}
+
+fn no_loop_device() -> Option<String> {
+    // Says the next free one, which it makes if need be.
+    let asked = Command::new("losetup").arg("--find").output();
+    match asked {
+        Ok(asked) if asked.status.success() => None,
+        Ok(asked) => Some(String::from_utf8_lossy(&asked.stderr).trim().to_owned()),
+        Err(error) => Some(format!("losetup: {error}")),
+    }
 }

@@ -7,6 +7,7 @@
     reason = "JSON that lacks a field is a failure of the test"
 )]
 
+mod lease;
 mod monitor;
 mod run;
 mod terminal;
@@ -22,7 +23,8 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--api-sock") {
         return monitor::behave(&arguments);
     }
-    let tests = run::TESTS.iter().chain(verbs::TESTS).chain(terminal::TESTS);
+    let tests = run::TESTS.iter().chain(verbs::TESTS);
+    let tests = tests.chain(lease::TESTS).chain(terminal::TESTS);
     let trials = tests.map(|(name, test)| {
         Trial::test(*name, || {
             test();

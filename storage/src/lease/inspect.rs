@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::chain::ChainError;
-use super::fence::ofd::{self, Conflict, FenceError, Role};
+use super::fence::ofd::{self, Conflict, Role};
 use super::place::{self, Place};
 use super::record::{Phase, Record};
-use super::{Candidate, Lock, Owner, Terms};
+use super::{Candidate, FREED_MS_MAX, FREED_PERIOD, LeaseError, Lock, Owner, Terms};
 use crate::backend::Access;
-use crate::lease::LeaseError;
 use crate::open::{OpenError, open_file};
 
 /// How things stand with the lease of an image.
@@ -24,7 +25,7 @@ pub struct Standing {
 }
 
 /// Looks at the lease of the image at `path`, whose records are named after `at` if that is given. Takes no
-/// lock and writes nothing.
+/// lock and writes nothing; the lock of an owner that has just been killed is given the time to fall.
 ///
 /// # Errors
 ///
@@ -40,8 +41,15 @@ pub fn inspect(path: &str, at: Option<&str>) -> Result<Standing, OpenError> {
         Ok(Place::Nowhere(_)) => (None, Ok(None)),
         Err(error) => (None, Err(error)),
     };
+    let is_dying = matches!(&newest, Ok(Some(record)) if record.owner.has_ended_here());
+    let mut fence = ofd::probe(&opened.file, Role::Writer).map_err(host)?;
+    let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
+    while is_dying && fence.is_some() && Instant::now() < deadline {
+        thread::sleep(FREED_PERIOD);
+        fence = ofd::probe(&opened.file, Role::Writer).map_err(host)?;
+    }
     Ok(Standing {
-        fence: ofd::probe(&opened.file, Role::Writer).map_err(host)?,
+        fence,
         records,
         newest,
     })
@@ -63,10 +71,7 @@ pub fn break_lease(path: &str, at: Option<&str>, owner: &Owner) -> Result<Record
         terms: &terms,
     };
     // Held until the record is written; it falls with the descriptor.
-    ofd::take(&file, Role::Writer).map_err(|error| match error {
-        FenceError::Busy(conflict) => candidate.refusal(conflict),
-        FenceError::Host(error) => candidate.unlockable(error),
-    })?;
+    candidate.take_fence(Role::Writer)?;
     let Place::Chain(chain) = candidate.place()? else {
         return Err(LeaseError::Unrecorded {
             path: path.to_owned(),

@@ -16,6 +16,7 @@ mod errors;
 mod garbage;
 mod hostile;
 mod hosts;
+mod lease;
 mod lifecycle;
 mod linux;
 mod memory;
@@ -46,6 +47,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),
     ("hosts", hosts::CASES),
+    ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
     ("serial", serial::CASES),

@@ -79,7 +79,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("coracle-storage", &[]),
     ("coracle-devices", &["coracle-storage"]),
     ("coracle-vmm", &["coracle-devices", "coracle-storage"]),
-    ("coracle-ctl", &["coracle-vmm"]),
+    ("coracle-ctl", &["coracle-vmm", "coracle-storage"]),
     (
         "coracle-tests",
         &["coracle-storage", "coracle-devices", "coracle-vmm", "coracle-ctl"],

@@ -1,12 +1,12 @@
 //! A client's connection and the one to the server that belongs to it.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Fault;
-use super::lane::Lane;
+use super::lane::{Lane, Passed};
 use super::volatile::Cache;
 
 /// Both sockets, and what is between them.
@@ -15,10 +15,16 @@ pub(super) struct Connection {
     /// Nothing when the client is gone, and the server's side lives on for what it has not got yet.
     pub(super) client: Option<TcpStream>,
     pub(super) server: TcpStream,
+    /// What the network does to requests.
     pub(super) to_server: Lane,
+    /// From there to the server, by way of the cache if there is one: nothing happens to it.
+    pub(super) inner: Lane,
+    /// What the network does to answers.
     pub(super) to_client: Lane,
     /// What volatile mode holds back.
     pub(super) cache: Cache,
+    /// It is reset as soon as the cache has written back.
+    is_cut: bool,
     /// It ends here: the fault says so, or one side has failed.
     pub(super) is_broken: bool,
 }
@@ -43,8 +49,10 @@ impl Connection {
             client: Some(client),
             server,
             to_server: Lane::new(),
+            inner: Lane::new(),
             to_client: Lane::new(),
             cache: Cache::default(),
+            is_cut: false,
             is_broken: false,
         })
     }
@@ -88,11 +96,32 @@ impl Connection {
         None
     }
 
+    /// Sends the server bytes to which nothing happens any more.
+    pub(super) fn pass_inside(&mut self, bytes: Vec<u8>) {
+        self.inner.push(bytes, Instant::now());
+    }
+
+    /// Takes note of what passing bytes came to, and ends the fault that ended the connection.
+    pub(super) fn note(&mut self, passed: io::Result<Passed>, fault: &mut Fault) {
+        match passed {
+            Ok(Passed::All) => {}
+            Ok(Passed::Close) => {
+                *fault = Fault::None;
+                self.is_broken = true;
+            }
+            Err(_) => self.is_broken = true,
+        }
+    }
+
     /// Passes the end of a stream on, when all before it has passed.
     pub(super) fn pass_ends(&mut self, to_server: Fault, to_client: Fault) {
-        // What the cache holds comes before the end.
-        if self.to_server.end_is_due(to_server) && self.cache.is_clean() && self.cache.waiting.is_empty() {
+        if self.to_server.end_is_due(to_server) {
             self.to_server.end_passed = true;
+            self.inner.has_ended = true;
+        }
+        // What the cache holds comes before the end.
+        if self.inner.end_is_due(Fault::None) && self.cache.is_clean() {
+            self.inner.end_passed = true;
             // A server that is gone needs no end.
             drop(self.server.shutdown(Shutdown::Write));
         }
@@ -107,7 +136,8 @@ impl Connection {
     /// Whether there is nothing left to do for it.
     pub(super) fn is_through(&self) -> bool {
         let client_is_through = self.client.is_none() || self.to_client.end_passed;
-        self.is_broken || (self.to_server.end_passed && self.to_client.has_ended && client_is_through)
+        let is_cut = self.is_cut && self.cache.is_clean();
+        self.is_broken || is_cut || (self.inner.end_passed && self.to_client.has_ended && client_is_through)
     }
 
     /// Resets the client's side, and keeps the server's until it is told to deliver.
@@ -116,6 +146,20 @@ impl Connection {
             reset(client);
             self.to_server.is_held = true;
             self.to_server.has_ended = true;
+        }
+    }
+
+    /// Resets the client's side, and has the server's reset when nothing is owed to it.
+    pub(super) fn cut(&mut self) {
+        self.client.take().into_iter().for_each(reset);
+        self.to_server.clear();
+        self.is_cut = true;
+    }
+
+    /// Ends both sides as it was asked for: by a reset, or in the ordinary way.
+    pub(super) fn close(self) {
+        if self.is_cut {
+            self.reset();
         }
     }
 

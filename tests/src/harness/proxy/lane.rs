@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind, Write};
 use std::time::{Duration, Instant};
 
 use super::Fault;
-use crate::seed::Seed;
 
 /// Bytes that wait; the first may pass at its time, and the others after it.
 #[derive(Debug)]
@@ -62,13 +61,8 @@ impl Lane {
         self.pieces.clear();
     }
 
-    /// Takes bytes that may pass when the fault says.
-    pub(super) fn push(&mut self, bytes: Vec<u8>, fault: Fault, seed: &mut Seed) {
-        let mut due = Instant::now();
-        if let Fault::Delay { least, most } = fault {
-            let spread = u64::try_from(most.saturating_sub(least).as_micros()).unwrap_or(u64::MAX);
-            due += least + Duration::from_micros(seed.below(spread.saturating_add(1).max(1)));
-        }
+    /// Takes bytes that may pass at this time.
+    pub(super) fn push(&mut self, bytes: Vec<u8>, due: Instant) {
         // The order is kept: nothing overtakes.
         let last = self.pieces.back().map_or(due, |(last, _)| *last);
         if !bytes.is_empty() {

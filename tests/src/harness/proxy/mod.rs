@@ -1,8 +1,8 @@
 //! A TCP proxy that does on command to a connection what networks and servers do to it by chance.
 //!
 //! ```text
-//! client ──► [to the server: its fault] ──► server
-//!        ◄── [to the client: its fault] ◄──
+//! client ──► [to the server: its fault] ──► [volatile cache, if any] ──► server
+//!        ◄── [to the client: its fault] ◄──                          ◄──
 //! ```
 //!
 //! A proxy is one thread; each command has taken effect when its call returns. It lives in the network namespace

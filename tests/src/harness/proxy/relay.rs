@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::connection::{Connection, reset};
 use super::lane::Passed;
-use super::volatile::{Kind, Protocol};
+use super::volatile::{Kind, Protocol, Waiting};
 use super::{Direction, Fault, Order, Request};
 use crate::Outcome;
 use crate::seed::Seed;
@@ -92,7 +92,7 @@ impl Relay {
             .min();
         let limit = Timespec::try_from(until.unwrap_or(REST).min(REST)).ok();
         let mut sources = vec![PollFd::new(&self.ear, PollFlags::IN)];
-        if self.to_server != Fault::BlackHole {
+        if self.may_accept() {
             sources.push(PollFd::new(&self.listener, PollFlags::IN));
         }
         for connection in &self.connections {
@@ -103,7 +103,7 @@ impl Relay {
                     &connection.to_server,
                     &connection.to_client,
                 ),
-                (Some(server.as_fd()), &connection.to_client, &connection.to_server),
+                (Some(server.as_fd()), &connection.to_client, &connection.inner),
             ];
             for (socket, from, to) in pairs {
                 let mut events = PollFlags::empty();
@@ -122,7 +122,8 @@ impl Relay {
         match request {
             Request::Set(Direction::ToServer, fault) => self.to_server = fault,
             Request::Set(Direction::ToClient, fault) => self.to_client = fault,
-            Request::Cut | Request::End => {
+            Request::Cut => self.connections.iter_mut().for_each(Connection::cut),
+            Request::End => {
                 for connection in self.connections.drain(..) {
                     connection.reset();
                 }
@@ -168,8 +169,14 @@ impl Relay {
         self.connections.iter().map(of).sum()
     }
 
+    /// A new session may fence the old one, so what the cache holds of that is with the server first.
+    fn may_accept(&self) -> bool {
+        let owes_nothing = |c: &Connection| c.client.is_some() || c.cache.is_clean();
+        self.to_server != Fault::BlackHole && self.connections.iter().all(owes_nothing)
+    }
+
     fn accept(&mut self) {
-        while self.to_server != Fault::BlackHole
+        while self.may_accept()
             && let Ok((client, _)) = self.listener.accept()
         {
             match TcpStream::connect_timeout(&self.server, CONNECT_WITHIN) {
@@ -187,7 +194,9 @@ impl Relay {
             let from_client = connection.read_client();
             let from_server = connection.read_server();
             if let Some(bytes) = from_client {
-                self.take_requests(index, bytes);
+                connection
+                    .to_server
+                    .push(bytes, due(self.to_server, &mut self.seed));
             }
             if let Some(bytes) = from_server {
                 self.take_answers(index, bytes);
@@ -195,12 +204,14 @@ impl Relay {
         }
     }
 
-    fn take_requests(&mut self, index: usize, bytes: Vec<u8>) {
+    /// Gives the server, or the cache in front of it, what has passed the network.
+    fn deliver(&mut self, index: usize, bytes: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
         match &self.protocol {
-            None => connection.to_server.push(bytes, self.to_server, &mut self.seed),
+            _ if connection.to_client.has_ended => {}
+            None => connection.pass_inside(bytes),
             Some(protocol) => {
                 let requests = connection.cache.requests(protocol.as_ref(), &bytes);
                 for request in requests {
@@ -218,84 +229,127 @@ impl Relay {
             None => bytes,
             Some(protocol) => connection.cache.answers(protocol.as_ref(), &bytes),
         };
-        connection.to_client.push(bytes, self.to_client, &mut self.seed);
+        connection
+            .to_client
+            .push(bytes, due(self.to_client, &mut self.seed));
     }
 
     /// What the cache does with one request: acknowledge and hold it, pass it on, or first pass on what it needs.
     fn take_request(&mut self, index: usize, request: Vec<u8>) {
+        let is_writing_back = self.is_writing_back();
         let Some(protocol) = &self.protocol else {
             return;
         };
         let kind = protocol.kind(&request);
-        let depends = |held: &Vec<u8>| kind == Kind::Flush || protocol.depends(&request, held);
-        let needs_all =
-            kind != Kind::Unstable && self.connections.iter().any(|c| c.cache.held.iter().any(depends));
-        if needs_all {
-            for connection in &mut self.connections {
-                let held = connection.cache.write_back(protocol.as_ref());
-                connection.to_server.push(held, self.to_server, &mut self.seed);
-            }
-        }
-        let is_writing_back = self.connections.iter().any(|c| !c.cache.awaited.is_empty());
+        // One connection keeps the order of its own writes; two do not keep that between them.
+        let needs = |(holder, connection): (usize, &Connection)| {
+            let is_ordered = kind == Kind::Unstable && holder == index;
+            let depends = |held: &Vec<u8>| kind == Kind::Flush || protocol.depends(&request, held);
+            !is_ordered && connection.cache.held.iter().any(depends)
+        };
+        let needs_all = self.connections.iter().enumerate().any(needs);
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
-        if !connection.cache.waiting.is_empty() || (is_writing_back && kind != Kind::Unstable) {
-            connection.cache.waiting.push_back(request);
+        let has_to_wait = is_writing_back && (kind != Kind::Unstable || needs_all);
+        if has_to_wait || !connection.cache.waiting.is_empty() {
+            connection.cache.waiting.push_back(Waiting::Anew(request));
+        } else if needs_all {
+            connection.cache.waiting.push_back(Waiting::Served(request));
+            for connection in &mut self.connections {
+                let held = connection.cache.write_back(protocol.as_ref());
+                connection.pass_inside(held);
+            }
         } else if kind == Kind::Unstable {
             let answer = protocol.acknowledgement(&request);
             connection.cache.held.push(request);
-            connection.to_client.push(answer, self.to_client, &mut self.seed);
+            connection
+                .to_client
+                .push(answer, due(self.to_client, &mut self.seed));
         } else {
-            connection.to_server.push(request, self.to_server, &mut self.seed);
+            connection.pass_inside(request);
         }
+    }
+
+    fn is_writing_back(&self) -> bool {
+        self.connections.iter().any(|c| !c.cache.awaited.is_empty())
     }
 
     /// Lets go on what waited for writes that are with the server now.
     fn release(&mut self) {
-        if self.connections.iter().any(|c| !c.cache.awaited.is_empty()) {
-            return;
-        }
         for index in 0..self.connections.len() {
+            if self.is_writing_back() {
+                return;
+            }
             let Some(connection) = self.connections.get_mut(index) else {
                 continue;
             };
-            let mut waiting = std::mem::take(&mut connection.cache.waiting);
-            // What the first one waited for has happened; what came after it is looked at anew.
-            if let Some(first) = waiting.pop_front() {
-                connection.to_server.push(first, self.to_server, &mut self.seed);
-            }
-            for request in waiting {
-                self.take_request(index, request);
+            for waiting in std::mem::take(&mut connection.cache.waiting) {
+                match (waiting, self.connections.get_mut(index)) {
+                    (Waiting::Served(request), Some(connection)) => connection.pass_inside(request),
+                    (Waiting::Anew(request) | Waiting::Served(request), _) => {
+                        self.take_request(index, request);
+                    }
+                }
             }
         }
     }
 
     /// Passes on all that may pass, and drops the connections that are through.
     fn pass(&mut self) {
+        self.pass_network();
+        self.write_back_lost();
         for connection in &mut self.connections {
-            let to_server = connection
-                .to_server
-                .pass(&mut &connection.server, &mut self.to_server);
-            let to_client = match &connection.client {
+            let passed = connection.inner.pass(&mut &connection.server, &mut Fault::None);
+            connection.note(passed, &mut Fault::None);
+            let passed = match &connection.client {
                 Some(client) => connection.to_client.pass(&mut &*client, &mut self.to_client),
                 None => {
                     connection.to_client.clear();
                     Ok(Passed::All)
                 }
             };
-            for (passed, fault) in [(to_server, &mut self.to_server), (to_client, &mut self.to_client)] {
-                match passed {
-                    Ok(Passed::All) => {}
-                    Ok(Passed::Close) => {
-                        *fault = Fault::None;
-                        connection.is_broken = true;
-                    }
-                    Err(_) => connection.is_broken = true,
-                }
-            }
+            connection.note(passed, &mut self.to_client);
             connection.pass_ends(self.to_server, self.to_client);
         }
-        self.connections.retain(|connection| !connection.is_through());
+        for connection in self.connections.extract_if(.., |c| c.is_through()) {
+            connection.close();
+        }
     }
+
+    /// What has passed the network reaches the server, or the cache in front of it.
+    fn pass_network(&mut self) {
+        for index in 0..self.connections.len() {
+            let Some(connection) = self.connections.get_mut(index) else {
+                continue;
+            };
+            if connection.inner.is_open() {
+                let mut bytes = Vec::new();
+                let passed = connection.to_server.pass(&mut bytes, &mut self.to_server);
+                connection.note(passed, &mut self.to_server);
+                self.deliver(index, bytes);
+            }
+        }
+    }
+
+    /// A server keeps what it holds when a client goes; here the connection is needed for it, so it is written back.
+    fn write_back_lost(&mut self) {
+        let Some(protocol) = &self.protocol else {
+            return;
+        };
+        for connection in self.connections.iter_mut().filter(|c| c.client.is_none()) {
+            let held = connection.cache.write_back(protocol.as_ref());
+            connection.pass_inside(held);
+        }
+    }
+}
+
+/// When bytes that come now may pass.
+fn due(fault: Fault, seed: &mut Seed) -> Instant {
+    let now = Instant::now();
+    let Fault::Delay { least, most } = fault else {
+        return now;
+    };
+    let spread = u64::try_from(most.saturating_sub(least).as_micros()).unwrap_or(u64::MAX);
+    now + least + Duration::from_micros(seed.below(spread.saturating_add(1).max(1)))
 }

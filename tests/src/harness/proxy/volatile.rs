@@ -3,6 +3,7 @@
 //! ```text
 //! unstable write ──► held, acknowledged by us ──┬─ flush, or a request that depends on it ──► passed on,
 //!                                               │    its answer swallowed; then the request itself passes
+//!                                               ├─ its client is gone ──► passed on
 //!                                               └─ crash ──► forgotten
 //! ```
 //!
@@ -27,14 +28,15 @@ pub trait Protocol: Send + std::fmt::Debug {
     /// The answer that the server would give to an unstable write.
     fn acknowledgement(&self, request: &[u8]) -> Vec<u8>;
 
-    /// Whether a request, which is no unstable write, reads or overwrites what a held write wrote.
+    /// Whether a request reads or overwrites what a held write wrote.
     fn depends(&self, request: &[u8], held: &[u8]) -> bool;
 }
 
 /// What a request asks of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A write that need not be safe when it is acknowledged: without FUA, UNSTABLE4.
+    /// A write that need not be safe when it is acknowledged: without FUA, UNSTABLE4. One that the server would refuse is
+    /// not of this kind: it is the server's to refuse.
     Unstable,
     /// Everything written before must be safe when it is acknowledged.
     Flush,
@@ -51,8 +53,17 @@ pub(super) struct Cache {
     pub(super) held: Vec<Vec<u8>>,
     /// Tags of writes that were passed on and not answered: their answers are not for the client.
     pub(super) awaited: BTreeSet<u64>,
-    /// Requests that wait for them, in order.
-    pub(super) waiting: VecDeque<Vec<u8>>,
+    /// Requests that wait until all caches have written back, in order.
+    pub(super) waiting: VecDeque<Waiting>,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    /// For what was written back on its account: then it passes.
+    Served(Vec<u8>),
+    /// For what was written back on another's: then it is looked at anew.
+    Anew(Vec<u8>),
 }
 
 impl Cache {
@@ -80,7 +91,7 @@ impl Cache {
 
     /// Whether everything that it passed on was answered, and nothing is left to pass on.
     pub(super) fn is_clean(&self) -> bool {
-        self.held.is_empty() && self.awaited.is_empty()
+        self.held.is_empty() && self.awaited.is_empty() && self.waiting.is_empty()
     }
 }
 

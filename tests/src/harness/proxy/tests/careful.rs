@@ -78,6 +78,18 @@ impl Scene {
         Ok(())
     }
 
+    /// Sends one more write, and has the network keep it when the connection is gone; the client sends it again.
+    fn strand(&mut self) -> Outcome {
+        self.proxy.set(Direction::ToServer, Fault::BlackHole)?;
+        let (block, content) = self.next();
+        self.client.send_write(block, &content)?;
+        wait_for_held(&self.proxy, BLOCK_BYTES);
+        let stranded = self.proxy.strand()?;
+        crate::ensure!(stranded > BLOCK_BYTES, "only {stranded} bytes are stranded");
+        self.proxy.set(Direction::ToServer, Fault::None)?;
+        Ok(self.client.write(block, &content)?)
+    }
+
     fn flush(&mut self) -> Outcome {
         self.client.flush()?;
         self.oracle.acknowledged(1, self.sequence);
@@ -120,6 +132,7 @@ fn survive(cell: &Cell) -> Outcome {
         "cut in an answer" => fault(to_client, Fault::CloseAfter { bytes: 9 })?,
         "wrong request" => fault(to_server, Fault::Corrupt { bytes: 13 })?,
         "wrong answer" => fault(to_client, Fault::Corrupt { bytes: 13 })?,
+        "old connection late" => scene.strand()?,
         "power" => drop(scene.proxy.crash()?),
         other => return Err(format!("nobody knows the fault {other}").into()),
     }
@@ -140,8 +153,10 @@ fn survive(cell: &Cell) -> Outcome {
     crate::ensure!(is_healed, "the fault could not be ended");
     scene.look()?;
     scene.write(10)?;
+    scene.proxy.deliver_late()?;
     scene.read_back()?;
     scene.flush()?;
+    scene.look()?;
     scene.write(3)?;
     let (mode, forgotten) = (cell.value("mode")?, scene.proxy.crash()?);
     let volatile = if mode == "volatile" { 3 } else { 0 };
@@ -165,6 +180,7 @@ fn a_careful_client_survives_every_fault_in_every_step() {
                 "cut in an answer",
                 "wrong request",
                 "wrong answer",
+                "old connection late",
                 "power",
             ],
         )
@@ -208,31 +224,26 @@ fn an_old_connection_that_delivers_late_is_noticed_unless_the_client_has_a_fence
         has_no_fence: true,
         ..Bugs::default()
     };
-    for (bugs, is_noticed) in [(unfenced, true), (Bugs::default(), false)] {
-        let mut scene = Scene::new("plain", bugs);
+    for (mode, bugs, is_noticed) in [
+        ("plain", unfenced, true),
+        ("plain", Bugs::default(), false),
+        ("volatile", unfenced, true),
+        ("volatile", Bugs::default(), false),
+    ] {
+        let mut scene = Scene::new(mode, bugs);
         scene.write(1).expect("the server answers");
-        scene
-            .proxy
-            .set(Direction::ToServer, Fault::BlackHole)
-            .expect("it runs");
-        let (block, content) = scene.next();
-        scene.client.send_write(block, &content).expect("it is connected");
-        wait_for_held(&scene.proxy, BLOCK_BYTES);
-        scene.proxy.strand().expect("it runs");
-        scene
-            .proxy
-            .set(Direction::ToServer, Fault::None)
-            .expect("it runs");
-        // The write is sent again, and then overwritten.
-        scene.client.write(block, &content).expect("the server answers");
+        scene.strand().expect("the server answers");
+        // It is overwritten, and safe.
         scene.write(40).expect("the server answers");
         scene.flush().expect("the server answers");
         scene.look().expect("nothing came late yet");
         assert!(scene.proxy.deliver_late().expect("it runs") > BLOCK_BYTES);
         // The server has read it when the old connection is gone.
         std::thread::sleep(Duration::from_millis(100));
+        let flushed = scene.client.flush();
+        assert!(flushed.is_ok(), "{mode}, {bugs:?}: {flushed:?}");
         let found = scene.look();
-        assert_eq!(found.is_err(), is_noticed, "{bugs:?}: {found:?}");
+        assert_eq!(found.is_err(), is_noticed, "{mode}, {bugs:?}: {found:?}");
     }
 }
 

@@ -72,7 +72,11 @@ impl Protocol for Wire {
     }
 
     fn kind(&self, request: &[u8]) -> Kind {
+        let is_whole = request
+            .split_last_chunk()
+            .is_some_and(|(content, sent)| u32::from_le_bytes(*sent) == sum(content));
         match word(request, 8) {
+            _ if !is_whole => Kind::Other,
             Some(WRITE) => Kind::Unstable,
             Some(FLUSH) => Kind::Flush,
             _ => Kind::Other,
@@ -88,7 +92,7 @@ impl Protocol for Wire {
     }
 
     fn depends(&self, request: &[u8], held: &[u8]) -> bool {
-        word(request, 8) == Some(READ) && word(request, 12) == word(held, 12)
+        matches!(word(request, 8), Some(READ | WRITE)) && word(request, 12) == word(held, 12)
     }
 }
 

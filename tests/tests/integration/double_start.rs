@@ -102,7 +102,7 @@ impl Backend for ImageFile {
 
 fn a_file_has_one_writer_at_a_time(context: &Context) -> Outcome {
     let mut seed = context.seed.clone();
-    for _ in 0..context.count(1, 100) {
+    for _ in 0..context.count(2, 100) {
         let schedule = Seed::from(seed.draw());
         run(&context.environment, &ImageFile::new("exclusive")?, &schedule)?;
     }

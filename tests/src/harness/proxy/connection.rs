@@ -63,14 +63,16 @@ impl Connection {
         match read(client) {
             Got::Bytes(bytes) => return Some(bytes),
             Got::End => self.to_server.has_ended = true,
-            // The server's side lives on until it has what it is owed.
-            Got::Reset => {
-                self.client = None;
-                self.to_server.has_ended = true;
-            }
+            Got::Reset => self.lose_client(),
             Got::Nothing => {}
         }
         None
+    }
+
+    /// Takes note that the client is gone; the server's side lives on until it has what it is owed.
+    pub(super) fn lose_client(&mut self) {
+        self.client = None;
+        self.to_server.has_ended = true;
     }
 
     /// What the server has answered, if anything is wanted.
@@ -113,12 +115,21 @@ impl Connection {
         }
     }
 
-    /// Passes the end of a stream on, when all before it has passed.
-    pub(super) fn pass_ends(&mut self, to_server: Fault, to_client: Fault) {
+    /// Whether no request comes any more: the client is gone, or has said so.
+    pub(super) fn is_left(&self) -> bool {
+        self.client.is_none() || self.to_server.end_passed
+    }
+
+    /// Passes the end of the requests through the network, when all before it has passed.
+    pub(super) fn pass_request_end(&mut self, to_server: Fault) {
         if self.to_server.end_is_due(to_server) {
             self.to_server.end_passed = true;
             self.inner.has_ended = true;
         }
+    }
+
+    /// Passes the ends of both streams on to the sockets, when all before them has passed.
+    pub(super) fn pass_ends(&mut self, to_client: Fault) {
         // What the cache holds comes before the end.
         if self.inner.end_is_due(Fault::None) && self.cache.is_clean() {
             self.inner.end_passed = true;

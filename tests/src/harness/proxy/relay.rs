@@ -73,10 +73,11 @@ impl Relay {
                     return;
                 }
             }
-            self.accept();
             self.read();
             self.release();
             self.pass();
+            // Last: a client that comes back has left its old connection before.
+            self.accept();
         }
     }
 
@@ -171,7 +172,7 @@ impl Relay {
 
     /// A new session may fence the old one, so what the cache holds of that is with the server first.
     fn may_accept(&self) -> bool {
-        let owes_nothing = |c: &Connection| c.client.is_some() || c.cache.is_clean();
+        let owes_nothing = |c: &Connection| !c.is_left() || c.cache.is_clean();
         self.to_server != Fault::BlackHole && self.connections.iter().all(owes_nothing)
     }
 
@@ -309,8 +310,11 @@ impl Relay {
                     Ok(Passed::All)
                 }
             };
-            connection.note(passed, &mut self.to_client);
-            connection.pass_ends(self.to_server, self.to_client);
+            match passed {
+                Ok(_) => connection.note(passed, &mut self.to_client),
+                Err(_) => connection.lose_client(),
+            }
+            connection.pass_ends(self.to_client);
         }
         for connection in self.connections.extract_if(.., |c| c.is_through()) {
             connection.close();
@@ -329,6 +333,9 @@ impl Relay {
                 connection.note(passed, &mut self.to_server);
                 self.deliver(index, bytes);
             }
+            if let Some(connection) = self.connections.get_mut(index) {
+                connection.pass_request_end(self.to_server);
+            }
         }
     }
 
@@ -337,7 +344,7 @@ impl Relay {
         let Some(protocol) = &self.protocol else {
             return;
         };
-        for connection in self.connections.iter_mut().filter(|c| c.client.is_none()) {
+        for connection in self.connections.iter_mut().filter(|c| c.is_left()) {
             let held = connection.cache.write_back(protocol.as_ref());
             connection.pass_inside(held);
         }

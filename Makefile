@@ -46,7 +46,7 @@ test-unit:
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux venv
-	tests/tools/need debugfs iasl qemu-system-x86_64
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 
@@ -55,7 +55,7 @@ sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes
 	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
-	tests/tools/need debugfs iasl qemu-system-x86_64
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 	PROPTEST_CASES=$(or $(CASES),20000) cargo test --release --workspace --exclude coracle-tests

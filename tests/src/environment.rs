@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Outcome;
+use crate::harness::hosts::Host;
 use crate::seed::Seed;
 
 /// The programs, guests and abilities of this run.
@@ -36,6 +37,8 @@ pub enum Need {
     KvmAndMountNamespace,
     /// A usable /dev/kvm, and the right to become another user.
     KvmAndRoot,
+    /// Network namespaces, and cables between them.
+    Hosts,
     /// A usable /dev/kvm and a Firecracker named by `FIRECRACKER`.
     KvmAndFirecracker,
     /// A usable /dev/kvm, and the right to make a loop device.
@@ -67,6 +70,7 @@ impl Environment {
             Need::Kvm => no_kvm(),
             Need::KvmAndMountNamespace => no_kvm().or_else(no_mount_namespace),
             Need::KvmAndRoot => no_kvm().or_else(no_root),
+            Need::Hosts => Host::refused(),
             Need::KvmAndFirecracker if self.firecracker.is_none() => Some("FIRECRACKER is not set".into()),
             Need::KvmAndFirecracker => no_kvm(),
             Need::KvmAndLoopDevice => no_kvm().or_else(no_loop_device),

@@ -83,10 +83,16 @@ impl Machine {
 
     /// With every root drive read-only.
     #[must_use]
-    pub fn read_only_root(mut self) -> Self {
+    pub fn read_only_root(self) -> Self {
+        self.root("is_read_only", &Value::Bool(true))
+    }
+
+    /// With this member in every root drive.
+    #[must_use]
+    pub fn root(mut self, member: &str, value: &Value) -> Self {
         for drive in self.drives.iter_mut().filter_map(Value::as_object_mut) {
             if drive.get("is_root_device") == Some(&Value::Bool(true)) {
-                drive.insert("is_read_only".into(), Value::Bool(true));
+                drive.insert(member.into(), value.clone());
             }
         }
         self

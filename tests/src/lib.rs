@@ -14,6 +14,7 @@ pub mod console;
 pub mod environment;
 pub mod exchange;
 pub mod guest;
+pub mod harness;
 pub mod http;
 pub mod monitor;
 pub mod probe;

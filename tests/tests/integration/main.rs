@@ -7,12 +7,15 @@ mod api;
 mod attacks;
 mod boot;
 mod clients;
+mod crash;
 mod ctl;
 mod disk;
+mod double_start;
 mod ends;
 mod errors;
 mod garbage;
 mod hostile;
+mod hosts;
 mod lease;
 mod lifecycle;
 mod linux;
@@ -33,7 +36,9 @@ use libtest_mimic::Arguments;
 /// Every test, in groups; what takes long comes first, so that all CPUs are busy to the end.
 const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
+    ("crash", crash::CASES),
     ("hostile", hostile::CASES),
+    ("double_start", double_start::CASES),
     ("disk", disk::CASES),
     ("api", api::CASES),
     ("boot", boot::CASES),
@@ -42,6 +47,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("ends", ends::CASES),
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),
+    ("hosts", hosts::CASES),
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),

@@ -1,4 +1,4 @@
-/* The verbs that write a pattern and read it back. */
+/* The verbs that write patterns and read them back. */
 #include "runtime.h"
 #include "verbs.h"
 
@@ -42,15 +42,10 @@ static uint64_t next_chunk(uint64_t *left)
 	return size;
 }
 
-int disk_write(char **words)
+long write_pattern(const char *path, uint64_t size_kib, uint64_t seed)
 {
-	struct pattern pattern = { 0 };
-
-	if (pattern_from(words, &pattern))
-		return 2;
-	const char *path = pattern.path.text;
 	long file = call(open, path, O_WRONLY | O_CREAT | O_TRUNC, 0644), done = file;
-	uint64_t left = pattern.size_kib * 1024, state = pattern.seed;
+	uint64_t left = size_kib * 1024, state = seed;
 
 	while (done >= 0 && left > 0) {
 		uint64_t size = next_chunk(&left);
@@ -65,6 +60,18 @@ int disk_write(char **words)
 		done = call(fsync, file);
 	if (file >= 0)
 		call(close, file);
+	return done;
+}
+
+int disk_write(char **words)
+{
+	struct pattern pattern = { 0 };
+
+	if (pattern_from(words, &pattern))
+		return 2;
+	const char *path = pattern.path.text;
+	long done = write_pattern(path, pattern.size_kib, pattern.seed);
+
 	if (done < 0) {
 		say("cannot write %s: error %d", path, -done);
 		return 1;

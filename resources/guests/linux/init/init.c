@@ -269,6 +269,7 @@ static const struct verb {
 	{ "cpus", 0, cpus },
 	{ "disk-write", 3, disk_write },
 	{ "disk-read", 3, disk_read },
+	{ "records", 3, records },
 	{ "count", 1, count },
 	{ "shell", 0, shell },
 	{ "run", ALL_THE_REST, run },

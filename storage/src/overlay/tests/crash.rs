@@ -200,7 +200,13 @@ impl Kernel {
         };
         let header = Header::new(IMAGE_BYTES, identity).unwrap();
         let bits = self.sector(STORE, BITMAP_OFFSET_BYTES / SECTOR);
-        Overlay::new(base, tempfile::tempfile().unwrap(), header, &bits, Lifetime::Kept)
+        Overlay::new(
+            base,
+            Arc::new(tempfile::tempfile().unwrap()),
+            header,
+            &bits,
+            Lifetime::Kept,
+        )
     }
 }
 

@@ -9,5 +9,6 @@ pub mod histogram;
 pub mod pattern;
 pub mod random;
 pub mod ring;
+pub mod stamp;
 pub mod time;
 pub mod width;

@@ -26,6 +26,7 @@ mod memory_work;
 mod pastime;
 mod ports;
 mod requests;
+mod stamp;
 
 /// Why a command ends the run.
 #[derive(Debug)]
@@ -181,6 +182,7 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "out-of-range" => requests::out_of_range(machine, command),
         "unsupported" => requests::unsupported(machine, command),
         "read-only" => requests::read_only(machine, command),
+        "stamp" => stamp::stamp(machine, command),
         "rng" => entropy::rng(machine, command),
         "dirty" => memory_work::dirty(machine, command),
         "checksum" => memory_work::checksum(machine, command),

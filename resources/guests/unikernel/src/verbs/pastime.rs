@@ -106,7 +106,7 @@ impl Counter<'_> {
 }
 
 /// Waits until so much time has passed since `start`.
-fn pass(clock: Clock, start: u64, milliseconds: u64) {
+pub fn pass(clock: Clock, start: u64, milliseconds: u64) {
     while cpu::ticks().saturating_sub(start) < clock.ticks(milliseconds) {
         cpu::relax();
     }

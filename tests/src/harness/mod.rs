@@ -1,0 +1,7 @@
+//! What every storage backend is tested with: hosts, faults between them, and judges of what is on the image.
+
+pub mod double_start;
+pub mod hosts;
+pub mod matrix;
+pub mod oracle;
+pub mod proxy;

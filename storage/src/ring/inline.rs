@@ -6,6 +6,7 @@
 //! for the copy of a page; a plain system call does the same in half the time. Large transfers still go to the
 //! workers, which copy on another processor, and so do writes while the file system makes writers wait: one that took
 //! long sends the next ones to the workers.
+#![expect(unsafe_code, reason = "descriptors are borrowed from whoever registered them")]
 
 use std::os::fd::{BorrowedFd, RawFd};
 use std::time::{Duration, Instant};

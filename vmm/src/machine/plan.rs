@@ -82,7 +82,8 @@ pub enum PlanError {
     Drive(#[from] DriveError),
     /// A drive shares limits that are not configured.
     #[error(
-        "drive `{drive_id}` is in the rate limiter group `{group_id}`, which does not exist:          PUT /rate-limiter-groups/{group_id} first"
+        "drive `{drive_id}` is in the rate limiter group `{group_id}`, which does not exist: \
+         PUT /rate-limiter-groups/{group_id} first"
     )]
     NoSuchGroup {
         /// The drive.

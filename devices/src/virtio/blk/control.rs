@@ -36,7 +36,8 @@ pub enum ControlError {
     Register(#[source] io::Error),
     /// The disk is served by several threads, and the image cannot be.
     #[error(
-        "the disk has {threads} queues with a thread each, and the new image takes one thread only:          configure the drive with `num_queues` 1"
+        "the disk has {threads} queues with a thread each, and the new image takes one thread only: \
+         configure the drive with `num_queues` 1"
     )]
     OneThread {
         /// Threads of the disk.

@@ -3,9 +3,8 @@
 //! The ring tries each operation without waiting, and hands what may have to wait to a kernel worker. Two kinds of
 //! file never let it try: files in memory (tmpfs, ramfs, a memfd) don't say that they never wait, and ext4 takes no
 //! buffered write without leave to wait. There every operation went to a worker and back, two context switches
-//! for the copy of a page; a plain system call does the same in half the time. Large transfers still go to the
-//! workers, which copy on another processor, and so do writes while the file system makes writers wait: one that took
-//! long sends the next ones to the workers.
+//! for the copy of a page; a plain system call does the same in half the time. Writes go
+//! back to the workers while the file system makes writers wait: one that took long sends the next ones there.
 #![expect(unsafe_code, reason = "descriptors are borrowed from whoever registered them")]
 
 use std::os::fd::{BorrowedFd, RawFd};
@@ -15,8 +14,8 @@ use crate::plain;
 use crate::reactor::{FILES_MAX, FileSlot, KernelOp};
 use crate::request::Durability;
 
-/// The longest transfer that is carried out at once, in bytes: beyond it, a copy costs more than a change of threads.
-const TRANSFER_BYTES_MAX: u64 = 32 * 1024;
+/// The longest transfer that is carried out at once, in bytes: it keeps the thread for a tenth of a millisecond.
+const TRANSFER_BYTES_MAX: u64 = 1 << 20;
 /// A write that took longer has waited for the medium: the file system holds back those who dirty pages too fast.
 const QUICK_MAX: Duration = Duration::from_millis(1);
 /// Writes that go to the workers after one that was not quick.

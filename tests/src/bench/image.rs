@@ -13,9 +13,27 @@ pub const MIB: u64 = 1024;
 /// The seed of its content.
 const SEED: u64 = 1;
 
-/// How much is written and read at a time. It shows: ext4 keeps what was written together in large folios, in which
-/// a small write costs several times as much as in small ones.
+/// How much is read at a time to have it all in the page cache.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// How much of an image is written at a time. It shows for as long as the image is cached: ext4 keeps what was
+/// written together in large folios, and looks at each block of a folio to change one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pieces {
+    /// Pages, as `cp` and most guests leave an image behind.
+    Pages,
+    /// MiBs, as `dd bs=1M` does.
+    Mebibytes,
+}
+
+impl Pieces {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Pages => 4096,
+            Self::Mebibytes => 1 << 20,
+        }
+    }
+}
 
 /// An image in a file, which goes with it.
 #[derive(Debug)]
@@ -29,13 +47,13 @@ impl Image {
     /// # Errors
     ///
     /// When there is no room.
-    pub fn new(directory: &Path) -> Outcome<Self> {
+    pub fn new(directory: &Path, pieces: Pieces) -> Outcome<Self> {
         // One name for every run of the benchmark: one that was broken off leaves no more than one image behind.
         let image = Self {
             path: directory.join("coracle-bench-disk.img"),
         };
         image
-            .fill()
+            .fill(pieces)
             .map_err(|e| format!("cannot make the image {}: {e}", image.path.display()))?;
         image.warm()?;
         Ok(image)
@@ -55,9 +73,9 @@ impl Image {
         Ok(File::open(&self.path)?.sync_all()?)
     }
 
-    fn fill(&self) -> std::io::Result<()> {
+    fn fill(&self, pieces: Pieces) -> std::io::Result<()> {
         let mut random = Seed::from(SEED);
-        let mut file = BufWriter::with_capacity(CHUNK_BYTES, File::create(&self.path)?);
+        let mut file = BufWriter::with_capacity(pieces.bytes(), File::create(&self.path)?);
         for _ in 0..(MIB << 20) / 8 {
             file.write_all(&random.draw().to_le_bytes())?;
         }

@@ -4,6 +4,7 @@ use super::contender::{
     CORACLE_ASYNC, CORACLE_OVERLAY_FILE, CORACLE_OVERLAY_MEMORY, CORACLE_SYNC, CORACLE_TWO_QUEUES, Contender,
     FIRECRACKER_ASYNC, FIRECRACKER_SYNC, QEMU,
 };
+use super::image::Pieces;
 use super::measurement::Figure;
 use super::target::{self, Against, Target};
 
@@ -12,6 +13,8 @@ use super::target::{self, Against, Target};
 pub struct Row {
     /// What it is called in tables and filters.
     pub name: String,
+    /// How its image was written.
+    pub pieces: Pieces,
     /// The arguments of the guest's `load`.
     pub load: String,
     /// Who takes part, in the order of their turns.
@@ -63,9 +66,22 @@ pub fn rows(place: &str) -> Vec<Row> {
             overlay_targets(0.8),
         ),
     ];
-    let rows = everywhere.iter().flat_map(|(name, load, field, targets)| {
+    let in_pages = everywhere.map(|row| (Pieces::Pages, row));
+    // Only a file system on a disk has folios of several sizes.
+    let in_mebibytes = (place == "disk").then_some((
+        Pieces::Mebibytes,
+        (
+            "large-folios-randwrite-4k-qd32",
+            write,
+            &EVERYBODY[..],
+            batch_targets(),
+        ),
+    ));
+    let all = in_pages.iter().chain(&in_mebibytes);
+    let rows = all.flat_map(|(pieces, (name, load, field, targets))| {
         WAITS.map(|wait| Row {
             name: format!("{name} {place} {wait}"),
+            pieces: *pieces,
             load: format!("{load},wait={wait}"),
             field: field.to_vec(),
             targets: targets.clone(),

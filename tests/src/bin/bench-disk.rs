@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use coracle_tests::bench::contender::Contender;
-use coracle_tests::bench::image::{Image, MIB};
+use coracle_tests::bench::image::{Image, MIB, Pieces};
 use coracle_tests::bench::measurement::{FIGURES, Load, Results, measure};
 use coracle_tests::bench::row::{Row, rows};
 use coracle_tests::environment::Environment;
@@ -46,10 +46,19 @@ fn run() -> Outcome {
         if rows.is_empty() {
             continue;
         }
-        println!("{place}: an image of {MIB} MiB in {}", directory.display());
-        let image = Image::new(&directory)?;
-        for row in &rows {
-            bench.row(row, &image)?;
+        for pieces in [Pieces::Pages, Pieces::Mebibytes] {
+            let rows: Vec<&Row> = rows.iter().filter(|row| row.pieces == pieces).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            println!(
+                "{place}: an image of {MIB} MiB in {}, written in {pieces:?}",
+                directory.display()
+            );
+            let image = Image::new(&directory, pieces)?;
+            for row in rows {
+                bench.row(row, &image)?;
+            }
         }
     }
     bench.finish()

@@ -1,19 +1,19 @@
 //! For how long a worker looks at its rings by itself before it sleeps and asks for a kick.
 //!
-//! A kick costs the guest an exit, and the worker a wake-up; a look costs neither. So a worker that was woken soon
-//! after it fell asleep looks longer the next time, and one that slept long looks shorter: an idle or
+//! A kick costs the guest an exit, and the worker a wake-up; a look costs neither. So a worker whose next request came
+//! soon after the last one looks longer the next time, and one that was idle for long looks shorter: an idle or
 //! a slow guest soon costs nothing.
 //!
 //! ```text
 //!   looking ──nothing for `window`──► asleep ──woken──► looking
-//!      └── work: the window begins anew       slept less than WINDOW_MAX: window grows; more: it shrinks
+//!      └── work: the window begins anew       idle less than WINDOW_MAX: window grows; more: it shrinks
 //! ```
 
 use std::time::{Duration, Instant};
 
-/// The longest look: what a wake-up and a kick cost, a few times over. A guest that needs longer to its next
-/// request than this does not notice the wake-up.
-const WINDOW_MAX: Duration = Duration::from_micros(50);
+/// The longest look: about what a kick and a wake-up cost. A guest that needs longer to its next request gains
+/// little by it, and one that waits for interrupts always does.
+const WINDOW_MAX: Duration = Duration::from_micros(20);
 /// The shortest that is worth it.
 const WINDOW_MIN: Duration = Duration::from_micros(5);
 
@@ -21,32 +21,35 @@ const WINDOW_MIN: Duration = Duration::from_micros(5);
 #[derive(Debug, Default)]
 pub(super) struct Polling {
     window: Duration,
-    /// When the current look ends; `None` until there is nothing to do.
-    until: Option<Instant>,
-    asleep_since: Option<Instant>,
+    /// Since when there is nothing to do.
+    idle_since: Option<Instant>,
+    is_asleep: bool,
 }
 
 impl Polling {
     /// There was work: the next look has its whole window.
     pub(super) fn worked(&mut self) {
-        self.until = None;
+        self.idle_since = None;
     }
 
     /// There is nothing to do at `now`: whether to look again instead of going to sleep.
     pub(super) fn looks_on(&mut self, now: Instant) -> bool {
-        let until = *self.until.get_or_insert(now + self.window);
-        now < until
+        let since = *self.idle_since.get_or_insert(now);
+        now.saturating_duration_since(since) < self.window
     }
 
     /// The worker falls asleep.
     pub(super) fn sleeps(&mut self, now: Instant) {
-        self.until = None;
-        self.asleep_since = Some(now);
+        self.idle_since.get_or_insert(now);
+        self.is_asleep = true;
     }
 
     /// The worker may have been asleep; it is not at `now`.
     pub(super) fn woke(&mut self, now: Instant) {
-        let Some(since) = self.asleep_since.take() else {
+        if !std::mem::take(&mut self.is_asleep) {
+            return;
+        }
+        let Some(since) = self.idle_since.take() else {
             return;
         };
         self.window = if now.saturating_duration_since(since) < WINDOW_MAX {
@@ -63,21 +66,23 @@ impl Polling {
 mod tests {
     use super::*;
 
-    /// Sleeps for `slept` and says how long the next look is, in steps of a microsecond.
-    fn window_after(polling: &mut Polling, now: &mut Instant, slept: Duration) -> Duration {
+    /// Is idle for `idle`, looking and then asleep, and says how long the next look is, in steps of a microsecond.
+    fn window_after(polling: &mut Polling, now: &mut Instant, idle: Duration) -> Duration {
         polling.sleeps(*now);
-        *now += slept;
+        *now += idle;
         polling.woke(*now);
         polling.worked();
         let begun = *now;
         while polling.looks_on(*now) {
             *now += Duration::from_micros(1);
         }
-        *now - begun
+        let window = *now - begun;
+        polling.worked();
+        window
     }
 
     #[test]
-    fn short_sleeps_make_looks_longer_up_to_a_limit() {
+    fn short_pauses_make_looks_longer_up_to_a_limit() {
         let (mut polling, mut now) = (Polling::default(), Instant::now());
         let mut last = Duration::ZERO;
         for _ in 0..10 {
@@ -95,9 +100,19 @@ mod tests {
             window_after(&mut polling, &mut now, Duration::from_micros(10));
         }
         for _ in 0..6 {
-            window_after(&mut polling, &mut now, Duration::from_millis(1));
+            window_after(&mut polling, &mut now, Duration::from_micros(60));
         }
-        let window = window_after(&mut polling, &mut now, Duration::from_millis(1));
+        let window = window_after(&mut polling, &mut now, Duration::from_micros(60));
         assert_eq!(window, Duration::ZERO);
+    }
+
+    #[test]
+    fn the_time_spent_looking_counts_as_idle() {
+        let (mut polling, start) = (Polling::default(), Instant::now());
+        polling.window = WINDOW_MAX;
+        assert!(polling.looks_on(start));
+        polling.sleeps(start + WINDOW_MAX);
+        polling.woke(start + WINDOW_MAX + Duration::from_micros(1));
+        assert_eq!(polling.window, WINDOW_MAX / 2);
     }
 }

@@ -177,10 +177,12 @@ impl Lease {
         terms: &Terms<'_>,
     ) -> Result<(), LeaseError> {
         let candidate = Candidate { file, path, terms };
-        match ofd::probe(file, role).map_err(|error| candidate.unlockable(error))? {
+        let look = || match ofd::probe(file, role).map_err(|error| candidate.unlockable(error))? {
             None => Ok(()),
             Some(conflict) => Err(candidate.refusal(conflict)),
-        }
+        };
+        // As when it is taken: of a killed owner the fence is there for a moment longer.
+        freed_soon(look, |found| matches!(found, Err(LeaseError::InUse { .. })))
     }
 }
 

@@ -241,7 +241,10 @@ fn a_lock_that_falls_a_moment_later_is_waited_for() {
             thread::sleep(Duration::from_millis(50));
             drop(other);
         });
-        assert!(write(&rig.image, &machine("vm1", 1)).is_ok());
+        // Also by the look ahead: who starts a killed machine again configures it first.
+        let (lock, at, owner) = (Lock::Exclusive, None, &machine("vm1", 1));
+        assert!(check(&rig.image, Access::ReadWrite, &Terms { lock, at, owner }).is_ok());
+        assert!(write(&rig.image, owner).is_ok());
     });
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_devices::power::EndSignal;
-use coracle_devices::virtio::blk::PartialDrive;
+use coracle_devices::virtio::blk::{self, PartialDrive};
 use coracle_storage::lease::Owner;
 use coracle_storage::open;
 use vmm_sys_util::timerfd::TimerFd;
@@ -25,7 +25,7 @@ use crate::end::{End, Ending};
 use crate::event_loop::{EventLoop, Message, Source};
 use crate::logger;
 use crate::machine::plan::Plan;
-use crate::machine::{self, Machine, Paused, Refused, Running};
+use crate::machine::{self, DriveChangeError, Machine, Paused, Refused, Running};
 use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
 use crate::signals::StopSignals;
 
@@ -276,20 +276,18 @@ impl Monitor {
             size_bytes = size_bytes.or(Some(now_bytes));
         } else if patch.path_on_host.is_some() {
             // Its lease is taken before the old one goes: a failure leaves the old disk serving.
-            let image = drive
+            let mut image = drive
                 .open_image(&self.owner)
                 .map_err(|error| Fault::from_error(&error))?;
+            if let Some(size_bytes) = size_bytes.take() {
+                image.backend = blk::grown(image.backend, size_bytes).map_err(|source| {
+                    let id = drive.drive_id.clone();
+                    Fault::from_error(&DriveChangeError::Control { id, source })
+                })?;
+            }
             match &mut self.guest {
                 Guest::Running(machine) => machine.replace_image(&drive.drive_id, image),
                 Guest::Paused(machine) => machine.replace_image(&drive.drive_id, image),
-                Guest::NotStarted => return Ok(()),
-            }
-            .map_err(|error| Fault::from_error(&error))?;
-        }
-        if let Some(limits) = patch.rate_limiter {
-            match &self.guest {
-                Guest::Running(machine) => machine.limit_drive(&drive.drive_id, limits),
-                Guest::Paused(machine) => machine.limit_drive(&drive.drive_id, limits),
                 Guest::NotStarted => return Ok(()),
             }
             .map_err(|error| Fault::from_error(&error))?;
@@ -298,6 +296,14 @@ impl Monitor {
             match &mut self.guest {
                 Guest::Running(machine) => machine.grow_drive(&drive.drive_id, size_bytes),
                 Guest::Paused(machine) => machine.grow_drive(&drive.drive_id, size_bytes),
+                Guest::NotStarted => return Ok(()),
+            }
+            .map_err(|error| Fault::from_error(&error))?;
+        }
+        if let Some(limits) = patch.rate_limiter {
+            match &self.guest {
+                Guest::Running(machine) => machine.limit_drive(&drive.drive_id, limits),
+                Guest::Paused(machine) => machine.limit_drive(&drive.drive_id, limits),
                 Guest::NotStarted => return Ok(()),
             }
             .map_err(|error| Fault::from_error(&error))?;

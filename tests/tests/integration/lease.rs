@@ -55,6 +55,11 @@ pub(crate) const CASES: &[Case] = &[
         run: a_change_frees_the_old_image,
     },
     Case {
+        name: "a_change_to_an_image_that_does_not_grow_leaves_the_old_one",
+        need: Need::Kvm,
+        run: a_change_that_does_not_grow,
+    },
+    Case {
         name: "a_second_node_of_a_device_is_no_second_device",
         need: Need::KvmAndLoopDevice,
         run: a_second_node_of_a_device,
@@ -299,6 +304,40 @@ fn a_change_to_a_leased_image(context: &Context) -> Outcome {
     }
     says(&ours, "phase held", 1)?;
     monitor.wait(SOON * 3)?.expect(3)
+}
+
+fn a_change_that_does_not_grow(context: &Context) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let (first, second) = (place.path().join("first"), place.path().join("second"));
+    blank_image(&first, 1)?;
+    blank_image(&second, 1)?;
+    let monitor = writing(context, "vm1", &first)?;
+    for size_bytes in [512, (2 << 20) + 1, u64::MAX - 511] {
+        let body = json!({ "drive_id": "d", "path_on_host": second, "size_bytes": size_bytes });
+        let refused = monitor.request("PATCH", "/drives/d", Some(&body))?;
+        ensure!(
+            refused.status == 400 && refused.body.contains("is as it was"),
+            "{} {}",
+            refused.status,
+            refused.body
+        );
+        ensure!(
+            record(&first)?.contains("phase held"),
+            "the old image is not held"
+        );
+        ensure!(
+            record(&second)?.contains("phase released"),
+            "the new image is held"
+        );
+    }
+    let body = json!({ "drive_id": "d", "path_on_host": second, "size_bytes": 2 << 20 });
+    monitor.must("PATCH", "/drives/d", Some(&body))?;
+    ensure!(second.metadata()?.len() == 2 << 20, "the new image has not grown");
+    ensure!(
+        record(&second)?.contains("phase held"),
+        "the new image is not held"
+    );
+    Ok(())
 }
 
 fn a_change_frees_the_old_image(context: &Context) -> Outcome {

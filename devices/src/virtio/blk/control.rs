@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend, Geometry};
+use coracle_storage::blocking::Blocking;
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::request::Failure;
 
@@ -135,17 +136,7 @@ impl BlkControl {
     }
 
     fn try_grow(&self, size_bytes: u64) -> Result<bool, ControlError> {
-        let now_bytes = self.geometry().size_bytes;
-        if size_bytes < now_bytes {
-            return Err(ControlError::Shrinks {
-                now_bytes,
-                wanted_bytes: size_bytes,
-            });
-        }
-        if !size_bytes.is_multiple_of(512) {
-            return Err(ControlError::PartialSector(size_bytes));
-        }
-        if size_bytes == now_bytes {
+        if !grows(self.geometry().size_bytes, size_bytes)? {
             return Ok(false);
         }
         let (reply, answer) = channel();
@@ -206,6 +197,38 @@ impl BlkControl {
         }
         change
     }
+}
+
+/// Makes `image`, which no disk uses yet, `size_bytes` long: what cannot be had is heard of before it replaces another.
+///
+/// # Errors
+///
+/// The image then has the size that it had.
+pub fn grown(image: Box<dyn Backend>, size_bytes: u64) -> Result<Box<dyn Backend>, ControlError> {
+    let grows = grows(image.geometry().size_bytes, size_bytes)?;
+    let mut blocking = Blocking::new(image).map_err(ControlError::Register)?;
+    if grows {
+        let grown = blocking.grow(size_bytes);
+        grown.map_err(|source| ControlError::Grow {
+            wanted_bytes: size_bytes,
+            source,
+        })?;
+    }
+    Ok(blocking.into_image())
+}
+
+/// Whether `wanted_bytes` is another size than `now_bytes`, and one that a disk can have after it.
+fn grows(now_bytes: u64, wanted_bytes: u64) -> Result<bool, ControlError> {
+    if wanted_bytes < now_bytes {
+        return Err(ControlError::Shrinks {
+            now_bytes,
+            wanted_bytes,
+        });
+    }
+    if !wanted_bytes.is_multiple_of(512) {
+        return Err(ControlError::PartialSector(wanted_bytes));
+    }
+    Ok(wanted_bytes > now_bytes)
 }
 
 /// A geometry is replaced in one piece, so one that a panic left behind is whole.

@@ -25,6 +25,6 @@ mod tests;
 mod worker;
 
 pub use config::{CacheType, Disk, DriveConfig, DriveError, HeldDisk, PartialDrive};
-pub use control::{BlkControl, ControlError};
+pub use control::{BlkControl, ControlError, grown};
 pub use device::Blk;
 pub use metrics::{BlkMetrics, Counter, LatencyAggregate};

@@ -96,12 +96,14 @@ impl RateLimiter {
         ready_at
     }
 
-    /// Gives back what [`Self::reserve`] took for an operation that does not start after all.
-    pub fn refund(&mut self, bytes: u64) {
-        if let Some(bucket) = &mut self.bandwidth {
+    /// Gives back what [`Self::reserve`] took at the time `reserved` for an operation that does not start after all. A
+    /// bucket that has replaced the one that was paid takes nothing: others have paid it by now.
+    pub fn refund(&mut self, bytes: u64, reserved: Instant) {
+        let paid = |bucket: &&mut TokenBucket| bucket.made <= reserved;
+        if let Some(bucket) = self.bandwidth.as_mut().filter(paid) {
             bucket.give_back(bytes);
         }
-        if let Some(bucket) = &mut self.ops {
+        if let Some(bucket) = self.ops.as_mut().filter(paid) {
             bucket.give_back(1);
         }
     }
@@ -133,6 +135,7 @@ struct TokenBucket {
     refill_ns: u64,
     burst: u64,
     level_units: i128,
+    made: Instant,
     updated: Instant,
 }
 
@@ -154,6 +157,7 @@ impl TokenBucket {
             refill_ns,
             burst: config.one_time_burst.unwrap_or(0),
             level_units: i128::from(size) * i128::from(refill_ns),
+            made: now,
             updated: now,
         })
     }

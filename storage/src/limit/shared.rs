@@ -34,9 +34,9 @@ impl SharedLimiter {
         self.locked().reserve(bytes, now)
     }
 
-    /// Gives back what [`Self::reserve`] took for an operation that does not start after all.
-    pub fn refund(&self, bytes: u64) {
-        self.locked().refund(bytes);
+    /// Gives back what [`Self::reserve`] took at the time `reserved` for an operation that does not start after all.
+    pub fn refund(&self, bytes: u64, reserved: Instant) {
+        self.locked().refund(bytes, reserved);
     }
 
     /// Replaces the buckets that `config` names by new, full ones. What waits is for the caller to wake.
@@ -106,9 +106,26 @@ mod tests {
         let limiter = SharedLimiter::new(&ops(1, 10), now);
         limiter.reserve(1, now);
         assert!(limiter.reserve(1, now) > now);
-        limiter.refund(1);
-        limiter.refund(1);
+        limiter.refund(1, now);
+        limiter.refund(1, now);
         assert_eq!(limiter.reserve(1, now), now);
+    }
+
+    #[test]
+    fn a_bucket_that_is_new_is_not_refunded_for_what_another_was_paid() {
+        let paid = Instant::now();
+        let limiter = SharedLimiter::new(&ops(1, 10), paid);
+        for _ in 0..3 {
+            limiter.reserve(1, paid);
+        }
+        let now = paid + Duration::from_millis(1);
+        limiter.update(&ops(1, 100), now);
+        // Each of three who wait asks again: the first is served at once, and the others in their turn.
+        let starts = [0, 100, 200].map(|turn_ms| now + Duration::from_millis(turn_ms));
+        for start in starts {
+            limiter.refund(1, paid);
+            assert_eq!(limiter.reserve(1, now), start);
+        }
     }
 
     #[test]

@@ -37,6 +37,13 @@ impl Drive {
         let starts = self.limits.iter().map(|limit| limit.reserve(bytes, now));
         starts.max().unwrap_or(now)
     }
+
+    /// Gives tokens back that were taken at the time `reserved`.
+    fn refund(&self, bytes: u64, reserved: Instant) {
+        for limit in &self.limits {
+            limit.refund(bytes, reserved);
+        }
+    }
 }
 
 /// A queue being served.
@@ -69,6 +76,8 @@ struct Flight {
     head: u16,
     status: Segment,
     started: Instant,
+    /// When its tokens were taken.
+    reserved: Instant,
 }
 
 /// A request that was taken and cannot start yet.
@@ -91,6 +100,11 @@ const LANE_SHIFT: u32 = 32;
 /// The number of the lane that `request` came from.
 pub(super) fn lane_of(request: &Request) -> usize {
     usize::try_from(request.tag >> LANE_SHIFT).expect("this is a 64-bit monitor")
+}
+
+/// The number of the flight that `request` is of, in its lane.
+fn flight_of(request: &Request) -> Option<usize> {
+    usize::try_from(request.tag & ((1 << LANE_SHIFT) - 1)).ok()
 }
 
 impl Lane {
@@ -170,18 +184,18 @@ impl Lane {
             return;
         };
         let bytes = limited_bytes(&request);
-        drive.limits.iter().for_each(|limit| limit.refund(bytes));
         // Nothing is taken while a request is held, so it is the last one that was.
         self.queue.ring.unpop();
-        self.forget(request);
+        drive.refund(bytes, self.forget(request).reserved);
     }
 
     /// Asks the limits again about the held request: they have changed.
     pub(super) fn reconsider(&mut self, drive: &Drive, now: Instant) {
         if let Some(Held::Throttled(request, until)) = &mut self.held {
             let bytes = limited_bytes(request);
-            // A bucket that is new has not been paid, and takes no refund: it is full.
-            drive.limits.iter().for_each(|limit| limit.refund(bytes));
+            let flight = flight_of(request).and_then(|number| self.flights.get_mut(number));
+            let flight = flight.expect("a request is held while its flight lasts");
+            drive.refund(bytes, std::mem::replace(&mut flight.reserved, now));
             *until = drive.reserve(bytes, now);
         }
     }
@@ -246,6 +260,7 @@ impl Lane {
                     head,
                     status,
                     started: now,
+                    reserved: now,
                 });
                 let request = Request {
                     tag: (self.number as u64) << LANE_SHIFT | tag as u64,
@@ -309,12 +324,10 @@ impl Lane {
 
     /// Ends a request that came back from the image; its vector is used again.
     fn forget(&mut self, mut request: Request) -> Flight {
+        let number = flight_of(&request);
         request.segments.clear();
         self.spare.push(request.segments);
-        let number = request.tag & ((1 << LANE_SHIFT) - 1);
-        let flight = usize::try_from(number)
-            .ok()
-            .and_then(|number| self.flights.remove(number));
+        let flight = number.and_then(|number| self.flights.remove(number));
         flight.expect("an image gives each request back once, with the tag it came with")
     }
 

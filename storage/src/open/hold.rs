@@ -38,7 +38,7 @@ impl Hold {
         self.leases.extend(lease);
     }
 
-    /// Keeps the leases of `other` as well: it cannot be told which of the two images is in use.
+    /// Keeps the leases of `other` as well: it cannot be told when that image is closed.
     pub fn keep(&mut self, other: Self) {
         self.leases.extend(other.leases);
     }

@@ -330,6 +330,7 @@ impl DriveSlot {
         match self.control.replace(backend) {
             Ok(()) => Ok(std::mem::replace(&mut self.hold, hold)),
             Err(source) => {
+                // The new image is still open.
                 if let ControlError::Late = source {
                     self.hold.keep(hold);
                 }

@@ -11,7 +11,7 @@ use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::request::Failure;
 
 use super::config::forked;
-use super::mailbox::{Command, Gone, Mailbox};
+use super::mailbox::{Call, Command, Gone, Mailbox};
 use super::metrics::BlkMetrics;
 
 /// Changes a disk from outside its transport.
@@ -87,7 +87,7 @@ impl BlkControl {
     ///
     /// # Errors
     ///
-    /// The old image is then still in use, except after [`ControlError::Late`], when it may be either.
+    /// The old image is then still in use. After [`ControlError::Late`] the worker has yet to close the new one.
     pub fn replace(&self, image: Box<dyn Backend>) -> Result<(), ControlError> {
         self.counted(self.try_replace(image))
     }
@@ -238,9 +238,10 @@ pub(super) fn locked(geometry: &Mutex<Geometry>) -> MutexGuard<'_, Geometry> {
 
 /// Gives a worker `image`, and returns the one that it had.
 fn exchange(mailbox: &Mailbox, image: Box<dyn Backend>) -> Result<Box<dyn Backend>, ControlError> {
-    let (reply, answer) = channel();
-    mailbox.post(Command::Replace(image, reply))?;
-    match answered(&answer)? {
+    let (call, answer) = Call::new();
+    mailbox.post(Command::Replace(image, call))?;
+    let reply = answer.wait(Duration::from_millis(REPLY_MS_MAX));
+    match reply.ok_or(ControlError::Late)?? {
         Ok(old) => Ok(old),
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(ControlError::Serving),
         Err(error) => Err(ControlError::Register(error)),

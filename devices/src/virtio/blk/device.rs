@@ -14,7 +14,7 @@ use super::cache::WriteCache;
 use super::config::Disk;
 use super::control::{BlkControl, locked};
 use super::lane::Drive;
-use super::mailbox::{Command, Inbox, Mailbox, StopAnswer, StopCall};
+use super::mailbox::{Command, Gone, Inbox, Mailbox, StopAnswer, StopCall};
 use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
 use super::share::{Share, collect, deal};
@@ -132,13 +132,15 @@ impl Blk {
         let (mut shares, mut obstacle) = (Vec::new(), None);
         for (number, answer) in answers.into_iter().enumerate() {
             let limit = deadline.saturating_duration_since(Instant::now());
-            let reply = answer.and_then(|answer| {
+            let reply = answer.and_then(|answer| match answer.wait(limit) {
+                Some(Ok(reply)) => reply,
+                Some(Err(Gone)) => Err(StopError::WorkerGone),
                 // Without an answer the worker is inside a system call that does not return. When it does, one day,
                 // the disk serves on.
-                answer.wait(limit).unwrap_or(Err(StopError::Drain {
+                None => Err(StopError::Drain {
                     in_flight: 1,
                     limit_ms: self.drain_ms_max,
-                }))
+                }),
             });
             match reply {
                 Ok(share) => shares.extend(share.map(|share| (number, *share))),

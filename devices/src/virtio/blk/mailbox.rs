@@ -20,7 +20,7 @@ pub(super) enum Command {
     /// Quiesce and give the share back.
     Stop(StopCall),
     /// Use another image, and give the old one back; only while nothing is served.
-    Replace(Box<dyn Backend>, Sender<io::Result<Box<dyn Backend>>>),
+    Replace(Box<dyn Backend>, Call<ReplaceReply>),
     /// Make the image so many bytes long.
     Grow(u64, Sender<Result<(), Failure>>),
     /// Let what waits for tokens go: the limits have changed.
@@ -32,28 +32,36 @@ pub(super) enum Command {
 /// The share, `None` if nothing was served; or why it could not be given back.
 pub(super) type StopReply = Result<Option<Box<Share>>, StopError>;
 
-/// The worker's end of a wish to stop.
-pub(super) struct StopCall {
-    reply: Sender<StopReply>,
+/// The image that was in use, or why it is still.
+pub(super) type ReplaceReply = io::Result<Box<dyn Backend>>;
+
+/// The worker's end of a wish that may be given up.
+pub(super) struct Call<T> {
+    reply: Sender<T>,
     is_awaited: Arc<Mutex<bool>>,
 }
 
 /// The other end: where the answer is waited for.
-pub(super) struct StopAnswer {
-    reply: Receiver<StopReply>,
+pub(super) struct Answer<T> {
+    reply: Receiver<T>,
     is_awaited: Arc<Mutex<bool>>,
 }
 
-impl StopCall {
+/// A wish to stop.
+pub(super) type StopCall = Call<StopReply>;
+/// Where it is answered.
+pub(super) type StopAnswer = Answer<StopReply>;
+
+impl<T> Call<T> {
     /// Both ends.
-    pub(super) fn new() -> (Self, StopAnswer) {
+    pub(super) fn new() -> (Self, Answer<T>) {
         let (sender, receiver) = channel();
         let is_awaited = Arc::new(Mutex::new(true));
         let call = Self {
             reply: sender,
             is_awaited: Arc::clone(&is_awaited),
         };
-        let answer = StopAnswer {
+        let answer = Answer {
             reply: receiver,
             is_awaited,
         };
@@ -61,8 +69,8 @@ impl StopCall {
     }
 
     /// Answers, or gives the answer back: whoever asked has given up.
-    pub(super) fn answer(&self, answer: StopReply) -> Result<(), StopReply> {
-        // Held over the send: an answer is either taken or comes back, a share is never lost between.
+    pub(super) fn answer(&self, answer: T) -> Result<(), T> {
+        // Held over the send: an answer is either taken or comes back, what it holds is never lost between.
         let is_awaited = locked(&self.is_awaited);
         if !*is_awaited {
             return Err(answer);
@@ -71,17 +79,17 @@ impl StopCall {
     }
 }
 
-impl StopAnswer {
-    /// The answer, or `None` after `limit`: the worker then goes on serving, whenever it hears of it.
-    pub(super) fn wait(&self, limit: Duration) -> Option<StopReply> {
+impl<T> Answer<T> {
+    /// The answer, or `None` after `limit`: whenever the worker hears of it, it goes on as it was.
+    pub(super) fn wait(&self, limit: Duration) -> Option<Result<T, Gone>> {
         match self.reply.recv_timeout(limit) {
-            Ok(answer) => Some(answer),
-            Err(RecvTimeoutError::Disconnected) => Some(Err(StopError::WorkerGone)),
+            Ok(answer) => Some(Ok(answer)),
+            Err(RecvTimeoutError::Disconnected) => Some(Err(Gone)),
             Err(RecvTimeoutError::Timeout) => {
                 let mut is_awaited = locked(&self.is_awaited);
                 *is_awaited = false;
                 // It may have come just now.
-                self.reply.try_recv().ok()
+                self.reply.try_recv().ok().map(Ok)
             }
         }
     }

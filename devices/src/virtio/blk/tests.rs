@@ -575,6 +575,50 @@ fn a_disk_serves_on_when_a_system_call_returns_after_its_stop_was_given_up() {
     assert!(rig.device.stop().unwrap().is_some());
 }
 
+/// An image that takes long to name its files.
+struct Late(Raw);
+
+impl Backend for Late {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn files(&self) -> Vec<RawFd> {
+        thread::sleep(Duration::from_millis(2_500));
+        self.0.files()
+    }
+
+    fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
+        self.0.start(request, io)
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
+        self.0.resume(event, io)
+    }
+
+    fn fork(&self) -> Option<Box<dyn Backend>> {
+        None
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
+}
+
+#[test]
+fn an_image_that_comes_too_late_is_not_used_after_all() {
+    let mut rig = Rig::new(Engine::Async);
+    let other = image_file();
+    other.as_file().write_all_at(&[0xcc; 512], 0).unwrap();
+    let session = rig.device.stop().unwrap().unwrap();
+    let geometry = rig.control.geometry();
+    let late = Late(Raw::new(other.reopen().unwrap(), geometry));
+    let refused = rig.control.replace(Box::new(late));
+    assert!(matches!(refused, Err(ControlError::Late)), "{refused:?}");
+    rig.device.start(session).unwrap();
+    assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]), (OK, vec![0; 512]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

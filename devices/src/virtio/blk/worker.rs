@@ -10,7 +10,7 @@ use coracle_storage::reactor::{Patience, Token, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request};
 
 use super::lane::{Drive, Lane, lane_of};
-use super::mailbox::{Command, Inbox, StopCall};
+use super::mailbox::{Call, Command, Inbox, ReplaceReply, StopCall};
 use super::polling::Polling;
 use super::share::Share;
 use crate::virtio::device::StopError;
@@ -232,11 +232,7 @@ impl Worker {
                         lane.reconsider(&self.drive, now);
                     }
                 }
-                Command::Replace(image, reply) => {
-                    let replaced = self.replace(image);
-                    // Whoever asked may have given up; the image is in use all the same.
-                    let _ = reply.send(replaced);
-                }
+                Command::Replace(image, call) => self.replace_for(image, &call),
                 Command::Grow(size_bytes, reply) => self.grow(size_bytes, reply),
             }
         }
@@ -264,6 +260,15 @@ impl Worker {
     fn stop_for(&mut self, purpose: Purpose, now: Instant) {
         let deadline = now + Duration::from_millis(self.drain_ms_max);
         self.stopping = Some(Stopping { purpose, deadline });
+    }
+
+    fn replace_for(&mut self, image: Box<dyn Backend>, call: &Call<ReplaceReply>) {
+        let replaced = self.replace(image);
+        // Whoever asked has given up, and the other workers of the disk have the old image.
+        if let Err(Ok(old)) = call.answer(replaced) {
+            let put_back = self.replace(old);
+            put_back.expect("files that were registered a moment ago can be registered again");
+        }
     }
 
     fn replace(&mut self, image: Box<dyn Backend>) -> io::Result<Box<dyn Backend>> {

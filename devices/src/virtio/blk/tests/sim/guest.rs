@@ -351,7 +351,7 @@ impl Guest {
     /// The worker was asked to stop, and sleeps: it has given the share back.
     fn take_back(&mut self) {
         let answer = self.stop.take().and_then(|stop| stop.wait(Duration::ZERO));
-        let Some(Ok(Some(share))) = answer else {
+        let Some(Ok(Ok(Some(share)))) = answer else {
             panic!("a worker that was asked to stop sleeps, and has not given its share back");
         };
         assert_eq!(

@@ -106,13 +106,20 @@ struct Step {
 }
 
 /// How long a fence is waited for that nobody alive is known to have.
-const FREED_MS_MAX: u64 = 500;
+pub(crate) const FREED_MS_MAX: u64 = 500;
+/// The same, where a monitor is known to have had it, and to have ended without a word. On a busy host the kernel may need
+/// a second or two for it.
+pub(crate) const DEAD_FREED_MS_MAX: u64 = 5_000;
 const FREED_PERIOD: Duration = Duration::from_millis(2);
 
-/// Tries again for a moment as long as somebody `is_in_the_way`: the kernel takes the rings of a monitor that has ended
+/// Tries again for `limit_ms` as long as somebody `is_in_the_way`: the kernel takes the rings of a monitor that has ended
 /// down a little later than the process, and its locks and its claim on a device with them.
-pub(crate) fn freed_soon<T>(mut attempt: impl FnMut() -> T, is_in_the_way: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
+pub(crate) fn freed_soon<T>(
+    limit_ms: u64,
+    mut attempt: impl FnMut() -> T,
+    is_in_the_way: impl Fn(&T) -> bool,
+) -> T {
+    let deadline = Instant::now() + Duration::from_millis(limit_ms);
     loop {
         let outcome = attempt();
         if !is_in_the_way(&outcome) || Instant::now() >= deadline {
@@ -237,7 +244,15 @@ impl Candidate<'_> {
             })
         };
         // Whoever is known by name is alive.
-        freed_soon(take, |taken| matches!(taken, Err(LeaseError::InUse { .. })))
+        let is_nobodys = |taken: &Result<(), LeaseError>| matches!(taken, Err(LeaseError::InUse { .. }));
+        let taken = take();
+        if !is_nobodys(&taken) {
+            return taken;
+        }
+        let last = self.last();
+        let has_died = last.is_some_and(|last| last.phase == Phase::Held && last.owner.has_ended_here());
+        let limit_ms = if has_died { DEAD_FREED_MS_MAX } else { FREED_MS_MAX };
+        freed_soon(limit_ms, take, is_nobodys)
     }
 
     /// Begins the next step of the chain, with the fence up.

@@ -6,12 +6,7 @@ use coracle_storage::limit::SharedLimiter;
 use coracle_storage::reactor::{Full, KernelOp, Patience, Reactor, Token, Wake};
 
 use super::*;
-use crate::virtio::blk::cache::WriteCache;
-use crate::virtio::blk::lane::Drive;
-use crate::virtio::blk::mailbox::{Command, Mailbox};
-use crate::virtio::blk::share::Share;
-use crate::virtio::blk::worker::{Life, Worker};
-use crate::virtio::device::{ActiveQueue, Interrupt};
+use crate::virtio::blk::worker::Life;
 use crate::virtio::testing::memory;
 
 /// Plain system calls, under a clock that only a wait moves: to the timer, and beyond it by one of these delays.
@@ -68,8 +63,6 @@ const SECONDS: u64 = 5;
 
 /// How many blocks a guest that always has some waiting reads at 100 MiB/s in buckets of 10 ms.
 fn blocks_read(delays: &[Duration]) -> u64 {
-    let file = image_file();
-    let mut disk = drive(&file, Engine::Sync).open(&owner()).unwrap().disk;
     let start = Instant::now();
     let clock = Arc::new(Mutex::new(start));
     let bandwidth = TokenBucketConfig {
@@ -81,21 +74,6 @@ fn blocks_read(delays: &[Duration]) -> u64 {
         bandwidth: Some(bandwidth),
         ops: None,
     };
-    let drive = Drive {
-        io: Box::new(Late {
-            inner: disk.reactors.remove(0).enable().unwrap(),
-            clock: Arc::clone(&clock),
-            deadline: None,
-            delays: delays.to_vec(),
-            waits: 0,
-        }),
-        image: disk.images.remove(0),
-        limits: vec![Arc::new(SharedLimiter::new(&limits, start))],
-        cache: Arc::new(WriteCache::new(CacheType::Unsafe)),
-        metrics: Arc::default(),
-        serial: [0; 20],
-        complaints: crate::complaints::Complaints::default(),
-    };
     let memory = memory(8 << 20);
     let mut driver = DriverRing::new(&memory, RING, QUEUE_SIZE);
     driver.write(REQUESTS, &header(VIRTIO_BLK_T_IN, 0));
@@ -106,24 +84,19 @@ fn blocks_read(delays: &[Duration]) -> u64 {
             Piece::Writable(REQUESTS + STATUS, 1),
         ]);
     }
-    let (mailbox, inbox) = Mailbox::new().unwrap();
-    let eventfd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-    let queue = ActiveQueue {
-        ring: Virtqueue::new(Arc::clone(&memory), driver.layout(), 0).unwrap(),
-        kick: eventfd(),
-    };
-    let share = Share {
-        memory,
-        features: 0,
-        interrupt: Interrupt::new(Arc::default(), eventfd()),
-        queues: vec![(0, queue)],
-        queue_count: 1,
-    };
-    mailbox.post(Command::Serve(Box::new(share))).unwrap();
-    let mut worker = Worker::new(drive, inbox, 1000).unwrap();
+    let limits = vec![Arc::new(SharedLimiter::new(&limits, start))];
+    let mut hand = by_hand(Engine::Sync, CacheType::Unsafe, 0, limits, &driver, |inner| {
+        Box::new(Late {
+            inner,
+            clock: Arc::clone(&clock),
+            deadline: None,
+            delays: delays.to_vec(),
+            waits: 0,
+        })
+    });
     let mut blocks = 0;
     while *clock.lock().unwrap() < start + Duration::from_secs(SECONDS) {
-        assert_eq!(worker.round(), Life::GoesOn);
+        assert_eq!(hand.worker.round(), Life::GoesOn);
         while let Some((head, _)) = driver.take_used() {
             blocks += 1;
             driver.offer(u16::try_from(head).unwrap());

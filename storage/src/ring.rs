@@ -152,12 +152,14 @@ impl Submit for Ring {
             token.0 & WATCH == 0,
             "the top bit of a token belongs to the reactor"
         );
-        if let Some(result) = self.inline.run(&op) {
-            self.done.push(Event { token, result });
-            return Ok(());
-        }
         if self.ops_in_flight == self.ops_max {
             return Err(Full);
+        }
+        if let Some(result) = self.inline.run(&op) {
+            // It has its room until its event is reported, like any other: its successor may need the ring.
+            self.ops_in_flight += 1;
+            self.done.push(Event { token, result });
+            return Ok(());
         }
         // SAFETY: the operation's segments stay in place, and the memory they name stays mapped,
         // until the operation ends: the contracts of `KernelOp` and `Segment::new`.
@@ -225,7 +227,10 @@ impl Reactor for Ring {
         } else {
             Patience::None
         };
-        wakes.extend(self.done.drain(..).map(Wake::Done));
+        for event in self.done.drain(..) {
+            self.ops_in_flight -= 1;
+            wakes.push(Wake::Done(event));
+        }
         self.enter(patience)?;
         if self.collect(wakes)? {
             self.arm_lapsed()?;

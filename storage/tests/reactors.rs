@@ -39,7 +39,10 @@ const SIZE_BYTES: u64 = 1 << 20;
 
 impl Disk {
     fn new(engine: Engine) -> Self {
-        let file = tempfile::NamedTempFile::new().unwrap();
+        Self::on(engine, tempfile::NamedTempFile::new().unwrap())
+    }
+
+    fn on(engine: Engine, file: tempfile::NamedTempFile) -> Self {
         file.as_file().set_len(SIZE_BYTES).unwrap();
         let terms = Terms {
             lock: Lock::None,
@@ -185,6 +188,39 @@ fn a_full_reactor_refuses_and_takes_more_after_an_event(engine: Engine) {
     assert_eq!(disk.io.submit(flush, Token(99)), Ok(()));
 }
 
+/// Files in memory are read at once, but what follows on the read may need the ring.
+fn an_image_in_memory_grows_when_the_reactor_has_room_for_it(engine: Engine) {
+    let mut disk = Disk::on(engine, tempfile::NamedTempFile::new_in("/dev/shm").unwrap());
+    let request = |operation, len_bytes| Request {
+        tag: 1,
+        operation,
+        offset_bytes: 0,
+        len_bytes,
+        durability: Durability::Cached,
+        segments: Vec::new(),
+    };
+    for _ in 0..OPS_MAX {
+        let discard = request(Operation::Discard, SIZE_BYTES);
+        assert!(matches!(
+            disk.image.start(discard, disk.io.as_mut()),
+            Step::Pending
+        ));
+    }
+    let grow = request(Operation::Grow, 2 * SIZE_BYTES);
+    assert!(matches!(disk.image.start(grow, disk.io.as_mut()), Step::Busy(_)));
+    while disk.image.in_flight() > 0 {
+        let mut wakes = Vec::new();
+        disk.io.wait(Patience::UntilEvent, &mut wakes).unwrap();
+        for wake in wakes {
+            let Wake::Done(event) = wake else { continue };
+            disk.image.resume(event, disk.io.as_mut());
+        }
+    }
+    let grow = request(Operation::Grow, 2 * SIZE_BYTES);
+    assert_eq!(disk.complete(grow).outcome, Ok(()));
+    assert_eq!(disk.file.as_file().metadata().unwrap().len(), 2 * SIZE_BYTES);
+}
+
 fn an_unregistered_file_is_refused_by_the_operation(engine: Engine) {
     let mut disk = Disk::new(engine);
     disk.io
@@ -314,6 +350,7 @@ kept_by_both! {
     an_image_that_was_truncated_says_so
     a_request_of_more_segments_than_one_operation_takes_is_carried_out_whole
     a_full_reactor_refuses_and_takes_more_after_an_event
+    an_image_in_memory_grows_when_the_reactor_has_room_for_it
     an_unregistered_file_is_refused_by_the_operation
     every_write_to_a_watched_eventfd_is_reported
     a_write_from_another_thread_ends_the_wait

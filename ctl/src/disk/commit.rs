@@ -28,36 +28,17 @@ pub(crate) struct CommitArgs {
     base: Option<String>,
 }
 
-/// Carries it out, in an order in which no byte is lost wherever it stops: the overlay says that it is being
-/// committed, the base is written and flushed, the overlay is emptied, then it is an ordinary one again.
+/// Carries it out, in an order in which no byte is lost wherever it stops.
 ///
 /// # Errors
 ///
 /// Why it cannot.
 pub(crate) fn commit(args: &CommitArgs, format: Format) -> Result<(), DiskError> {
-    let mut overlay = Overlay::open(&args.overlay, Lock::Exclusive)?;
-    let header = overlay.file.header().clone();
-    let path = args.base.as_deref().unwrap_or(&header.base.path);
-    let mut base = Image::open(path, Access::ReadWrite, Lock::Exclusive)?;
-    check(&overlay, &base.identity()?)?;
-    let committed_bytes = overlay.clusters.present_count() * header.cluster_bytes;
-    let committing = Header {
-        state: State::Committing,
-        ..header.clone()
-    };
-    let begun = overlay.file.replace_header(committing);
-    begun.map_err(|source| overlay.host(source))?;
-    write(&overlay, &mut base)?;
-    let emptied = overlay.file.empty();
-    emptied.map_err(|source| overlay.host(source))?;
-    let usable = Header {
-        base_shown_bytes: header.size_bytes,
-        base: base.identity()?,
-        state: State::Usable,
-        ..header
-    };
-    let ended = overlay.file.replace_header(usable);
-    ended.map_err(|source| overlay.host(source))?;
+    let mut commit = Commit::new(args)?;
+    let header = commit.overlay.file.header();
+    let committed_bytes = commit.overlay.clusters.present_count() * header.cluster_bytes;
+    STEPS.iter().try_for_each(|step| step(&mut commit))?;
+    let Commit { overlay, base } = commit;
     match format {
         Format::Json => print_json(&json!({ "base": base.path, "committed_bytes": committed_bytes }))?,
         Format::Text => print(format_args!(
@@ -66,6 +47,63 @@ pub(crate) fn commit(args: &CommitArgs, format: Format) -> Result<(), DiskError>
         ))?,
     }
     Ok(())
+}
+
+/// A commit and both of its disks.
+struct Commit {
+    overlay: Overlay,
+    base: Image,
+}
+
+type Step = fn(&mut Commit) -> Result<(), DiskError>;
+
+/// What is done, in this order. Until the third step a commit that was interrupted starts anew, and needs all that the
+/// overlay has for that: what it no longer had of a grown image would read as zeros. From then on the base shows the same
+/// as the overlay, so that it can be forgotten cluster by cluster.
+const STEPS: [Step; 4] = [Commit::begin, Commit::write, Commit::adopt, Commit::empty];
+
+impl Commit {
+    fn new(args: &CommitArgs) -> Result<Self, DiskError> {
+        let overlay = Overlay::open(&args.overlay, Lock::Exclusive)?;
+        let path = args.base.as_deref().unwrap_or(&overlay.file.header().base.path);
+        let mut base = Image::open(path, Access::ReadWrite, Lock::Exclusive)?;
+        check(&overlay, &base.identity()?)?;
+        Ok(Self { overlay, base })
+    }
+
+    /// Notes in the overlay that the base is about to change.
+    fn begin(&mut self) -> Result<(), DiskError> {
+        self.describe(Header {
+            state: State::Committing,
+            ..self.overlay.file.header().clone()
+        })
+    }
+
+    fn write(&mut self) -> Result<(), DiskError> {
+        write(&self.overlay, &mut self.base)
+    }
+
+    /// Makes the overlay one of the base as it is now, all of which it shows.
+    fn adopt(&mut self) -> Result<(), DiskError> {
+        let header = self.overlay.file.header().clone();
+        let base = self.base.identity()?;
+        self.describe(Header {
+            base_shown_bytes: header.size_bytes,
+            base,
+            state: State::Usable,
+            ..header
+        })
+    }
+
+    fn empty(&mut self) -> Result<(), DiskError> {
+        let emptied = self.overlay.file.empty();
+        emptied.map_err(|source| self.overlay.host(source))
+    }
+
+    fn describe(&mut self, header: Header) -> Result<(), DiskError> {
+        let described = self.overlay.file.replace_header(header);
+        described.map_err(|source| self.overlay.host(source))
+    }
 }
 
 /// Whether `base` is the one, which an interrupted commit has changed itself.
@@ -131,5 +169,68 @@ fn unwritten(base: &Image, offset_bytes: u64, source: Failure) -> DiskError {
         path: base.path.clone(),
         offset_bytes,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_storage::blocking::Blocking;
+    use coracle_storage::lease::{Owner, Terms};
+    use coracle_storage::overlay::OverlayConfig;
+
+    use super::*;
+
+    const BASE_BYTES: usize = 64 << 10;
+    const SIZE_BYTES: usize = 128 << 10;
+
+    /// The overlay as a machine has it.
+    fn opened(config: &OverlayConfig) -> Blocking {
+        let terms = Terms {
+            lock: Lock::Exclusive,
+            at: None,
+            owner: &Owner::of_this_process("vm1"),
+        };
+        let image = config.open(&terms).expect("the overlay can be used");
+        Blocking::new(image.backend).expect("an overlay has two files")
+    }
+
+    #[test]
+    fn a_commit_that_stops_after_any_step_and_is_run_once_more_loses_nothing_of_a_grown_overlay() {
+        for stops_after in 0..=STEPS.len() {
+            let place = tempfile::tempdir().expect("a scratch directory");
+            let path = |name| place.path().join(name).to_string_lossy().into_owned();
+            let config = OverlayConfig {
+                base: path("base"),
+                path: path("overlay"),
+                keep: true,
+            };
+            std::fs::write(&config.base, vec![1; BASE_BYTES]).expect("room for a base");
+            let mut image = opened(&config);
+            image.grow(SIZE_BYTES as u64).expect("an overlay grows");
+            for offset in [4096, BASE_BYTES, SIZE_BYTES - 4096] {
+                let written = image.write_at(offset as u64, &[2; 4096]);
+                written.expect("an overlay takes writes");
+            }
+            image.flush().expect("an overlay is flushed");
+            let mut shown = vec![0; SIZE_BYTES];
+            image.read_at(0, &mut shown).expect("the overlay can be read");
+            drop(image);
+            let args = CommitArgs {
+                overlay: config.path.clone(),
+                base: None,
+            };
+            let mut first = Commit::new(&args).expect("nobody uses them");
+            for step in STEPS.iter().take(stops_after) {
+                step(&mut first).expect("each step can be done");
+            }
+            drop(first);
+            commit(&args, Format::Json).expect("it is run once more");
+            let base = std::fs::read(&config.base).expect("the base is there");
+            assert!(base == shown, "the base is another after {stops_after} steps");
+            let mut after = vec![9; SIZE_BYTES];
+            let read = opened(&config).read_at(0, &mut after);
+            read.expect("the overlay can be read");
+            assert!(after == shown, "the overlay is another after {stops_after} steps");
+        }
     }
 }

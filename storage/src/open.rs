@@ -257,6 +257,7 @@ pub(crate) fn open_file(path: &str, access: Access, lock: Lock) -> Result<Opened
         .write(access == Access::ReadWrite)
         .custom_flags(libc::O_NONBLOCK | exclusive);
     let file = lease::freed_soon(
+        lease::FREED_MS_MAX,
         || options.open(path),
         |opened| matches!(opened, Err(error) if error.raw_os_error() == Some(libc::EBUSY)),
     )

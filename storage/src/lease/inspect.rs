@@ -7,7 +7,7 @@ use super::chain::ChainError;
 use super::fence::ofd::{self, Conflict, Role};
 use super::place::{self, Place};
 use super::record::{Phase, Record};
-use super::{Candidate, LeaseError, Lock, Owner, Terms, freed_soon};
+use super::{Candidate, DEAD_FREED_MS_MAX, LeaseError, Lock, Owner, Terms, freed_soon};
 use crate::backend::Access;
 use crate::open::{OpenError, open_file};
 
@@ -41,7 +41,10 @@ pub fn inspect(path: &str, at: Option<&str>) -> Result<Standing, OpenError> {
     };
     let is_dying = matches!(&newest, Ok(Some(record)) if record.owner.has_ended_here());
     let probe = || ofd::probe(&opened.file, Role::Writer);
-    let fence = freed_soon(probe, |fence| is_dying && matches!(fence, Ok(Some(_)))).map_err(host)?;
+    let fence = freed_soon(DEAD_FREED_MS_MAX, probe, |fence| {
+        is_dying && matches!(fence, Ok(Some(_)))
+    })
+    .map_err(host)?;
     Ok(Standing {
         fence,
         records,

@@ -106,13 +106,20 @@ struct Step {
 }
 
 /// How long a fence is waited for that nobody alive is known to have.
-const FREED_MS_MAX: u64 = 500;
+pub(crate) const FREED_MS_MAX: u64 = 500;
+/// The same, where a monitor is known to have had it, and to have ended without a word. On a busy host the kernel may need
+/// a second or two for it.
+pub(crate) const DEAD_FREED_MS_MAX: u64 = 5_000;
 const FREED_PERIOD: Duration = Duration::from_millis(2);
 
-/// Tries again for a moment as long as somebody `is_in_the_way`: the kernel takes the rings of a monitor that has ended
+/// Tries again for `limit_ms` as long as somebody `is_in_the_way`: the kernel takes the rings of a monitor that has ended
 /// down a little later than the process, and its locks and its claim on a device with them.
-pub(crate) fn freed_soon<T>(mut attempt: impl FnMut() -> T, is_in_the_way: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + Duration::from_millis(FREED_MS_MAX);
+pub(crate) fn freed_soon<T>(
+    limit_ms: u64,
+    mut attempt: impl FnMut() -> T,
+    is_in_the_way: impl Fn(&T) -> bool,
+) -> T {
+    let deadline = Instant::now() + Duration::from_millis(limit_ms);
     loop {
         let outcome = attempt();
         if !is_in_the_way(&outcome) || Instant::now() >= deadline {
@@ -181,8 +188,7 @@ impl Lease {
             None => Ok(()),
             Some(conflict) => Err(candidate.refusal(conflict)),
         };
-        // As when it is taken: of a killed owner the fence is there for a moment longer.
-        freed_soon(look, |found| matches!(found, Err(LeaseError::InUse { .. })))
+        candidate.until_freed(look)
     }
 }
 
@@ -232,14 +238,25 @@ struct Candidate<'a> {
 
 impl Candidate<'_> {
     fn take_fence(&self, role: Role) -> Result<(), LeaseError> {
-        let take = || {
+        self.until_freed(|| {
             ofd::take(self.file, role).map_err(|error| match error {
                 FenceError::Busy(conflict) => self.refusal(conflict),
                 FenceError::Host(error) => self.unlockable(error),
             })
-        };
-        // Whoever is known by name is alive.
-        freed_soon(take, |taken| matches!(taken, Err(LeaseError::InUse { .. })))
+        })
+    }
+
+    /// Tries again for a moment while the fence is that of nobody who is known by name: whoever is, is alive.
+    fn until_freed(&self, mut attempt: impl FnMut() -> Result<(), LeaseError>) -> Result<(), LeaseError> {
+        let is_nobodys = |tried: &Result<(), LeaseError>| matches!(tried, Err(LeaseError::InUse { .. }));
+        let tried = attempt();
+        if !is_nobodys(&tried) {
+            return tried;
+        }
+        let last = self.last();
+        let has_died = last.is_some_and(|last| last.phase == Phase::Held && last.owner.has_ended_here());
+        let limit_ms = if has_died { DEAD_FREED_MS_MAX } else { FREED_MS_MAX };
+        freed_soon(limit_ms, attempt, is_nobodys)
     }
 
     /// Begins the next step of the chain, with the fence up.

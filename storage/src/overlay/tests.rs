@@ -116,8 +116,13 @@ impl Asked {
 }
 
 fn overlay(lifetime: Lifetime) -> Overlay {
+    overlay_of(SIZE_BYTES, &[], lifetime)
+}
+
+/// An overlay of so many bytes on a base that is as long.
+fn overlay_of(size_bytes: u64, bits: &[u8], lifetime: Lifetime) -> Overlay {
     let geometry = Geometry {
-        size_bytes: SIZE_BYTES,
+        size_bytes,
         logical_block_bytes: 512,
         physical_block_bytes: 4096,
         access: Access::ReadOnly,
@@ -126,15 +131,15 @@ fn overlay(lifetime: Lifetime) -> Overlay {
     let base = Box::new(Raw::new(tempfile::tempfile().unwrap(), geometry));
     let identity = BaseIdentity {
         path: "base".to_owned(),
-        size_bytes: SIZE_BYTES,
+        size_bytes,
         fingerprint: 0,
     };
-    let header = Header::new(SIZE_BYTES, identity).unwrap();
+    let header = Header::new(size_bytes, identity).unwrap();
     Overlay::new(
         base,
         Arc::new(tempfile::tempfile().unwrap()),
         header,
-        &[],
+        bits,
         lifetime,
     )
 }

@@ -11,6 +11,7 @@ mod crash;
 mod ctl;
 mod disk;
 mod double_start;
+mod drives;
 mod ends;
 mod errors;
 mod garbage;
@@ -40,6 +41,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),
     ("disk", disk::CASES),
+    ("drives", drives::CASES),
     ("api", api::CASES),
     ("boot", boot::CASES),
     ("clients", clients::CASES),

@@ -64,6 +64,8 @@ pub(super) struct Lane {
     flights: Slab<Flight>,
     spare: Vec<Vec<Segment>>,
     held: Option<Held>,
+    /// While the limits hold the lane back: the time of which the last request was let pass.
+    paced: Option<Instant>,
     /// Something was pushed that the driver was not shown yet.
     pushed: bool,
     /// The ring makes no sense: nothing is taken any more.
@@ -88,6 +90,10 @@ enum Held {
     /// The reactor has no room; it has once something completes.
     NoRoom(Request),
 }
+
+/// How far a lane that woke late may be behind the time at which its limits let it pass. What is beyond that is lost, so
+/// that a host that slept does not give its disks an hour's tokens at once.
+const BEHIND_MAX: Duration = Duration::from_millis(100);
 
 /// Chains taken in one go. What is done is shown to the driver after each: it makes new requests of them
 /// while the next are served, where after one large batch each side would wait for the other. (4 KiB at depth 32
@@ -120,6 +126,7 @@ impl Lane {
             flights: Slab::with_capacity(size),
             spare: Vec::with_capacity(size),
             held: None,
+            paced: None,
             pushed: false,
             broken: false,
             queue,
@@ -168,7 +175,11 @@ impl Lane {
         let mut taken = 0;
         while taken < BATCH_MAX && self.held.is_none() && !self.broken {
             match self.queue.ring.pop(&mut self.chain) {
-                Ok(false) => break,
+                Ok(false) => {
+                    // Whoever asks for less than the limit starts from the present.
+                    self.paced = None;
+                    break;
+                }
                 Ok(true) => self.take_chain(drive, now),
                 Err(error @ PopError::Malformed { head, .. }) => self.refuse(head, &error, drive),
                 Err(error) => self.give_up(&error, drive),
@@ -232,8 +243,9 @@ impl Lane {
             Some(Held::Throttled(request, until)) if until > now => {
                 self.held = Some(Held::Throttled(request, until));
             }
-            Some(Held::Throttled(request, _)) => {
+            Some(Held::Throttled(request, until)) => {
                 drive.metrics.rate_limiter_event_count.add(1);
+                self.paced = Some(until);
                 self.start(request, drive, now);
             }
             Some(Held::NoRoom(request)) => self.start(request, drive, now),
@@ -284,7 +296,13 @@ impl Lane {
     }
 
     fn admit(&mut self, request: Request, drive: &mut Drive, now: Instant) {
-        let until = drive.reserve(limited_bytes(&request), now);
+        // A timer that rang late costs the guest nothing: the next request is counted from when the last one
+        // might have gone.
+        let behind = self
+            .paced
+            .map(|paced| paced.max(now.checked_sub(BEHIND_MAX).unwrap_or(now)));
+        let until = drive.reserve(limited_bytes(&request), behind.unwrap_or(now));
+        self.paced = behind.map(|_| until);
         if until > now {
             drive.metrics.rate_limiter_throttled_events.add(1);
             self.held = Some(Held::Throttled(request, until));

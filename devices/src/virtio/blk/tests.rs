@@ -5,6 +5,7 @@
     reason = "a test's panic is its failure"
 )]
 
+mod pace;
 mod queues;
 mod rig;
 mod sim;
@@ -14,9 +15,9 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 

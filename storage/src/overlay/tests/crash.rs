@@ -185,28 +185,8 @@ impl Kernel {
     }
 
     fn mount(&self) -> Overlay {
-        let geometry = Geometry {
-            size_bytes: IMAGE_BYTES,
-            logical_block_bytes: 512,
-            physical_block_bytes: 4096,
-            access: Access::ReadOnly,
-            discard: Discard::Supported,
-        };
-        let base = Box::new(Raw::new(tempfile::tempfile().unwrap(), geometry));
-        let identity = BaseIdentity {
-            path: "base".to_owned(),
-            size_bytes: IMAGE_BYTES,
-            fingerprint: 0,
-        };
-        let header = Header::new(IMAGE_BYTES, identity).unwrap();
         let bits = self.sector(STORE, BITMAP_OFFSET_BYTES / SECTOR);
-        Overlay::new(
-            base,
-            Arc::new(tempfile::tempfile().unwrap()),
-            header,
-            &bits,
-            Lifetime::Kept,
-        )
+        overlay_of(IMAGE_BYTES, &bits, Lifetime::Kept)
     }
 }
 

@@ -8,15 +8,22 @@ use std::time::{Duration, Instant};
 
 use coracle_storage::engine::Engine;
 use coracle_storage::lease::{Lock, Owner};
-use coracle_storage::limit::RateLimiterConfig;
+use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
+use coracle_storage::reactor::Reactor;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::super::cache::WriteCache;
 use super::super::config::{CacheType, Disk, DriveConfig};
 use super::super::control::BlkControl;
 use super::super::device::Blk;
+use super::super::lane::Drive;
+use super::super::mailbox::{Command, Mailbox};
 use super::super::metrics::BlkMetrics;
 use super::super::request::Status;
+use super::super::share::Share;
+use super::super::worker::Worker;
+use crate::complaints::Complaints;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session, VirtioDevice};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, Virtqueue};
 use crate::virtio::testing::{DriverRing, Piece, memory};
@@ -204,3 +211,54 @@ pub(super) fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 pub(super) const OK: u8 = Status::Ok as u8;
 pub(super) const IO_ERROR: u8 = Status::IoError as u8;
 pub(super) const UNSUPPORTED: u8 = Status::Unsupported as u8;
+
+/// A worker that the test turns by hand, its queue's kick, and the file behind it.
+pub(super) struct ByHand {
+    pub(super) worker: Worker,
+    pub(super) kick: Arc<EventFd>,
+    pub(super) file: tempfile::NamedTempFile,
+    _mailbox: Mailbox,
+}
+
+/// Lets a worker serve the queue of `driver` on plain calls or io_uring, by way of what `around` makes of its reactor.
+pub(super) fn by_hand(
+    engine: Engine,
+    cache_type: CacheType,
+    features: u64,
+    limits: Vec<Arc<SharedLimiter>>,
+    driver: &DriverRing,
+    around: impl FnOnce(Box<dyn Reactor>) -> Box<dyn Reactor>,
+) -> ByHand {
+    let file = image_file();
+    let mut disk = drive(&file, engine).open(&owner()).unwrap().disk;
+    let drive = Drive {
+        io: around(disk.reactors.remove(0).enable().unwrap()),
+        image: disk.images.remove(0),
+        limits,
+        cache: Arc::new(WriteCache::new(cache_type)),
+        metrics: Arc::default(),
+        serial: [0; 20],
+        complaints: Complaints::default(),
+    };
+    let eventfd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let (memory, kick) = (Arc::clone(driver.memory()), eventfd());
+    let queue = ActiveQueue {
+        ring: Virtqueue::new(Arc::clone(&memory), driver.layout(), features).unwrap(),
+        kick: Arc::clone(&kick),
+    };
+    let share = Share {
+        memory,
+        features,
+        interrupt: Interrupt::new(Arc::default(), eventfd()),
+        queues: vec![(0, queue)],
+        queue_count: 1,
+    };
+    let (mailbox, inbox) = Mailbox::new().unwrap();
+    mailbox.post(Command::Serve(Box::new(share))).unwrap();
+    ByHand {
+        worker: Worker::new(drive, inbox, 1000).unwrap(),
+        kick,
+        file,
+        _mailbox: mailbox,
+    }
+}

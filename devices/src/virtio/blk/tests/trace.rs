@@ -6,12 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use coracle_storage::reactor::{Full, KernelOp, Patience, Reactor, Token, Wake};
 
 use super::*;
-use crate::virtio::blk::cache::WriteCache;
-use crate::virtio::blk::lane::Drive;
-use crate::virtio::blk::mailbox::{Command, Mailbox};
-use crate::virtio::blk::share::Share;
-use crate::virtio::blk::worker::{Life, Worker};
-use crate::virtio::device::{ActiveQueue, Interrupt};
+use crate::virtio::blk::worker::Life;
 use crate::virtio::testing::memory;
 
 /// What the reactor saw, with how many chains the driver had been given back by then.
@@ -80,66 +75,31 @@ impl Reactor for Traced {
     }
 }
 
-/// A worker that the test turns by hand.
+/// A worker whose reactor is traced.
 struct Bench {
-    worker: Worker,
-    _mailbox: Mailbox,
+    hand: ByHand,
     driver: DriverRing,
-    kick: Arc<EventFd>,
     seen: Receiver<Seen>,
     requests: u64,
-    file: tempfile::NamedTempFile,
 }
 
 impl Bench {
     fn new(engine: Engine, cache_type: CacheType, features: u64) -> Self {
-        let file = image_file();
-        let config = DriveConfig {
-            cache_type,
-            ..drive(&file, engine)
-        };
-        let mut disk = config.open(&owner()).unwrap().disk;
-        let memory = memory(8 << 20);
-        let driver = DriverRing::new(&memory, RING, QUEUE_SIZE);
+        let driver = DriverRing::new(&memory(8 << 20), RING, QUEUE_SIZE);
         let (sender, seen) = channel();
-        let traced = Traced {
-            inner: disk.reactors.remove(0).enable().unwrap(),
-            seen: sender,
-            syncs: Vec::new(),
-            ring: driver.same(),
-        };
-        let drive = Drive {
-            io: Box::new(traced),
-            image: disk.images.remove(0),
-            limits: Vec::new(),
-            cache: Arc::new(WriteCache::new(cache_type)),
-            metrics: Arc::default(),
-            serial: [0; 20],
-            complaints: crate::complaints::Complaints::default(),
-        };
-        let (mailbox, inbox) = Mailbox::new().unwrap();
-        let eventfd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let kick = eventfd();
-        let queue = ActiveQueue {
-            ring: Virtqueue::new(Arc::clone(&memory), driver.layout(), features).unwrap(),
-            kick: Arc::clone(&kick),
-        };
-        let share = Share {
-            memory,
-            features,
-            interrupt: Interrupt::new(Arc::default(), eventfd()),
-            queues: vec![(0, queue)],
-            queue_count: 1,
-        };
-        mailbox.post(Command::Serve(Box::new(share))).unwrap();
+        let hand = by_hand(engine, cache_type, features, Vec::new(), &driver, |inner| {
+            Box::new(Traced {
+                inner,
+                seen: sender,
+                syncs: Vec::new(),
+                ring: driver.same(),
+            })
+        });
         Self {
-            worker: Worker::new(drive, inbox, 1000).unwrap(),
-            _mailbox: mailbox,
+            hand,
             driver,
-            kick,
             seen,
             requests: 0,
-            file,
         }
     }
 
@@ -158,9 +118,9 @@ impl Bench {
                 _ => self.driver.offer_chain(&[Piece::Readable(at, 16), data, status]),
             };
         }
-        self.kick.write(1).unwrap();
+        self.hand.kick.write(1).unwrap();
         while self.driver.used_index() != goal {
-            assert_eq!(self.worker.round(), Life::GoesOn);
+            assert_eq!(self.hand.worker.round(), Life::GoesOn);
         }
         self.seen.try_iter().collect()
     }
@@ -212,7 +172,7 @@ fn each_write_of_a_drive_that_is_written_through_is_durable(engine: Engine) {
             .collect();
         assert_eq!(durable, [expected; 2], "{cache_type:?} {features:#x}");
         let mut written = [0; 4096];
-        bench.file.as_file().read_exact_at(&mut written, 0).unwrap();
+        bench.hand.file.as_file().read_exact_at(&mut written, 0).unwrap();
         assert_eq!(written, [7; 4096]);
     }
 }

@@ -24,7 +24,8 @@ const UNKNOWN_KIND: u32 = 0x7fff_fffe;
 /// Prints what the device says it is.
 pub fn capacity(machine: &mut Machine, command: &Command<'static>) -> Result<(), Failure> {
     command.allow(&["dev"])?;
-    let disk = machine.disk(Setup::of(command.number("dev", 0)?))?;
+    let mut disk = machine.disk(Setup::of(command.number("dev", 0)?))?;
+    disk.measure();
     let transport = &disk.transport;
     say!(
         "capacity: sectors={} features={:#x} offered={:#x} read_only={} block_bytes={} size_max={} seg_max={} queues={} \

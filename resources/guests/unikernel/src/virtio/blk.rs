@@ -166,7 +166,15 @@ struct Envelope {
 const HEADER_BYTES: u32 = 16;
 const STATUS_OFFSET_BYTES: u64 = 16;
 
+/// Where the configuration space has the capacity (virtio 1.2, 5.2.4).
+const CAPACITY: u64 = 0;
+
 impl Disk {
+    /// Reads the capacity again: the device may have grown.
+    pub fn measure(&mut self) {
+        self.capacity_sectors = self.transport.config64(CAPACITY);
+    }
+
     /// Sets the device up as `setup` says. What was in flight is forgotten.
     pub fn open(machine: &mut Machine, setup: Setup) -> Result<Self, Error> {
         let transport = Transport::find(machine.line, Kind::Block, setup.index)?;
@@ -189,7 +197,7 @@ impl Disk {
             setup,
             transport,
             features,
-            capacity_sectors: transport.config64(0),
+            capacity_sectors: transport.config64(CAPACITY),
             lanes,
         })
     }

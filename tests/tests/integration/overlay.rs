@@ -97,11 +97,13 @@ impl Base {
         Ok(())
     }
 
+    /// What there is, without the records of the lease under which the base was written.
     fn names(&self) -> Outcome<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.directory.path())? {
             names.push(entry?.file_name().to_string_lossy().into_owned());
         }
+        names.retain(|name| !name.starts_with("base.lease."));
         names.sort();
         Ok(names)
     }

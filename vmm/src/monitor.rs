@@ -275,6 +275,13 @@ impl Monitor {
             let now_bytes = open::size_bytes(path).map_err(|error| Fault::from_error(&error))?;
             size_bytes = size_bytes.or(Some(now_bytes));
         } else if patch.path_on_host.is_some() {
+            if let Some(at) = &drive.lease_at {
+                return Err(Fault::bad_request(format!(
+                    "drive `{}` keeps the records of its lease at `{at}`, and they are those of the image that it has: \
+                     leave path_on_host out",
+                    drive.drive_id
+                )));
+            }
             // Its lease is taken before the old one goes: a failure leaves the old disk serving.
             let mut image = drive
                 .open_image(&self.owner)

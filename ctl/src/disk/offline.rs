@@ -77,6 +77,9 @@ impl Image {
         let shown = usize::try_from(shown).unwrap_or(usize::MAX).min(buffer.len());
         let (inside, beyond) = buffer.split_at_mut(shown);
         beyond.fill(0);
+        if inside.is_empty() {
+            return Ok(());
+        }
         let read = self.blocking.read_at(offset_bytes, inside);
         read.map_err(|source| DiskError::Read {
             path: self.path.clone(),
@@ -162,7 +165,7 @@ impl Overlay {
 }
 
 /// Who has an image meanwhile, to whoever else wants it.
-const OWNER: &str = "coraclectl disk";
+const OWNER: &str = "coraclectl-disk";
 
 fn terms(lock: Lock, owner: &Owner) -> Terms<'_> {
     Terms {

@@ -101,7 +101,9 @@ pub enum LeaseError {
 
 fn described(conflict: Conflict) -> &'static str {
     match conflict {
-        Conflict::Writer => "another program, such as QEMU, has it open to write",
+        Conflict::Writer => {
+            "another program, such as QEMU, or a machine whose drive has another `lease_at`, has it open to write"
+        }
         Conflict::Reader => {
             "it is in use by readers who let nobody write: read-only disks of this or other machines, or another program \
              such as QEMU"

@@ -144,31 +144,40 @@ impl Lease {
     ) -> Result<Self, LeaseError> {
         let candidate = Candidate { file, path, terms };
         candidate.take_fence(role)?;
-        // From here on an early return gives the fence back.
-        let mut lease = Self {
-            path: path.to_owned(),
-            file: Arc::clone(file),
-            mark: Mark::None,
+        let begun = match role {
+            Role::Writer => candidate.begin_step(),
+            Role::Reader => Ok(Mark::None),
         };
-        if role == Role::Writer {
-            lease.mark = candidate.begin_step()?;
+        match begun {
+            Ok(mark) => Ok(Self {
+                path: path.to_owned(),
+                file: Arc::clone(file),
+                mark,
+            }),
+            Err(error) => {
+                // If this fails the fence ends with the descriptor, which is about to be closed.
+                let _ = ofd::release(file);
+                Err(error)
+            }
         }
-        Ok(lease)
     }
 
-    /// Waits until the lease is recorded durably: from now on the image may be written.
+    /// Waits until the lease is recorded durably: from now on the image may be written. Once is enough.
     ///
     /// # Errors
     ///
     /// Why it is not.
     pub(crate) fn settle(&mut self) -> Result<(), LeaseError> {
-        if let Mark::Coming(step) = std::mem::take(&mut self.mark) {
-            let step = joined(step).map_err(|source| LeaseError::Chain {
-                path: self.path.clone(),
-                source,
-            })?;
-            self.mark = step.map_or(Mark::None, Mark::Made);
-        }
+        self.mark = match std::mem::take(&mut self.mark) {
+            Mark::Coming(step) => {
+                let step = joined(step).map_err(|source| LeaseError::Chain {
+                    path: self.path.clone(),
+                    source,
+                })?;
+                step.map_or(Mark::None, Mark::Made)
+            }
+            settled => settled,
+        };
         Ok(())
     }
 

@@ -141,9 +141,10 @@ fn one_machine_writes_an_image_once_by_whatever_name() {
 fn an_end_is_recorded_and_the_next_start_is_another_generation() {
     let rig = Rig::new();
     for generation in 1..4 {
-        let image = write(&rig.image, &machine("vm1", 1)).unwrap();
+        let mut image = write(&rig.image, &machine("vm1", 1)).unwrap();
         let held = rig.newest().unwrap();
         assert_eq!((held.phase, held.generation), (Phase::Held, generation));
+        image.hold.settle().expect("once more changes nothing");
         let Image { backend, hold } = image;
         drop(backend);
         drop(hold);

@@ -165,15 +165,16 @@ impl OverlayFile {
     /// What is wrong with it, or who has it.
     pub fn open_leased(path: &str, terms: &Terms<'_>) -> Result<(Self, Option<Lease>), FileError> {
         let file = Arc::new(open_file(path)?);
-        let lease = match terms.role() {
-            Some(role) => {
-                let mut lease = Lease::acquire(&file, path, role, terms)?;
-                lease.settle()?;
-                Some(lease)
-            }
+        let mut lease = match terms.role() {
+            Some(role) => Some(Lease::acquire(&file, path, role, terms)?),
             None => None,
         };
-        Ok((Self::sharing(file, path)?, lease))
+        // After the lease: if something fails, the file is closed first.
+        let overlay = Self::sharing(file, path)?;
+        if let Some(lease) = &mut lease {
+            lease.settle()?;
+        }
+        Ok((overlay, lease))
     }
 
     /// Says whether a lease on `terms` could be had now, and changes nothing.

@@ -1,6 +1,7 @@
 //! From an overlay's configuration to an image that can be used.
 
 use std::io;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub enum OverlayError {
     /// Memory does not last.
     #[error("an overlay in memory cannot be kept: leave `keep` out, or let `path` name a file")]
     MemoryKept,
+    /// The base is only read, and the overlay is written.
+    #[error("the overlay and its base are both `{0}`: name another file for the overlay")]
+    OneFile(String),
     /// The base cannot be used.
     #[error("the base of the overlay cannot be used")]
     Base(#[from] OpenError),
@@ -67,8 +71,8 @@ pub enum OverlayError {
     /// The overlay is somebody else's, or the base was changed.
     #[error(
         "overlay `{path}` was made on the base `{recorded}` of {recorded_bytes} bytes, and `{base}` of {base_bytes} \
-         bytes is another image or was changed since: name the right base, or move the overlay over with \
-         `coraclectl disk rebase`"
+         bytes is another image or was changed since: name the base as it was (`coraclectl disk` takes it by `--base`, \
+         and `rebase` by `--old-base`); without a copy of it, what the overlay does not hold itself is lost"
     )]
     WrongBase {
         /// The overlay.
@@ -112,6 +116,7 @@ impl OverlayConfig {
             Self { base, .. } if base.is_empty() => Err(OverlayError::Empty("base")),
             Self { path, .. } if path.is_empty() => Err(OverlayError::Empty("path")),
             Self { path, keep: true, .. } if path == MEMORY => Err(OverlayError::MemoryKept),
+            Self { base, path, .. } if base == path => Err(OverlayError::OneFile(path.clone())),
             _ => Ok(()),
         }
     }
@@ -190,7 +195,10 @@ impl OverlayConfig {
     /// The base, and who it is.
     fn identified(&self, base: Box<dyn Backend>) -> Result<(Box<dyn Backend>, BaseIdentity), OverlayError> {
         let mut base = Blocking::new(base).map_err(|source| self.host(source))?;
-        let identity = identify(&self.base, &mut base).map_err(|source| OverlayError::BaseUnreadable {
+        // The overlay may be looked at from another directory.
+        let path = std::path::absolute(&self.base).ok();
+        let path = path.as_deref().and_then(Path::to_str).unwrap_or(&self.base);
+        let identity = identify(path, &mut base).map_err(|source| OverlayError::BaseUnreadable {
             path: self.base.clone(),
             source,
         })?;

@@ -148,6 +148,14 @@ fn a_kept_overlay_is_found_again(context: &Context) -> Outcome {
         drive(),
         "do=pattern-write:mib=2,offset_mib=4,bs=4096,depth=32,seed=9 do=flush",
     )?;
+    let records = fs::read_dir(base.directory.path())?
+        .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
+        .filter(|record| record.contains("released"))
+        .count();
+    ensure!(
+        records > 0,
+        "the lease of the overlay ended without a record of it"
+    );
     let allocated_bytes = fs::metadata(&overlay)?.blocks() * 512;
     ensure!(
         (2 << 20..3 << 20).contains(&allocated_bytes),
@@ -248,6 +256,14 @@ fn an_overlay_that_makes_no_sense_is_refused(context: &Context) -> Outcome {
             "`base` names an image",
         ),
         (json!({ "overlay": { "base": "b" } }), "missing field `path`"),
+        (
+            json!({ "overlay": { "base": "b", "path": "b" } }),
+            "name another file for the overlay",
+        ),
+        (
+            json!({ "overlay": { "base": "b", "path": "p", "keep": true } }),
+            "set cache_type to `Writeback`",
+        ),
     ] {
         let mut body = json!({ "drive_id": "d", "is_root_device": false });
         for (key, value) in drive.as_object().into_iter().flatten() {
@@ -264,7 +280,9 @@ fn an_overlay_that_makes_no_sense_is_refused(context: &Context) -> Outcome {
     if let Some(fields) = kept.as_object_mut() {
         fields.insert("keep".to_owned(), true.into());
     }
-    let body = json!({ "drive_id": "d", "is_root_device": false, "overlay": kept });
+    let body = json!({
+        "drive_id": "d", "is_root_device": false, "overlay": kept, "cache_type": "Writeback"
+    });
     monitor.must("PUT", "/drives/d", Some(&body))?;
     ensure!(!path.exists(), "an overlay is made before its machine starts");
     Ok(())

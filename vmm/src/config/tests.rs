@@ -299,8 +299,8 @@ fn what_get_vm_config_writes_can_be_read_back() {
         serde_json::from_str(r#"{"ops": {"size": 1, "one_time_burst": 2, "refill_time": 3}}"#).unwrap();
     config.insert_drive(limited).unwrap();
     config.insert_drive(plain("p")).unwrap();
-    let overlay =
-        r#"{"drive_id": "o", "is_root_device": false, "overlay": {"base": "b", "path": "p", "keep": true}}"#;
+    let overlay = r#"{"drive_id": "o", "is_root_device": false, "cache_type": "Writethrough",
+        "overlay": {"base": "b", "path": "p", "keep": true}}"#;
     config.insert_drive(drive(overlay)).unwrap();
     let template = r#"{"kvm_capabilities": ["!69"], "cpuid_drop": ["0xd"],
         "msr_modifiers": [{"addr": "0x1", "bitmap": "0b1x"}],

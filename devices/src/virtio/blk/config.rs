@@ -44,6 +44,7 @@ pub struct DriveConfig {
     pub io_engine: Option<Engine>,
     /// How many virtqueues the guest may use, 1 to 16: one if absent. Local images have a thread for each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
     pub num_queues: Option<u16>,
     /// The group of drives that share the limits of `PUT /rate-limiter-groups/{group_id}`, beside the drive's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,7 +149,7 @@ pub struct HeldDisk {
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
     /// A drive without an image.
-    #[error("drive `{drive_id}` names no image: set `path_on_host`")]
+    #[error("drive `{drive_id}` names no image: set `path_on_host`, or `overlay`")]
     PathMissing {
         /// The drive.
         drive_id: String,
@@ -193,6 +194,15 @@ pub enum DriveError {
          `path_on_host`, or leave `is_read_only` out"
     )]
     ReadOnlyOverlay {
+        /// The drive.
+        drive_id: String,
+    },
+    /// An overlay that is to last, under a cache that nobody empties.
+    #[error(
+        "drive `{drive_id}` keeps its overlay, and with cache_type `Unsafe` what the overlay has is written down only \
+         when the machine ends in order: set cache_type to `Writeback`, or to `Writethrough`"
+    )]
+    KeptUnsafe {
         /// The drive.
         drive_id: String,
     },
@@ -246,6 +256,9 @@ impl DriveConfig {
             overlay
                 .check_fields()
                 .map_err(|source| self.overlay_error(source))?;
+            if overlay.keep && self.cache_type == CacheType::Unsafe {
+                return Err(DriveError::KeptUnsafe { drive_id: drive_id() });
+            }
             return Ok(&overlay.base);
         }
         self.path_on_host

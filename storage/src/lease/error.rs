@@ -102,7 +102,7 @@ pub enum LeaseError {
 fn described(conflict: Conflict) -> &'static str {
     match conflict {
         Conflict::Writer => {
-            "another program, such as QEMU, or a machine whose drive has another `lease_at`, has it open to write"
+            "another program, such as QEMU, has it open to write, or a machine whose drive has another `lease_at`"
         }
         Conflict::Reader => {
             "it is in use by readers who let nobody write: read-only disks of this or other machines, or another program \

@@ -1,6 +1,7 @@
 //! The contract that every kind of image fulfils.
 
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use crate::reactor::{Event, Submit};
 use crate::request::{Completion, Request};
@@ -90,4 +91,48 @@ pub trait Backend: Send {
 
     /// How many requests were accepted and have not completed. Zero means drained.
     fn in_flight(&self) -> usize;
+
+    /// Begins to use a reactor, in which [`Self::files`] are registered: from now on the image may have operations of its own
+    /// in flight (a receive that waits for a server), beside those of requests. Nothing was started before.
+    fn attach(&mut self, io: &mut dyn Submit) {
+        let _nothing_of_its_own = io;
+    }
+
+    /// Begins to leave the reactor, with no request in flight. Events go on to [`Self::resume`] and alarms to [`Self::wake`] until
+    /// [`Self::is_attached`] is false; then nothing of the image is in flight. Asking again, with another parting, hurries it.
+    fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {
+        let _nothing_of_its_own = (parting, io);
+    }
+
+    /// Whether the image has, or may yet have, operations of its own in flight.
+    fn is_attached(&self) -> bool {
+        false
+    }
+
+    /// When the image wants [`Self::wake`] called, if nothing else happens before.
+    fn alarm(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Takes the time in, at its alarm or at any other moment; requests that end by it come from [`Self::next_completion`].
+    fn wake(&mut self, io: &mut dyn Submit) {
+        let _no_alarm = io;
+    }
+
+    /// Why the image serves nobody any more, in words for its user: its lease has become another's. What is in flight stays in flight for
+    /// good, without any operation of the kernel, and nothing more is done to the storage.
+    fn loss(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// How an image leaves a reactor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// It goes on with another reactor, under the same lease and with the same session.
+    Moves,
+    /// It is done: everything is written, the lease is released, the session is closed in good order.
+    Ends,
+    /// At once: the connection is dropped, and a lease stays as it is.
+    Breaks,
 }

@@ -172,6 +172,7 @@ pub(crate) fn run(op: KernelOp, files: &[RawFd]) -> i32 {
             let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
             errno_of(rustix::fs::fallocate(borrow(fd), flags, offset_bytes, len_bytes))
         }
+        KernelOp::Socket { .. } => -libc::EOPNOTSUPP,
     }
 }
 

@@ -4,7 +4,9 @@
 //! system calls ([`crate::plain`]). A seeded simulator is the third.
 #![expect(unsafe_code, reason = "operations carry the address of their segments")]
 
+use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
@@ -19,7 +21,7 @@ pub struct Token(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSlot(pub u32);
 
-/// One operation on a registered file.
+/// One operation on a registered file, or on a socket that was made in a file's place.
 #[derive(Clone, Copy, Debug)]
 pub enum KernelOp {
     /// `preadv`: result is the number of bytes read; fewer than asked is legal.
@@ -62,6 +64,161 @@ pub enum KernelOp {
         /// How much.
         len_bytes: u64,
     },
+    /// Something that only a socket does.
+    Socket {
+        /// The socket's place: one of the registered files, or empty.
+        file: FileSlot,
+        /// What it does.
+        operation: SocketOp,
+    },
+}
+
+/// What is asked of a TCP socket. A socket lives in the place of a registered file; its owner keeps the place's
+/// descriptor, if it had one, no longer than until a new socket was made there.
+#[derive(Clone, Copy, Debug)]
+pub enum SocketOp {
+    /// Makes a new socket in the place, and closes what was there: result is 0.
+    Make(Family),
+    /// Sets an option: result is 0.
+    SetOption(SocketOption),
+    /// Connects: result is 0 once the peer has answered, or a negative errno once it has refused.
+    Connect {
+        /// Whom to; it stays in place until the operation ends.
+        peer: *const SocketAddress,
+    },
+    /// `sendmsg` with MSG_NOSIGNAL: result is the number of bytes that were taken; fewer than asked is legal.
+    Send {
+        /// First of `segment_count` segments; they stay in place until the operation ends.
+        segments: *const Segment,
+        /// How many segments, at most IOV_MAX.
+        segment_count: u32,
+    },
+    /// `recvmsg`: result is the number of bytes received; 0 is the end of the stream.
+    Receive {
+        /// First of `segment_count` segments; they stay in place until the operation ends.
+        segments: *const Segment,
+        /// How many segments, at most IOV_MAX.
+        segment_count: u32,
+        /// When it ends.
+        wanted: Wanted,
+    },
+    /// Ends another operation on the same socket early: that one ends with -ECANCELED, or as it would have. Result is 0,
+    /// or a negative errno where there was nothing to cancel any more.
+    Cancel {
+        /// The other operation.
+        target: Token,
+    },
+    /// Copies the socket into a descriptor of the process, which is the result: another reactor goes on with it.
+    Take,
+    /// Empties the place: result is 0. Nothing else may be in flight there.
+    Close,
+}
+
+/// How many bytes a receive waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Any.
+    Some,
+    /// As many as fit (MSG_WAITALL); fewer only at the end of the stream, after an error, or when it is cancelled.
+    All,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// AF_INET.
+    V4,
+    /// AF_INET6.
+    V6,
+}
+
+/// An option of a TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketOption {
+    /// TCP_NODELAY: small sends are not held back.
+    NoDelay,
+    /// SO_LINGER with no time: closing resets the connection, and nothing of it is delivered later.
+    ResetOnClose,
+}
+
+/// Where a peer listens, laid out as the kernel reads it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct SocketAddress {
+    storage: libc::sockaddr_storage,
+    len: libc::socklen_t,
+    address: SocketAddr,
+}
+
+impl SocketAddress {
+    /// The address and port as the kernel reads them.
+    pub fn new(address: SocketAddr) -> Self {
+        // SAFETY: a `sockaddr_storage` of zeros is one (AF_UNSPEC).
+        let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        let place = (&raw mut storage).cast::<u8>();
+        let len = match address {
+            SocketAddr::V4(v4) => {
+                let inet = libc::sockaddr_in {
+                    sin_family: family(libc::AF_INET),
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                    },
+                    sin_zero: [0; 8],
+                };
+                // SAFETY: a `sockaddr_storage` has room and alignment for every kind of address.
+                unsafe { place.cast::<libc::sockaddr_in>().write(inet) };
+                size_of::<libc::sockaddr_in>()
+            }
+            SocketAddr::V6(v6) => {
+                let inet6 = libc::sockaddr_in6 {
+                    sin6_family: family(libc::AF_INET6),
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: v6.flowinfo(),
+                    sin6_addr: libc::in6_addr {
+                        s6_addr: v6.ip().octets(),
+                    },
+                    sin6_scope_id: v6.scope_id(),
+                };
+                // SAFETY: as above.
+                unsafe { place.cast::<libc::sockaddr_in6>().write(inet6) };
+                size_of::<libc::sockaddr_in6>()
+            }
+        };
+        Self {
+            storage,
+            len: libc::socklen_t::try_from(len).expect("an address is short"),
+            address,
+        }
+    }
+
+    /// The same for people and for simulations.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The family that a socket needs to connect to it.
+    pub fn family(&self) -> Family {
+        match self.address {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6,
+        }
+    }
+
+    /// What `connect` takes; valid as long as `self` is in place.
+    pub fn as_sockaddr(&self) -> (*const libc::sockaddr, libc::socklen_t) {
+        ((&raw const self.storage).cast(), self.len)
+    }
+}
+
+fn family(number: libc::c_int) -> libc::sa_family_t {
+    libc::sa_family_t::try_from(number).expect("address families are small numbers")
+}
+
+impl fmt::Debug for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
 }
 
 impl KernelOp {
@@ -70,7 +227,8 @@ impl KernelOp {
         let (Self::Read { file, .. }
         | Self::Write { file, .. }
         | Self::SyncData { file }
-        | Self::Allocate { file, .. }) = *self;
+        | Self::Allocate { file, .. }
+        | Self::Socket { file, .. }) = *self;
         file
     }
 
@@ -117,6 +275,11 @@ pub trait Submit {
     ///
     /// [`Full`] when there is no room; then nothing was queued.
     fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full>;
+
+    /// The time on the clock of the reactor: that of a simulation is its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// What woke the owner of a reactor.
@@ -159,12 +322,7 @@ pub trait Reactor: Submit {
     /// When the kernel refuses; the watch then still counts, but is not reported.
     fn unwatch(&mut self, token: Token) -> io::Result<()>;
 
-    /// The time on the clock by which [`Self::set_timer`] goes: that of a simulation is its own.
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-
-    /// Reports [`Wake::TimerExpired`] at `deadline`; a new deadline replaces an older one, `None` takes it back.
+    /// Reports [`Wake::TimerExpired`] when [`Submit::now`] has reached `deadline`; a new deadline replaces an older one, `None` takes it back.
     fn set_timer(&mut self, deadline: Option<Instant>);
 
     /// Submits what is queued, waits until at least one wake-up is there (not at all if `patience`

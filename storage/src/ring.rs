@@ -416,6 +416,8 @@ fn entry_of(op: KernelOp) -> Entry {
             .offset(offset_bytes)
             .mode(mode)
             .build(),
+        // Not among the allowed operations: refused by the ring.
+        KernelOp::Socket { .. } => opcode::Nop::new().build(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The reactor as one of the two images under an overlay sees it.
 
+use std::time::Instant;
+
 use crate::reactor::{FileSlot, Full, KernelOp, Submit, Token};
 
 /// One of the two images.
@@ -89,13 +91,18 @@ impl Submit for Port<'_, '_> {
         self.turn.submitted += 1;
         Ok(())
     }
+
+    fn now(&self) -> Instant {
+        self.turn.io.now()
+    }
 }
 
 fn moved(mut op: KernelOp, files_before: u32) -> KernelOp {
     let (KernelOp::Read { file, .. }
     | KernelOp::Write { file, .. }
     | KernelOp::SyncData { file }
-    | KernelOp::Allocate { file, .. }) = &mut op;
+    | KernelOp::Allocate { file, .. }
+    | KernelOp::Socket { file, .. }) = &mut op;
     *file = FileSlot(file.0 + files_before);
     op
 }

@@ -71,6 +71,7 @@ fn seen(op: KernelOp) -> Seen {
             len_bytes,
             ..
         } => Seen::Allocate(file, offset_bytes, len_bytes),
+        KernelOp::Socket { .. } => panic!("a file has no sockets"),
     }
 }
 

@@ -65,7 +65,7 @@ impl Asked {
                 len_bytes,
                 ..
             } => (offset_bytes, len_bytes),
-            KernelOp::SyncData { .. } => (0, 0),
+            KernelOp::SyncData { .. } | KernelOp::Socket { .. } => (0, 0),
         }
     }
 

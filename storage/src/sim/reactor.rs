@@ -156,6 +156,10 @@ impl Submit for SimReactor {
     fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full> {
         self.0.borrow_mut().submit(op, token)
     }
+
+    fn now(&self) -> Instant {
+        self.0.borrow().clock.get()
+    }
 }
 
 impl Reactor for SimReactor {
@@ -185,10 +189,6 @@ impl Reactor for SimReactor {
         let mut state = self.0.borrow_mut();
         state.watches.retain(|(_, watched)| *watched != token);
         Ok(())
-    }
-
-    fn now(&self) -> Instant {
-        self.0.borrow().clock.get()
     }
 
     fn set_timer(&mut self, deadline: Option<Instant>) {

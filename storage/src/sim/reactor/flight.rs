@@ -47,7 +47,7 @@ impl Flight {
                 segment_count,
                 ..
             } => listed(segments, segment_count).to_vec(),
-            KernelOp::SyncData { .. } | KernelOp::Allocate { .. } => Vec::new(),
+            KernelOp::SyncData { .. } | KernelOp::Allocate { .. } | KernelOp::Socket { .. } => Vec::new(),
         };
         Self {
             token,
@@ -155,7 +155,7 @@ impl Flight {
                     bytes,
                 }
             }
-            KernelOp::SyncData { .. } | KernelOp::Allocate { .. } => Fate {
+            KernelOp::SyncData { .. } | KernelOp::Allocate { .. } | KernelOp::Socket { .. } => Fate {
                 result: 0,
                 bytes: possible_bytes,
             },
@@ -170,7 +170,7 @@ impl Flight {
                 file, offset_bytes, ..
             } => asked_bytes.min(medium.len_bytes(file).saturating_sub(offset_bytes)),
             KernelOp::Write { .. } => asked_bytes,
-            KernelOp::SyncData { .. } => 0,
+            KernelOp::SyncData { .. } | KernelOp::Socket { .. } => 0,
             KernelOp::Allocate { len_bytes, .. } => len_bytes,
         }
     }
@@ -193,7 +193,7 @@ impl Flight {
                     file.write(offset_bytes + self.done_bytes, &bytes, self.author);
                 });
             }
-            KernelOp::SyncData { .. } => {}
+            KernelOp::SyncData { .. } | KernelOp::Socket { .. } => {}
             KernelOp::Allocate {
                 file,
                 mode,

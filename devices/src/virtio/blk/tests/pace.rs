@@ -22,6 +22,10 @@ impl Submit for Late {
     fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full> {
         self.inner.submit(op, token)
     }
+
+    fn now(&self) -> Instant {
+        *self.clock.lock().unwrap()
+    }
 }
 
 impl Reactor for Late {
@@ -35,10 +39,6 @@ impl Reactor for Late {
 
     fn unwatch(&mut self, token: Token) -> std::io::Result<()> {
         self.inner.unwatch(token)
-    }
-
-    fn now(&self) -> Instant {
-        *self.clock.lock().unwrap()
     }
 
     fn set_timer(&mut self, deadline: Option<Instant>) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use coracle_storage::backend::Backend;
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter, TokenBucketConfig};
-use coracle_storage::reactor::Reactor;
+use coracle_storage::reactor::Submit;
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::image::{self, KINDS};
 use coracle_storage::sim::medium::Medium;

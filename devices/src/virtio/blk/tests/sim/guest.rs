@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
-use coracle_storage::reactor::Reactor;
+use coracle_storage::reactor::Submit;
 use coracle_storage::request::Durability;
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::oracle::{Effect, Oracle, SECTOR_BYTES};

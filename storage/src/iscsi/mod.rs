@@ -1,3 +1,7 @@
 //! Logical units of iSCSI targets (RFC 7143) as images: the protocol as values and state machines, without I/O.
 
+pub mod digest;
+pub mod name;
 pub mod pdu;
+pub mod portal;
+pub mod text;

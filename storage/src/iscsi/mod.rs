@@ -2,6 +2,7 @@
 
 pub mod chap;
 pub mod digest;
+pub mod login;
 pub mod name;
 pub mod pdu;
 pub mod portal;

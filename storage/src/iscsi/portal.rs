@@ -55,6 +55,33 @@ impl fmt::Display for Portal {
     }
 }
 
+/// A portal as a target tells of it (`TargetAddress`): with the number of its group, if it says one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetAddress {
+    /// Where.
+    pub portal: Portal,
+    /// Portals of one group are one to a session.
+    pub portal_group: Option<u16>,
+}
+
+impl FromStr for TargetAddress {
+    type Err = PortalError;
+
+    fn from_str(text: &str) -> Result<Self, PortalError> {
+        let (portal, group) = match text.split_once(',') {
+            Some((portal, group)) => (portal, Some(group)),
+            None => (text, None),
+        };
+        let wrong = || PortalError(text.to_owned());
+        Ok(Self {
+            portal: parse(portal).ok_or_else(wrong)?,
+            portal_group: group
+                .map(|group| group.parse().map_err(|_| wrong()))
+                .transpose()?,
+        })
+    }
+}
+
 fn parse(text: &str) -> Option<Portal> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -112,6 +139,16 @@ mod tests {
             assert_eq!(portal.to_string(), canonical);
             assert_eq!(canonical.parse(), Ok(portal));
         }
+    }
+
+    #[test]
+    fn a_target_tells_of_a_portal_with_its_group() {
+        let address: TargetAddress = "[2001:db8::1]:3261,7".parse().unwrap();
+        assert_eq!(address.portal.to_string(), "[2001:db8::1]:3261");
+        assert_eq!(address.portal_group, Some(7));
+        let address: TargetAddress = "10.0.0.1".parse().unwrap();
+        assert_eq!(address.portal_group, None);
+        assert!("10.0.0.1,65536".parse::<TargetAddress>().is_err());
     }
 
     #[test]

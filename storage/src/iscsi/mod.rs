@@ -2,9 +2,11 @@
 
 pub mod chap;
 pub mod digest;
+pub mod discovery;
 pub mod login;
 pub mod name;
 pub mod pdu;
 pub mod portal;
 pub mod secret;
 pub mod text;
+pub mod url;

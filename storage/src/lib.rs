@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod blocking;
 pub mod engine;
+pub mod iscsi;
 pub mod lease;
 pub mod limit;
 pub mod open;

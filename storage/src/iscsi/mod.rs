@@ -1,0 +1,3 @@
+//! Images on the logical units of iSCSI targets (RFC 7143), without an initiator on the host.
+
+pub mod scsi;

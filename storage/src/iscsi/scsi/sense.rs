@@ -48,16 +48,23 @@ impl fmt::Display for Status {
 
 /// The kind of a condition (SPC-4, 4.5.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SenseKey(u8);
+pub struct SenseKey(pub u8);
 
 impl SenseKey {
-    const RECOVERED_ERROR: Self = Self(0x1);
-    const NOT_READY: Self = Self(0x2);
-    const ILLEGAL_REQUEST: Self = Self(0x5);
-    const UNIT_ATTENTION: Self = Self(0x6);
-    const DATA_PROTECT: Self = Self(0x7);
-    const ABORTED_COMMAND: Self = Self(0xb);
-    const MISCOMPARE: Self = Self(0xe);
+    /// Done, though with an effort.
+    pub const RECOVERED_ERROR: Self = Self(0x1);
+    /// The unit cannot be used now.
+    pub const NOT_READY: Self = Self(0x2);
+    /// The unit cannot do this.
+    pub const ILLEGAL_REQUEST: Self = Self(0x5);
+    /// The unit has something to say first.
+    pub const UNIT_ATTENTION: Self = Self(0x6);
+    /// The unit may not do this.
+    pub const DATA_PROTECT: Self = Self(0x7);
+    /// The target has given the command up.
+    pub const ABORTED_COMMAND: Self = Self(0xb);
+    /// Other bytes were found than were said to be there.
+    pub const MISCOMPARE: Self = Self(0xe);
 }
 
 impl fmt::Display for SenseKey {

@@ -278,7 +278,9 @@ proptest! {
     }
 
     #[test]
-    fn no_header_survives_a_flipped_bit_or_a_cut(at in 0..HEADER_BYTES, bit in 0..8u8, identity in prop::collection::vec(any::<u8>(), 1..=256)) {
+    fn no_header_survives_a_flipped_bit_or_a_cut(
+        at in 0..HEADER_BYTES, bit in 0..8u8, identity in prop::collection::vec(any::<u8>(), 1..=256),
+    ) {
         let header = Header::new(tail(512), &identity, FormatId([7; 16])).unwrap();
         let mut bytes = header.encode();
         prop_assert_eq!(Header::parse(&bytes), Ok(Some(header)));

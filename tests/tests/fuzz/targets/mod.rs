@@ -12,6 +12,8 @@ mod overlay;
 mod ports;
 mod processor;
 mod ring;
+mod scsi;
+mod tail;
 mod virtio;
 
 use input::Input;
@@ -47,6 +49,10 @@ pub(crate) const TARGETS: &[Target] = &[
         run: lease::run,
     },
     Target {
+        name: "lun-tail",
+        run: tail::run,
+    },
+    Target {
         name: "overlay",
         run: overlay::run,
     },
@@ -57,6 +63,10 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "ring",
         run: ring::run,
+    },
+    Target {
+        name: "scsi-data",
+        run: scsi::run,
     },
     Target {
         name: "virtio-blk",

@@ -50,11 +50,16 @@ impl Plain {
             polled: Vec::new(),
         }
     }
+
+    /// How many operations were submitted and have not ended.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.queued.len() + self.sockets.waiting()
+    }
 }
 
 impl Submit for Plain {
     fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full> {
-        if self.queued.len() + self.sockets.waiting() == self.ops_max {
+        if self.in_flight() == self.ops_max {
             return Err(Full);
         }
         self.queued.push_back((op, token));
@@ -65,7 +70,7 @@ impl Submit for Plain {
 impl Reactor for Plain {
     fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
         assert!(
-            self.queued.is_empty() && self.sockets.waiting() == 0,
+            self.in_flight() == 0,
             "files are replaced only when nothing is in flight"
         );
         let mut places = [NO_FILE; FILES_MAX];

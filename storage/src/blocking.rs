@@ -1,4 +1,6 @@
 //! An image for a caller that waits: one request at a time, on plain system calls.
+//!
+//! An image with operations of its own is attached meanwhile, and leaves in good order.
 #![expect(
     unsafe_code,
     reason = "segments point into the caller's buffer, which outlives the call"
@@ -6,17 +8,22 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Geometry, Step};
+use crate::backend::{Backend, Geometry, Parting, Step};
 use crate::plain::Plain;
-use crate::reactor::{Patience, Reactor, Wake};
+use crate::reactor::{Patience, Reactor, Submit, Wake};
 use crate::request::{Completion, Durability, Failure, Operation, Request, Segment, Space};
 
-/// An image, and the reactor that serves it. Nothing is in flight between two calls.
+/// An image, and the reactor that serves it. No request is in flight between two calls.
 pub struct Blocking {
-    image: Box<dyn Backend>,
+    /// Until it is given back.
+    image: Option<Box<dyn Backend>>,
     io: Plain,
 }
+
+/// How long an image may take to leave before it is broken off.
+const LEAVE_MS_MAX: u64 = 2_000;
 
 /// Room for what one request puts in flight.
 const OPS_MAX: u32 = 64;
@@ -27,20 +34,25 @@ impl Blocking {
     /// # Errors
     ///
     /// When the image has more files than a reactor takes.
-    pub fn new(image: Box<dyn Backend>) -> io::Result<Self> {
+    pub fn new(mut image: Box<dyn Backend>) -> io::Result<Self> {
         let mut io = Plain::new(OPS_MAX);
         io.register(&image.files())?;
-        Ok(Self { image, io })
+        image.attach(&mut io);
+        Ok(Self {
+            image: Some(image),
+            io,
+        })
     }
 
-    /// Gives the image back.
-    pub fn into_image(self) -> Box<dyn Backend> {
-        self.image
+    /// Gives the image back, for another reactor.
+    pub fn into_image(mut self) -> Box<dyn Backend> {
+        self.part(Parting::Moves);
+        self.image.take().expect("the image is given back once")
     }
 
     /// The shape of the image now.
     pub fn geometry(&self) -> Geometry {
-        self.image.geometry()
+        self.attached().geometry()
     }
 
     /// Fills `buffer` from the image.
@@ -108,26 +120,79 @@ impl Blocking {
     }
 
     fn run(&mut self, request: Request) -> Result<(), Failure> {
-        let mut step = self.image.start(request, &mut self.io);
-        let mut wakes = Vec::new();
+        let image = self.image.as_mut().expect(WITH_IMAGE);
+        let mut offered = match image.start(request, &mut self.io) {
+            Step::Done(completion) => return completion.outcome,
+            Step::Pending => None,
+            Step::Busy(request) => Some(request),
+        };
         loop {
-            match step {
-                Step::Done(Completion { outcome, .. }) => return outcome,
-                Step::Pending => {}
-                Step::Busy(_) => unreachable!("there is room for one request"),
+            if let Some(completion) = self.turn(None) {
+                return completion.outcome;
             }
-            // Plain system calls have nothing that could fail here but the wait for events, and an
-            // operation that was submitted has ended by then: no memory stays in use.
-            if let Err(error) = self.io.wait(Patience::UntilEvent, &mut wakes) {
-                panic!("a reactor without watches cannot fail to wait: {error}");
+            let image = self.image.as_mut().expect(WITH_IMAGE);
+            if image.loss().is_some() {
+                // No operation of the kernel uses the memory of the request any more.
+                return Err(Failure::Host(libc::ESTALE));
             }
-            step = Step::Pending;
-            for wake in wakes.drain(..) {
-                let Wake::Done(event) = wake else { continue };
-                if let done @ Step::Done(_) = self.image.resume(event, &mut self.io) {
-                    step = done;
-                }
+            offered = match offered.map(|request| image.start(request, &mut self.io)) {
+                Some(Step::Done(completion)) => return completion.outcome,
+                Some(Step::Busy(request)) => Some(request),
+                Some(Step::Pending) | None => None,
+            };
+        }
+    }
+
+    /// Waits once, at most `until` then; returns what ended by it.
+    fn turn(&mut self, until: Option<Instant>) -> Option<Completion> {
+        let image = self.image.as_mut().expect(WITH_IMAGE);
+        self.io
+            .set_timer([image.alarm(), until].into_iter().flatten().min());
+        let mut wakes = Vec::new();
+        // Plain system calls have nothing that could fail here but the wait for events, and an
+        // operation that was submitted has ended by then: no memory stays in use.
+        if let Err(error) = self.io.wait(Patience::UntilEvent, &mut wakes) {
+            panic!("a reactor without watches cannot fail to wait: {error}");
+        }
+        let mut ended = None;
+        for wake in wakes {
+            let Wake::Done(event) = wake else { continue };
+            if let Step::Done(completion) = image.resume(event, &mut self.io) {
+                ended = Some(completion);
             }
+        }
+        if image.alarm().is_some_and(|alarm| alarm <= self.io.now()) {
+            image.wake(&mut self.io);
+        }
+        ended.or_else(|| image.next_completion())
+    }
+
+    /// Lets the image leave the reactor: by force, when it takes too long otherwise.
+    fn part(&mut self, parting: Parting) {
+        for parting in [parting, Parting::Breaks] {
+            let image = self.image.as_mut().expect(WITH_IMAGE);
+            if !image.is_attached() {
+                return;
+            }
+            image.detach(parting, &mut self.io);
+            let until = self.io.now() + Duration::from_millis(LEAVE_MS_MAX);
+            while self.attached().is_attached() && self.io.now() < until {
+                self.turn(Some(until));
+            }
+        }
+    }
+
+    fn attached(&self) -> &dyn Backend {
+        self.image.as_deref().expect(WITH_IMAGE)
+    }
+}
+
+const WITH_IMAGE: &str = "the image is there until it is given back";
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        if self.image.is_some() {
+            self.part(Parting::Ends);
         }
     }
 }

@@ -170,12 +170,18 @@ impl Blocking {
             if let Some(Completion { outcome, .. }) = self.turn(end) {
                 return outcome;
             }
+            if self.image().loss().is_some() {
+                // The request stays in the image for good; nothing of the kernel's uses its memory.
+                self.expired = true;
+                return Err(Failure::Host(libc::ESTALE));
+            }
         }
     }
 
     /// Waits for one event or the time of `end`, and lets the image go on.
     fn turn(&mut self, end: Option<Instant>) -> Option<Completion> {
         let image = self.image.as_mut().expect(IMAGE_IS_THERE);
+        image.before_wait(&mut self.io);
         let alarm = image.alarm();
         self.io.set_timer(alarm.into_iter().chain(end).min());
         let mut wakes = Vec::new();
@@ -233,6 +239,7 @@ const EXPIRED: Failure = Failure::Host(libc::ETIMEDOUT);
 impl Drop for Blocking {
     fn drop(&mut self) {
         if self.image.is_some() && !self.expired {
+            self.part(Parting::Ends);
             self.part(Parting::Breaks);
         }
     }

@@ -182,12 +182,12 @@ pub fn read(blocks: Blocks, durability: Durability) -> Cdb {
     transfer([0x28, 0x88], blocks, durability)
 }
 
-/// WRITE (10) or (16) (SBC-3, 5.30 and 5.32).
+/// WRITE (10) or (16) (SBC-3, 5.33 and 5.35).
 pub fn write(blocks: Blocks, durability: Durability) -> Cdb {
     transfer([0x2a, 0x8a], blocks, durability)
 }
 
-/// SYNCHRONIZE CACHE (10) or (16) (SBC-3, 5.22 and 5.23): answered when the blocks are on the medium.
+/// SYNCHRONIZE CACHE (10) or (16) (SBC-3, 5.26 and 5.27): answered when the blocks are on the medium.
 pub fn synchronize_cache(blocks: Blocks) -> Cdb {
     transfer([0x35, 0x91], blocks, Durability::Cached)
 }
@@ -215,7 +215,7 @@ pub fn unmap(ranges: &[Blocks]) -> (Cdb, Vec<u8>) {
     (cdb, list)
 }
 
-/// WRITE SAME (16) (SBC-3, 5.48), whose data is one block: the bit NDOB, which would leave it out, is newer than
+/// WRITE SAME (16) (SBC-3, 5.44), whose data is one block: the bit NDOB, which would leave it out, is newer than
 /// many units. With [`Space::MayBeFreed`] it has the bit UNMAP.
 pub fn write_same(blocks: Blocks, space: Space) -> Cdb {
     const UNMAP: u8 = 1 << 3;

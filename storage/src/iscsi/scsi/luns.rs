@@ -13,7 +13,7 @@ pub struct Lun(pub [u8; 8]);
 
 impl Lun {
     /// The unit `number`: a single level, peripheral addressing below 256 and flat space addressing from there on
-    /// (SAM-5, 4.7.5); `None` from 16384 on.
+    /// (SAM-5, 4.7); `None` from 16384 on.
     pub fn new(number: u16) -> Option<Self> {
         const FLAT_SPACE: u8 = 0b01 << 6;
         let [high, low] = number.to_be_bytes();

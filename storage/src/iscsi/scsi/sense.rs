@@ -46,7 +46,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// The kind of a condition (SPC-4, 4.5.6).
+/// The kind of a condition (SPC-4, 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenseKey(pub u8);
 
@@ -90,7 +90,7 @@ impl fmt::Display for SenseKey {
     }
 }
 
-/// Which command the sense data speak of (SPC-4, 4.5.5).
+/// Which command the sense data speak of (SPC-4, 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timing {
     /// The one that they came with.
@@ -220,7 +220,7 @@ pub fn verdict(status: Status, sense: Option<Sense>) -> Verdict {
 const BROKEN: Failure = Failure::Host(libc::EIO);
 
 fn of_sense(sense: Sense) -> Verdict {
-    // A command that is answered with another one's error was not processed (SPC-4, 4.5.7).
+    // A command that is answered with another one's error was not processed (SPC-4, 4.5, of deferred errors).
     match (sense.timing, of_current(sense)) {
         (Timing::Current, verdict) => verdict,
         // That one arrived, though with an effort.

@@ -18,7 +18,7 @@ pub(super) fn page(page: VpdPage, bytes: &[u8]) -> Result<Parameter<'_>, Paramet
     Ok(data.cut(usize::from(data.u16(2)?) + 4))
 }
 
-/// Which pages there are (SPC-4, 7.8.16).
+/// Which pages there are (SPC-4, 7.8).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SupportedPages(Vec<u8>);
 
@@ -38,7 +38,7 @@ impl SupportedPages {
     }
 }
 
-/// The unit's serial number (SPC-4, 7.8.15); empty if it has none.
+/// The unit's serial number (SPC-4, 7.8); empty if it has none.
 ///
 /// # Errors
 ///

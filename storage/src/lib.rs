@@ -17,6 +17,7 @@ pub mod raw;
 pub mod reactor;
 pub mod request;
 pub mod ring;
+mod segments;
 pub mod sim;
 pub mod slab;
 mod socket;

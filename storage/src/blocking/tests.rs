@@ -168,10 +168,10 @@ fn an_image_is_attached_while_it_is_used_and_leaves_as_it_is() {
 }
 
 #[test]
-fn an_image_that_is_dropped_breaks_off() {
+fn an_image_that_is_dropped_ends_in_good_order() {
     let (server, _peer, seen) = Server::new();
     drop(Blocking::new(server).unwrap());
-    assert_eq!(seen.lock().unwrap().partings, [Parting::Breaks]);
+    assert_eq!(seen.lock().unwrap().partings, [Parting::Ends]);
 }
 
 #[test]

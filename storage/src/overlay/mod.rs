@@ -14,7 +14,6 @@ mod grow;
 mod open;
 mod persist;
 mod port;
-mod segments;
 #[cfg(test)]
 mod tests;
 

@@ -147,6 +147,27 @@ pub enum Persistence {
     ThroughPowerLoss,
 }
 
+/// What the standards call the command, for messages.
+pub fn name(cdb: &Cdb) -> &'static str {
+    let [opcode, ..] = cdb;
+    match opcode {
+        0x00 => "TEST UNIT READY",
+        0x12 => "INQUIRY",
+        0x1a | 0x5a => "MODE SENSE",
+        0x28 | 0x88 => "READ",
+        0x2a | 0x8a => "WRITE",
+        0x35 | 0x91 => "SYNCHRONIZE CACHE",
+        0x42 => "UNMAP",
+        0x5e => "PERSISTENT RESERVE IN",
+        0x5f => "PERSISTENT RESERVE OUT",
+        0x89 => "COMPARE AND WRITE",
+        0x93 => "WRITE SAME(16)",
+        0x9e => "READ CAPACITY(16)",
+        0xa0 => "REPORT LUNS",
+        _ => "a command",
+    }
+}
+
 /// TEST UNIT READY (SPC-4, 6.47).
 pub fn test_unit_ready() -> Cdb {
     Packer::new(0x00).done()

@@ -1,0 +1,3 @@
+//! What iSCSI images are tested with: a target of the test's own, and the protocol as the proxy must know it.
+
+pub mod target;

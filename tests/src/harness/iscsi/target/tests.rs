@@ -49,15 +49,11 @@ fn a_stopped_target_says_nothing_until_it_goes_on() {
     let target = start(Plan::disk(MIB));
     target.stop().expect("it lives");
     std::thread::scope(|scope| {
-        let read = scope.spawn(|| {
-            let start = Instant::now();
-            qemu_io(&target.url(1), &["read 0 512"]).expect("it goes on");
-            start.elapsed()
-        });
+        let read = scope.spawn(|| qemu_io(&target.url(1), &["read 0 512"]));
         std::thread::sleep(Duration::from_millis(500));
         assert!(!read.is_finished(), "a stopped target answers");
         target.go_on().expect("it lives");
-        assert!(read.join().expect("no panic") >= Duration::from_millis(500));
+        read.join().expect("no panic").expect("it goes on");
     });
 }
 

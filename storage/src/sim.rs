@@ -10,3 +10,4 @@ pub mod medium;
 pub mod oracle;
 pub mod reactor;
 pub mod seeds;
+pub mod target;

@@ -54,7 +54,7 @@ impl Connection {
 
     /// Takes bytes that the initiator has sent, in any portions.
     pub fn receive(&mut self, bytes: &[u8]) {
-        if self.closed || self.lost() {
+        if self.closed || self.lost() || !self.listens() {
             return;
         }
         self.frames.extend(bytes);
@@ -147,6 +147,15 @@ impl Connection {
             Phase::Login(..) | Phase::Parting => false,
         };
         self.life != state.life || is_ended
+    }
+
+    /// Whether what comes is still looked at.
+    fn listens(&self) -> bool {
+        match &self.phase {
+            Phase::Login(..) => true,
+            Phase::Session(session) => !session.is_over,
+            Phase::Parting => false,
+        }
     }
 
     fn digests(&self) -> Digests {

@@ -116,7 +116,8 @@ pub struct Quirks {
     pub fences_unmap: bool,
     /// Whether PREEMPT raises REGISTRATIONS PREEMPTED (SPC-4, 5.12.11.4). tgtd raises RESERVATIONS PREEMPTED.
     pub names_preempted_registrations: bool,
-    /// Whether a RELEASE raises its UNIT ATTENTION on the nexus that released, instead of on the other registrants.
+    /// Whether the end of a reservation is told its holder, if the type trusts no registrants, and nobody otherwise. By
+    /// the standard it is told the other registrants, if the type trusts them.
     pub alarms_releaser: bool,
     /// Whether a login raises POWER ON OCCURRED on the new session.
     pub alarms_login: bool,

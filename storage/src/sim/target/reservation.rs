@@ -196,9 +196,7 @@ impl Reservations {
                 None => self.registrations.push(Registration { identity: me, key }),
             }
         }
-        if key != 0 || present.is_some() {
-            self.generation = self.generation.wrapping_add(1);
-        }
+        self.generation = self.generation.wrapping_add(1);
         Ok(outcome)
     }
 
@@ -298,10 +296,11 @@ impl Reservations {
     /// Ends the reservation, by the wish of its holder; whom that is told.
     fn drop_reservation(&mut self, me: Identity) -> Vec<(Identity, Attention)> {
         let held = self.held.take();
-        if self.quirks.alarms_releaser {
+        let trusts_registrants = held.is_some_and(|held| held.kind.trusts_registrants());
+        if self.quirks.alarms_releaser && !trusts_registrants {
             return vec![(me, Attention::ReservationsReleased)];
         }
-        if !held.is_some_and(|held| held.kind.trusts_registrants()) {
+        if self.quirks.alarms_releaser || !trusts_registrants {
             return Vec::new();
         }
         let registrations = self.registrations.iter();

@@ -245,8 +245,9 @@ impl Session {
         if command.write {
             let resets = resets(command.lun, state);
             let transfer = Transfer::new(command, data, &self.negotiated, resets);
-            self.transfers
-                .push(transfer.map_err(|error| SessionError::Transfer(tag.0, error))?);
+            let mut transfer = transfer.map_err(|error| SessionError::Transfer(tag.0, error))?;
+            transfer.is_doomed = self.dice.one_in(state.options.mishaps.busy_one_in);
+            self.transfers.push(transfer);
         } else {
             if !data.is_empty() {
                 return Err(SessionError::DataWithoutWrite);
@@ -468,7 +469,7 @@ impl Session {
         let mut refused = Vec::new();
         for transfer in &mut self.transfers {
             let tag = transfer.command.initiator_task_tag.0;
-            if transfer.is_quiet() && self.dice.one_in(state.options.mishaps.busy_one_in) {
+            if transfer.is_quiet() && transfer.is_doomed {
                 refused.push((transfer.command, transfer.r2t_count()));
                 continue;
             }

@@ -228,7 +228,7 @@ impl State {
             return Ok((command, Plan::default()));
         }
         let arrived = arrived.take().expect("a command is let in once");
-        let mut plan = match self.tell(number, nexus, command) {
+        let mut plan = match self.tell(number, command) {
             Some(told) => Plan::saying(told.map_err(Refusal::Illegal)?),
             None => self
                 .plan(number, command, data, arrived)
@@ -266,9 +266,8 @@ impl State {
     }
 
     /// The data of a command that only asks; `None` of the others.
-    fn tell(&self, number: Option<u16>, nexus: &Nexus, command: Command) -> Option<Result<Vec<u8>, Illegal>> {
+    fn tell(&self, number: Option<u16>, command: Command) -> Option<Result<Vec<u8>, Illegal>> {
         let unit = self.units.get(&number?)?;
-        let _ = nexus;
         let (told, allocation_bytes) = match command {
             Command::TestUnitReady => (Ok(Vec::new()), 0),
             Command::RequestSense { allocation_bytes } => (Ok(sense(0, 0, None).to_vec()), allocation_bytes),

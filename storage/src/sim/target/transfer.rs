@@ -21,6 +21,8 @@ pub(super) struct Transfer {
     r2t_sn: u32,
     /// How often the logical unit had been reset when the command came.
     pub(super) resets: u64,
+    /// It is going to be refused before its data is there.
+    pub(super) is_doomed: bool,
 }
 
 /// An R2T that is not answered in full.
@@ -78,6 +80,7 @@ impl Transfer {
             asked_to: 0,
             r2t_sn: 0,
             resets,
+            is_doomed: false,
         };
         transfer.check_unasked(negotiated)?;
         Ok(transfer)

@@ -21,6 +21,8 @@ pub(crate) struct Client {
     max_cmd_sn: Serial,
     next_stat_sn: Option<Serial>,
     next_tag: u32,
+    /// That of the next commands.
+    pub(crate) attribute: TaskAttribute,
     tasks: BTreeMap<u32, Task>,
     ended: BTreeMap<u32, Outcome>,
     /// Task management and logout, by tag.
@@ -83,6 +85,7 @@ impl Client {
             max_cmd_sn: Serial(7),
             next_stat_sn: None,
             next_tag: 1,
+            attribute: TaskAttribute::Simple,
             tasks: BTreeMap::new(),
             ended: BTreeMap::new(),
             managed: BTreeMap::new(),
@@ -189,7 +192,7 @@ impl Client {
             is_final: !unsolicited,
             read: matches!(transfer, Transfer::In(_)),
             write: matches!(transfer, Transfer::Out(_)),
-            attribute: TaskAttribute::Simple,
+            attribute: self.attribute,
             lun,
             initiator_task_tag: Tag(tag),
             expected_data_transfer_length: expected,

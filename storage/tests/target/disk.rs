@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use coracle_storage::backend::Access;
-use coracle_storage::iscsi::pdu::Residual;
+use coracle_storage::iscsi::pdu::{Residual, TaskAttribute};
 use coracle_storage::sim::dice::Dice;
-use coracle_storage::sim::target::options::{Mishaps, Options, Quirks};
+use coracle_storage::sim::target::options::{Mishaps, Options, Pace, Quirks};
 
 use super::client::{Client, Transfer};
 use super::{SIZE_BYTES, cdb16, pattern, target, with_seed, write_cdb};
@@ -62,7 +62,7 @@ fn commands_end_in_any_order_and_none_is_lost() {
     let mut orders = BTreeSet::new();
     for seed in 0..40 {
         let options = Options {
-            pace: coracle_storage::sim::target::options::Pace::Dice,
+            pace: Pace::Dice,
             ..Options::default()
         };
         let target = with_seed(options, seed);
@@ -89,6 +89,35 @@ fn commands_end_in_any_order_and_none_is_lost() {
         orders.insert(order);
     }
     assert!(orders.len() > 5, "only {orders:?}");
+}
+
+#[test]
+fn an_ordered_command_is_not_overtaken_either_way() {
+    for seed in 0..40 {
+        let options = Options {
+            pace: Pace::Dice,
+            ..Options::default()
+        };
+        let target = with_seed(options, seed);
+        let mut client = Client::ready(&target, "iqn.x:a", 1);
+        for (byte, attribute) in [
+            (1, TaskAttribute::Simple),
+            (2, TaskAttribute::Ordered),
+            (3, TaskAttribute::Simple),
+        ] {
+            client.attribute = attribute;
+            client.start(1, &write_cdb(0, &[0; 512]), &Transfer::Out(&[byte; 512]));
+        }
+        let mut seen = vec![0];
+        while seen.last() != Some(&3) {
+            client.go_on();
+            let now = target.content(1)[0];
+            if seen.last() != Some(&now) {
+                seen.push(now);
+            }
+        }
+        assert!(seen.is_sorted(), "seed {seed}: {seen:?}");
+    }
 }
 
 #[test]

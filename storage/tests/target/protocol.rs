@@ -345,7 +345,7 @@ fn exchange(target: &Target) -> Vec<u8> {
 
 #[test]
 fn each_hostility_shows_in_what_is_sent_and_none_breaks_the_target() {
-    let kinds: [fn(&mut Hostility); 9] = [
+    let kinds: [fn(&mut Hostility); 11] = [
         |hostility| hostility.duplicated_one_in = 1,
         |hostility| hostility.reordered_one_in = 2,
         |hostility| hostility.wrong_tag_one_in = 1,
@@ -354,6 +354,8 @@ fn each_hostility_shows_in_what_is_sent_and_none_breaks_the_target() {
         |hostility| hostility.resized_data_one_in = 1,
         |hostility| hostility.r2t_beyond_one_in = 1,
         |hostility| hostility.garbage_one_in = 1,
+        |hostility| hostility.wrong_digest_one_in = 1,
+        |hostility| hostility.noise_one_in = 1,
         |hostility| hostility.login_response_one_in = 1,
     ];
     let conversation = |hostility| {
@@ -376,5 +378,35 @@ fn each_hostility_shows_in_what_is_sent_and_none_breaks_the_target() {
         let mut hostility = Hostility::default();
         set(&mut hostility);
         assert_ne!(conversation(hostility), polite, "hostility {number}");
+    }
+}
+
+#[test]
+fn no_bytes_break_the_target() {
+    for seed in 0..2000 {
+        let mut dice = Dice::new(seed);
+        let target = with_seed(Options::draw(&mut dice), seed);
+        let mut client = Client::log_in(&target, "iqn.x:a", 1, "").unwrap();
+        let mut pdu = [
+            command(1, 7, 1024).bhs(),
+            data_out(1, 0, 0).bhs(),
+            command(2, 8, 0).bhs(),
+        ];
+        for bhs in &mut pdu {
+            for _ in 0..dice.index(4) {
+                let (at, bits) = (dice.index(48), dice.below(256));
+                bhs.0[at] ^= u8::try_from(bits).unwrap();
+            }
+            let data_bytes = usize::try_from(bhs.data_segment_bytes().min(2000)).unwrap();
+            client.connection.receive(&bhs.0);
+            client
+                .connection
+                .receive(&vec![0x5a; data_bytes.next_multiple_of(4)]);
+            client.connection.transmit();
+        }
+        client.connection.close();
+        for _ in 0..20 {
+            target.advance();
+        }
     }
 }

@@ -89,17 +89,10 @@ impl Connection {
             Phase::Session(session) => {
                 let hostility = state.options.hostility;
                 for out in session.transmit(&mut state) {
-                    for frame in self.saboteur.spoil(out, &hostility, &mut self.dice) {
-                        bytes.extend(frame.bytes(digests));
-                    }
+                    bytes.extend(self.saboteur.spoil(out, digests, &hostility, &mut self.dice));
                 }
                 if session.is_silent() {
-                    bytes.extend(
-                        self.saboteur
-                            .release()
-                            .into_iter()
-                            .flat_map(|frame| frame.bytes(digests)),
-                    );
+                    bytes.extend(self.saboteur.release());
                     self.closed = session.is_over;
                 }
             }

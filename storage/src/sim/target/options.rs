@@ -242,6 +242,10 @@ pub struct Hostility {
     pub r2t_beyond_one_in: u64,
     /// PDUs with bits changed anywhere in the header.
     pub garbage_one_in: u64,
+    /// PDUs whose last bytes, or digest, are changed.
+    pub wrong_digest_one_in: u64,
+    /// Bytes between PDUs that are none.
+    pub noise_one_in: u64,
     /// Login responses in the full feature phase.
     pub login_response_one_in: u64,
 }
@@ -259,6 +263,8 @@ impl Hostility {
             resized_data_one_in: rate(),
             r2t_beyond_one_in: rate(),
             garbage_one_in: rate(),
+            wrong_digest_one_in: rate(),
+            noise_one_in: rate(),
             login_response_one_in: rate(),
         }
     }

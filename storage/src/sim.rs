@@ -13,3 +13,4 @@ pub mod net;
 pub mod oracle;
 pub mod reactor;
 pub mod seeds;
+pub mod target;

@@ -11,6 +11,9 @@
 //!             └─ SIGTERM ──────► ended
 //! ```
 //!
+//! Where the storage is reached by a network, a writer is also cut off from it and healed, its server is killed and started
+//! again, and the lease of whoever has it is broken, which is the end of that writer's tenure but not of his process.
+//!
 //! A writer is a whole monitor with the unikernel guest's `stamp`. Each start is another incarnation; half of them are
 //! of a VM that was started before.
 
@@ -28,10 +31,18 @@ use crate::harness::oracle::{BLOCK_SECTORS, Oracle, reread_damaged};
 use crate::monitor::{Launch, Monitor};
 use crate::seed::Seed;
 
+mod network;
+
+pub use network::Network;
+
 /// One image on some kind of storage, blank when the schedule begins.
 pub trait Backend {
-    /// The members of the next writer's drive that say where the image is and how it is leased.
-    fn drive(&self) -> Value;
+    /// The members of the next writer's drive that say where the image is and how it is leased. Asked once for each start.
+    ///
+    /// # Errors
+    ///
+    /// When there is no way to the image for him.
+    fn drive(&self) -> Outcome<Value>;
 
     /// The first bytes of the image, as the storage has them.
     ///
@@ -45,6 +56,11 @@ pub trait Backend {
 
     /// Whether a monitor that ended said that this VM holds the lease.
     fn is_refusal(&self, errors: &str, vm: &str) -> bool;
+
+    /// What the schedule can do to the way to the image, if there is a way.
+    fn network(&self) -> Option<&dyn Network> {
+        None
+    }
 }
 
 /// The state of a writer.
@@ -58,6 +74,8 @@ pub enum State {
     Killed,
     /// It has ended in good order.
     Ended,
+    /// Its lease was broken, whatever it does itself.
+    Broken,
 }
 
 /// What must become of a start.
@@ -81,6 +99,11 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_secs(20);
 /// How long steps are apart at most.
 const PAUSE_MS_MAX: u64 = 40;
+/// The same on a network: a session that was lost has the time to come back, sometimes.
+const NETWORK_PAUSE_MS_MAX: u64 = 600;
+/// Kinds of steps, and those that need a network after them.
+const KINDS: u64 = 6;
+const NETWORK_KINDS: u64 = 5;
 /// The status of a monitor that SIGTERM ends.
 const TERMINATED: i32 = 143;
 
@@ -122,20 +145,28 @@ struct Writer {
     number: u64,
     vm: &'static str,
     is_stopped: bool,
+    is_cut_off: bool,
     monitor: Monitor,
 }
 
 impl Schedule<'_> {
     fn run(&mut self) -> Outcome {
+        let pause_ms_max = match self.backend.network() {
+            None => PAUSE_MS_MAX,
+            Some(_) => NETWORK_PAUSE_MS_MAX,
+        };
         for _ in 0..STEPS {
             self.step()?;
-            std::thread::sleep(Duration::from_millis(self.seed.below(PAUSE_MS_MAX)));
+            std::thread::sleep(Duration::from_millis(self.seed.below(pause_ms_max)));
             self.look()?;
         }
         while let Some(writer) = self.alive.pop() {
             self.kill(writer)?;
         }
-        // Whatever happened: the image is free again, where death frees it, and whole.
+        // Whatever happened: the image is free again, where death frees it or somebody says so, and whole.
+        if let (Some(network), Expected::Refused) = (self.backend.network(), self.next()) {
+            self.break_lease(network)?;
+        }
         self.start()?;
         self.look()?;
         match self.alive.pop() {
@@ -147,7 +178,11 @@ impl Schedule<'_> {
     /// One random step, of those that are possible.
     fn step(&mut self) -> Outcome {
         let count = u64::try_from(self.alive.len())?;
-        let kind = self.seed.below(6);
+        let network = self.backend.network();
+        let kind = self.seed.below(KINDS + network.map_or(0, |_| NETWORK_KINDS));
+        if let Some(network) = network.filter(|_| kind >= KINDS) {
+            return self.upheaval(network, kind - KINDS);
+        }
         if count == 0 || (kind < 2 && self.alive.len() < ALIVE_MAX) {
             return self.start();
         }
@@ -165,18 +200,32 @@ impl Schedule<'_> {
         }
     }
 
+    /// What must become of the next start.
+    fn next(&self) -> Expected {
+        self.last
+            .map_or(Expected::Granted, |(_, _, state)| self.backend.expected(state))
+    }
+
+    /// Takes note of what has become of a writer; nothing gives a broken lease back.
+    fn note(&mut self, number: u64, now: State) {
+        if let Some((last, _, state)) = &mut self.last
+            && *last == number
+            && *state != State::Broken
+        {
+            *state = now;
+        }
+    }
+
     fn start(&mut self) -> Outcome {
         self.starts += 1;
         let number = self.starts;
         let vm = self.seed.pick(VMS).copied().unwrap_or("vm");
-        let expected = self
-            .last
-            .map_or(Expected::Granted, |(_, _, state)| self.backend.expected(state));
+        let expected = self.next();
         self.done.push(format!("start {number} of {vm}"));
         let mut drive = json!({
             "drive_id": "d", "is_root_device": false, "is_read_only": false, "cache_type": "Writeback"
         });
-        if let (Some(drive), Value::Object(more)) = (drive.as_object_mut(), self.backend.drive()) {
+        if let (Some(drive), Value::Object(more)) = (drive.as_object_mut(), self.backend.drive()?) {
             drive.extend(more);
         }
         let words = format!("do=stamp:writer={number},blocks={BLOCKS},flush_every=4,ms=1");
@@ -192,6 +241,7 @@ impl Schedule<'_> {
                 number,
                 vm,
                 is_stopped: false,
+                is_cut_off: false,
                 monitor,
             };
             return self.started(writer, expected);
@@ -252,8 +302,11 @@ impl Schedule<'_> {
     fn end(&mut self, writer: Writer) -> Outcome {
         self.done.push(format!("end {}", writer.number));
         let number = writer.number;
-        // A stopped one would not hear of it.
+        // A stopped one would not hear of it, and one that is cut off could give nothing back.
         writer.monitor.signal(Signal::CONT)?;
+        if let Some(network) = self.backend.network().filter(|_| writer.is_cut_off) {
+            network.heal(number)?;
+        }
         writer.monitor.signal(Signal::TERM)?;
         let ended = writer.monitor.wait(END_WITHIN)?;
         crate::ensure!(
@@ -268,9 +321,7 @@ impl Schedule<'_> {
     fn gone(&mut self, number: u64, console: &str, state: State) -> Outcome {
         self.oracle.acknowledged(number, last_acknowledged(console));
         self.oracle.gone(number);
-        if let Some((_, _, last)) = self.last.as_mut().filter(|(last, _, _)| *last == number) {
-            *last = state;
-        }
+        self.note(number, state);
         self.look()
     }
 
@@ -287,9 +338,7 @@ impl Schedule<'_> {
         writer.monitor.signal(signal)?;
         writer.is_stopped = !writer.is_stopped;
         let number = writer.number;
-        if let Some((_, _, last)) = self.last.as_mut().filter(|(last, _, _)| *last == number) {
-            *last = state;
-        }
+        self.note(number, state);
         Ok(())
     }
 

@@ -87,6 +87,18 @@ impl Host {
         Ok(host)
     }
 
+    /// The same host once more, for somebody who may outlive this value.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub fn again(&self) -> Outcome<Self> {
+        Ok(Self {
+            namespace: self.namespace.try_clone()?,
+            address: self.address,
+        })
+    }
+
     /// Does something on this host: sockets and programs that it makes stay there.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod double_start;
 pub mod hosts;
+pub mod iscsi;
 pub mod matrix;
 pub mod oracle;
 pub mod proxy;

@@ -72,14 +72,14 @@ impl ImageFile {
 }
 
 impl Backend for ImageFile {
-    fn drive(&self) -> Value {
+    fn drive(&self) -> Outcome<Value> {
         let earlier = self.starts.replace(self.starts.get() + 1);
         let lock = if earlier == 0 {
             "exclusive"
         } else {
             self.later_lock
         };
-        json!({ "path_on_host": self.path(), "lock": lock })
+        Ok(json!({ "path_on_host": self.path(), "lock": lock }))
     }
 
     fn read(&self, bytes: u64) -> Outcome<Vec<u8>> {
@@ -91,7 +91,7 @@ impl Backend for ImageFile {
     fn expected(&self, holder: State) -> Expected {
         match holder {
             State::Running | State::Stopped => Expected::Refused,
-            State::Killed | State::Ended => Expected::Granted,
+            State::Killed | State::Ended | State::Broken => Expected::Granted,
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
 use coracle_tests::harness::hosts::Star;
+use coracle_tests::harness::iscsi::target::{Plan, Target, url};
 use coracle_tests::harness::proxy::{Direction, Fault, Proxy};
 use coracle_tests::{Outcome, ensure};
 
@@ -21,6 +22,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_program_on_a_host_has_its_network",
         need: Need::Hosts,
         run: a_program_on_a_host_has_its_network,
+    },
+    Case {
+        name: "a_target_on_a_host_serves_the_others_and_not_this_machine",
+        need: Need::Hosts,
+        run: a_target_on_a_host_serves_the_others_and_not_this_machine,
     },
 ];
 
@@ -70,5 +76,26 @@ fn a_program_on_a_host_has_its_network(_: &Context) -> Outcome {
     let here = String::from_utf8(program()?.stdout)?;
     ensure!(there.contains("to-server"), "a client's devices: {there}");
     ensure!(!here.contains("to-server"), "this machine's devices: {here}");
+    Ok(())
+}
+
+fn a_target_on_a_host_serves_the_others_and_not_this_machine(_: &Context) -> Outcome {
+    let star = Star::new(1)?;
+    let target = Target::start_on(&star.server, Plan::disk(1 << 20))?;
+    let client = star.clients.first().ok_or("there is one client")?;
+    let capacity = |address: SocketAddr| {
+        Command::new("timeout")
+            .args(["20", "iscsi-readcapacity16", &url(address, 1)])
+            .output()
+    };
+    let port = target.address().port();
+    let there = client.inside(|| capacity(SocketAddr::new(star.server.address, port)))??;
+    let said = String::from_utf8_lossy(&there.stdout).into_owned();
+    ensure!(said.contains("Total size:1048576"), "a client sees: {said}");
+    let here = capacity(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))?;
+    ensure!(
+        !here.status.success(),
+        "this machine reached a target of another host"
+    );
     Ok(())
 }

@@ -5,9 +5,10 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::Fault;
 use super::lane::{Lane, Passed};
+use super::protocol::{Framer, Protocol};
 use super::volatile::Cache;
+use super::{Direction, Fault};
 
 /// Both sockets, and what is between them.
 #[derive(Debug)]
@@ -21,6 +22,14 @@ pub(super) struct Connection {
     pub(super) inner: Lane,
     /// What the network does to answers.
     pub(super) to_client: Lane,
+    /// What is known of the two sides' language.
+    pub(super) protocol: Option<Box<dyn Protocol>>,
+    /// What the client has sent and is no whole message yet.
+    requests: Framer,
+    /// The same of the server.
+    answers: Framer,
+    /// A message of each direction that waits for the next one to overtake it.
+    overtaken: [Option<Vec<u8>>; 2],
     /// What volatile mode holds back.
     pub(super) cache: Cache,
     /// It is reset as soon as the cache has written back.
@@ -40,7 +49,11 @@ enum Got {
 const READ_BYTES: usize = 64 << 10;
 
 impl Connection {
-    pub(super) fn new(client: TcpStream, server: TcpStream) -> Option<Self> {
+    pub(super) fn new(
+        client: TcpStream,
+        server: TcpStream,
+        protocol: Option<Box<dyn Protocol>>,
+    ) -> Option<Self> {
         for socket in [&client, &server] {
             socket.set_nonblocking(true).ok()?;
             socket.set_nodelay(true).ok()?;
@@ -51,6 +64,10 @@ impl Connection {
             to_server: Lane::new(),
             inner: Lane::new(),
             to_client: Lane::new(),
+            protocol,
+            requests: Framer::default(),
+            answers: Framer::default(),
+            overtaken: [None, None],
             cache: Cache::default(),
             is_cut: false,
             is_broken: false,
@@ -94,6 +111,102 @@ impl Connection {
                 self.is_broken = true;
             }
             Got::Nothing => {}
+        }
+        None
+    }
+
+    /// Takes bytes that a side has sent.
+    pub(super) fn take_in(&mut self, direction: Direction, bytes: &[u8]) {
+        self.framer(direction).push(bytes);
+    }
+
+    /// The next whole message of those; without a protocol, all there is.
+    pub(super) fn next_message(&mut self, direction: Direction) -> Option<Vec<u8>> {
+        let has_ended = self.lane(direction).has_ended;
+        let framer = match direction {
+            Direction::ToServer => &mut self.requests,
+            Direction::ToClient => &mut self.answers,
+        };
+        if let Some(protocol) = self.protocol.as_deref()
+            && let Some(message) = framer.next(protocol, direction)
+        {
+            return Some(message);
+        }
+        let is_all = self.protocol.is_none() || has_ended;
+        is_all.then(|| framer.rest()).filter(|rest| !rest.is_empty())
+    }
+
+    pub(super) fn lane(&self, direction: Direction) -> &Lane {
+        match direction {
+            Direction::ToServer => &self.to_server,
+            Direction::ToClient => &self.to_client,
+        }
+    }
+
+    pub(super) fn lane_mut(&mut self, direction: Direction) -> &mut Lane {
+        match direction {
+            Direction::ToServer => &mut self.to_server,
+            Direction::ToClient => &mut self.to_client,
+        }
+    }
+
+    /// The place for the message that the next one overtakes.
+    pub(super) fn overtaken(&mut self, direction: Direction) -> &mut Option<Vec<u8>> {
+        let [to_server, to_client] = &mut self.overtaken;
+        match direction {
+            Direction::ToServer => to_server,
+            Direction::ToClient => to_client,
+        }
+    }
+
+    fn framer(&mut self, direction: Direction) -> &mut Framer {
+        match direction {
+            Direction::ToServer => &mut self.requests,
+            Direction::ToClient => &mut self.answers,
+        }
+    }
+
+    /// The next request that is whole behind the network.
+    pub(super) fn next_request(&mut self) -> Option<Vec<u8>> {
+        let protocol = self.protocol.as_deref()?;
+        self.cache.requests.next(protocol, Direction::ToServer)
+    }
+
+    /// Passes on everything that the cache holds.
+    pub(super) fn write_back(&mut self) {
+        let Some(protocol) = self.protocol.as_mut() else {
+            return;
+        };
+        let mut bytes = Vec::new();
+        for request in std::mem::take(&mut self.cache.held) {
+            let request = protocol.write_back(request);
+            self.cache.awaited.insert(protocol.tag(&request));
+            bytes.extend(request);
+        }
+        self.pass_inside(bytes);
+    }
+
+    /// Passes a request on to the server behind the cache.
+    pub(super) fn pass_request(&mut self, request: Vec<u8>) {
+        let request = match self.protocol.as_mut() {
+            Some(protocol) => protocol.to_server(request),
+            None => request,
+        };
+        self.pass_inside(request);
+    }
+
+    /// What the client is to see of an answer: nothing of one to a write that was acknowledged before.
+    pub(super) fn unwrapped(&mut self, answer: Vec<u8>) -> Option<Vec<u8>> {
+        let Some(protocol) = self.protocol.as_mut() else {
+            return Some(answer);
+        };
+        if !self.cache.awaited.remove(&protocol.tag(&answer)) {
+            return Some(protocol.to_client(answer));
+        }
+        if !protocol.swallow(&answer) {
+            // What was acknowledged is not there: the client must write it again.
+            self.is_cut = true;
+            self.is_broken = true;
         }
         None
     }
@@ -164,6 +277,7 @@ impl Connection {
     pub(super) fn cut(&mut self) {
         self.client.take().into_iter().for_each(reset);
         self.to_server.clear();
+        self.requests.rest();
         self.is_cut = true;
     }
 

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A proxy is one thread; each command has taken effect when its call returns. It lives in the network namespace
-//! of whoever starts it. A proxy in *volatile* mode also plays the server's cache: see [`Protocol`].
+//! of whoever starts it. A proxy that knows the [`Protocol`] has traps for single messages; in *volatile* mode it also plays
+//! the server's cache.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -20,11 +21,14 @@ use crate::seed::Seed;
 
 mod connection;
 mod lane;
+mod protocol;
 mod relay;
+mod trap;
 mod volatile;
 
-use relay::Relay;
-pub use volatile::{Kind, Protocol};
+pub use protocol::{Damage, Kind, Protocol, Step};
+use relay::{Knowledge, Relay};
+pub use trap::{Then, Trap};
 
 /// A running proxy. Dropping it resets every connection and ends its thread.
 #[derive(Debug)]
@@ -83,6 +87,8 @@ enum Request {
     Strand,
     DeliverLate,
     HeldBytes(Direction),
+    Lay(Trap),
+    Waiting,
     Crash,
     End,
 }
@@ -97,7 +103,21 @@ impl Proxy {
     ///
     /// When it cannot listen there.
     pub fn start(listen: std::net::IpAddr, server: SocketAddr, seed: Seed) -> Outcome<Self> {
-        Self::spawn(listen, server, seed, None)
+        Self::spawn(listen, server, seed, Knowledge::Nothing)
+    }
+
+    /// The same with a protocol that it knows: messages pass whole, and [`Proxy::lay`] works.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot listen there.
+    pub fn knowing(
+        listen: std::net::IpAddr,
+        server: SocketAddr,
+        seed: Seed,
+        protocol: impl Protocol + 'static,
+    ) -> Outcome<Self> {
+        Self::spawn(listen, server, seed, Knowledge::Messages(Box::new(protocol)))
     }
 
     /// The same in volatile mode: it acknowledges unstable writes itself and holds them back until a flush, or for
@@ -112,20 +132,20 @@ impl Proxy {
         seed: Seed,
         protocol: impl Protocol + 'static,
     ) -> Outcome<Self> {
-        Self::spawn(listen, server, seed, Some(Box::new(protocol)))
+        Self::spawn(listen, server, seed, Knowledge::Cache(Box::new(protocol)))
     }
 
     fn spawn(
         listen: std::net::IpAddr,
         server: SocketAddr,
         seed: Seed,
-        protocol: Option<Box<dyn Protocol>>,
+        knowledge: Knowledge,
     ) -> Outcome<Self> {
         let listener = TcpListener::bind((listen, 0)).map_err(|e| format!("proxy on {listen}: {e}"))?;
         let address = listener.local_addr()?;
         let (orders, receiver): (SyncSender<Order>, Receiver<Order>) = sync_channel(1);
         let (bell, ear) = UnixStream::pair()?;
-        let mut relay = Relay::new((listener, server), (receiver, ear), seed, protocol)?;
+        let mut relay = Relay::new((listener, server), (receiver, ear), seed, knowledge)?;
         let thread = std::thread::Builder::new()
             .name("proxy".into())
             .spawn(move || relay.run())?;
@@ -186,6 +206,32 @@ impl Proxy {
     /// When the proxy's thread is gone.
     pub fn held_bytes(&self, direction: Direction) -> Outcome<usize> {
         self.ask(Request::HeldBytes(direction))
+    }
+
+    /// Lays a trap for the next message of its kind, in place of one that was laid before.
+    ///
+    /// # Errors
+    ///
+    /// When the proxy's thread is gone.
+    pub fn lay(&self, trap: Trap) -> Outcome {
+        self.ask(Request::Lay(trap)).map(drop)
+    }
+
+    /// Waits until the trap is sprung.
+    ///
+    /// # Errors
+    ///
+    /// When no such message comes in time, or the proxy's thread is gone.
+    pub fn wait_sprung(&self, limit: Duration) -> Outcome {
+        let deadline = std::time::Instant::now() + limit;
+        while self.ask(Request::Waiting)? > 0 {
+            crate::ensure!(
+                std::time::Instant::now() < deadline,
+                "nothing fell into the trap within {limit:?}"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// What a power failure does to a volatile cache: resets every connection and forgets each write that was

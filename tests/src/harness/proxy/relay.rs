@@ -11,7 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::connection::{Connection, reset};
 use super::lane::Passed;
-use super::volatile::{Kind, Protocol, Waiting};
+use super::protocol::{Kind, Protocol};
+use super::trap::{Passage, Then, Trap};
+use super::volatile::Waiting;
 use super::{Direction, Fault, Order, Request};
 use crate::Outcome;
 use crate::seed::Seed;
@@ -26,8 +28,20 @@ pub(super) struct Relay {
     to_server: Fault,
     to_client: Fault,
     seed: Seed,
-    protocol: Option<Box<dyn Protocol>>,
+    knowledge: Knowledge,
+    trap: Option<Trap>,
     connections: Vec<Connection>,
+}
+
+/// What the proxy knows of the bytes that it passes, and does with it.
+#[derive(Debug)]
+pub(super) enum Knowledge {
+    /// They are bytes.
+    Nothing,
+    /// They are messages.
+    Messages(Box<dyn Protocol>),
+    /// They are messages, and it plays the server's cache.
+    Cache(Box<dyn Protocol>),
 }
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -39,7 +53,7 @@ impl Relay {
         (listener, server): (TcpListener, SocketAddr),
         (orders, ear): (Receiver<Order>, UnixStream),
         seed: Seed,
-        protocol: Option<Box<dyn Protocol>>,
+        knowledge: Knowledge,
     ) -> Outcome<Self> {
         listener.set_nonblocking(true)?;
         ear.set_nonblocking(true)?;
@@ -51,7 +65,8 @@ impl Relay {
             to_server: Fault::None,
             to_client: Fault::None,
             seed,
-            protocol,
+            knowledge,
+            trap: None,
             connections: vec![],
         })
     }
@@ -123,6 +138,8 @@ impl Relay {
         match request {
             Request::Set(Direction::ToServer, fault) => self.to_server = fault,
             Request::Set(Direction::ToClient, fault) => self.to_client = fault,
+            Request::Lay(trap) => self.trap = Some(trap),
+            Request::Waiting => return usize::from(self.trap.is_some()),
             Request::Cut => self.connections.iter_mut().for_each(Connection::cut),
             Request::End => {
                 for connection in self.connections.drain(..) {
@@ -181,7 +198,10 @@ impl Relay {
             && let Ok((client, _)) = self.listener.accept()
         {
             match TcpStream::connect_timeout(&self.server, CONNECT_WITHIN) {
-                Ok(server) => self.connections.extend(Connection::new(client, server)),
+                Ok(server) => {
+                    let protocol = self.knowledge.begin();
+                    self.connections.extend(Connection::new(client, server, protocol));
+                }
                 Err(_) => reset(client),
             }
         }
@@ -192,16 +212,100 @@ impl Relay {
             let Some(connection) = self.connections.get_mut(index) else {
                 continue;
             };
-            let from_client = connection.read_client();
-            let from_server = connection.read_server();
-            if let Some(bytes) = from_client {
-                connection
-                    .to_server
-                    .push(bytes, due(self.to_server, &mut self.seed));
+            if let Some(bytes) = connection.read_client() {
+                connection.take_in(Direction::ToServer, &bytes);
             }
-            if let Some(bytes) = from_server {
-                self.take_answers(index, bytes);
+            if let Some(bytes) = connection.read_server() {
+                connection.take_in(Direction::ToClient, &bytes);
             }
+            self.forward(index);
+        }
+    }
+
+    /// Puts every message that is whole on its way.
+    fn forward(&mut self, index: usize) {
+        while let Some(request) = self.next_message(index, Direction::ToServer) {
+            self.dispatch(index, Direction::ToServer, request);
+        }
+        while let Some(answer) = self.next_message(index, Direction::ToClient) {
+            let connection = self.connections.get_mut(index);
+            let answer = match (&self.knowledge, connection) {
+                (Knowledge::Cache(_), Some(connection)) => connection.unwrapped(answer),
+                _ => Some(answer),
+            };
+            if let Some(answer) = answer {
+                self.dispatch(index, Direction::ToClient, answer);
+            }
+        }
+    }
+
+    fn next_message(&mut self, index: usize, direction: Direction) -> Option<Vec<u8>> {
+        self.connections.get_mut(index)?.next_message(direction)
+    }
+
+    /// Hands a message to the network, unless it falls into the trap.
+    fn dispatch(&mut self, index: usize, direction: Direction, message: Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
+        let passage = match connection.protocol.as_mut() {
+            Some(protocol) => {
+                let step = protocol.step(direction, &message);
+                protocol.note(direction, &message);
+                match self.trap {
+                    Some(trap) => trap.meet(direction, message, step, protocol.as_ref()),
+                    None => Passage::Free(message),
+                }
+            }
+            None => Passage::Free(message),
+        };
+        match passage {
+            Passage::Free(message) => self.push(index, direction, message),
+            Passage::Sprung(then, message) => self.spring(index, direction, then, message),
+        }
+    }
+
+    /// Lets the trap's fault happen to the message.
+    fn spring(&mut self, index: usize, direction: Direction, then: Then, message: Vec<u8>) {
+        self.trap = None;
+        let half = u64::try_from(message.len() / 2).unwrap_or(u64::MAX);
+        let waiting = |c: &Connection| u64::try_from(c.lane(direction).bytes()).unwrap_or(u64::MAX);
+        match then {
+            Then::Fault(fault) => *self.fault(direction) = fault,
+            Then::CloseInside => {
+                let before = self.connections.get(index).map_or(0, waiting);
+                *self.fault(direction) = Fault::CloseAfter {
+                    bytes: before.saturating_add(half),
+                };
+            }
+            Then::Cut => return self.connections.iter_mut().for_each(Connection::cut),
+            Then::Swap => {
+                if let Some(connection) = self.connections.get_mut(index) {
+                    *connection.overtaken(direction) = Some(message);
+                }
+                return;
+            }
+            Then::Damage(_) | Then::Twice => {}
+        }
+        self.push(index, direction, message);
+    }
+
+    fn fault(&mut self, direction: Direction) -> &mut Fault {
+        match direction {
+            Direction::ToServer => &mut self.to_server,
+            Direction::ToClient => &mut self.to_client,
+        }
+    }
+
+    fn push(&mut self, index: usize, direction: Direction, message: Vec<u8>) {
+        let fault = *self.fault(direction);
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
+        let overtaken = connection.overtaken(direction).take();
+        for message in [Some(message), overtaken].into_iter().flatten() {
+            let due = due(fault, &mut self.seed);
+            connection.lane_mut(direction).push(message, due);
         }
     }
 
@@ -210,41 +314,28 @@ impl Relay {
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
-        match &self.protocol {
-            _ if connection.to_client.has_ended => {}
-            None => connection.pass_inside(bytes),
-            Some(protocol) => {
-                let requests = connection.cache.requests(protocol.as_ref(), &bytes);
-                for request in requests {
-                    self.take_request(index, request);
-                }
-            }
-        }
-    }
-
-    fn take_answers(&mut self, index: usize, bytes: Vec<u8>) {
-        let Some(connection) = self.connections.get_mut(index) else {
+        if connection.to_client.has_ended {
             return;
-        };
-        let bytes = match &self.protocol {
-            None => bytes,
-            Some(protocol) => connection.cache.answers(protocol.as_ref(), &bytes),
-        };
-        connection
-            .to_client
-            .push(bytes, due(self.to_client, &mut self.seed));
+        }
+        if !matches!(self.knowledge, Knowledge::Cache(_)) {
+            return connection.pass_inside(bytes);
+        }
+        connection.cache.requests.push(&bytes);
+        while let Some(request) = self.connections.get_mut(index).and_then(Connection::next_request) {
+            self.take_request(index, request);
+        }
     }
 
     /// What the cache does with one request: acknowledge and hold it, pass it on, or first pass on what it needs.
     fn take_request(&mut self, index: usize, request: Vec<u8>) {
         let is_writing_back = self.is_writing_back();
-        let Some(protocol) = &self.protocol else {
+        let Some(protocol) = self.connections.get(index).and_then(|c| c.protocol.as_deref()) else {
             return;
         };
         let kind = protocol.kind(&request);
-        // One connection keeps the order of its own writes; two do not keep that between them.
+        // One connection may keep the order of its own writes; two do not keep that between them.
         let needs = |(holder, connection): (usize, &Connection)| {
-            let is_ordered = kind == Kind::Unstable && holder == index;
+            let is_ordered = kind == Kind::Unstable && holder == index && protocol.keeps_order();
             let depends = |held: &Vec<u8>| kind == Kind::Flush || protocol.depends(&request, held);
             !is_ordered && connection.cache.held.iter().any(depends)
         };
@@ -257,18 +348,13 @@ impl Relay {
             connection.cache.waiting.push_back(Waiting::Anew(request));
         } else if needs_all {
             connection.cache.waiting.push_back(Waiting::Served(request));
-            for connection in &mut self.connections {
-                let held = connection.cache.write_back(protocol.as_ref());
-                connection.pass_inside(held);
-            }
+            self.connections.iter_mut().for_each(Connection::write_back);
         } else if kind == Kind::Unstable {
-            let answer = protocol.acknowledgement(&request);
+            let answer = connection.protocol.as_mut().map(|p| p.acknowledgement(&request));
             connection.cache.held.push(request);
-            connection
-                .to_client
-                .push(answer, due(self.to_client, &mut self.seed));
+            self.dispatch(index, Direction::ToClient, answer.unwrap_or_default());
         } else {
-            connection.pass_inside(request);
+            connection.pass_request(request);
         }
     }
 
@@ -287,7 +373,7 @@ impl Relay {
             };
             for waiting in std::mem::take(&mut connection.cache.waiting) {
                 match (waiting, self.connections.get_mut(index)) {
-                    (Waiting::Served(request), Some(connection)) => connection.pass_inside(request),
+                    (Waiting::Served(request), Some(connection)) => connection.pass_request(request),
                     (Waiting::Anew(request) | Waiting::Served(request), _) => {
                         self.take_request(index, request);
                     }
@@ -341,12 +427,19 @@ impl Relay {
 
     /// A server keeps what it holds when a client goes; here the connection is needed for it, so it is written back.
     fn write_back_lost(&mut self) {
-        let Some(protocol) = &self.protocol else {
-            return;
-        };
-        for connection in self.connections.iter_mut().filter(|c| c.is_left()) {
-            let held = connection.cache.write_back(protocol.as_ref());
-            connection.pass_inside(held);
+        if let Knowledge::Cache(_) = self.knowledge {
+            let left = self.connections.iter_mut().filter(|c| c.is_left());
+            left.for_each(Connection::write_back);
+        }
+    }
+}
+
+impl Knowledge {
+    /// What is known of a connection that begins.
+    fn begin(&self) -> Option<Box<dyn Protocol>> {
+        match self {
+            Self::Nothing => None,
+            Self::Messages(protocol) | Self::Cache(protocol) => Some(protocol.begin()),
         }
     }
 }

@@ -66,6 +66,10 @@ const ATTEMPTS_MAX: u32 = 200;
 pub(super) struct Wire;
 
 impl Protocol for Wire {
+    fn begin(&self) -> Box<dyn Protocol> {
+        Box::new(Self)
+    }
+
     fn message_bytes(&self, _: Direction, stream: &[u8]) -> Option<usize> {
         let length = usize::try_from(word(stream, 0)?).ok()?;
         (stream.len() >= length).then_some(length)
@@ -87,7 +91,7 @@ impl Protocol for Wire {
         word(message, 4).map_or(u64::MAX, u64::from)
     }
 
-    fn acknowledgement(&self, request: &[u8]) -> Vec<u8> {
+    fn acknowledgement(&mut self, request: &[u8]) -> Vec<u8> {
         message(word(request, 4).unwrap_or(0), (WRITE, 0), &[])
     }
 

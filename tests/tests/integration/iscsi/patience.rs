@@ -1,0 +1,118 @@
+//! A target that is silent: what the API, the user and the guest notice of it.
+
+use std::time::{Duration, Instant};
+
+use coracle_tests::case::Context;
+use coracle_tests::harness::iscsi::target::{Plan, Target};
+use coracle_tests::monitor::Monitor;
+use coracle_tests::{Outcome, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::{drive, says, start};
+
+const SOON: Duration = Duration::from_secs(20);
+/// As the issue has them.
+const ANSWER_P99_MAX: Duration = Duration::from_millis(5);
+const REAPED_WITHIN: Duration = Duration::from_millis(100);
+/// A target is silent for so long before the guest's requests are stuck for sure.
+const STUCK_AFTER: Duration = Duration::from_millis(300);
+
+/// A guest that writes all the time, on a target that was just stopped.
+struct Silent {
+    monitor: Monitor,
+    target: Target,
+    _lease: tempfile::TempDir,
+}
+
+impl Silent {
+    fn new(context: &Context) -> Outcome<Self> {
+        let target = Target::start(Plan::disk(16 << 20))?;
+        let lease = tempfile::tempdir()?;
+        let drive = drive(&target.url(1), lease.path());
+        let monitor = start(context, "do=stamp:writer=1,blocks=64,flush_every=4,ms=1", drive)?;
+        monitor.console.wait_for("stamp: acked=", SOON)?;
+        target.stop()?;
+        std::thread::sleep(STUCK_AFTER);
+        Ok(Self {
+            monitor,
+            target,
+            _lease: lease,
+        })
+    }
+
+    /// The guest goes on when the target does.
+    fn resume(&self) -> Outcome {
+        let before = self.monitor.console.text().len();
+        self.target.go_on()?;
+        let more = |text: &str| (text.len() > before).then_some(());
+        self.monitor.console.wait_until("another line", SOON, more)
+    }
+}
+
+pub(super) fn api(context: &Context) -> Outcome {
+    let silent = Silent::new(context)?;
+    let paths = ["/", "/version", "/machine-config", "/vm/config"];
+    let mut took = Vec::new();
+    for path in paths.iter().cycle().take(1000) {
+        let start = Instant::now();
+        silent.monitor.must("GET", path, None)?;
+        took.push(start.elapsed());
+    }
+    took.sort();
+    let p99 = took.get(took.len() * 99 / 100).copied().unwrap_or_default();
+    ensure!(p99 < ANSWER_P99_MAX, "p99 {p99:?} with the target stopped");
+    silent.resume()
+}
+
+pub(super) fn pause(context: &Context) -> Outcome {
+    let silent = Silent::new(context)?;
+    let start = Instant::now();
+    let paused = json!({ "state": "Paused" });
+    let answer = silent.monitor.request("PATCH", "/vm", Some(&paused))?;
+    ensure!(answer.status == 400, "{answer:?}");
+    ensure!(start.elapsed() < SOON, "it took {:?}", start.elapsed());
+    let state = silent.monitor.must("GET", "/", None)?;
+    says(&state.body, "Running")?;
+    silent.resume()
+}
+
+pub(super) fn death(context: &Context) -> Outcome {
+    let silent = Silent::new(context)?;
+    let start = Instant::now();
+    silent.monitor.signal(Signal::KILL)?;
+    silent.monitor.wait(SOON)?;
+    let took = start.elapsed();
+    ensure!(
+        took < REAPED_WITHIN,
+        "reaped after {took:?} with the target stopped"
+    );
+    Ok(())
+}
+
+/// With `on_error: report` the guest gets an error when the time is over, and not before.
+pub(super) fn report(context: &Context) -> Outcome {
+    const TIMEOUT: Duration = Duration::from_millis(1500);
+    let target = Target::start(Plan::disk(16 << 20))?;
+    let lease = tempfile::tempdir()?;
+    let mut drive = drive(&target.url(1), lease.path());
+    if let Some(drive) = drive.as_object_mut() {
+        drive.insert("on_error".into(), json!("report"));
+        drive.insert("timeout_ms".into(), json!(u64::try_from(TIMEOUT.as_millis())?));
+    }
+    let monitor = start(context, "do=stamp:writer=1,blocks=64,flush_every=4,ms=1", drive)?;
+    monitor.console.wait_for("stamp: acked=", SOON)?;
+    target.stop()?;
+    let stopped = Instant::now();
+    let ended = monitor.wait(SOON)?;
+    let took = stopped.elapsed();
+    target.go_on()?;
+    // IOERR, virtio 1.2, 5.2.6.
+    says(&ended.console, "found status=1")?;
+    ensure!(took >= TIMEOUT, "the guest was told after {took:?}");
+    ensure!(
+        took < TIMEOUT + Duration::from_secs(2),
+        "the guest was told after {took:?}"
+    );
+    Ok(())
+}

@@ -17,15 +17,16 @@ pub const CHALLENGE_BYTES: usize = 32;
 /// A hash that both sides compute (the registry "PPP Authentication Algorithms").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// What every target has.
+    /// What every target has, but for those that may not.
     Md5,
-    /// What is to be preferred.
+    /// What those have. Some others take its number for that of SHA-1 (tgtd), and refuse the right response.
     Sha256,
 }
 
 impl Algorithm {
-    /// The preferred one first.
-    pub const ALL: [Self; 2] = [Self::Sha256, Self::Md5];
+    /// In the order of the offer, of which a target takes the first that it has. The better one comes last, because a
+    /// login that fails for a misunderstood number has no second try.
+    pub const ALL: [Self; 2] = [Self::Md5, Self::Sha256];
 
     /// The number that stands for it in `CHAP_A`.
     pub const fn number(self) -> u8 {
@@ -82,8 +83,7 @@ pub enum AuthenticationError {
 }
 
 impl Authentication {
-    /// Proves `own`, and insists on a proof of `target` if there is one. With no `algorithm` the best that the target
-    /// has is used.
+    /// Proves `own`, and insists on a proof of `target` if there is one. With no `algorithm` the target chooses.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Authentication {
         self.target.is_some()
     }
 
-    /// What is offered, the preferred one first.
+    /// What is offered, in its order.
     pub fn algorithms(&self) -> impl Iterator<Item = Algorithm> {
         let wanted = self.algorithm;
         Algorithm::ALL
@@ -244,12 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn the_better_algorithm_is_offered_first_and_a_wanted_one_alone() {
+    fn all_algorithms_are_offered_and_a_wanted_one_alone() {
         let offered = |algorithm| {
             let one = Authentication::new(credentials("vm", "open sesame, please"), None, algorithm).unwrap();
             one.algorithms().map(Algorithm::number).collect::<Vec<_>>()
         };
-        assert_eq!(offered(None), [7, 5]);
+        assert_eq!(offered(None), [5, 7]);
         assert_eq!(offered(Some(Algorithm::Md5)), [5]);
         assert_eq!(offered(Some(Algorithm::Sha256)), [7]);
     }

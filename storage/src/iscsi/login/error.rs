@@ -1,5 +1,6 @@
 //! Why a login fails, and whether another one could do better.
 
+use crate::iscsi::chap::{Algorithm, Authentication};
 use crate::iscsi::digest::DigestKind;
 use crate::iscsi::name::IscsiName;
 use crate::iscsi::pdu::LoginResponse;
@@ -7,18 +8,21 @@ use crate::iscsi::portal::PortalError;
 use crate::iscsi::text::TextError;
 
 use super::LoginPlan;
+use super::security::Step;
 
 /// Why a login failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginError {
-    /// 0201 with a user.
+    /// 0201 with a user, or 0200 to its proof.
     #[error(
         "the target refuses the user `{user}` or its secret: compare the file that `chap_secret_file` names with \
-         the secret that the target has for that user"
+         the secret that the target has for that user{hint}"
     )]
     Secret {
         /// Who wanted to log in.
         user: String,
+        /// What else it could be.
+        hint: &'static str,
     },
     /// 0201 without one.
     #[error(
@@ -150,16 +154,18 @@ impl LoginError {
     }
 
     /// What a status of class 2 or 3 means (RFC 7143, 11.13.5).
-    pub(super) fn of(response: &LoginResponse, plan: &LoginPlan) -> Self {
+    pub(super) fn of(response: &LoginResponse, plan: &LoginPlan, step: &Step) -> Self {
         let status = (response.status_class, response.status_detail);
         let initiator = plan.initiator.clone();
         let target = plan.session.target().map_or("", IscsiName::as_str).to_owned();
         match status {
             (2, 1) => match &plan.authentication {
-                Some(authentication) => Self::Secret {
-                    user: authentication.user().to_owned(),
-                },
+                Some(authentication) => Self::of_proof(authentication, step),
                 None => Self::Anonymous,
+            },
+            (2, 0) if matches!(step, Step::Proof { .. }) => match &plan.authentication {
+                Some(authentication) => Self::of_proof(authentication, step),
+                None => Self::Refused(StatusText(status)),
             },
             (2, 2) => Self::Forbidden { initiator },
             (2, 3) => Self::NotFound { target, initiator },
@@ -167,6 +173,23 @@ impl LoginError {
             (2, _) => Self::Refused(StatusText(status)),
             (3, _) => Self::Unavailable(StatusText(status)),
             (class, _) => Self::Class(class),
+        }
+    }
+
+    fn of_proof(authentication: &Authentication, step: &Step) -> Self {
+        let hint = match step {
+            Step::Proof {
+                algorithm: Algorithm::Sha256,
+                ..
+            } => "; or it takes the number of SHA-256 for that of SHA-1, as tgtd does: try `chap=md5`",
+            _ if authentication.is_mutual() => {
+                "; or it has no (outgoing) user to prove itself with, which `mutual_user` asks for"
+            }
+            _ => "",
+        };
+        Self::Secret {
+            user: authentication.user().to_owned(),
+            hint,
         }
     }
 }

@@ -217,7 +217,7 @@ impl Login {
         match response.status_class {
             Self::SUCCESS => {}
             Self::REDIRECTION => return self.redirected(response),
-            _ => return Err(LoginError::of(response, &self.plan)),
+            _ => return Err(LoginError::of(response, &self.plan, &self.step)),
         }
         if response.version_active != 0 {
             return Err(LoginError::Protocol("it is of another version of iSCSI"));

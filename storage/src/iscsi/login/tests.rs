@@ -363,6 +363,27 @@ fn a_refusal_says_what_to_do_and_whether_to_come_again() {
 }
 
 #[test]
+fn a_refused_proof_says_what_else_it_could_be() {
+    for (target, algorithm, detail, hint) in [
+        (None, Algorithm::Md5, 1, ""),
+        (None, Algorithm::Md5, 0, ""),
+        (None, Algorithm::Sha256, 0, "`chap=md5`"),
+        (Some("disk"), Algorithm::Md5, 1, "`mutual_user`"),
+    ] {
+        let mut it = begun(with_chap(target, None));
+        it.challenged(algorithm);
+        let refusal = LoginResponse {
+            status_class: 2,
+            status_detail: detail,
+            ..response(SECURITY)
+        };
+        let error = it.login.response(&refusal, b"").unwrap_err();
+        assert!(matches!(error, LoginError::Secret { .. }), "{error}");
+        assert!(error.to_string().contains(hint), "{error}");
+    }
+}
+
+#[test]
 fn a_redirection_says_where_to_and_for_how_long() {
     for (status_detail, is_permanent) in [(1, false), (2, true)] {
         let redirection = LoginResponse {

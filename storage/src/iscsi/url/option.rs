@@ -14,7 +14,7 @@ use crate::iscsi::secret::SecretSource;
 pub struct UrlOptions {
     /// `chap_secret_file`, `chap_secret_fd`: the secret of the URL's user. There if the user is.
     pub chap_secret: Option<SecretSource>,
-    /// `chap`: the one hash to be used; `None`: the best that the target has.
+    /// `chap`: the one hash to be used; `None`: that which the target takes.
     pub chap: Option<Algorithm>,
     /// `mutual_user` and its secret: what the target has to prove.
     pub mutual: Option<Mutual>,

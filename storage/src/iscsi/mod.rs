@@ -34,4 +34,5 @@ pub use error::IscsiError;
 pub(crate) use open::{Opened, check, image_name, open};
 pub use open::{break_lease, create, inspect};
 pub use operator::{Replace, UnitStanding};
+pub(crate) use url::shown;
 pub use url::{ImageName, IscsiUrl};

@@ -17,6 +17,7 @@ mod errors;
 mod garbage;
 mod hostile;
 mod hosts;
+mod iscsi_ctl;
 mod lease;
 mod lifecycle;
 mod linux;
@@ -50,6 +51,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),
     ("hosts", hosts::CASES),
+    ("iscsi_ctl", iscsi_ctl::CASES),
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),

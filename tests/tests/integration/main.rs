@@ -17,6 +17,7 @@ mod errors;
 mod garbage;
 mod hostile;
 mod hosts;
+mod iscsi;
 mod lease;
 mod lifecycle;
 mod linux;
@@ -50,6 +51,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),
     ("hosts", hosts::CASES),
+    ("iscsi", iscsi::CASES),
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),

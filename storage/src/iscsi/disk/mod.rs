@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
-use crate::reactor::{Event, Submit};
+use crate::reactor::{Event, Reach, Submit};
 use crate::request::{Completion, Failure, Operation, Request, Segment};
 use crate::slab::Slab;
 
@@ -377,6 +377,10 @@ impl Backend for Disk {
     fn before_wait(&mut self, io: &mut dyn Submit) {
         self.dispatch(io);
         self.initiator.pump(io);
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::FilesAndSockets
     }
 
     fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {

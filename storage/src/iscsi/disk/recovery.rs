@@ -95,8 +95,6 @@ impl Disk {
         let portal = portal.expect("an address was found when the image was opened");
         self.state = State::Connecting;
         self.initiator.connect(portal, self.backoff.patience(), io);
-        // The reactor has a socket of its own now, or will have.
-        self.socket = None;
     }
 
     pub(super) fn connected(&mut self, io: &mut dyn Submit) {
@@ -217,6 +215,8 @@ impl Disk {
 
     pub(super) fn closed(&mut self, unfinished: Vec<Command>, io: &mut dyn Submit) {
         self.emptying = None;
+        // The last that keeps the connection from being reset.
+        self.socket = None;
         for command in unfinished {
             // Rewrites begin anew with the next session; flights go on with the command that they were at.
             if let Ok(place) = usize::try_from(command.cookie)

@@ -77,7 +77,7 @@ pub enum KernelOp {
 /// descriptor, if it had one, no longer than until a new socket was made there.
 #[derive(Clone, Copy, Debug)]
 pub enum SocketOp {
-    /// Makes a new socket in the place, and closes what was there: result is 0.
+    /// Makes a new socket in the place, and closes what was there: result is 0. Nothing else may be in flight there.
     Make(Family),
     /// Sets an option: result is 0.
     SetOption(SocketOption),

@@ -122,8 +122,13 @@ impl SimReactor {
     }
 
     /// Gives the host a place in `network`: sockets that are made connect to its listeners, and its clock is that of this reactor.
+    /// Whoever uses the reactor has not asked it for anything yet, not even for the time.
     pub fn join(&self, network: &Network) {
         let mut state = self.0.borrow_mut();
+        assert!(
+            state.in_flight() == 0,
+            "a host joins a network before it does anything"
+        );
         state.clock = network.clock();
         state.network = Some(network.clone());
     }

@@ -61,7 +61,8 @@ impl Faults {
 /// operations overtake each other. Operations on sockets need a network ([`SimReactor::join`]).
 ///
 /// Nothing ever blocks: a wait carries operations on, or turns the clock to the timer or to what the network does next.
-/// A wait that nothing would end asks whoever is [`SimReactor::on_idle`] to do something; if nothing comes of it, it returns, and then the reactor is idle.
+/// A wait that nothing would end asks whoever is [`SimReactor::on_idle`] to do something; if nothing comes of it, it
+/// returns, and then the reactor is idle.
 #[derive(Clone)]
 pub struct SimReactor(Rc<RefCell<State>>, Rc<RefCell<Option<OnIdle>>>);
 

@@ -19,4 +19,5 @@ pub mod request;
 pub mod ring;
 pub mod sim;
 pub mod slab;
+mod socket;
 pub mod utc;

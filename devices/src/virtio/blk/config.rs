@@ -8,6 +8,7 @@ use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::open::{self, Hold, Image, OpenError};
 use coracle_storage::overlay::{OverlayConfig, OverlayError};
+use coracle_storage::reactor::Reach;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +120,7 @@ impl Disk {
             queues,
             reactors: images
                 .iter()
-                .map(|_| PreparedReactor::new(engine, ops_max))
+                .map(|_| PreparedReactor::new(engine, ops_max, Reach::Files))
                 .collect(),
             images,
             cache_type: CacheType::default(),

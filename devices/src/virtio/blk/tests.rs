@@ -26,7 +26,7 @@ use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
 use coracle_storage::overlay::OverlayConfig;
 use coracle_storage::raw::Raw;
-use coracle_storage::reactor::{Event, Submit};
+use coracle_storage::reactor::{Event, Reach, Submit};
 use coracle_storage::request::{Durability, Request};
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{
@@ -490,7 +490,7 @@ fn a_stop_that_cannot_drain_says_so_and_the_disk_goes_on_serving() {
             File::from(std::os::fd::OwnedFd::from(reader)),
             geometry,
         ))],
-        reactors: vec![PreparedReactor::new(Engine::Async, 16)],
+        reactors: vec![PreparedReactor::new(Engine::Async, 16, Reach::Files)],
         cache_type: CacheType::Unsafe,
         rate_limiter: RateLimiterConfig::default(),
         group: None,

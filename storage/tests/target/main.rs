@@ -7,6 +7,7 @@
 
 mod client;
 mod disk;
+mod network;
 mod protocol;
 mod reservation;
 

@@ -1,9 +1,31 @@
 //! The CRC32C digests of headers and of data (RFC 7143, 13.1), as they stand on the wire.
 
+use std::fmt;
+
 use super::pdu::{Bhs, padding_bytes};
 
 /// Size of a digest, in bytes.
 pub const DIGEST_BYTES: usize = 4;
+
+/// Whether there are digests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DigestKind {
+    /// There are none.
+    #[default]
+    None,
+    /// Those of this module.
+    Crc32c,
+}
+
+impl fmt::Display for DigestKind {
+    /// As a login spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Crc32c => "CRC32C",
+        })
+    }
+}
 
 /// The digest of a header and of the additional headers behind it.
 pub fn header_digest(bhs: &Bhs, ahs: &[u8]) -> [u8; DIGEST_BYTES] {

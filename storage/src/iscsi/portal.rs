@@ -33,11 +33,24 @@ pub enum Host {
 #[error("`{0}` is no portal: it is HOST or HOST:PORT, where an IPv6 address stands in [ ]")]
 pub struct PortalError(String);
 
+impl PortalError {
+    /// As much of a text as is worth showing. It may be a target's, and then anything.
+    fn of(text: &str) -> Self {
+        const SHOWN_MAX: usize = 64;
+        Self(
+            text.chars()
+                .take(SHOWN_MAX)
+                .flat_map(char::escape_debug)
+                .collect(),
+        )
+    }
+}
+
 impl FromStr for Portal {
     type Err = PortalError;
 
     fn from_str(text: &str) -> Result<Self, PortalError> {
-        parse(text).ok_or_else(|| PortalError(text.to_owned()))
+        parse(text).ok_or_else(|| PortalError::of(text))
     }
 }
 
@@ -52,6 +65,33 @@ impl fmt::Display for Portal {
             write!(f, ":{}", self.port)?;
         }
         Ok(())
+    }
+}
+
+/// A portal as a target tells of it (`TargetAddress`): with the number of its group, if it says one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetAddress {
+    /// Where.
+    pub portal: Portal,
+    /// Portals of one group are one to a session.
+    pub portal_group: Option<u16>,
+}
+
+impl FromStr for TargetAddress {
+    type Err = PortalError;
+
+    fn from_str(text: &str) -> Result<Self, PortalError> {
+        let (portal, group) = match text.split_once(',') {
+            Some((portal, group)) => (portal, Some(group)),
+            None => (text, None),
+        };
+        let wrong = || PortalError::of(text);
+        Ok(Self {
+            portal: parse(portal).ok_or_else(wrong)?,
+            portal_group: group
+                .map(|group| group.parse().map_err(|_| wrong()))
+                .transpose()?,
+        })
     }
 }
 
@@ -115,6 +155,16 @@ mod tests {
     }
 
     #[test]
+    fn a_target_tells_of_a_portal_with_its_group() {
+        let address: TargetAddress = "[2001:db8::1]:3261,7".parse().unwrap();
+        assert_eq!(address.portal.to_string(), "[2001:db8::1]:3261");
+        assert_eq!(address.portal_group, Some(7));
+        let address: TargetAddress = "10.0.0.1".parse().unwrap();
+        assert_eq!(address.portal_group, None);
+        assert!("10.0.0.1,65536".parse::<TargetAddress>().is_err());
+    }
+
+    #[test]
     fn what_is_no_portal_is_refused() {
         for text in [
             "",
@@ -133,5 +183,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Portal>(), Err(PortalError(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn an_error_shows_no_more_of_a_portal_than_a_line_takes() {
+        let error = format!("\x1b\n{}", "é".repeat(1000)).parse::<TargetAddress>();
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.chars().count() < 200 && !text.contains(char::is_control),
+            "{text}"
+        );
     }
 }

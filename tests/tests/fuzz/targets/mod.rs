@@ -7,6 +7,7 @@ mod api;
 mod boot;
 mod configuration;
 mod input;
+mod iscsi;
 mod lease;
 mod overlay;
 mod ports;
@@ -41,6 +42,22 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "cpu-template",
         run: processor::run,
+    },
+    Target {
+        name: "iscsi-login",
+        run: iscsi::run_login,
+    },
+    Target {
+        name: "iscsi-pdu",
+        run: iscsi::run_pdu,
+    },
+    Target {
+        name: "iscsi-text",
+        run: iscsi::run_text,
+    },
+    Target {
+        name: "iscsi-url",
+        run: iscsi::run_url,
     },
     Target {
         name: "lease-record",

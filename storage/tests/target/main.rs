@@ -7,6 +7,7 @@
 
 mod client;
 mod disk;
+mod login;
 mod network;
 mod protocol;
 mod reservation;

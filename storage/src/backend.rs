@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use crate::reactor::{Event, Submit};
+use crate::reactor::{Event, Reach, Submit};
 use crate::request::{Completion, Request};
 
 /// What an image tells its device about itself.
@@ -107,6 +107,17 @@ pub trait Backend: Send {
     /// Whether the image has, or may yet have, operations of its own in flight.
     fn is_attached(&self) -> bool {
         false
+    }
+
+    /// Gives the reactor what was gathered since the last time, in one piece (the commands of a round, in one send). Its owner calls
+    /// it in each round, before it waits.
+    fn before_wait(&mut self, io: &mut dyn Submit) {
+        let _nothing_gathered = io;
+    }
+
+    /// What the reactor of the image has to be able to reach.
+    fn reach(&self) -> Reach {
+        Reach::Files
     }
 
     /// When the image wants [`Self::wake`] called, if nothing else happens before.

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::plain::Plain;
-use crate::reactor::Reactor;
+use crate::reactor::{Reach, Reactor};
 use crate::ring::PreparedRing;
 
 /// Firecracker's `io_engine`.
@@ -32,12 +32,12 @@ pub enum PreparedReactor {
 }
 
 impl PreparedReactor {
-    /// Sets up what `engine` asks for, with room for `ops_max` operations. Never fails: where
-    /// io_uring is not to be had, it says why in the log and prepares plain system calls.
-    pub fn new(engine: Engine, ops_max: u32) -> Self {
+    /// Sets up what `engine` asks for, with room for `ops_max` operations on what is in `reach`. Never fails:
+    /// where io_uring is not to be had, it says why in the log and prepares plain system calls.
+    pub fn new(engine: Engine, ops_max: u32, reach: Reach) -> Self {
         match engine {
             Engine::Sync => Self::Plain { ops_max },
-            Engine::Async => match PreparedRing::new(ops_max) {
+            Engine::Async => match PreparedRing::new(ops_max, reach) {
                 Ok(ring) => Self::Ring(Box::new(ring)),
                 Err(reason) => {
                     let cause = reason

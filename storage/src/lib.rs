@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod blocking;
 pub mod engine;
+pub mod iscsi;
 pub mod lease;
 pub mod limit;
 pub mod open;
@@ -16,6 +17,8 @@ pub mod raw;
 pub mod reactor;
 pub mod request;
 pub mod ring;
+mod segments;
 pub mod sim;
 pub mod slab;
+mod socket;
 pub mod utc;

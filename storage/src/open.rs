@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::backend::{Access, Backend, Discard, Geometry};
+use crate::iscsi::{self, IscsiError, IscsiUrl};
 use crate::lease::{self, Lease, LeaseError, Lock, Terms};
 use crate::raw::Raw;
 
@@ -52,6 +53,14 @@ pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Open
 ///
 /// As [`open`].
 pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
+    check_terms(access, terms);
+    if IscsiUrl::is_url(path) {
+        let iscsi::Opened { disk, name } = iscsi::open(path, access, terms).map_err(|e| unusable(path, e))?;
+        return Ok(Image {
+            backend: Box::new(disk),
+            hold: Hold::new(ImageId::Unit(name), None),
+        });
+    }
     let opened = open_image(path, access, terms)?;
     let lease = match terms.role() {
         Some(role) => Some(Lease::acquire(&opened.file, path, role, terms)?),
@@ -73,6 +82,11 @@ pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Ope
 ///
 /// As [`open`].
 pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenError> {
+    check_terms(access, terms);
+    if IscsiUrl::is_url(path) {
+        // Whoever asks does not want to wait for a network.
+        return iscsi::check(path).map_err(|e| unusable(path, e));
+    }
     let opened = open_image(path, access, terms)?;
     match terms.role() {
         Some(role) => Ok(Lease::check(&opened.file, path, role, terms)?),
@@ -95,12 +109,23 @@ pub fn size_bytes(path: &str) -> Result<u64, OpenError> {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Not a path on this host.
-    #[error("image `{path}`: `{scheme}://` is not built into this version; use a file or a block device")]
+    #[error(
+        "image `{path}`: `{scheme}://` is not built into this version; use a file, a block device or an iSCSI unit (iscsi://HOST/TARGET/LUN)"
+    )]
     Scheme {
         /// As configured.
         path: String,
         /// What stands before `://`.
         scheme: String,
+    },
+    /// An image on an iSCSI target.
+    #[error("image `{url}`")]
+    Iscsi {
+        /// As configured.
+        url: String,
+        /// Why.
+        #[source]
+        source: Box<IscsiError>,
     },
     /// Nothing there.
     #[error("there is no image `{path}`: create it first, or correct the path")]
@@ -200,13 +225,23 @@ struct Opened {
     geometry: Geometry,
 }
 
-fn open_image(path: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, OpenError> {
+fn unusable(url: &str, source: IscsiError) -> OpenError {
+    OpenError::Iscsi {
+        url: url.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+fn check_terms(access: Access, terms: &Terms<'_>) {
     let fits = match terms.lock {
         Lock::Exclusive => access == Access::ReadWrite,
         Lock::Shared => access == Access::ReadOnly,
         Lock::None => true,
     };
     assert!(fits, "a lock was chosen that does not fit the access");
+}
+
+fn open_image(path: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, OpenError> {
     match path.split_once("://") {
         Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
             return Err(OpenError::Scheme {

@@ -1,10 +1,13 @@
 //! The reactor on plain system calls: operations run one after the other, while the owner waits.
 //!
+//! Only what waits for a peer is tried without waiting, and again when the poll at the end says so.
 //! It serves `io_engine: Sync`, and hosts that refuse io_uring.
 #![expect(
     unsafe_code,
     reason = "vectored reads and writes of guest memory, on borrowed descriptors"
 )]
+
+mod sockets;
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,17 +16,24 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::reactor::{Event, FILES_MAX, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake};
+use crate::reactor::{
+    Event, FILES_MAX, Full, KernelOp, NO_FILE, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
+};
 use crate::request::Durability;
+use sockets::Sockets;
 
 /// A reactor without a ring: [`Reactor::wait`] carries out what was submitted, in order, then polls.
 #[derive(Debug)]
 pub struct Plain {
-    files: Vec<RawFd>,
+    /// Those that were registered, and the sockets that were made in their places.
+    files: [RawFd; FILES_MAX],
+    sockets: Sockets,
     watches: Vec<(RawFd, Token)>,
     queued: VecDeque<(KernelOp, Token)>,
     ops_max: usize,
     deadline: Option<Instant>,
+    /// The list of the last poll, for its room.
+    polled: Vec<PollFd<'static>>,
 }
 
 impl Plain {
@@ -31,18 +41,25 @@ impl Plain {
     pub fn new(ops_max: u32) -> Self {
         let ops_max = usize::try_from(ops_max).unwrap_or(usize::MAX);
         Self {
-            files: Vec::new(),
+            files: [NO_FILE; FILES_MAX],
+            sockets: Sockets::default(),
             watches: Vec::new(),
             queued: VecDeque::with_capacity(ops_max),
             ops_max,
             deadline: None,
+            polled: Vec::new(),
         }
+    }
+
+    /// How many operations were submitted and have not ended.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.queued.len() + self.sockets.waiting()
     }
 }
 
 impl Submit for Plain {
     fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full> {
-        if self.queued.len() == self.ops_max {
+        if self.in_flight() == self.ops_max {
             return Err(Full);
         }
         self.queued.push_back((op, token));
@@ -53,13 +70,16 @@ impl Submit for Plain {
 impl Reactor for Plain {
     fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
         assert!(
-            self.queued.is_empty(),
+            self.in_flight() == 0,
             "files are replaced only when nothing is in flight"
         );
-        if files.len() > FILES_MAX {
+        let mut places = [NO_FILE; FILES_MAX];
+        let Some(used) = places.get_mut(..files.len()) else {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
-        }
-        self.files = files.to_vec();
+        };
+        used.copy_from_slice(files);
+        self.files = places;
+        self.sockets = Sockets::default();
         Ok(())
     }
 
@@ -81,56 +101,90 @@ impl Reactor for Plain {
     }
 
     fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> io::Result<()> {
-        let nothing_queued = self.queued.is_empty();
-        while let Some((op, token)) = self.queued.pop_front() {
-            let result = run(op, &self.files);
-            wakes.push(Wake::Done(Event { token, result }));
-        }
-        let limit = match (patience, self.deadline) {
-            (Patience::UntilEvent, None) if nothing_queued => None,
-            (Patience::UntilEvent, Some(deadline)) if nothing_queued => {
-                Some(deadline.saturating_duration_since(Instant::now()))
+        let before = wakes.len();
+        self.run_queued(wakes);
+        loop {
+            let limit = match (patience, self.deadline) {
+                (Patience::UntilEvent, None) if wakes.len() == before => None,
+                (Patience::UntilEvent, Some(deadline)) if wakes.len() == before => {
+                    Some(deadline.saturating_duration_since(Instant::now()))
+                }
+                _ => Some(Duration::ZERO),
+            };
+            let polled = self.poll(limit, wakes)?;
+            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.deadline = None;
+                wakes.push(Wake::TimerExpired);
             }
-            _ => Some(Duration::ZERO),
-        };
-        self.poll(limit, wakes)?;
-        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            self.deadline = None;
-            wakes.push(Wake::TimerExpired);
+            // A socket may be ready and its operation not at its end.
+            if wakes.len() > before || patience == Patience::None || polled == Polled::Interrupted {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }
 
+/// How a poll came back.
+#[derive(PartialEq, Eq)]
+enum Polled {
+    /// Something is ready, or the time is up.
+    Ended,
+    /// A signal came.
+    Interrupted,
+}
+
 impl Plain {
-    fn poll(&self, limit: Option<Duration>, wakes: &mut Vec<Wake>) -> io::Result<()> {
+    fn run_queued(&mut self, wakes: &mut Vec<Wake>) {
+        while let Some((op, token)) = self.queued.pop_front() {
+            match op {
+                KernelOp::Socket { file, operation } => {
+                    self.sockets
+                        .start((file, operation), token, &mut self.files, wakes);
+                }
+                _ => {
+                    let result = run(op, &self.files);
+                    wakes.push(Wake::Done(Event { token, result }));
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, limit: Option<Duration>, wakes: &mut Vec<Wake>) -> io::Result<Polled> {
         let entry = |(eventfd, _): &(RawFd, Token)| PollFd::from_borrowed_fd(borrow(*eventfd), PollFlags::IN);
-        let mut polled: Vec<PollFd<'_>> = self.watches.iter().map(entry).collect();
+        self.polled.clear();
+        self.polled.extend(self.watches.iter().map(entry));
+        self.polled.extend(self.sockets.polls());
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-        match rustix::event::poll(&mut polled, limit.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        match rustix::event::poll(&mut self.polled, limit.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Polled::Interrupted),
             Err(errno) => return Err(errno.into()),
         }
-        for (entry, (eventfd, token)) in polled.iter().zip(&self.watches) {
-            if entry.revents().intersects(PollFlags::NVAL | PollFlags::ERR) {
+        let mut polled = self.polled.iter().map(PollFd::revents);
+        for ((eventfd, token), revents) in self.watches.iter().zip(polled.by_ref()) {
+            if revents.intersects(PollFlags::NVAL | PollFlags::ERR) {
                 return Err(io::Error::from_raw_os_error(libc::EBADF));
             }
-            if entry.revents().contains(PollFlags::IN) {
+            if revents.contains(PollFlags::IN) {
                 // Resets the counter; it is readable and nobody else reads it, so this cannot block.
                 rustix::io::read(borrow(*eventfd), &mut [0_u8; 8])?;
                 wakes.push(Wake::Signalled(*token));
             }
         }
-        Ok(())
+        self.sockets.go_on(polled, wakes);
+        Ok(Polled::Ended)
     }
 }
 
-/// Carries `op` out; a count or a negative errno, as io_uring would answer.
+/// Carries `op`, which is on a file, out; a count or a negative errno, as io_uring would answer.
 pub(crate) fn run(op: KernelOp, files: &[RawFd]) -> i32 {
     let slot = usize::try_from(op.file().0).ok();
     let Some(fd) = slot.and_then(|slot| files.get(slot)).copied() else {
         return -libc::EBADF;
     };
+    if fd == NO_FILE {
+        return -libc::EBADF;
+    }
     match op {
         KernelOp::Read {
             segments,
@@ -172,7 +226,7 @@ pub(crate) fn run(op: KernelOp, files: &[RawFd]) -> i32 {
             let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
             errno_of(rustix::fs::fallocate(borrow(fd), flags, offset_bytes, len_bytes))
         }
-        KernelOp::Socket { .. } => -libc::EOPNOTSUPP,
+        KernelOp::Socket { .. } => unreachable!("operations on sockets may have to wait"),
     }
 }
 

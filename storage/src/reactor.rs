@@ -298,9 +298,11 @@ pub enum Wake {
 /// The room of an operation is free again when its event is reported. An owner that answers each
 /// event with at most one new operation, before anybody starts other ones, is never told [`Full`].
 pub trait Reactor: Submit {
-    /// Registers `files` for use by [`FileSlot`], replacing what was registered before.
+    /// Registers `files` for use by [`FileSlot`], replacing what was registered before, and closing the sockets that
+    /// were made there. A place with [`NO_FILE`], or beyond the list, is empty.
     ///
-    /// Nothing may be in flight. The caller keeps the descriptors open until they are replaced.
+    /// Nothing may be in flight. The caller keeps the descriptors open until they are replaced, and its sockets are
+    /// blocking ones: on others an operation that would wait ends with -EAGAIN on a ring.
     ///
     /// # Errors
     ///
@@ -337,8 +339,20 @@ pub trait Reactor: Submit {
 /// How many files a reactor registers at most.
 pub const FILES_MAX: usize = 16;
 
+/// In the place of a descriptor: none (io_uring_register(2)).
+pub const NO_FILE: RawFd = -1;
+
 /// How many eventfds a reactor watches at most.
 pub const WATCHES_MAX: usize = 48;
+
+/// What the operations of a reactor may be on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Registered files; an operation on a socket is refused where the host can do that.
+    Files,
+    /// Registered files, and sockets that are made in their places.
+    FilesAndSockets,
+}
 
 /// Whether [`Reactor::wait`] may block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

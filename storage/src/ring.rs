@@ -1,29 +1,35 @@
 //! The reactor on io_uring; the only io_uring code there is.
 //!
-//! The ring may reach nothing but its registered files (restrictions: every entry must name a
-//! fixed file, and only the operations below exist), belongs to one thread (SINGLE_ISSUER) and runs
+//! The ring may reach nothing but its registered files, and sockets in their places if it is set up for them
+//! (restrictions: every entry must name a fixed file, and only the operations of an image exist), belongs to one thread (SINGLE_ISSUER) and runs
 //! its completions only when that thread enters it (DEFER_TASKRUN): no interprocessor interrupts.
 #![expect(unsafe_code, reason = "entries of the submission queue carry addresses")]
 
+mod entry;
 mod inline;
+mod restrictions;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod unavailable;
 
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags};
-use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
 use crate::reactor::{
-    Event, FILES_MAX, FileSlot, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
+    Event, FILES_MAX, Full, KernelOp, NO_FILE, Patience, Reach, Reactor, SocketOp, Submit, Token,
+    WATCHES_MAX, Wake,
 };
-use crate::request::{Durability, Segment};
+use crate::socket::place;
+use entry::entry_of;
 use inline::Inline;
+use restrictions::restrict;
+use socket::Messages;
 pub use unavailable::Unavailable;
 
 /// A ring that is set up and restricted, but not yet bound to a thread: the thread that will use
@@ -31,16 +37,17 @@ pub use unavailable::Unavailable;
 pub struct PreparedRing {
     ring: IoUring,
     ops_max: u32,
+    reach: Reach,
 }
 
 impl PreparedRing {
-    /// Sets a ring up for `ops_max` operations in flight. This is also the probe of the host: the
-    /// setup flags are younger than every operation used, so a kernel that takes them has it all.
+    /// Sets a ring up for `ops_max` operations in flight on what is in `reach`. This is also the probe of the host: the
+    /// setup flags are younger than every operation on files, so a kernel that takes them has them all.
     ///
     /// # Errors
     ///
     /// What this host lacks, and what to do about it.
-    pub fn new(ops_max: u32) -> Result<Self, Unavailable> {
+    pub fn new(ops_max: u32, reach: Reach) -> Result<Self, Unavailable> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -51,8 +58,8 @@ impl PreparedRing {
             .setup_cqsize((2 * (ops_max + WATCH_ENTRIES)).next_power_of_two())
             .build((ops_max + WATCH_ENTRIES).next_power_of_two())
             .map_err(Unavailable::from_setup)?;
-        restrict(&ring).map_err(Unavailable::Other)?;
-        Ok(Self { ring, ops_max })
+        restrict(&ring, reach)?;
+        Ok(Self { ring, ops_max, reach })
     }
 
     /// Binds the ring to the calling thread, which from now on is the only one that may use it.
@@ -62,9 +69,16 @@ impl PreparedRing {
     /// When the kernel refuses.
     pub fn enable(self) -> io::Result<Ring> {
         self.ring.submitter().register_enable_rings()?;
+        let messages_max = match self.reach {
+            Reach::Files => 0,
+            Reach::FilesAndSockets => self.ops_max,
+        };
+        let messages_max = messages_max.try_into().expect("this is a 64-bit monitor");
         Ok(Ring {
             ring: self.ring,
             ops_max: self.ops_max,
+            reach: self.reach,
+            messages: Messages::with_capacity(messages_max),
             ops_in_flight: 0,
             inline: Inline::default(),
             done: Vec::new(),
@@ -74,33 +88,8 @@ impl PreparedRing {
     }
 }
 
-/// Kernel worker threads that one ring may start, for operations on files (bounded by the medium)
-/// and on everything else. Without a cap the kernel starts up to one per operation in flight.
-const WORKERS_MAX: [u32; 2] = [4, 1];
-
 /// Room in the submission queue for watches; they are submitted at once, so one would do.
 const WATCH_ENTRIES: u32 = 2;
-
-/// IORING_REGISTER_FILES_UPDATE, the one registration allowed while the ring runs (io_uring.h).
-const REGISTER_FILES_UPDATE: u8 = 6;
-
-fn restrict(ring: &IoUring) -> io::Result<()> {
-    let submitter = ring.submitter();
-    submitter.register_files_sparse(FIXED_FILES)?;
-    submitter.register_iowq_max_workers(&mut WORKERS_MAX.clone())?;
-    submitter.register_restrictions(&mut [
-        Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
-        Restriction::sqe_op(opcode::Read::CODE),
-        Restriction::sqe_op(opcode::Write::CODE),
-        Restriction::sqe_op(opcode::Readv::CODE),
-        Restriction::sqe_op(opcode::Writev::CODE),
-        Restriction::sqe_op(opcode::Fsync::CODE),
-        Restriction::sqe_op(opcode::Fallocate::CODE),
-        Restriction::sqe_op(opcode::PollAdd::CODE),
-        Restriction::sqe_op(opcode::PollRemove::CODE),
-        Restriction::register_op(REGISTER_FILES_UPDATE),
-    ])
-}
 
 /// Fixed files: first those of the backend, then the watched eventfds.
 #[expect(clippy::cast_possible_truncation, reason = "64")]
@@ -115,7 +104,9 @@ const FIXED_FILES: u32 = (FILES_MAX + WATCHES_MAX) as u32;
 pub struct Ring {
     ring: IoUring,
     ops_max: u32,
+    reach: Reach,
     ops_in_flight: u32,
+    messages: Messages,
     inline: Inline,
     /// The ends of operations that bypassed the ring.
     done: Vec<Event>,
@@ -155,15 +146,16 @@ impl Submit for Ring {
         if self.ops_in_flight == self.ops_max {
             return Err(Full);
         }
-        if let Some(result) = self.inline.run(&op) {
+        if let Some(result) = self.run_at_once(&op) {
             // It has its room until its event is reported, like any other: its successor may need the ring.
             self.ops_in_flight += 1;
             self.done.push(Event { token, result });
             return Ok(());
         }
+        let entry = self.entry_of(op).user_data(token.0);
         // SAFETY: the operation's segments stay in place, and the memory they name stays mapped,
         // until the operation ends: the contracts of `KernelOp` and `Segment::new`.
-        unsafe { self.ring.submission().push(&entry_of(op).user_data(token.0)) }.map_err(|_| Full)?;
+        unsafe { self.ring.submission().push(&entry) }.map_err(|_| Full)?;
         self.ops_in_flight += 1;
         Ok(())
     }
@@ -243,10 +235,47 @@ impl Reactor for Ring {
     }
 }
 
-/// A fixed-file slot that holds nothing (io_uring_register(2)).
-const NO_FILE: RawFd = -1;
-
 impl Ring {
+    /// Carries `op` out if it needs no ring; the result is that of the system call, as in an event.
+    #[inline]
+    fn run_at_once(&mut self, op: &KernelOp) -> Option<i32> {
+        if let KernelOp::Socket { file, operation } = op {
+            return self.empty_place(place(*file), operation);
+        }
+        self.inline.run(op)
+    }
+
+    /// Empties a place if it is to be closed: entries cannot do that, except by a flag of their own that no restriction tells apart.
+    fn empty_place(&mut self, place: usize, operation: &SocketOp) -> Option<i32> {
+        match operation {
+            SocketOp::Make(_) => {
+                self.inline.forget(place);
+                None
+            }
+            SocketOp::Close if self.reach == Reach::FilesAndSockets => {
+                self.inline.forget(place);
+                let place = place.try_into().expect("there are few places");
+                let emptied = self.ring.submitter().register_files_update(place, &[NO_FILE]);
+                Some(emptied.map_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO), |_| 0))
+            }
+            _ => None,
+        }
+    }
+
+    fn entry_of(&mut self, op: KernelOp) -> Entry {
+        match op {
+            // A ring without reach for it has no room for its message. NOP is refused by the kernel in its stead.
+            KernelOp::Socket { .. } if self.reach == Reach::Files => opcode::Nop::new().build(),
+            KernelOp::Socket { .. } => {
+                if self.ring.submission().is_empty() {
+                    self.messages.clear();
+                }
+                entry_of(op, &mut self.messages)
+            }
+            _ => entry_of(op, &mut self.messages),
+        }
+    }
+
     fn arm(&mut self, slot: usize) -> io::Result<()> {
         let Some(watch) = self.watches.get_mut(slot) else {
             return Ok(());
@@ -268,7 +297,7 @@ impl Ring {
 
     /// Pushes an entry that carries no address, and submits: the queue keeps its room for operations.
     fn push_now(&mut self, entry: &Entry) -> io::Result<()> {
-        // SAFETY: the entry is a poll or its removal; it names no memory.
+        // SAFETY: the entry is a poll, its removal, or the end of everything; it names no memory.
         unsafe { self.ring.submission().push(entry) }
             .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
         self.ring.submit().map(drop).or_else(ignore_interruption)
@@ -326,17 +355,46 @@ impl Drop for Ring {
     fn drop(&mut self) {
         // Closing a ring does not stop the kernel from writing to the memory of operations in
         // flight; whoever dropped it may unmap that memory next.
+        if let Err(error) = self.drain() {
+            log::error!(
+                "cannot wait for {} disk operations in flight: {error}",
+                self.ops_in_flight
+            );
+        }
+    }
+}
+
+/// How long the end of what was cancelled is waited for until it is cancelled again.
+const CANCEL_PATIENCE: Duration = Duration::from_millis(100);
+
+impl Ring {
+    /// Returns when nothing is in flight. What waits for a peer, which may be for ever, is cancelled;
+    /// an operation on a file ends when the medium has answered.
+    fn drain(&mut self) -> io::Result<()> {
         let mut wakes = Vec::new();
         while self.ops_in_flight > 0 {
-            if let Err(error) = self.wait(Patience::UntilEvent, &mut wakes) {
-                log::error!(
-                    "cannot wait for {} disk operations in flight: {error}",
-                    self.ops_in_flight
-                );
-                return;
+            if self.reach == Reach::FilesAndSockets {
+                self.cancel_everything()?;
+                self.deadline = Some(Instant::now() + CANCEL_PATIENCE);
             }
+            self.wait(Patience::UntilEvent, &mut wakes)?;
             wakes.clear();
         }
+        if self.reach == Reach::FilesAndSockets {
+            // A ring is torn down some time after it was closed; the peers learn of the end now.
+            self.ring
+                .submitter()
+                .register_files_update(0, &[NO_FILE; FILES_MAX])?;
+        }
+        Ok(())
+    }
+
+    fn cancel_everything(&mut self) -> io::Result<()> {
+        for watch in &mut self.watches {
+            watch.token = None;
+        }
+        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
+        self.push_now(&cancel.flags(Flags::FIXED_FILE).user_data(REMOVAL))
     }
 }
 
@@ -362,74 +420,4 @@ fn ignore_interruption(error: io::Error) -> io::Result<()> {
         Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => Ok(()),
         _ => Err(error),
     }
-}
-
-fn entry_of(op: KernelOp) -> Entry {
-    match op {
-        KernelOp::Read {
-            file,
-            segments,
-            segment_count,
-            offset_bytes,
-        } => {
-            // One segment is the common case, and needs no list to be copied in.
-            match single(segments, segment_count) {
-                Some((address, len_bytes)) => opcode::Read::new(fixed(file), address, len_bytes)
-                    .offset(offset_bytes)
-                    .build(),
-                None => opcode::Readv::new(fixed(file), segments.cast(), segment_count)
-                    .offset(offset_bytes)
-                    .build(),
-            }
-        }
-        KernelOp::Write {
-            file,
-            segments,
-            segment_count,
-            offset_bytes,
-            durability,
-        } => {
-            let flags = match durability {
-                Durability::Cached => 0,
-                Durability::Durable => libc::RWF_DSYNC,
-            };
-            match single(segments, segment_count) {
-                Some((address, len_bytes)) => {
-                    let write = opcode::Write::new(fixed(file), address, len_bytes);
-                    write.offset(offset_bytes).rw_flags(flags).build()
-                }
-                None => {
-                    let write = opcode::Writev::new(fixed(file), segments.cast(), segment_count);
-                    write.offset(offset_bytes).rw_flags(flags).build()
-                }
-            }
-        }
-        KernelOp::SyncData { file } => opcode::Fsync::new(fixed(file))
-            .flags(FsyncFlags::DATASYNC)
-            .build(),
-        KernelOp::Allocate {
-            file,
-            mode,
-            offset_bytes,
-            len_bytes,
-        } => opcode::Fallocate::new(fixed(file), len_bytes)
-            .offset(offset_bytes)
-            .mode(mode)
-            .build(),
-        // Not among the allowed operations: refused by the ring.
-        KernelOp::Socket { .. } => opcode::Nop::new().build(),
-    }
-}
-
-fn single(segments: *const Segment, segment_count: u32) -> Option<(*mut u8, u32)> {
-    if segment_count != 1 {
-        return None;
-    }
-    // SAFETY: `segments` points to `segment_count` segments (contract of `KernelOp`): to one.
-    let segment = unsafe { &*segments };
-    Some((segment.address(), u32::try_from(segment.len_bytes()).ok()?))
-}
-
-fn fixed(file: FileSlot) -> Fixed {
-    Fixed(file.0)
 }

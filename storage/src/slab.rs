@@ -29,6 +29,16 @@ impl<T> Slab<T> {
     }
 
     /// The entry with this number, if there is one.
+    pub fn get(&self, number: usize) -> Option<&T> {
+        self.places.get(number)?.as_ref()
+    }
+
+    /// Every entry.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().flatten()
+    }
+
+    /// The entry with this number, if there is one.
     pub fn get_mut(&mut self, number: usize) -> Option<&mut T> {
         self.places.get_mut(number)?.as_mut()
     }
@@ -38,6 +48,12 @@ impl<T> Slab<T> {
         let value = self.places.get_mut(number)?.take()?;
         self.free.push(number);
         Some(value)
+    }
+
+    /// Takes every entry out, in the order of their numbers.
+    pub fn take_all(&mut self) -> impl Iterator<Item = T> {
+        self.free.clear();
+        std::mem::take(&mut self.places).into_iter().flatten()
     }
 
     /// How many entries there are.
@@ -65,5 +81,8 @@ mod tests {
         assert_eq!(slab.insert("third"), first);
         assert_eq!(slab.get_mut(second), Some(&mut "second"));
         assert_eq!(slab.len(), 2);
+        assert!(slab.take_all().eq(["third", "second"]));
+        assert!(slab.is_empty());
+        assert_eq!(slab.insert("fourth"), 0);
     }
 }

@@ -13,7 +13,7 @@ use coracle_storage::backend::{Backend, Step};
 use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::overlay::{MEMORY, OverlayConfig, OverlayError};
-use coracle_storage::reactor::{Patience, Reactor, Wake};
+use coracle_storage::reactor::{Patience, Reach, Reactor, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request, Segment, Space};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -97,7 +97,9 @@ impl Asked {
 
 impl Disk {
     fn new(engine: Engine, image: Box<dyn Backend>) -> Self {
-        let mut io = PreparedReactor::new(engine, OPS_MAX).enable().unwrap();
+        let mut io = PreparedReactor::new(engine, OPS_MAX, Reach::Files)
+            .enable()
+            .unwrap();
         io.register(&image.files()).unwrap();
         Self { image, io }
     }

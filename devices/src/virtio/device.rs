@@ -162,6 +162,12 @@ pub enum StopError {
         /// The limit.
         limit_ms: u64,
     },
+    /// The storage serves nobody here any more; what is in flight stays so for good.
+    #[error("its storage is lost: {reason}")]
+    Lost {
+        /// Whose it is now, in words for the user.
+        reason: String,
+    },
     /// The worker thread is gone.
     #[error("the device's worker thread has ended")]
     WorkerGone,

@@ -217,7 +217,7 @@ impl MmioTransport {
                         self.device.kind()
                     ));
                 }
-                Err(error @ StopError::Drain { .. }) => {
+                Err(error @ (StopError::Drain { .. } | StopError::Lost { .. })) => {
                     self.complaints.complain(format_args!(
                         "the reset of virtio {:?} goes on: {error}",
                         self.device.kind()

@@ -23,7 +23,7 @@ use super::record::{RECORD_BYTES_MAX, Record, RecordError};
 
 /// The place of one image's records.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     directory: File,
     /// For messages.
     path: PathBuf,
@@ -107,7 +107,7 @@ const LOOKS_MAX: usize = 16;
 
 impl Chain {
     /// The chain whose records are named after `path`, which need not exist.
-    pub(super) fn of(path: &Path) -> Result<Self, ChainError> {
+    pub(crate) fn of(path: &Path) -> Result<Self, ChainError> {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         let no_place = |source| ChainError::NoPlace {
@@ -130,13 +130,13 @@ impl Chain {
     }
 
     /// The newest record. One listing of the directory finds it, however many numbers are missing.
-    pub(super) fn newest(&self) -> Result<Option<Record>, ChainError> {
+    pub(crate) fn newest(&self) -> Result<Option<Record>, ChainError> {
         self.find_newest(|_| ())
     }
 
     /// The newest record; what crashed writers have left is removed. Only for whoever has the image's
     /// fence: there is no other writer then.
-    pub(super) fn recovered(&self) -> Result<Option<Record>, ChainError> {
+    pub(crate) fn recovered(&self) -> Result<Option<Record>, ChainError> {
         self.find_newest(|survey| survey.unfinished.iter().for_each(|name| self.remove(name)))
     }
 
@@ -171,7 +171,7 @@ impl Chain {
     /// # Errors
     ///
     /// [`ChainError::Lost`] when another has made that step, or a later one.
-    pub(super) fn append(&self, record: &Record) -> Result<(), ChainError> {
+    pub(crate) fn append(&self, record: &Record) -> Result<(), ChainError> {
         let (number, name) = (record.epoch, self.name(record.epoch));
         let unfinished = self.write(record)?;
         let linked = rustix::fs::linkat(
@@ -202,7 +202,7 @@ impl Chain {
     }
 
     /// Where the records are, for people: the pattern of their names.
-    pub(super) fn place(&self) -> PathBuf {
+    pub(crate) fn place(&self) -> PathBuf {
         let mut name = self.prefix.clone();
         name.push("<n>");
         self.path.join(name)

@@ -30,14 +30,15 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::chain::Chain;
 use self::fence::ofd::{self, FenceError};
 use self::place::Place;
 
+pub(crate) use self::chain::Chain;
 pub use self::chain::{ChainError, UnreadableError};
 pub use self::error::LeaseError;
 pub use self::fence::ofd::{Conflict, Role};
 pub use self::inspect::{Standing, break_lease, inspect};
+pub(crate) use self::owner::fill_random;
 pub use self::owner::{Incarnation, Owner};
 pub use self::record::{Phase, RECORD_BYTES_MAX, Record, RecordError};
 

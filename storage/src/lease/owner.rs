@@ -16,16 +16,13 @@ impl Incarnation {
 
     fn random() -> Self {
         let mut bytes = [0; 16];
-        let mut empty = bytes.as_mut_slice();
-        while !empty.is_empty() {
-            let filled = rustix::rand::getrandom(&mut *empty, rustix::rand::GetRandomFlags::empty());
-            match filled {
-                Ok(count) => empty = empty.split_at_mut(count).1,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => panic!("the kernel has no random bytes: {errno}"),
-            }
-        }
-        Self(u128::from_ne_bytes(bytes))
+        fill_random(&mut bytes);
+        Self(u128::from_be_bytes(bytes))
+    }
+
+    /// The value, in the order in which it is written.
+    pub(crate) fn bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
     }
 
     /// Reads what [`fmt::Display`] writes, and nothing else.
@@ -38,6 +35,18 @@ impl Incarnation {
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Fills `empty` with random bytes of the kernel's.
+pub(crate) fn fill_random(mut empty: &mut [u8]) {
+    while !empty.is_empty() {
+        let filled = rustix::rand::getrandom(&mut *empty, rustix::rand::GetRandomFlags::empty());
+        match filled {
+            Ok(count) => empty = empty.split_at_mut(count).1,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => panic!("the kernel has no random bytes: {errno}"),
+        }
     }
 }
 

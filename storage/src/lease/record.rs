@@ -72,7 +72,7 @@ const MAGIC: &str = "coracle lease 1";
 
 impl Record {
     /// The step after `last`, made now by `owner`. `None` when no number is left.
-    pub(super) fn after(last: Option<&Self>, phase: Phase, owner: &Owner) -> Option<Self> {
+    pub(crate) fn after(last: Option<&Self>, phase: Phase, owner: &Owner) -> Option<Self> {
         let (epoch, generation) = last.map_or((0, 0), |last| (last.epoch, last.generation));
         let raised = u64::from(phase == Phase::Held);
         Some(Self {
@@ -85,7 +85,7 @@ impl Record {
     }
 
     /// The step that declares a record broken of which only the number is known.
-    pub(super) fn over_unreadable(number: u64, owner: &Owner) -> Option<Self> {
+    pub(crate) fn over_unreadable(number: u64, owner: &Owner) -> Option<Self> {
         Some(Self {
             epoch: number.checked_add(1)?,
             // Each generation has cost a step, so none is above the number.

@@ -4,6 +4,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::OpenError;
+use crate::iscsi::{self, ImageName};
 use crate::lease::Lease;
 
 /// What makes an image ours. To be dropped after its backend.
@@ -21,6 +22,9 @@ impl Hold {
 
     /// Whether `path` names the image that is held, by whatever name and device node.
     pub fn is_of(&self, path: &str) -> bool {
+        if let Some(name) = iscsi::image_name(path) {
+            return self.id == ImageId::Unit(name);
+        }
         fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
     }
 
@@ -45,8 +49,9 @@ impl Hold {
 }
 
 /// What is one image, however it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ImageId {
+    Unit(ImageName),
     File { device: u64, inode: u64 },
     BlockDevice { number: u64 },
 }

@@ -7,8 +7,8 @@ use std::ops::Range;
 pub(super) use self::plan::Contents;
 use super::format::{DATA_OFFSET_BYTES, Shape};
 use super::port::Side;
-use super::segments;
 use crate::request::{Durability, Failure, Operation, Request, Segment};
+use crate::segments;
 
 /// What the owner asked, without the segments.
 #[derive(Clone, Copy, Debug)]

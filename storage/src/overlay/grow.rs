@@ -3,9 +3,9 @@
 use super::Overlay;
 use super::flight::Stage;
 use super::format::{DATA_OFFSET_BYTES, Header};
-use super::segments;
 use crate::backend::Backend;
 use crate::request::{Durability, Failure, Operation, Request};
+use crate::segments;
 
 /// A change of the size, of which there is one at a time.
 pub(super) struct Growth {

@@ -14,7 +14,6 @@ mod grow;
 mod open;
 mod persist;
 mod port;
-mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +23,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use self::bitmap::Bitmap;
 use self::claims::Claims;
@@ -32,9 +32,9 @@ use self::format::{BITMAP_BYTES_MAX, CLUSTERS_MAX, DATA_OFFSET_BYTES, Header};
 use self::grow::Growth;
 use self::persist::Cycle;
 use self::port::{Side, Turn};
-use crate::backend::{Backend, Geometry, Step};
+use crate::backend::{Backend, Geometry, Parting, Step};
 use crate::raw::Raw;
-use crate::reactor::{Event, Submit};
+use crate::reactor::{Event, Reach, Submit};
 use crate::request::{Completion, Durability, Failure, Operation, Request, Segment};
 use crate::slab::Slab;
 
@@ -243,6 +243,27 @@ impl Overlay {
         place
     }
 
+    /// Takes the ends of `first` and of whatever else `side` has ended with it, and moves on what they belong to.
+    fn absorb_all(&mut self, side: Side, first: Option<Completion>, turn: &mut Turn<'_>) {
+        let mut next = first.or_else(|| self.ended_below(side));
+        while let Some(ended) = next {
+            let place = self.absorb(ended);
+            if turn.has_room() {
+                self.advance(place, turn);
+            } else {
+                self.stall(place);
+            }
+            next = self.ended_below(side);
+        }
+    }
+
+    fn ended_below(&mut self, side: Side) -> Option<Completion> {
+        match side {
+            Side::Base => self.base.next_completion(),
+            Side::Store => self.store.next_completion(),
+        }
+    }
+
     fn take_back(&mut self, place: usize, mut request: Request) {
         match self.flights.get_mut(place) {
             Some(flight) => flight.take_back(request, &mut self.spare),
@@ -338,6 +359,10 @@ impl Backend for Overlay {
     }
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
+        if self.base.loss().is_some() {
+            // Nobody is served any more; what the overlay itself has in flight drains.
+            return Step::Busy(request);
+        }
         if let Some(outcome) = self.at_once(&request) {
             return Step::Done(Completion { request, outcome });
         }
@@ -353,11 +378,15 @@ impl Backend for Overlay {
         } else {
             self.advance(place, &mut turn)
         };
-        match turned {
+        let step = match turned {
             Turned::Pending => Step::Pending,
             Turned::Ended => Step::Done(self.ended.pop_back().expect("it has ended just now")),
             Turned::Stalled => self.refuse(place),
+        };
+        for side in [Side::Base, Side::Store] {
+            self.absorb_all(side, None, &mut turn);
         }
+        step
     }
 
     fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
@@ -368,23 +397,16 @@ impl Backend for Overlay {
             Side::Base => self.base.resume(event, &mut turn.port(side, 0)),
             Side::Store => self.store.resume(event, &mut turn.port(side, self.base_files)),
         };
-        let mut completion = match step {
+        let completion = match step {
             Step::Done(completion) => Some(completion),
             Step::Pending => None,
             Step::Busy(_) => unreachable!("an event starts no request"),
         };
-        while let Some(ended) = completion {
-            let place = self.absorb(ended);
-            if turn.has_room() {
-                self.advance(place, &mut turn);
-            } else {
-                self.stall(place);
-            }
-            completion = match side {
-                Side::Base => self.base.next_completion(),
-                Side::Store => self.store.next_completion(),
-            };
+        if completion.is_some() {
+            // What the image has submitted is its own, for the next event. What goes on now has room of its own.
+            turn.renew();
         }
+        self.absorb_all(side, completion, &mut turn);
         self.pump(&mut turn);
         self.next_completion().map_or(Step::Pending, Step::Done)
     }
@@ -404,5 +426,59 @@ impl Backend for Overlay {
 
     fn in_flight(&self) -> usize {
         self.flights.len()
+    }
+
+    fn attach(&mut self, io: &mut dyn Submit) {
+        let mut turn = Turn::of_start(io);
+        self.base.attach(&mut turn.port(Side::Base, 0));
+        self.store.attach(&mut turn.port(Side::Store, self.base_files));
+    }
+
+    fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {
+        let mut turn = Turn::of_start(io);
+        self.base.detach(parting, &mut turn.port(Side::Base, 0));
+        self.store
+            .detach(parting, &mut turn.port(Side::Store, self.base_files));
+    }
+
+    fn is_attached(&self) -> bool {
+        self.base.is_attached() || self.store.is_attached()
+    }
+
+    fn before_wait(&mut self, io: &mut dyn Submit) {
+        let mut turn = Turn::of_start(io);
+        self.base.before_wait(&mut turn.port(Side::Base, 0));
+        self.store
+            .before_wait(&mut turn.port(Side::Store, self.base_files));
+    }
+
+    fn reach(&self) -> Reach {
+        match (self.base.reach(), self.store.reach()) {
+            (Reach::Files, Reach::Files) => Reach::Files,
+            _ => Reach::FilesAndSockets,
+        }
+    }
+
+    fn alarm(&self) -> Option<Instant> {
+        [self.base.alarm(), self.store.alarm()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn wake(&mut self, io: &mut dyn Submit) {
+        let mut turn = Turn::of_start(io);
+        self.base.wake(&mut turn.port(Side::Base, 0));
+        self.store.wake(&mut turn.port(Side::Store, self.base_files));
+        for side in [Side::Base, Side::Store] {
+            self.absorb_all(side, None, &mut turn);
+        }
+        self.pump(&mut turn);
+    }
+
+    /// That of either, once the kernel has nothing of the other in flight.
+    fn loss(&self) -> Option<&str> {
+        let of_base = self.base.loss().filter(|_| self.store.in_flight() == 0);
+        of_base.or_else(|| self.store.loss().filter(|_| self.base.in_flight() == 0))
     }
 }

@@ -4,8 +4,9 @@ use super::bitmap::{BLOCK_BYTES, Bitmap, IsSynced, Staged};
 use super::flight::Stage;
 use super::format::BITMAP_OFFSET_BYTES;
 use super::port::{Side, Turn};
-use super::{CYCLE, Lifetime, Overlay, Turned, segments};
+use super::{CYCLE, Lifetime, Overlay, Turned};
 use crate::request::{Durability, Failure, Operation, Request, Segment};
+use crate::segments;
 
 /// One round of writing bits down, for all flushes and durable changes that waited when it began.
 ///

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::reactor::{FileSlot, Full, KernelOp, Submit, Token};
+use crate::reactor::{FileSlot, Full, KernelOp, SocketOp, Submit, Token};
 
 /// One of the two images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,11 @@ impl<'io> Turn<'io> {
         self.submitted < self.submitted_max
     }
 
+    /// Lets the turn submit as much as it might at its beginning.
+    pub(super) fn renew(&mut self) {
+        self.submitted = 0;
+    }
+
     /// The reactor for `side`, whose files come after `files_before` others.
     pub(super) fn port(&mut self, side: Side, files_before: u32) -> Port<'_, 'io> {
         Port {
@@ -86,7 +91,7 @@ pub(super) struct Port<'turn, 'io> {
 
 impl Submit for Port<'_, '_> {
     fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full> {
-        let op = moved(op, self.files_before);
+        let op = moved(op, self.side, self.files_before);
         self.turn.io.submit(op, self.side.token(token))?;
         self.turn.submitted += 1;
         Ok(())
@@ -97,7 +102,15 @@ impl Submit for Port<'_, '_> {
     }
 }
 
-fn moved(mut op: KernelOp, files_before: u32) -> KernelOp {
+/// The operation of one side as the reactor knows it: its file, and the other operation that it names.
+fn moved(mut op: KernelOp, side: Side, files_before: u32) -> KernelOp {
+    if let KernelOp::Socket {
+        operation: SocketOp::Cancel { target },
+        ..
+    } = &mut op
+    {
+        *target = side.token(*target);
+    }
     let (KernelOp::Read { file, .. }
     | KernelOp::Write { file, .. }
     | KernelOp::SyncData { file }

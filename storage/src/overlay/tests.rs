@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod crash;
+mod remote;
 
 use std::ptr::NonNull;
 

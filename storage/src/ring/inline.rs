@@ -11,7 +11,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use crate::plain;
-use crate::reactor::{FILES_MAX, FileSlot, KernelOp};
+use crate::reactor::{FILES_MAX, FileSlot, KernelOp, NO_FILE};
 use crate::request::Durability;
 
 /// The longest transfer that is carried out at once, in bytes: it keeps the thread for a tenth of a millisecond.
@@ -47,12 +47,21 @@ impl Inline {
     pub(super) fn new(files: &[RawFd]) -> Self {
         let mut kinds = [Kind::default(); FILES_MAX];
         for (kind, fd) in kinds.iter_mut().zip(files) {
-            *kind = kind_of(*fd);
+            if *fd != NO_FILE {
+                *kind = kind_of(*fd);
+            }
         }
         Self {
             files: files.to_vec(),
             kinds,
             penance: 0,
+        }
+    }
+
+    /// The place belongs to a socket from now on: whoever registered its descriptor may close that.
+    pub(super) fn forget(&mut self, place: usize) {
+        if let Some(kind) = self.kinds.get_mut(place) {
+            *kind = Kind::Ring;
         }
     }
 

@@ -25,6 +25,12 @@ pub enum Unavailable {
         /// What `uname -r` says.
         release: String,
     },
+    /// The kernel does not know the operations on sockets.
+    #[error("io_uring of this kernel ({release}) lacks operations on sockets: use Linux 6.8 or later")]
+    NoSockets {
+        /// What `uname -r` says.
+        release: String,
+    },
     /// A limit of this process is exhausted.
     #[error("no resources for an io_uring: raise the limit of open files (ulimit -n) or of memory")]
     Exhausted(#[source] io::Error),
@@ -38,13 +44,19 @@ impl Unavailable {
         match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::Refused(error),
             Some(libc::ENOSYS) => Self::Missing(error),
-            Some(libc::EINVAL) => Self::TooOld {
-                release: rustix::system::uname().release().to_string_lossy().into_owned(),
-            },
+            Some(libc::EINVAL) => Self::TooOld { release: release() },
             Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Self::Exhausted(error),
             _ => Self::Other(error),
         }
     }
+
+    pub(super) fn without_sockets() -> Self {
+        Self::NoSockets { release: release() }
+    }
+}
+
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

@@ -84,6 +84,19 @@ impl SimFile {
         bytes
     }
 
+    /// The first `len_bytes` as far as they are surely on the medium.
+    pub(super) fn read_synced(&self, len_bytes: u64) -> Vec<u8> {
+        let mut bytes = self.read(0, len_bytes);
+        let (sectors, _) = bytes.as_chunks_mut::<SECTOR>();
+        for (number, versions) in &self.sectors {
+            let place = sectors.get_mut(index(*number));
+            if let (Some(place), Some(synced)) = (place, versions.first()) {
+                *place = *synced.value;
+            }
+        }
+        bytes
+    }
+
     /// Writes `bytes`; the file grows if it has to.
     pub(super) fn write(&mut self, offset_bytes: u64, mut bytes: &[u8], author: Author) {
         let end_bytes = offset_bytes + bytes.len() as u64;

@@ -2,8 +2,10 @@
 #![expect(unsafe_code, reason = "watched descriptors are borrowed from their owner")]
 
 mod flight;
+mod memory;
+mod talk;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -13,9 +15,15 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use self::flight::Flight;
+use self::talk::{Places, Talk};
+use super::clock::Clock;
 use super::dice::Dice;
 use super::medium::Medium;
-use crate::reactor::{Event, FILES_MAX, Full, KernelOp, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake};
+use super::net::Network;
+use crate::reactor::{
+    Event, FILES_MAX, Full, KernelOp, Patience, Reactor, SocketOp, Submit, Token, WATCHES_MAX, Wake,
+};
+use crate::socket::place;
 
 /// How badly a simulated host behaves. A rate of `n` means once in `n` operations, 0 never.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,8 +58,9 @@ impl Faults {
 /// are only counted: a [`crate::reactor::FileSlot`] names the file of the medium with that number.
 ///
 /// An operation takes effect in parts, at any moment between its submission and its end, and
-/// operations overtake each other. Nothing ever blocks: a wait carries operations on, or turns the
-/// clock to the timer. A wait that nothing would end asks whoever is [`SimReactor::on_idle`] to do
+/// operations overtake each other. Operations on sockets need a network ([`SimReactor::join`]).
+///
+/// Nothing ever blocks: a wait carries operations on, or turns the clock to the timer or to what the network does next. A wait that nothing would end asks whoever is [`SimReactor::on_idle`] to do
 /// something; if nothing comes of it, it returns, and then the reactor is idle.
 #[derive(Clone)]
 pub struct SimReactor(Rc<RefCell<State>>, Rc<RefCell<Option<OnIdle>>>);
@@ -66,9 +75,12 @@ struct State {
     files: usize,
     ops_max: usize,
     flights: Vec<Flight>,
+    network: Option<Network>,
+    places: Places,
+    talks: Vec<Talk>,
     watches: Vec<(RawFd, Token)>,
     deadline: Option<Instant>,
-    clock: Cell<Instant>,
+    clock: Clock,
     /// How often in a row the operation of a token was interrupted.
     interruptions: HashMap<Token, u32>,
     /// The errors that were made up.
@@ -94,9 +106,12 @@ impl SimReactor {
             files: 0,
             ops_max,
             flights: Vec::new(),
+            network: None,
+            places: Places::default(),
+            talks: Vec::new(),
             watches: Vec::new(),
             deadline: None,
-            clock: Cell::new(Instant::now()),
+            clock: Clock::default(),
             interruptions: HashMap::new(),
             errors: BTreeSet::new(),
             moment: Moment::default(),
@@ -104,6 +119,23 @@ impl SimReactor {
             idle: false,
         };
         Self(Rc::new(RefCell::new(state)), Rc::default())
+    }
+
+    /// Gives the host a place in `network`: sockets that are made connect to its listeners, and its clock is that of this reactor.
+    pub fn join(&self, network: &Network) {
+        let mut state = self.0.borrow_mut();
+        state.clock = network.clock();
+        state.network = Some(network.clone());
+    }
+
+    /// Cuts the host off from the network for good: what it has sent goes on, and its peers never hear that it was the
+    /// last. The reactor is not used any more.
+    pub fn cut_off(&self) {
+        let state = &mut *self.0.borrow_mut();
+        state.talks.clear();
+        for socket in state.places.iter_mut().filter_map(Option::take) {
+            state.network.iter().for_each(|network| network.vanish(socket));
+        }
     }
 
     /// Calls `act` each time when a wait would otherwise never end.
@@ -118,7 +150,7 @@ impl SimReactor {
 
     /// How many operations are in flight.
     pub fn in_flight(&self) -> usize {
-        self.0.borrow().flights.len()
+        self.0.borrow().in_flight()
     }
 
     /// How many operations it takes at most.
@@ -148,7 +180,7 @@ impl SimReactor {
 
     /// Lets `time` pass.
     pub fn pass(&self, time: Duration) {
-        self.0.borrow().pass(time);
+        self.0.borrow().clock.pass(time);
     }
 }
 
@@ -158,7 +190,7 @@ impl Submit for SimReactor {
     }
 
     fn now(&self) -> Instant {
-        self.0.borrow().clock.get()
+        self.0.borrow().clock.now()
     }
 }
 
@@ -166,13 +198,14 @@ impl Reactor for SimReactor {
     fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         assert!(
-            state.flights.is_empty(),
+            state.in_flight() == 0,
             "files are replaced only when nothing is in flight"
         );
         if files.len() > FILES_MAX {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         state.files = files.len();
+        state.close_sockets();
         Ok(())
     }
 
@@ -211,43 +244,80 @@ impl Reactor for SimReactor {
 /// How often the world may act without waking a reactor before its wait ends for nothing.
 const ACTS_MAX: u32 = 1_000;
 
+/// A wait that has taken that long, because a network is busy with itself, is one that nothing ends.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How often in a row an operation is interrupted at most; a backend has to try again more often.
 const INTERRUPTIONS_MAX: u32 = 8;
 
+impl Drop for State {
+    fn drop(&mut self) {
+        // As the kernel does when a process ends.
+        self.close_sockets();
+    }
+}
+
 impl State {
     fn submit(&mut self, op: KernelOp, token: Token) -> Result<(), Full> {
-        if self.flights.len() == self.ops_max {
+        if self.in_flight() == self.ops_max {
             return Err(Full);
         }
+        let flights = self.flights.iter().map(|flight| flight.token);
         assert!(
-            self.flights.iter().all(|flight| flight.token != token),
+            flights
+                .chain(self.talks.iter().map(|talk| talk.token))
+                .all(|other| other != token),
             "two operations in flight are both called {token:?}"
         );
         self.moment.0 += 1;
+        if let KernelOp::Socket { file, operation } = op {
+            self.talk(place(file), operation, token);
+            return Ok(());
+        }
         let flight = Flight::new(op, token, self.moment, &self.medium);
         self.flights.push(flight);
         Ok(())
     }
 
+    fn talk(&mut self, place: usize, operation: SocketOp, token: Token) {
+        if matches!(operation, SocketOp::Make(_) | SocketOp::Close) {
+            let mut others = self.talks.iter().filter(|talk| talk.place == place);
+            let cancels = |talk: &Talk| matches!(talk.operation, SocketOp::Cancel { .. });
+            assert!(
+                others.all(cancels),
+                "the place of a socket is emptied while something is in flight there"
+            );
+        }
+        self.talks.push(Talk::new(place, operation, token));
+    }
+
+    fn in_flight(&self) -> usize {
+        self.flights.len() + self.talks.len()
+    }
+
     fn wait(&mut self, patience: Patience, wakes: &mut Vec<Wake>) -> io::Result<()> {
         let mut news = Vec::new();
         self.idle = false;
+        let latest = self.clock.now() + WAIT_MAX;
         loop {
             self.carry_on(&mut news);
+            self.carry_talks_on(&mut news);
             self.look_at_watches(&mut news)?;
-            if self.deadline.is_some_and(|deadline| deadline <= self.clock.get()) {
+            if self.deadline.is_some_and(|deadline| deadline <= self.clock.now()) {
                 self.deadline = None;
                 news.push(Wake::TimerExpired);
             }
             if !news.is_empty() || patience == Patience::None {
                 break;
             }
-            if self.flights.is_empty() {
-                let Some(deadline) = self.deadline else {
+            if self.flights.is_empty() && !self.talks_are_ready() {
+                let network = self.network.as_ref().and_then(Network::next);
+                let network = network.filter(|next| *next < latest);
+                let Some(next) = self.deadline.into_iter().chain(network).min() else {
                     self.idle = true;
                     break;
                 };
-                self.clock.set(deadline);
+                self.clock.pass_to(next);
             }
         }
         self.dice.shuffle(&mut news);
@@ -258,11 +328,11 @@ impl State {
     /// Does a part of the work in flight; some of it may end.
     fn carry_on(&mut self, news: &mut Vec<Wake>) {
         // A look takes time, even if nothing is there.
-        self.pass(Duration::from_nanos(500));
+        self.clock.pass(Duration::from_nanos(500));
         let parts = self.dice.below(2 * self.flights.len() as u64 + 1);
         for _ in 0..parts {
             let time = Duration::from_nanos(self.dice.below(100_000));
-            self.pass(time);
+            self.clock.pass(time);
             if self.flights.is_empty() {
                 return;
             }
@@ -278,10 +348,69 @@ impl State {
         }
     }
 
+    /// Tries some of the operations on sockets; some may end.
+    fn carry_talks_on(&mut self, news: &mut Vec<Wake>) {
+        let Some(network) = self.network.clone() else {
+            let ended = self.talks.drain(..).map(|talk| Event {
+                token: talk.token,
+                // A host without a network has no sockets.
+                result: -libc::EAFNOSUPPORT,
+            });
+            news.extend(ended.map(Wake::Done));
+            return;
+        };
+        network.advance();
+        if self.talks.is_empty() {
+            return;
+        }
+        for _ in 0..=self.dice.below(2 * self.talks.len() as u64) {
+            self.clock.pass(Duration::from_nanos(self.dice.below(20_000)));
+            network.advance();
+            if self.talks.is_empty() {
+                return;
+            }
+            let number = self.dice.index(self.talks.len());
+            let Some(talk) = self.talks.get_mut(number) else {
+                return;
+            };
+            let faults = faults_now(&self.faults, &self.interruptions, talk.token);
+            let Ok(mut result) = talk.attempt(&mut self.places, &network, &faults, &mut self.dice) else {
+                continue;
+            };
+            let ended = self.talks.swap_remove(number);
+            if let SocketOp::Cancel { target } = ended.operation
+                && let Some(place) = self.talks.iter().position(|talk| talk.token == target)
+            {
+                let cancelled = self.talks.swap_remove(place);
+                news.push(self.report(target, cancelled.cancelled()));
+                result = 0;
+            }
+            news.push(self.report(ended.token, result));
+        }
+    }
+
+    /// Whether an operation on a socket ends without the network's doing.
+    fn talks_are_ready(&self) -> bool {
+        let network = self.network.as_ref();
+        network.is_some_and(|network| self.talks.iter().any(|talk| talk.is_ready(&self.places, network)))
+    }
+
+    fn close_sockets(&mut self) {
+        for socket in self.places.iter_mut().filter_map(Option::take) {
+            self.network.iter().for_each(|network| network.close(socket));
+        }
+    }
+
     fn end(&mut self, flight: &Flight) -> Wake {
         let result = flight.end(&self.medium);
+        if result == 0 && flight.is_sync() {
+            self.synced = self.synced.max(Some(flight.submitted));
+        }
+        self.report(flight.token, result)
+    }
+
+    fn report(&mut self, token: Token, result: i32) -> Wake {
         self.moment.0 += 1;
-        let token = flight.token;
         if result == -libc::EINTR || result == -libc::EAGAIN {
             *self.interruptions.entry(token).or_default() += 1;
             return Wake::Done(Event { token, result });
@@ -289,14 +418,8 @@ impl State {
         self.interruptions.remove(&token);
         if result < 0 {
             self.errors.insert(-result);
-        } else if flight.is_sync() {
-            self.synced = self.synced.max(Some(flight.submitted));
         }
         Wake::Done(Event { token, result })
-    }
-
-    fn pass(&self, time: Duration) {
-        self.clock.set(self.clock.get() + time);
     }
 
     fn look_at_watches(&self, news: &mut Vec<Wake>) -> io::Result<()> {

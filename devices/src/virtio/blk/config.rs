@@ -1,5 +1,6 @@
 //! A drive as it is configured, with Firecracker's names, and what opening it yields.
 
+use std::io;
 use std::sync::Arc;
 
 use coracle_storage::backend::{Access, Backend};
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::device::{QUEUE_SIZE_MAX, QUEUES_MAX};
+use super::loss::LossSignal;
 
 /// A drive of the guest: the body of `PUT /drives/{drive_id}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -107,25 +109,32 @@ pub struct Disk {
     pub rate_limiter: RateLimiterConfig,
     /// The limits that it shares with others.
     pub group: Option<Arc<SharedLimiter>>,
+    /// Told when the image serves nobody any more.
+    pub loss: Arc<LossSignal>,
 }
 
 impl Disk {
     /// A disk on `image`, with a thread for each of so many queues if the image allows that.
-    pub fn new(id: &str, image: Box<dyn Backend>, queues: u16, engine: Engine) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptor left.
+    pub fn new(id: &str, image: Box<dyn Backend>, queues: u16, engine: Engine) -> io::Result<Self> {
         let images = forked(image, usize::from(queues));
         let ops_max = u32::from(QUEUE_SIZE_MAX);
-        Self {
+        Ok(Self {
             id: id.to_owned(),
             queues,
             reactors: images
                 .iter()
-                .map(|_| PreparedReactor::new(engine, ops_max))
+                .map(|image| PreparedReactor::new(engine, ops_max, image.reach()))
                 .collect(),
             images,
             cache_type: CacheType::default(),
             rate_limiter: RateLimiterConfig::default(),
             group: None,
-        }
+            loss: LossSignal::new(id)?,
+        })
     }
 }
 
@@ -205,6 +214,17 @@ pub enum DriveError {
     KeptUnsafe {
         /// The drive.
         drive_id: String,
+    },
+    /// The process has no descriptor left.
+    #[error(
+        "drive `{drive_id}` needs one more descriptor than the process may have: raise its limit (`ulimit -n`)"
+    )]
+    Descriptor {
+        /// The drive.
+        drive_id: String,
+        /// What the host says.
+        #[source]
+        source: io::Error,
     },
     /// The overlay is not usable.
     #[error("drive `{drive_id}` cannot be used")]
@@ -330,10 +350,14 @@ impl DriveConfig {
         };
         let Image { backend, hold } = begun?;
         let engine = self.io_engine.unwrap_or_default();
+        let disk = Disk::new(&self.drive_id, backend, self.queues()?, engine);
         let disk = Disk {
             cache_type: self.cache_type,
             rate_limiter: self.rate_limiter.unwrap_or_default(),
-            ..Disk::new(&self.drive_id, backend, self.queues()?, engine)
+            ..disk.map_err(|source| DriveError::Descriptor {
+                drive_id: self.drive_id.clone(),
+                source,
+            })?
         };
         Ok(HeldDisk { disk, hold })
     }

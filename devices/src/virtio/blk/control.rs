@@ -11,6 +11,7 @@ use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::request::Failure;
 
 use super::config::forked;
+use super::loss::LossSignal;
 use super::mailbox::{Call, Command, Gone, Mailbox};
 use super::metrics::BlkMetrics;
 
@@ -21,6 +22,7 @@ pub struct BlkControl {
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) metrics: Vec<Arc<BlkMetrics>>,
     pub(super) limiter: Arc<SharedLimiter>,
+    pub(super) loss: Arc<LossSignal>,
 }
 
 /// Why a disk was not changed; it is as it was.
@@ -186,6 +188,11 @@ impl BlkControl {
     /// What each worker of the disk counts; changes of the disk are counted by the first.
     pub fn metrics(&self) -> &[Arc<BlkMetrics>] {
         &self.metrics
+    }
+
+    /// What tells that the image serves nobody any more.
+    pub fn loss(&self) -> &Arc<LossSignal> {
+        &self.loss
     }
 
     fn counted<T>(&self, change: Result<T, ControlError>) -> Result<T, ControlError> {

@@ -14,6 +14,7 @@ use super::cache::WriteCache;
 use super::config::Disk;
 use super::control::{BlkControl, locked};
 use super::lane::Drive;
+use super::loss::LossSignal;
 use super::mailbox::{Command, Gone, Inbox, Mailbox, StopAnswer, StopCall};
 use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
@@ -84,6 +85,7 @@ impl Blk {
                     .collect(),
                 cache: Arc::clone(&cache),
                 metrics: Arc::default(),
+                loss: Arc::clone(&disk.loss),
                 drain_ms_max,
             };
             metrics.push(Arc::clone(&plan.metrics));
@@ -99,6 +101,7 @@ impl Blk {
                 .collect(),
             metrics,
             limiter,
+            loss: disk.loss,
         };
         Ok((device, control))
     }
@@ -159,6 +162,7 @@ struct WorkerPlan {
     limits: Vec<Arc<SharedLimiter>>,
     cache: Arc<WriteCache>,
     metrics: Arc<BlkMetrics>,
+    loss: Arc<LossSignal>,
     drain_ms_max: u64,
 }
 
@@ -203,6 +207,7 @@ impl WorkerPlan {
             limits: self.limits,
             cache: self.cache,
             metrics: self.metrics,
+            loss: self.loss,
             complaints: Complaints::default(),
         };
         Worker::new(drive, inbox, self.drain_ms_max)

@@ -10,6 +10,7 @@ use coracle_storage::request::{Completion, Failure, Operation, Request, Segment}
 use coracle_storage::slab::Slab;
 
 use super::cache::WriteCache;
+use super::loss::LossSignal;
 use super::metrics::BlkMetrics;
 use super::request::{Action, Parsed, SERIAL_BYTES, Status, parse, take_segments};
 use super::share::Share;
@@ -27,6 +28,7 @@ pub(super) struct Drive {
     pub(super) limits: Vec<Arc<SharedLimiter>>,
     pub(super) cache: Arc<WriteCache>,
     pub(super) metrics: Arc<BlkMetrics>,
+    pub(super) loss: Arc<LossSignal>,
     pub(super) serial: [u8; SERIAL_BYTES],
     pub(super) complaints: Complaints,
 }

@@ -12,8 +12,10 @@
 mod cache;
 mod config;
 mod control;
+mod departure;
 mod device;
 mod lane;
+mod loss;
 mod mailbox;
 mod metrics;
 mod polling;
@@ -27,4 +29,5 @@ mod worker;
 pub use config::{CacheType, Disk, DriveConfig, DriveError, HeldDisk, PartialDrive};
 pub use control::{BlkControl, ControlError, grown};
 pub use device::Blk;
+pub use loss::LossSignal;
 pub use metrics::{BlkMetrics, Counter, LatencyAggregate};

@@ -5,6 +5,7 @@
     reason = "a test's panic is its failure"
 )]
 
+mod network;
 mod pace;
 mod queues;
 mod rig;
@@ -22,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend, Discard, Geometry, Step};
-use coracle_storage::engine::{Engine, PreparedReactor};
+use coracle_storage::engine::Engine;
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
 use coracle_storage::overlay::OverlayConfig;
 use coracle_storage::raw::Raw;
@@ -483,18 +484,8 @@ fn a_stop_that_cannot_drain_says_so_and_the_disk_goes_on_serving() {
         access: Access::ReadOnly,
         discard: Discard::Ignored,
     };
-    let disk = Disk {
-        id: "pipe".to_owned(),
-        queues: 1,
-        images: vec![Box::new(Raw::new(
-            File::from(std::os::fd::OwnedFd::from(reader)),
-            geometry,
-        ))],
-        reactors: vec![PreparedReactor::new(Engine::Async, 16)],
-        cache_type: CacheType::Unsafe,
-        rate_limiter: RateLimiterConfig::default(),
-        group: None,
-    };
+    let pipe = File::from(std::os::fd::OwnedFd::from(reader));
+    let disk = Disk::new("pipe", Box::new(Raw::new(pipe, geometry)), 1, Engine::Async).unwrap();
     let mut rig = Rig::of(disk, image_file());
     let slow = rig.offer(VIRTIO_BLK_T_IN, 0, &[0; 512]);
     rig.kick();

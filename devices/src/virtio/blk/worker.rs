@@ -9,6 +9,7 @@ use coracle_storage::backend::{Backend, Step};
 use coracle_storage::reactor::{Patience, Token, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request};
 
+use super::departure::{Departure, Whereabouts};
 use super::lane::{Drive, Lane, lane_of};
 use super::mailbox::{Call, Command, Inbox, ReplaceReply, StopCall};
 use super::polling::Polling;
@@ -23,14 +24,21 @@ const BELL: Token = Token(0);
 /// The tag of a request of the worker's own; no queue has so high a number.
 const OWN: u64 = u64::MAX;
 
+/// How long an image that is replaced may take to leave in good order.
+const LEAVE_MS_MAX: u64 = 1_000;
+
 /// The state of a worker's thread.
 ///
 /// ```text
 ///            Serve                     Stop                      drained
 ///   idle ───────────► serving ──────────────────► stopping ───────────────► idle, share given back
-///                        ▲                            │
-///                        └── drain_ms_max is over: Drain
+///    │ Replace           ▲                            │
+///    ▼                   └── drain_ms_max is over: Drain; the disk is lost: Lost
+///   replacing ── the old image has left, the new one is attached, or the old one again ──► idle
 /// ```
+///
+/// A Retire goes through stopping too, and on: drained, flushed, the image has left, the thread ends. Of a lost disk
+/// nothing is waited for but that the image lets its connection go.
 pub(super) struct Worker {
     drive: Drive,
     inbox: Inbox,
@@ -40,6 +48,9 @@ pub(super) struct Worker {
     /// The image was flushed for the last time.
     is_flushed: bool,
     stopping: Option<Stopping>,
+    replacing: Option<Replacing>,
+    /// The image is leaving the reactor: for another, or because the thread ends.
+    departure: Option<Departure>,
     wakes: Vec<Wake>,
     polling: Polling,
     patience: Patience,
@@ -72,6 +83,12 @@ enum Purpose {
     Retire,
 }
 
+/// What takes the place of the image once that has left, and who asked for it.
+struct Replacing {
+    image: Box<dyn Backend>,
+    call: Call<ReplaceReply>,
+}
+
 /// Whether the thread goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
@@ -84,6 +101,7 @@ impl Worker {
     pub(super) fn new(mut drive: Drive, inbox: Inbox, drain_ms_max: u64) -> io::Result<Self> {
         drive.io.register(&drive.image.files())?;
         drive.io.watch(inbox.bell(), BELL)?;
+        drive.image.attach(drive.io.as_mut());
         Ok(Self {
             drive,
             inbox,
@@ -91,6 +109,8 @@ impl Worker {
             own: None,
             is_flushed: false,
             stopping: None,
+            replacing: None,
+            departure: None,
             wakes: Vec::new(),
             polling: Polling::default(),
             patience: Patience::UntilEvent,
@@ -107,7 +127,8 @@ impl Worker {
     /// Waits once, if there is nothing to do, and does what there is to do then.
     pub(super) fn round(&mut self) -> Life {
         let mut wakes = std::mem::take(&mut self.wakes);
-        self.drive.io.set_timer(self.alarm());
+        self.drive.image.before_wait(self.drive.io.as_mut());
+        self.drive.io.set_timer(self.alarm(self.drive.io.now()));
         if let Err(error) = self.drive.io.wait(self.patience, &mut wakes) {
             log::error!("a disk's worker cannot wait for its requests any more: {error}");
             return Life::Ends;
@@ -120,9 +141,13 @@ impl Worker {
         }
         let rung = self.absorb(&mut wakes, now);
         self.wakes = wakes;
+        if woken {
+            self.look_after_image(now);
+        }
         if rung {
             self.obey(now);
         }
+        self.go_on_replacing(now);
         let worked = self.serve(now);
         if let Life::Ends = self.finish_stopping(now) {
             return Life::Ends;
@@ -136,11 +161,19 @@ impl Worker {
     }
 
     /// The next time at which something is due without an event.
-    fn alarm(&self) -> Option<Instant> {
+    fn alarm(&self, now: Instant) -> Option<Instant> {
         let lanes = self.service.iter().flat_map(|service| &service.lanes);
         let throttled = lanes.filter_map(Lane::throttled_until);
-        let drain = self.stopping.as_ref().map(|stopping| stopping.deadline);
-        throttled.chain(drain).min()
+        let departure = match &self.departure {
+            Some(departure) => departure.alarm(now),
+            None => self.stopping.as_ref().map(|stopping| stopping.deadline),
+        };
+        throttled.chain(departure).chain(self.drive.image.alarm()).min()
+    }
+
+    /// Whether the image serves nobody any more.
+    fn is_lost(&self) -> bool {
+        self.drive.loss.reason().is_some()
     }
 
     /// After work there is often more: look for a while before asking for a kick.
@@ -149,7 +182,7 @@ impl Worker {
             self.polling.worked();
             return Patience::None;
         }
-        if self.stopping.is_none() && self.service.is_some() {
+        if self.stopping.is_none() && self.service.is_some() && !self.is_lost() {
             if self.polling.looks_on(now) {
                 std::hint::spin_loop();
                 return Patience::None;
@@ -183,6 +216,17 @@ impl Worker {
         rung
     }
 
+    /// Lets the image take the time in when its alarm is due, and tells of its loss.
+    fn look_after_image(&mut self, now: Instant) {
+        if self.drive.image.alarm().is_some_and(|alarm| alarm <= now) {
+            self.drive.image.wake(self.drive.io.as_mut());
+            self.complete_others(now);
+        }
+        if let Some(reason) = self.drive.image.loss() {
+            self.drive.loss.signal(reason);
+        }
+    }
+
     fn complete(&mut self, completion: Completion, now: Instant) {
         if completion.request.tag == OWN {
             return self.complete_own(completion.outcome);
@@ -204,13 +248,14 @@ impl Worker {
 
     /// Answers what completed, takes what has come, answers what needed no waiting.
     fn serve(&mut self, now: Instant) -> bool {
+        let takes_nothing = self.stopping.is_some() || self.is_lost();
         let Some(service) = &mut self.service else {
             return false;
         };
         let mut worked = false;
         for lane in &mut service.lanes {
             lane.settle();
-            if self.stopping.is_some() {
+            if takes_nothing {
                 lane.put_back_held(&self.drive);
             } else {
                 worked |= lane.take(&mut self.drive, now);
@@ -222,7 +267,10 @@ impl Worker {
     }
 
     fn obey(&mut self, now: Instant) {
-        while let Some(command) = self.inbox.take() {
+        // While an image leaves, whatever is asked is asked of the one that comes.
+        while self.replacing.is_none()
+            && let Some(command) = self.inbox.take()
+        {
             match command {
                 Command::Serve(share) => self.begin(*share),
                 Command::Stop(call) => self.stop_for(Purpose::GiveBack(call), now),
@@ -232,7 +280,7 @@ impl Worker {
                         lane.reconsider(&self.drive, now);
                     }
                 }
-                Command::Replace(image, call) => self.replace_for(image, &call),
+                Command::Replace(image, call) => self.replace(image, call, now),
                 Command::Grow(size_bytes, reply) => self.grow(size_bytes, reply),
             }
         }
@@ -262,19 +310,43 @@ impl Worker {
         self.stopping = Some(Stopping { purpose, deadline });
     }
 
-    fn replace_for(&mut self, image: Box<dyn Backend>, call: &Call<ReplaceReply>) {
-        let replaced = self.replace(image);
-        // Whoever asked has given up, and the other workers of the disk have the old image.
-        if let Err(Ok(old)) = call.answer(replaced) {
-            let put_back = self.replace(old);
-            put_back.expect("files that were registered a moment ago can be registered again");
+    fn replace(&mut self, image: Box<dyn Backend>, call: Call<ReplaceReply>, now: Instant) {
+        if self.service.is_some() || self.drive.image.in_flight() > 0 || self.is_lost() {
+            // Whoever asked is told, or has given up; nothing has changed either way.
+            let _ = call.answer(Err(io::ErrorKind::ResourceBusy.into()));
+            return;
         }
+        let until = now + Duration::from_millis(LEAVE_MS_MAX);
+        // Its lease is released in good order, as far as that takes no longer.
+        self.departure = Some(Departure::in_good_order(&mut self.drive, until));
+        self.replacing = Some(Replacing { image, call });
+        self.go_on_replacing(now);
     }
 
-    fn replace(&mut self, image: Box<dyn Backend>) -> io::Result<Box<dyn Backend>> {
-        if self.service.is_some() || self.drive.image.in_flight() > 0 {
-            return Err(io::ErrorKind::ResourceBusy.into());
+    /// Puts the next image into the place of one that has left.
+    fn go_on_replacing(&mut self, now: Instant) {
+        let (Some(departure), Some(_)) = (&mut self.departure, &self.replacing) else {
+            return;
+        };
+        // Whoever asked gives up on one that is stuck. Without an end of what is in flight there is no other image.
+        if departure.whereabouts(&mut self.drive, now) != Whereabouts::Left {
+            return;
         }
+        self.departure = None;
+        if let Some(Replacing { image, call }) = self.replacing.take() {
+            let replaced = self.exchange(image);
+            // Whoever asked has given up, and the other workers of the disk have the old image.
+            if let Err(Ok(old)) = call.answer(replaced) {
+                let put_back = self.exchange(old);
+                put_back.expect("files that were registered a moment ago can be registered again");
+            }
+            self.drive.image.attach(self.drive.io.as_mut());
+        }
+        self.obey(now);
+    }
+
+    /// Uses the files of `image`; neither it nor the old one is attached.
+    fn exchange(&mut self, image: Box<dyn Backend>) -> io::Result<Box<dyn Backend>> {
         // If this fails the old files are still registered, and the old image stays.
         self.drive.io.register(&image.files())?;
         Ok(std::mem::replace(&mut self.drive.image, image))
@@ -325,35 +397,65 @@ impl Worker {
         }
     }
 
-    /// Ends a stop that is drained, or that has taken too long.
+    /// Ends a stop that is drained, that has taken too long, or that nobody need wait for.
     fn finish_stopping(&mut self, now: Instant) -> Life {
         let Some(stopping) = self.stopping.take() else {
             return Life::GoesOn;
         };
         let queued: usize = self.lanes().map(|lane| lane.in_flight()).sum();
         let in_flight = queued.max(self.drive.image.in_flight());
-        if in_flight > 0 && now < stopping.deadline {
+        if in_flight > 0 && now < stopping.deadline && !self.is_lost() {
             self.stopping = Some(stopping);
             return Life::GoesOn;
         }
-        match stopping.purpose {
-            Purpose::Retire if in_flight == 0 && !self.is_flushed && self.drive.image.flushes_at_end() => {
-                self.is_flushed = true;
-                self.stopping = Some(stopping);
-                self.start_own(Operation::Flush, 0, OwnRequest::LastFlush);
-                if self.drive.image.in_flight() == 0 {
-                    return Life::Ends;
-                }
+        let Purpose::GiveBack(call) = stopping.purpose else {
+            return self.finish_retiring(stopping, in_flight, now);
+        };
+        let obstacle = match self.drive.loss.reason() {
+            Some(reason) => Some(StopError::Lost {
+                reason: reason.to_owned(),
+            }),
+            None if in_flight > 0 => Some(StopError::Drain {
+                in_flight,
+                limit_ms: self.drain_ms_max,
+            }),
+            None => None,
+        };
+        match obstacle {
+            Some(error) => {
+                // Whoever asked is told, or has given up; the disk goes on as it was either way.
+                let _ = call.answer(Err(error));
             }
-            Purpose::Retire => return Life::Ends,
-            Purpose::GiveBack(call) if in_flight > 0 => {
-                let limit_ms = self.drain_ms_max;
-                // Whoever asked is told, or has given up; the disk goes on serving either way.
-                let _ = call.answer(Err(StopError::Drain { in_flight, limit_ms }));
-            }
-            Purpose::GiveBack(call) => self.give_back(&call),
+            None => self.give_back(&call),
         }
         Life::GoesOn
+    }
+
+    /// Goes on to end the thread: nothing is in flight, or it is not waited for.
+    fn finish_retiring(&mut self, stopping: Stopping, in_flight: usize, now: Instant) -> Life {
+        if self.departure.is_none() {
+            if self.is_lost() {
+                self.departure = Some(Departure::by_force(&mut self.drive, now));
+            } else if in_flight > 0 {
+                return Life::Ends;
+            } else if !self.is_flushed && self.drive.image.flushes_at_end() {
+                self.is_flushed = true;
+                self.start_own(Operation::Flush, 0, OwnRequest::LastFlush);
+            }
+        }
+        // The last flush may have ended at once, or have been refused.
+        if self.departure.is_none() && self.drive.image.in_flight() == 0 {
+            self.departure = Some(Departure::in_good_order(&mut self.drive, stopping.deadline));
+        }
+        self.stopping = Some(stopping);
+        let whereabouts = self
+            .departure
+            .as_mut()
+            .map(|departure| departure.whereabouts(&mut self.drive, now));
+        match whereabouts {
+            None | Some(Whereabouts::Leaving) => Life::GoesOn,
+            Some(Whereabouts::Left | Whereabouts::Stuck) => Life::Ends,
+        }
     }
 
     fn give_back(&mut self, call: &StopCall) {
@@ -374,11 +476,13 @@ impl Worker {
 
     /// Ends the thread. Memory that the kernel may still write to outlives it.
     fn leave(self) {
-        if self.drive.image.in_flight() > 0 {
-            log::error!(
-                "{} disk requests are abandoned, with the memory they use",
-                self.drive.image.in_flight()
-            );
+        // What a lost image still has will never be the kernel's.
+        let requests = match self.is_lost() {
+            true => 0,
+            false => self.drive.image.in_flight(),
+        };
+        if requests > 0 || self.drive.image.is_attached() {
+            log::error!("{requests} disk requests are abandoned, with the memory they use");
             std::mem::forget(self);
         }
     }

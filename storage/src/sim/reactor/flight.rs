@@ -1,11 +1,11 @@
 //! One operation between its submission and its end.
-#![expect(unsafe_code, reason = "reads and fills guest memory, as the kernel would")]
 
 use crate::reactor::{KernelOp, Token};
-use crate::request::{Durability, Segment};
+use crate::request::Durability;
 use crate::sim::dice::Dice;
 use crate::sim::file::Author;
 use crate::sim::medium::{Horizon, Medium};
+use crate::sim::reactor::memory::Memory;
 use crate::sim::reactor::{Faults, Moment};
 
 /// An operation that a simulated host is at work on.
@@ -17,8 +17,7 @@ pub(super) struct Flight {
     pub(super) token: Token,
     pub(super) submitted: Moment,
     op: KernelOp,
-    /// What `op` pointed to when it was submitted.
-    segments: Vec<Segment>,
+    memory: Memory,
     author: Author,
     /// What had ended when it was submitted.
     horizon: Horizon,
@@ -36,7 +35,7 @@ struct Fate {
 
 impl Flight {
     pub(super) fn new(op: KernelOp, token: Token, submitted: Moment, medium: &Medium) -> Self {
-        let segments = match op {
+        let memory = match op {
             KernelOp::Read {
                 segments,
                 segment_count,
@@ -46,14 +45,14 @@ impl Flight {
                 segments,
                 segment_count,
                 ..
-            } => listed(segments, segment_count).to_vec(),
-            KernelOp::SyncData { .. } | KernelOp::Allocate { .. } | KernelOp::Socket { .. } => Vec::new(),
+            } => Memory::of(segments, segment_count),
+            _ => Memory::none(),
         };
         Self {
             token,
             submitted,
             op,
-            segments,
+            memory,
             horizon: medium.horizon(),
             author: medium.begin(),
             fate: None,
@@ -94,7 +93,7 @@ impl Flight {
     /// The operation is over; its result.
     pub(super) fn end(&self, medium: &Medium) -> i32 {
         let fate = self.fate.expect("an operation ends after its fate was drawn");
-        self.check_segments();
+        self.memory.check();
         match self.op {
             KernelOp::SyncData { file } if fate.result == 0 => medium.sync(file, &self.horizon),
             KernelOp::Write {
@@ -155,10 +154,11 @@ impl Flight {
                     bytes,
                 }
             }
-            KernelOp::SyncData { .. } | KernelOp::Allocate { .. } | KernelOp::Socket { .. } => Fate {
+            KernelOp::SyncData { .. } | KernelOp::Allocate { .. } => Fate {
                 result: 0,
                 bytes: possible_bytes,
             },
+            KernelOp::Socket { .. } => unreachable!("{NO_FLIGHT}"),
         }
     }
 
@@ -170,30 +170,33 @@ impl Flight {
                 file, offset_bytes, ..
             } => asked_bytes.min(medium.len_bytes(file).saturating_sub(offset_bytes)),
             KernelOp::Write { .. } => asked_bytes,
-            KernelOp::SyncData { .. } | KernelOp::Socket { .. } => 0,
+            KernelOp::SyncData { .. } => 0,
             KernelOp::Allocate { len_bytes, .. } => len_bytes,
+            KernelOp::Socket { .. } => unreachable!("{NO_FLIGHT}"),
         }
     }
 
     /// Does the next `part_bytes` of the operation.
     fn change(&self, part_bytes: u64, medium: &Medium) {
-        self.check_segments();
+        self.memory.check();
         match self.op {
             KernelOp::Read {
                 file, offset_bytes, ..
             } => {
                 let from = offset_bytes + self.done_bytes;
-                self.scatter(&medium.read(file, from, part_bytes));
+                self.memory
+                    .scatter(index(self.done_bytes), &medium.read(file, from, part_bytes));
             }
             KernelOp::Write {
                 file, offset_bytes, ..
             } => {
-                let bytes = self.gather(part_bytes);
+                let bytes = self.memory.gather(index(self.done_bytes), index(part_bytes));
                 medium.change(file, |file| {
                     file.write(offset_bytes + self.done_bytes, &bytes, self.author);
                 });
             }
-            KernelOp::SyncData { .. } | KernelOp::Socket { .. } => {}
+            KernelOp::SyncData { .. } => {}
+            KernelOp::Socket { .. } => unreachable!("{NO_FLIGHT}"),
             KernelOp::Allocate {
                 file,
                 mode,
@@ -214,71 +217,12 @@ impl Flight {
             }
         }
     }
-
-    /// The pieces of memory that the next `part_bytes` lie in.
-    fn pieces(&self, part_bytes: u64) -> impl Iterator<Item = (*mut u8, usize)> {
-        let (mut skip, mut left) = (index(self.done_bytes), index(part_bytes));
-        self.segments.iter().filter_map(move |segment| {
-            let skipped = skip.min(segment.len_bytes());
-            skip -= skipped;
-            let len_bytes = left.min(segment.len_bytes() - skipped);
-            left -= len_bytes;
-            (len_bytes > 0).then(|| (segment.address().wrapping_add(skipped), len_bytes))
-        })
-    }
-
-    fn gather(&self, part_bytes: u64) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(index(part_bytes));
-        for (address, len_bytes) in self.pieces(part_bytes) {
-            // SAFETY: the memory of a segment stays valid until its operation ends (contract of
-            // `Segment::new`), and simulated guests run on this thread.
-            bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(address, len_bytes) });
-        }
-        bytes
-    }
-
-    fn scatter(&self, mut bytes: &[u8]) {
-        for (address, len_bytes) in self.pieces(bytes.len() as u64) {
-            let (piece, rest) = bytes.split_at(len_bytes);
-            bytes = rest;
-            // SAFETY: as in `gather`; nobody holds a reference to the memory meanwhile.
-            unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), address, len_bytes) };
-        }
-    }
-
-    /// The list of segments stays in place until the operation ends (contract of `KernelOp`).
-    fn check_segments(&self) {
-        let (KernelOp::Read {
-            segments,
-            segment_count,
-            ..
-        }
-        | KernelOp::Write {
-            segments,
-            segment_count,
-            ..
-        }) = self.op
-        else {
-            return;
-        };
-        let same = |(now, then): (&Segment, &Segment)| {
-            (now.address(), now.len_bytes()) == (then.address(), then.len_bytes())
-        };
-        let now = listed(segments, segment_count);
-        assert!(
-            now.iter().zip(&self.segments).all(same),
-            "the segments of an operation in flight were changed"
-        );
-    }
 }
+
+const NO_FLIGHT: &str = "operations on sockets are talks";
 
 /// The unit in which most transfers are cut, in bytes.
 const SECTOR_BYTES: u64 = 512;
-
-fn listed<'op>(segments: *const Segment, segment_count: u32) -> &'op [Segment] {
-    // SAFETY: `segments` points to that many segments until the operation ends (contract of `KernelOp`).
-    unsafe { std::slice::from_raw_parts(segments, index(segment_count.into())) }
-}
 
 fn is_refused(mode: i32, faults: &Faults) -> bool {
     (faults.refuses_holes && mode & libc::FALLOC_FL_PUNCH_HOLE != 0)

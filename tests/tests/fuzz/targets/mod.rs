@@ -7,11 +7,14 @@ mod api;
 mod boot;
 mod configuration;
 mod input;
+mod iscsi;
 mod lease;
 mod overlay;
 mod ports;
 mod processor;
 mod ring;
+mod scsi;
+mod tail;
 mod virtio;
 
 use input::Input;
@@ -43,8 +46,28 @@ pub(crate) const TARGETS: &[Target] = &[
         run: processor::run,
     },
     Target {
+        name: "iscsi-login",
+        run: iscsi::run_login,
+    },
+    Target {
+        name: "iscsi-pdu",
+        run: iscsi::run_pdu,
+    },
+    Target {
+        name: "iscsi-text",
+        run: iscsi::run_text,
+    },
+    Target {
+        name: "iscsi-url",
+        run: iscsi::run_url,
+    },
+    Target {
         name: "lease-record",
         run: lease::run,
+    },
+    Target {
+        name: "lun-tail",
+        run: tail::run,
     },
     Target {
         name: "overlay",
@@ -57,6 +80,10 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "ring",
         run: ring::run,
+    },
+    Target {
+        name: "scsi-data",
+        run: scsi::run,
     },
     Target {
         name: "virtio-blk",

@@ -237,6 +237,7 @@ pub(super) fn by_hand(
         limits,
         cache: Arc::new(WriteCache::new(cache_type)),
         metrics: Arc::default(),
+        loss: disk.loss,
         serial: [0; 20],
         complaints: Complaints::default(),
     };

@@ -20,6 +20,7 @@ use coracle_storage::sim::seeds;
 use super::super::cache::WriteCache;
 use super::super::config::CacheType;
 use super::super::lane::Drive;
+use super::super::loss::LossSignal;
 use super::super::mailbox::Mailbox;
 use super::super::metrics::BlkMetrics;
 use super::super::worker::{DRAIN_MS_MAX, Life, Worker};
@@ -88,6 +89,7 @@ fn drive(image: Box<dyn Backend>, io: &SimReactor, terms: &Terms) -> Drive {
         limits: vec![Arc::new(SharedLimiter::new(&terms.limits, terms.born))],
         cache: Arc::new(WriteCache::new(terms.cache_type)),
         metrics: Arc::new(BlkMetrics::default()),
+        loss: LossSignal::new("simulated").unwrap(),
         serial: *b"a simulated disk\0\0\0\0",
         complaints: Complaints::default(),
     }

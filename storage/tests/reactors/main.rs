@@ -2,6 +2,8 @@
 #![expect(unsafe_code, reason = "segments point into the test's own buffers")]
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+mod sockets;
+
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
@@ -11,14 +13,14 @@ use coracle_storage::backend::{Access, Backend, Step};
 use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::open::open;
-use coracle_storage::reactor::{FileSlot, Full, KernelOp, Patience, Reactor, Token, Wake};
+use coracle_storage::reactor::{FileSlot, Full, KernelOp, Patience, Reach, Reactor, Token, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request, Segment, Space};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const OPS_MAX: u32 = 8;
 
 fn reactor(engine: Engine) -> Box<dyn Reactor> {
-    let prepared = PreparedReactor::new(engine, OPS_MAX);
+    let prepared = PreparedReactor::new(engine, OPS_MAX, Reach::FilesAndSockets);
     // The fallback to plain system calls would make these tests say nothing about io_uring.
     assert_eq!(
         matches!(prepared, PreparedReactor::Ring(_)),
@@ -334,17 +336,19 @@ fn an_impatient_wait_returns_with_nothing(engine: Engine) {
 
 /// Makes a test of each promise for each reactor.
 macro_rules! kept_by_both {
-    ($($promise:ident)*) => {
-        mod ring {
-            $(#[test] fn $promise() { super::$promise(super::Engine::Async); })*
+    ($ring:ident $plain:ident of $place:path: $($promise:ident)*) => {
+        mod $ring {
+            use $place as place;
+            $(#[test] fn $promise() { place::$promise(super::Engine::Async); })*
         }
-        mod plain {
-            $(#[test] fn $promise() { super::$promise(super::Engine::Sync); })*
+        mod $plain {
+            use $place as place;
+            $(#[test] fn $promise() { place::$promise(super::Engine::Sync); })*
         }
     };
 }
 
-kept_by_both! {
+kept_by_both! { ring plain of crate:
     what_is_written_is_in_the_file_and_is_read_back
     discarded_and_zeroed_ranges_read_as_zeros
     an_image_that_was_truncated_says_so
@@ -360,12 +364,36 @@ kept_by_both! {
     an_impatient_wait_returns_with_nothing
 }
 
+kept_by_both! { ring_sockets plain_sockets of crate::sockets:
+    segments_are_sent_and_received_in_order
+    several_messages_go_out_with_one_wait
+    a_send_into_full_buffers_is_short_or_waits_and_nothing_is_lost
+    a_receive_for_some_ends_with_the_first_bytes_and_one_for_all_with_the_last
+    the_end_of_the_stream_ends_a_receive
+    a_waiting_receive_is_cancelled
+    a_cancel_finds_what_was_submitted_just_before_it
+    a_waiting_send_is_cancelled
+    a_waiting_connect_is_cancelled_and_its_place_serves_another
+    a_refused_connect_says_so
+    a_socket_of_the_newer_family_connects_too
+    an_empty_place_is_refused
+    an_option_is_set_on_the_socket
+    a_taken_socket_goes_on_in_another_reactor_of_either_kind
+    a_descriptor_that_was_registered_stays_its_owners
+    a_new_socket_closes_the_old_one
+    a_closed_socket_is_seen_by_its_peer_as_reset_if_it_was_asked_for
+    a_connection_that_its_peer_resets_ends_what_waits
+    a_watch_and_a_timer_are_served_while_a_receive_waits
+    an_operation_that_waits_keeps_its_room
+    a_reactor_is_dropped_although_operations_wait_for_ever
+}
+
 #[test]
 fn the_kernel_starts_no_more_workers_for_a_ring_than_it_may() {
     const OPS: u32 = 64;
     let file = tempfile::tempfile().unwrap();
     // Set up on one thread and used on another, as a device does it.
-    let prepared = PreparedReactor::new(Engine::Async, OPS);
+    let prepared = PreparedReactor::new(Engine::Async, OPS, Reach::Files);
     let most = std::thread::spawn(move || {
         let mut io = prepared.enable().unwrap();
         io.register(&[file.as_raw_fd()]).unwrap();

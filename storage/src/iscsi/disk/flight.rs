@@ -1,0 +1,337 @@
+//! A request in flight: the commands that it takes, one after the other, and what becomes of them.
+
+use std::time::{Duration, Instant};
+
+use crate::backend::{Access, Discard, Geometry};
+use crate::request::{Durability, Failure, Operation, Request, Segment, Space};
+use crate::segments;
+
+use super::super::retained::{Moment, Retained};
+use super::super::scsi::capacity::Capacity;
+use super::super::scsi::cdb::{self, Blocks};
+use super::super::scsi::sense::{Attention, Verdict, verdict};
+use super::super::session::{Command, Ended, Transfer};
+use super::super::unit::{Cache, Fua, Unit};
+
+/// A request that was accepted.
+///
+/// ```text
+///   Transfer ──not durable yet──► Flush            Discard: Unmap
+///   WriteZeroes: WriteSame ──not supported──► WriteZeros       Grow: Capacity
+/// ```
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) request: Request,
+    pub(super) accepted: Instant,
+    stage: Stage,
+    /// How much of it is done.
+    done_bytes: u64,
+    /// How much the command under way does.
+    under_way_bytes: u64,
+    /// The write under way is on the medium when it is acknowledged.
+    is_forced: bool,
+    /// What a flush under way covers.
+    covers: Option<Moment>,
+    /// A command of it was sent.
+    was_sent: bool,
+    /// How often the unit has put it off.
+    retries: u32,
+    /// Parameters that a command sends, or data of ours that it fills.
+    buffer: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Transfer,
+    Flush,
+    Unmap,
+    WriteSame,
+    WriteZeros,
+    Capacity,
+}
+
+/// What is to be done about a flight.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Its next command is to be sent.
+    Send,
+    /// The same after a while.
+    Later(Duration),
+    /// The session has to begin anew: the unit was reset, or somebody else has it.
+    Reconnect(&'static str),
+    /// It has ended.
+    End(Result<(), Failure>),
+}
+
+/// How often a unit may put a command off.
+const RETRIES_MAX: u32 = 600;
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// How often it may put it off with something to say.
+const ATTENTIONS_MAX: u32 = 32;
+/// Zeros that are written where a range cannot be zeroed in a better way.
+pub(super) const ZEROS_BYTES: usize = 64 << 10;
+const ZEROS_SEGMENTS_MAX: u64 = 16;
+/// The data of READ CAPACITY(16).
+const CAPACITY_BYTES: u32 = 32;
+
+impl Flight {
+    /// A flight of `request`, or how that ends at once.
+    pub(super) fn begin(
+        request: Request,
+        geometry: &Geometry,
+        unit: &Unit,
+        now: Instant,
+    ) -> Result<Self, (Request, Result<(), Failure>)> {
+        match first_stage(&request, geometry, unit) {
+            Ok(stage) => Ok(Self {
+                request,
+                accepted: now,
+                stage,
+                done_bytes: 0,
+                under_way_bytes: 0,
+                is_forced: false,
+                covers: None,
+                was_sent: false,
+                retries: 0,
+                buffer: Vec::new(),
+            }),
+            Err(outcome) => Err((request, outcome)),
+        }
+    }
+
+    /// The flight's next command. `segments` is empty, `zeros` are [`ZEROS_BYTES`] of them.
+    pub(super) fn command(
+        &mut self,
+        cookie: u64,
+        unit: &Unit,
+        retained: &Retained,
+        zeros: &mut [u8],
+        mut segments: Vec<Segment>,
+    ) -> Command {
+        let left = self.request.len_bytes - self.done_bytes;
+        let blocks_max = match self.stage {
+            Stage::Transfer => unit.limits.transfer_blocks,
+            Stage::Unmap => unit.limits.unmap_blocks,
+            Stage::WriteSame => unit.limits.write_same_blocks,
+            Stage::WriteZeros | Stage::Flush | Stage::Capacity => u32::MAX,
+        };
+        let mut len = left.min(u64::from(blocks_max) * u64::from(unit.block_bytes));
+        if self.stage == Stage::WriteZeros {
+            len = len.min(zeros.len() as u64 * ZEROS_SEGMENTS_MAX);
+        }
+        self.under_way_bytes = len;
+        self.was_sent = true;
+        let range = unit.blocks(self.request.offset_bytes + self.done_bytes, len);
+        let (cdb, transfer) = match self.stage {
+            Stage::Transfer => {
+                segments::slice(
+                    &self.request.segments,
+                    self.done_bytes..self.done_bytes + len,
+                    &mut segments,
+                );
+                if self.request.operation == Operation::Read {
+                    (cdb::read(range, Durability::Cached), Transfer::In)
+                } else {
+                    let durability = self.force(len, unit, retained);
+                    (cdb::write(range, durability), Transfer::Out)
+                }
+            }
+            Stage::Flush => {
+                self.covers = Some(retained.now());
+                (cdb::synchronize_cache(Blocks::ALL), Transfer::None)
+            }
+            Stage::Unmap => {
+                let (cdb, parameters) = cdb::unmap(&[range]);
+                self.buffer = parameters;
+                segments.push(segments::own(&mut self.buffer));
+                (cdb, Transfer::Out)
+            }
+            Stage::WriteSame => {
+                let block = usize::try_from(unit.block_bytes).expect("a block is small");
+                segments.push(segments::own(zeros.get_mut(..block).unwrap_or_default()));
+                (cdb::write_same(range, self.space(unit)), Transfer::Out)
+            }
+            Stage::WriteZeros => {
+                let mut left = usize::try_from(len).expect("it is at most 1 MiB");
+                while left > 0 {
+                    let piece = left.min(zeros.len());
+                    segments.push(segments::own(zeros.get_mut(..piece).unwrap_or_default()));
+                    left -= piece;
+                }
+                let durability = self.force(len, unit, retained);
+                (cdb::write(range, durability), Transfer::Out)
+            }
+            Stage::Capacity => {
+                self.buffer = vec![0; CAPACITY_BYTES as usize];
+                segments.push(segments::own(&mut self.buffer));
+                (cdb::read_capacity(CAPACITY_BYTES), Transfer::In)
+            }
+        };
+        Command {
+            cdb,
+            transfer,
+            segments,
+            cookie,
+        }
+    }
+
+    /// Whether it changes the medium, and a command of it may still be on its way there from an old connection.
+    pub(super) fn may_be_astray(&self) -> bool {
+        self.was_sent
+            && !matches!(self.stage, Stage::Flush | Stage::Capacity)
+            && self.request.operation != Operation::Read
+    }
+
+    /// Whether a write of `len` bytes has to pass the cache by: it is to be durable, or there is no room for a copy of it.
+    fn force(&mut self, len: u64, unit: &Unit, retained: &Retained) -> Durability {
+        let is_wanted = self.request.durability == Durability::Durable || !retained.has_room(len);
+        self.is_forced = is_wanted && unit.cache() == Cache::Volatile(Fua::Supported);
+        if self.is_forced {
+            Durability::Durable
+        } else {
+            Durability::Cached
+        }
+    }
+
+    fn space(&self, unit: &Unit) -> Space {
+        match self.request.operation {
+            Operation::WriteZeroes {
+                space: Space::MayBeFreed,
+            } if unit.limits.write_same_unmaps => Space::MayBeFreed,
+            _ => Space::Stays,
+        }
+    }
+
+    /// Takes the end of its command in. What the cache of the unit may forget is retained.
+    pub(super) fn judge(&mut self, ended: &Ended, unit: &mut Unit, retained: &mut Retained) -> Next {
+        match verdict(ended.status, ended.sense) {
+            Verdict::Good => self.done(ended, unit, retained),
+            Verdict::Retry(Attention::Reset | Attention::Cleared) => {
+                Next::Reconnect("the unit was reset, which forgets what it was doing")
+            }
+            Verdict::Deferred(_) => Next::Reconnect("the unit has lost something that it had only cached"),
+            Verdict::Conflict => Next::Reconnect("somebody else has the reservation of the unit"),
+            Verdict::LunMissing => Next::Reconnect("the target does not know the unit any more"),
+            Verdict::Retry(_) | Verdict::CapacityChanged | Verdict::ReservationChanged => {
+                self.retry(ATTENTIONS_MAX, Duration::ZERO)
+            }
+            Verdict::BusyLater => self.retry(RETRIES_MAX, RETRY_AFTER),
+            Verdict::Failed(Failure::Unsupported) if self.stage == Stage::WriteSame => {
+                unit.limits.write_same_blocks = 0;
+                self.stage = Stage::WriteZeros;
+                Next::Send
+            }
+            Verdict::Failed(Failure::Unsupported) if self.stage == Stage::Unmap => {
+                unit.limits.unmap_blocks = 0;
+                Next::End(Err(Failure::Unsupported))
+            }
+            // A unit without a cache to speak of.
+            Verdict::Failed(Failure::Unsupported) if self.stage == Stage::Flush => {
+                unit.has_no_cache();
+                retained.covered(retained.now());
+                Next::End(Ok(()))
+            }
+            Verdict::Failed(failure) => Next::End(Err(failure)),
+            Verdict::Miscompare => Next::End(Err(Failure::Host(libc::EIO))),
+        }
+    }
+
+    fn retry(&mut self, retries_max: u32, after: Duration) -> Next {
+        self.retries += 1;
+        if self.retries > retries_max {
+            return Next::End(Err(Failure::Host(libc::EBUSY)));
+        }
+        if after.is_zero() {
+            Next::Send
+        } else {
+            Next::Later(after)
+        }
+    }
+
+    fn done(&mut self, ended: &Ended, unit: &Unit, retained: &mut Retained) -> Next {
+        self.retries = 0;
+        let offset = self.request.offset_bytes + self.done_bytes;
+        let may_be_forgotten = unit.cache() != Cache::None && !self.is_forced;
+        match self.stage {
+            Stage::Transfer if u64::from(ended.moved_bytes) < self.under_way_bytes => {
+                return Next::End(Err(Failure::Truncated));
+            }
+            Stage::Transfer if self.request.operation == Operation::Write && may_be_forgotten => {
+                retained.keep(offset, &ended.command.segments);
+            }
+            Stage::WriteSame | Stage::WriteZeros if may_be_forgotten => {
+                retained.keep_zeroes(offset, self.under_way_bytes);
+            }
+            Stage::Flush => {
+                if let Some(moment) = self.covers {
+                    retained.covered(moment);
+                }
+                return Next::End(Ok(()));
+            }
+            Stage::Capacity => return Next::End(self.grown(ended, unit)),
+            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros => {}
+        }
+        self.done_bytes += self.under_way_bytes;
+        if self.done_bytes < self.request.len_bytes {
+            return Next::Send;
+        }
+        let is_change = self.request.operation != Operation::Read;
+        if is_change && self.request.durability == Durability::Durable && may_be_forgotten {
+            self.stage = Stage::Flush;
+            return Next::Send;
+        }
+        Next::End(Ok(()))
+    }
+
+    /// Whether the unit has become as large as the request asks for. It is not ours to make it so.
+    fn grown(&self, ended: &Ended, unit: &Unit) -> Result<(), Failure> {
+        let moved = usize::try_from(ended.moved_bytes).unwrap_or(0);
+        let told = self.buffer.get(..moved).unwrap_or_default();
+        let capacity = Capacity::parse(told).map_err(|_| Failure::Host(libc::EPROTO))?;
+        // What lies behind a tail is not part of the disk: the tail stays where it is.
+        let bytes_max = match unit.tail {
+            Some(_) => unit.size_bytes,
+            None => capacity.size_bytes,
+        };
+        if bytes_max < self.request.len_bytes {
+            return Err(Failure::TooLarge { bytes_max });
+        }
+        Ok(())
+    }
+}
+
+/// The stage in which `request` starts, or its end.
+fn first_stage(request: &Request, geometry: &Geometry, unit: &Unit) -> Result<Stage, Result<(), Failure>> {
+    if request.operation == Operation::Grow {
+        return match request.len_bytes {
+            len if len < geometry.size_bytes || !len.is_multiple_of(unit.block_bytes.into()) => {
+                Err(Err(Failure::OutOfRange))
+            }
+            len if len == geometry.size_bytes => Err(Ok(())),
+            _ => Ok(Stage::Capacity),
+        };
+    }
+    let end = request.offset_bytes.checked_add(request.len_bytes);
+    if end.is_none_or(|end| end > geometry.size_bytes) {
+        return Err(Err(Failure::OutOfRange));
+    }
+    let is_read_only = geometry.access == Access::ReadOnly;
+    let is_aligned = (request.offset_bytes | request.len_bytes).is_multiple_of(unit.block_bytes.into());
+    match request.operation {
+        Operation::Flush if is_read_only || unit.cache() == Cache::None => Err(Ok(())),
+        Operation::Flush => Ok(Stage::Flush),
+        Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {
+            Err(Err(Failure::ReadOnly))
+        }
+        _ if request.len_bytes == 0 => Err(Ok(())),
+        // The guest was told the size of a block.
+        _ if !is_aligned => Err(Err(Failure::Unsupported)),
+        Operation::Read | Operation::Write => Ok(Stage::Transfer),
+        Operation::Discard if geometry.discard == Discard::Ignored || unit.limits.unmap_blocks == 0 => {
+            Err(Ok(()))
+        }
+        Operation::Discard => Ok(Stage::Unmap),
+        Operation::WriteZeroes { .. } if unit.limits.write_same_blocks > 0 => Ok(Stage::WriteSame),
+        Operation::WriteZeroes { .. } | Operation::Grow => Ok(Stage::WriteZeros),
+    }
+}

@@ -1,0 +1,427 @@
+//! A logical unit as an image: requests in, commands out, and one session after the other to carry them.
+
+mod flight;
+mod recovery;
+mod rewriting;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
+use crate::reactor::{Event, Submit};
+use crate::request::{Completion, Failure, Operation, Request, Segment};
+use crate::slab::Slab;
+
+use self::flight::{Flight, Next, ZEROS_BYTES};
+use self::recovery::{After, Backoff};
+use self::rewriting::Rewriting;
+use super::bringup::{Stop, Up};
+use super::initiator::{Initiator, Report};
+use super::plan::{OnError, Plan};
+use super::procedure::Procedure;
+use super::reservation::Tenure;
+use super::retained::{Moment, Retained};
+use super::scsi::cdb::{self, Blocks};
+use super::scsi::sense::Status;
+use super::session::{Command, Ended, Transfer};
+use super::unit::{Cache, Fua, Unit};
+
+/// An image on a logical unit, with the one session that serves it.
+///
+/// ```text
+///              attach                       the login, the identity, the lease
+///   Detached ─────────► Resting ► Connecting ► BringingUp ──► Rewriting ──► Serving
+///      ▲                  ▲                                                   │ the connection breaks
+///      │                  └──────────── Leaving, what was under way waits ◄───┤
+///      ├── Leaving ◄── Farewell ◄── detach ───────────────────────────────────┤
+///      └── Lost ◄── Leaving ◄── the lease is another's ◄──────────────────────┘
+/// ```
+///
+/// Requests are accepted in each state, and wait for `Serving`. What was sent and not answered when a connection broke is sent again
+/// on the next: the same bytes to the same place. It cannot overtake what the old connection may still deliver, because the next
+/// session begins by ending the registration of the old one, or by a reset of the unit. What was answered and may have been
+/// forgotten is written again before anything else.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    plan: Arc<Plan>,
+    geometry: Geometry,
+    unit: Unit,
+    tenure: Option<Tenure>,
+    state: State,
+    initiator: Initiator,
+    flights: Slab<Flight>,
+    /// Flights whose next command is to be sent.
+    queue: VecDeque<usize>,
+    /// Flights that the unit has put off.
+    put_off: Vec<(Instant, usize)>,
+    done: VecDeque<Completion>,
+    retained: Retained,
+    /// What a SYNCHRONIZE CACHE of our own, which is under way, covers.
+    emptying: Option<Moment>,
+    zeros: Box<[u8]>,
+    /// Vectors of segments, to be used again.
+    spare: Vec<Vec<Segment>>,
+    /// The connection, while no reactor has it.
+    socket: Option<OwnedFd>,
+    backoff: Backoff,
+    /// How it is to leave the reactor.
+    parting: Option<Parting>,
+    /// Since when it is not served.
+    unserved_since: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No reactor has it.
+    Detached,
+    /// The next connection is made at this time.
+    Resting(Instant),
+    Connecting,
+    BringingUp(Procedure<Result<Up, Stop>>),
+    Rewriting(Rewriting),
+    Serving,
+    Leaving(After),
+    Farewell(Procedure<()>),
+    /// Another has the lease, for this reason.
+    Lost(String),
+}
+
+/// Cookies of commands that are no flight's: a rewrite's have this bit, and the number of the rewrite below it.
+const REWRITE: u64 = 1 << 32;
+/// That of the SYNCHRONIZE CACHE of our own.
+const EMPTYING: u64 = 1 << 33;
+/// How much is copied and kept because a target may forget it.
+const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
+/// Vectors that are kept for later.
+const SPARE_MAX: usize = 256;
+
+impl Disk {
+    /// The image of `plan`, which `up` has found and leased, on the connection `socket` or on one that is yet to be made.
+    pub(super) fn new(plan: Arc<Plan>, up: Up, initiator: Initiator) -> Self {
+        let geometry = Geometry {
+            size_bytes: up.unit.size_bytes,
+            logical_block_bytes: up.unit.block_bytes,
+            physical_block_bytes: up.unit.physical_block_bytes,
+            access: plan.access,
+            discard: match up.unit.limits.unmap_blocks {
+                0 => Discard::Ignored,
+                _ => Discard::Supported,
+            },
+        };
+        Self {
+            plan,
+            geometry,
+            unit: up.unit,
+            tenure: up.tenure,
+            state: State::Serving,
+            initiator,
+            flights: Slab::with_capacity(64),
+            queue: VecDeque::new(),
+            put_off: Vec::new(),
+            done: VecDeque::new(),
+            retained: Retained::new(UNCOMMITTED_BYTES_MAX),
+            emptying: None,
+            zeros: Box::default(),
+            spare: Vec::new(),
+            socket: None,
+            backoff: Backoff::default(),
+            parting: None,
+            unserved_since: None,
+        }
+    }
+
+    /// Whether it has an open session that no reactor has.
+    pub(super) fn holds_session(&self) -> bool {
+        self.socket.is_some() && matches!(self.state, State::Detached)
+    }
+
+    /// Sends what may be sent.
+    fn dispatch(&mut self, io: &mut dyn Submit) {
+        if !matches!(self.state, State::Serving) {
+            return;
+        }
+        self.empty_cache_if_due();
+        while let Some(&place) = self.queue.front() {
+            if self.has_to_wait_for_room(place) {
+                break;
+            }
+            self.queue.pop_front();
+            self.send(place);
+        }
+        if self.parting.is_some() && self.flights.is_empty() && self.emptying.is_none() {
+            self.part(io);
+        }
+    }
+
+    fn send(&mut self, place: usize) {
+        let segments = self.spare.pop().unwrap_or_default();
+        if self.zeros.is_empty() {
+            self.zeros = vec![0; ZEROS_BYTES].into_boxed_slice();
+        }
+        let Some(flight) = self.flights.get_mut(place) else {
+            return;
+        };
+        let command = flight.command(
+            place as u64,
+            &self.unit,
+            &self.retained,
+            &mut self.zeros,
+            segments,
+        );
+        self.initiator.start(command);
+    }
+
+    /// A write that the unit might forget, of which no copy can be kept, and which cannot be told to pass the cache by.
+    fn has_to_wait_for_room(&mut self, place: usize) -> bool {
+        let Cache::Volatile(Fua::Missing) = self.unit.cache() else {
+            return false;
+        };
+        let flight = self.flights.get_mut(place);
+        flight.is_some_and(|flight| {
+            flight.request.operation == Operation::Write
+                && !self.retained.is_empty()
+                && !self.retained.has_room(flight.request.len_bytes)
+        })
+    }
+
+    /// Has the unit empty its cache before there is no room for copies any more.
+    fn empty_cache_if_due(&mut self) {
+        let is_due = self.emptying.is_none() && self.retained.is_filling();
+        if is_due {
+            self.emptying = Some(self.retained.now());
+            self.initiator.start(Command {
+                cdb: cdb::synchronize_cache(Blocks::ALL),
+                transfer: Transfer::None,
+                segments: Vec::new(),
+                cookie: EMPTYING,
+            });
+        }
+    }
+
+    /// Takes the end of a command in.
+    fn ended(&mut self, mut ended: Ended, io: &mut dyn Submit) {
+        let cookie = ended.command.cookie;
+        if cookie & REWRITE != 0 {
+            return self.rewritten(&ended, io);
+        }
+        if cookie == EMPTYING {
+            return self.emptied(&ended, io);
+        }
+        let place = usize::try_from(cookie).expect("this is a 64-bit monitor");
+        let Some(flight) = self.flights.get_mut(place) else {
+            return;
+        };
+        let next = flight.judge(&ended, &mut self.unit, &mut self.retained);
+        self.recycle(std::mem::take(&mut ended.command.segments));
+        match next {
+            Next::Send if matches!(self.state, State::Serving) => self.send(place),
+            Next::Send => self.queue.push_back(place),
+            Next::Later(time) => self.put_off.push((io.now() + time, place)),
+            Next::Reconnect(why) => {
+                self.queue.push_back(place);
+                self.doubt(why, io);
+            }
+            Next::End(outcome) => self.end(place, outcome),
+        }
+    }
+
+    fn emptied(&mut self, ended: &Ended, io: &mut dyn Submit) {
+        let Some(moment) = self.emptying.take() else {
+            return;
+        };
+        if ended.status == Status::GOOD {
+            self.retained.covered(moment);
+        } else {
+            self.doubt("the unit does not empty its cache", io);
+        }
+    }
+
+    fn recycle(&mut self, mut segments: Vec<Segment>) {
+        if segments.capacity() > 0 && self.spare.len() < SPARE_MAX {
+            segments.clear();
+            self.spare.push(segments);
+        }
+    }
+
+    fn end(&mut self, place: usize, outcome: Result<(), Failure>) {
+        let Some(flight) = self.flights.remove(place) else {
+            return;
+        };
+        if flight.request.operation == Operation::Grow && outcome.is_ok() {
+            self.geometry.size_bytes = flight.request.len_bytes;
+            self.unit.size_bytes = flight.request.len_bytes;
+        }
+        let request = flight.request;
+        self.done.push_back(Completion { request, outcome });
+    }
+
+    /// Flights that were put off and whose time has come.
+    fn take_put_off(&mut self, now: Instant) {
+        let queue = &mut self.queue;
+        self.put_off.retain(|(due, place)| {
+            if *due <= now {
+                queue.push_back(*place);
+            }
+            *due > now
+        });
+    }
+
+    /// Ends what has waited for the target longer than its user wants.
+    fn report_overdue(&mut self, now: Instant) {
+        let (OnError::Report(limit), Some(since)) = (self.plan.on_error, self.unserved_since) else {
+            return;
+        };
+        // What is in the queue is not with a connection: nothing uses its memory.
+        let mut overdue = Vec::new();
+        self.queue.retain(|place| {
+            let flight = self.flights.get(*place);
+            let is_overdue = flight.is_none_or(|flight| flight.accepted.max(since) + limit <= now);
+            if is_overdue {
+                overdue.push(*place);
+            }
+            !is_overdue
+        });
+        for place in overdue {
+            self.end(place, Err(Failure::Host(libc::ETIMEDOUT)));
+        }
+    }
+
+    /// When the oldest request that waits is overdue.
+    fn overdue_at(&self) -> Option<Instant> {
+        match (self.plan.on_error, self.unserved_since) {
+            (OnError::Report(limit), Some(since)) => {
+                let waiting = self.queue.iter().filter_map(|place| self.flights.get(*place));
+                waiting.map(|flight| flight.accepted.max(since) + limit).min()
+            }
+            _ => None,
+        }
+    }
+
+    fn report(&mut self, report: Report, io: &mut dyn Submit) {
+        match report {
+            Report::Connected => self.connected(io),
+            Report::Answer(answer) => self.answered(answer, io),
+            Report::Ended(ended) => self.ended(ended, io),
+            Report::Broken(why) => self.broken(&why, io),
+            Report::Closed(unfinished) => self.closed(unfinished, io),
+            Report::Taken(fd) => self.taken(fd),
+        }
+    }
+
+    /// Tells everything that has happened to whom it concerns, until nothing more has.
+    fn settle(&mut self, io: &mut dyn Submit) {
+        while self.initiator.has_reports() {
+            for report in self.initiator.reports() {
+                self.report(report, io);
+            }
+        }
+        self.take_put_off(io.now());
+        self.dispatch(io);
+        self.initiator.pump(io);
+    }
+}
+
+impl Backend for Disk {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The socket, or something in its place: a reactor makes the next one there.
+    fn files(&self) -> Vec<RawFd> {
+        vec![self.socket.as_ref().map_or(-1, AsRawFd::as_raw_fd)]
+    }
+
+    fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
+        let now = io.now();
+        match Flight::begin(request, &self.geometry, &self.unit, now) {
+            Err((request, outcome)) => Step::Done(Completion { request, outcome }),
+            Ok(flight) => {
+                let place = self.flights.insert(flight);
+                self.queue.push_back(place);
+                // Sent with the others of this round, before the owner waits.
+                Step::Pending
+            }
+        }
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
+        self.initiator.resume(event, io);
+        self.settle(io);
+        self.done.pop_front().map_or(Step::Pending, Step::Done)
+    }
+
+    fn fork(&self) -> Option<Box<dyn Backend>> {
+        // One nexus has the reservation: one session serves all queues.
+        None
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+
+    fn flushes_at_end(&self) -> bool {
+        !self.retained.is_empty() && self.geometry.access == Access::ReadWrite
+    }
+
+    fn in_flight(&self) -> usize {
+        self.flights.len() + self.done.len()
+    }
+
+    fn attach(&mut self, io: &mut dyn Submit) {
+        self.begin(io);
+        self.settle(io);
+    }
+
+    fn before_wait(&mut self, io: &mut dyn Submit) {
+        self.dispatch(io);
+        self.initiator.pump(io);
+    }
+
+    fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {
+        self.parting = Some(parting);
+        self.part_or_wait(io);
+        self.settle(io);
+    }
+
+    fn is_attached(&self) -> bool {
+        match &self.state {
+            State::Detached => false,
+            State::Lost(_) => !self.initiator.is_closed(),
+            _ => true,
+        }
+    }
+
+    fn alarm(&self) -> Option<Instant> {
+        let resting = match self.state {
+            State::Resting(until) => Some(until),
+            State::Detached | State::Lost(_) => return None,
+            _ => None,
+        };
+        let put_off = self.put_off.iter().map(|(due, _)| *due).min();
+        [resting, put_off, self.overdue_at(), self.initiator.alarm()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn wake(&mut self, io: &mut dyn Submit) {
+        let now = io.now();
+        self.initiator.wake(now);
+        if let State::Resting(until) = self.state
+            && until <= now
+        {
+            self.connect(io);
+        }
+        self.settle(io);
+        self.report_overdue(now);
+    }
+
+    fn loss(&self) -> Option<&str> {
+        match &self.state {
+            State::Lost(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! From one connection of a disk to the next, and out of its reactor.
+#![expect(unsafe_code, reason = "a reactor hands the descriptor of a connection over")]
+
+use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use crate::backend::Parting;
+use crate::reactor::Submit;
+
+use super::super::bringup::{self, Past, Stop, Up};
+use super::super::connection::Leave;
+use super::super::initiator::Break;
+use super::super::procedure::{Answer, Procedure, Progress};
+use super::super::reservation;
+use super::super::session::Command;
+use super::super::unit::Unit;
+use super::flight::Flight;
+use super::rewriting::Rewriting;
+use super::{Disk, State};
+
+/// What comes after a connection was left.
+#[derive(Debug)]
+pub(super) enum After {
+    /// The next one.
+    Reconnect,
+    /// Nothing: another has the lease.
+    Loss(String),
+    /// Another reactor goes on.
+    Move,
+    /// Nothing: it has left its reactor.
+    End,
+}
+
+/// When the next connection is tried, and how long it may take.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    /// Connections in a row that came to nothing.
+    failures: u32,
+    /// Those of them on which the target was silent.
+    silences: u32,
+    /// The portal that is tried next.
+    portal: usize,
+    /// Where the target has redirected to.
+    elsewhere: Option<SocketAddr>,
+}
+
+/// Between two attempts.
+const REST_MIN: Duration = Duration::from_millis(50);
+const REST_MAX: Duration = Duration::from_millis(1_000);
+/// How long each answer may take while a session is begun. A target that was silent is given twice as long next time: it
+/// may be behind a slow link, and a connection that waits is served as soon as a frozen target goes on.
+const PATIENCE_MIN: Duration = Duration::from_secs(2);
+const PATIENCE_MAX: Duration = Duration::from_secs(32);
+
+impl Backoff {
+    fn rest(&self) -> Duration {
+        match self.failures {
+            0 => Duration::ZERO,
+            failures => (REST_MIN * 2_u32.saturating_pow(failures - 1)).min(REST_MAX),
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        (PATIENCE_MIN * 2_u32.saturating_pow(self.silences.saturating_sub(1))).min(PATIENCE_MAX)
+    }
+
+    fn failed(&mut self, was_silent: bool) {
+        self.failures = self.failures.saturating_add(1);
+        self.portal = self.portal.wrapping_add(1);
+        if was_silent {
+            self.silences = self.silences.saturating_add(1);
+        }
+    }
+}
+
+impl Disk {
+    /// Begins to use a reactor.
+    pub(super) fn begin(&mut self, io: &mut dyn Submit) {
+        self.parting = None;
+        if self.socket.is_some() {
+            self.initiator.adopt(io);
+            self.state = State::Serving;
+        } else {
+            self.unserved_since = Some(io.now());
+            self.state = State::Resting(io.now());
+        }
+    }
+
+    pub(super) fn connect(&mut self, io: &mut dyn Submit) {
+        let portals = &self.plan.portals;
+        let listed = portals.get(self.backoff.portal % portals.len().max(1)).copied();
+        // Once: the next login begins where the user said.
+        let portal = self.backoff.elsewhere.take().or(listed);
+        let portal = portal.expect("an address was found when the image was opened");
+        self.state = State::Connecting;
+        self.initiator.connect(portal, self.backoff.patience(), io);
+        // The reactor has a socket of its own now, or will have.
+        self.socket = None;
+    }
+
+    pub(super) fn connected(&mut self, io: &mut dyn Submit) {
+        let State::Connecting = self.state else { return };
+        let past = Past {
+            unit: Some(self.unit.clone()),
+            tenure: self.tenure.clone(),
+            strays: self.flights.iter().any(Flight::may_be_astray),
+        };
+        let plan = self.plan.clone();
+        self.state = State::BringingUp(Procedure::new(|port| bringup::bring_up(port, plan, past)));
+        self.step(None, io);
+    }
+
+    pub(super) fn answered(&mut self, answer: Answer, io: &mut dyn Submit) {
+        self.step(Some(answer), io);
+    }
+
+    fn step(&mut self, answer: Option<Answer>, io: &mut dyn Submit) {
+        match &mut self.state {
+            State::BringingUp(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.initiator.perform(ask, io.now()),
+                Progress::Ends(Ok(up)) => self.is_up(up, io),
+                Progress::Ends(Err(stop)) => self.stopped(stop, io),
+            },
+            State::Farewell(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.initiator.perform(ask, io.now()),
+                Progress::Ends(()) => self.leave(After::End, Leave::Close, io),
+            },
+            // The connection is being left.
+            _ => {}
+        }
+    }
+
+    fn is_up(&mut self, up: Up, io: &mut dyn Submit) {
+        if let Some(since) = self.unserved_since.take() {
+            log::info!(
+                "{}: served again after {} ms",
+                self.plan.name,
+                (io.now() - since).as_millis()
+            );
+        }
+        self.backoff = Backoff {
+            portal: self.backoff.portal,
+            ..Backoff::default()
+        };
+        // What a guest was told of the disk stays, whatever the unit says now.
+        self.unit = Unit {
+            size_bytes: self.unit.size_bytes,
+            ..up.unit
+        };
+        self.tenure = up.tenure;
+        self.state = State::Rewriting(Rewriting::new(&self.retained));
+        self.rewrite();
+    }
+
+    fn stopped(&mut self, stop: Stop, io: &mut dyn Submit) {
+        match stop {
+            Stop::Lost(reason) => {
+                log::error!("{}: {reason}; nothing more is written", self.plan.name);
+                self.leave(After::Loss(reason), Leave::Close, io);
+            }
+            Stop::Elsewhere(portal) => {
+                log::info!("{}: redirected to {portal}", self.plan.name);
+                self.backoff.elsewhere = Some(portal);
+                self.leave(After::Reconnect, Leave::Close, io);
+            }
+            // An image that was open once waits for the target to be as it was.
+            Stop::Later(reason) | Stop::Never(reason) => {
+                self.unserved(&reason.to_string(), io);
+                self.backoff.failed(false);
+                self.leave(After::Reconnect, Leave::Close, io);
+            }
+        }
+    }
+
+    /// The session has to begin anew, though the connection is there.
+    pub(super) fn doubt(&mut self, why: &str, io: &mut dyn Submit) {
+        if let State::Leaving(_) = self.state {
+            return;
+        }
+        self.unserved(why, io);
+        self.leave(After::Reconnect, Leave::Close, io);
+    }
+
+    pub(super) fn broken(&mut self, why: &Break, io: &mut dyn Submit) {
+        if let State::Leaving(After::Move) = self.state {
+            // The reactor cannot give its socket away.
+            return self.leave(After::Move, Leave::Close, io);
+        }
+        if let State::Leaving(_) = self.state {
+            return;
+        }
+        self.unserved(&why.to_string(), io);
+        if !matches!(self.state, State::Serving) {
+            self.backoff.failed(matches!(why, Break::Silent(_)));
+        }
+        self.leave(After::Reconnect, Leave::Close, io);
+    }
+
+    /// Says that the disk waits, once.
+    fn unserved(&mut self, why: &str, io: &mut dyn Submit) {
+        if self.unserved_since.is_none() {
+            self.unserved_since = Some(io.now());
+            log::warn!("{}: {why}; its requests wait", self.plan.name);
+        } else {
+            log::debug!("{}: {why}", self.plan.name);
+        }
+    }
+
+    fn leave(&mut self, after: After, how: Leave, io: &mut dyn Submit) {
+        self.state = State::Leaving(after);
+        self.initiator.leave(how, io);
+        if self.initiator.is_closed() {
+            self.closed(Vec::new(), io);
+        }
+    }
+
+    pub(super) fn closed(&mut self, unfinished: Vec<Command>, io: &mut dyn Submit) {
+        self.emptying = None;
+        for command in unfinished {
+            // Rewrites begin anew with the next session; flights go on with the command that they were at.
+            if let Ok(place) = usize::try_from(command.cookie)
+                && self.flights.get_mut(place).is_some()
+            {
+                self.queue.push_back(place);
+            }
+        }
+        let State::Leaving(after) = std::mem::replace(&mut self.state, State::Detached) else {
+            unreachable!("a connection is closed when it was left");
+        };
+        self.state = match (after, self.parting) {
+            (After::Loss(reason), _) => State::Lost(reason),
+            (After::Move | After::End, _) | (_, Some(Parting::Breaks | Parting::Moves)) => State::Detached,
+            (After::Reconnect, _) => State::Resting(io.now() + self.backoff.rest()),
+        };
+    }
+
+    pub(super) fn taken(&mut self, fd: RawFd) {
+        // SAFETY: the reactor made the descriptor for us just now.
+        self.socket = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+        self.state = State::Detached;
+    }
+
+    /// Leaves the reactor now, if that is possible.
+    pub(super) fn part_or_wait(&mut self, io: &mut dyn Submit) {
+        match (self.parting, &self.state) {
+            (None, _) | (_, State::Detached | State::Lost(_)) => {}
+            (Some(Parting::Breaks), _) => self.leave(After::End, Leave::Close, io),
+            (_, State::Resting(_)) if self.parting == Some(Parting::Moves) || !self.has_to_say_farewell() => {
+                self.state = State::Detached;
+            }
+            (Some(Parting::Moves), State::Connecting | State::BringingUp(_)) => {
+                self.leave(After::End, Leave::Close, io);
+            }
+            // Once it is served and idle: see `dispatch`.
+            _ => {}
+        }
+    }
+
+    fn has_to_say_farewell(&self) -> bool {
+        self.tenure.is_some() || !self.retained.is_empty()
+    }
+
+    /// Leaves the reactor: the disk is served, and nothing is under way.
+    pub(super) fn part(&mut self, io: &mut dyn Submit) {
+        match self.parting {
+            Some(Parting::Moves) => self.leave(After::Move, Leave::Take, io),
+            Some(Parting::Ends) => {
+                let tenure = self.tenure.take();
+                let plan = self.plan.clone();
+                let unit = self.unit.clone();
+                self.state = State::Farewell(Procedure::new(|port| {
+                    reservation::release(port, plan, unit, tenure)
+                }));
+                self.step(None, io);
+            }
+            Some(Parting::Breaks) | None => {}
+        }
+    }
+}

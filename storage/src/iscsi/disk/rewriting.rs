@@ -1,0 +1,131 @@
+//! What was acknowledged and may have been forgotten, being written again.
+
+use std::sync::Arc;
+
+use crate::reactor::Submit;
+use crate::request::Durability;
+use crate::segments;
+
+use super::super::retained::{Retained, Rewrite};
+use super::super::scsi::cdb;
+use super::super::scsi::sense::{Verdict, verdict};
+use super::super::session::{Command, Ended, Transfer};
+use super::super::unit::Unit;
+use super::{Disk, REWRITE, State};
+
+/// Rewrites, some of which are under way. They do not overlap, so they need no order.
+#[derive(Debug)]
+pub(super) struct Rewriting {
+    waiting: Vec<Rewrite>,
+    /// Those under way, each in its place.
+    under_way: Vec<Option<Rewrite>>,
+    /// A block of zeros, and more.
+    zeros: Arc<[u8]>,
+    retries: u32,
+}
+
+/// Rewrites under way at a time.
+const UNDER_WAY_MAX: usize = 16;
+/// What is zeroed by one command, in bytes.
+const ZEROS_BYTES: usize = 256 << 10;
+/// How often a rewrite may be put off before the session begins anew.
+const RETRIES_MAX: u32 = 1_000;
+
+impl Rewriting {
+    pub(super) fn new(retained: &Retained) -> Self {
+        let mut waiting = retained.replay();
+        split_zeros(&mut waiting);
+        Self {
+            waiting,
+            under_way: (0..UNDER_WAY_MAX).map(|_| None).collect(),
+            zeros: Arc::from(vec![0; ZEROS_BYTES]),
+            retries: 0,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.waiting.is_empty() && self.under_way.iter().all(Option::is_none)
+    }
+
+    /// The next rewrite as a command, if there is one and there is room.
+    fn next_command(&mut self, unit: &Unit) -> Option<Command> {
+        let place = self.under_way.iter().position(Option::is_none)?;
+        let rewrite = self.waiting.pop()?;
+        let command = self.command(&rewrite, place, unit);
+        if let Some(slot) = self.under_way.get_mut(place) {
+            *slot = Some(rewrite);
+        }
+        Some(command)
+    }
+
+    fn command(&self, rewrite: &Rewrite, place: usize, unit: &Unit) -> Command {
+        let len = usize::try_from(rewrite.len_bytes).expect("a rewrite is short");
+        let bytes = rewrite.bytes.as_ref().unwrap_or(&self.zeros);
+        let memory = bytes.get(..len).expect("a rewrite is no longer than its bytes");
+        Command {
+            cdb: cdb::write(
+                unit.blocks(rewrite.offset_bytes, rewrite.len_bytes),
+                Durability::Cached,
+            ),
+            transfer: Transfer::Out,
+            // Kept until the command has ended.
+            segments: vec![segments::only_sent(memory)],
+            cookie: REWRITE | place as u64,
+        }
+    }
+}
+
+/// Zeros have no bytes of their own: each command takes as many as there are.
+fn split_zeros(rewrites: &mut Vec<Rewrite>) {
+    let mut pieces = Vec::new();
+    for rewrite in std::mem::take(rewrites) {
+        let mut rest = rewrite;
+        while rest.bytes.is_none() && rest.len_bytes > ZEROS_BYTES as u64 {
+            let mut piece = rest.clone();
+            piece.len_bytes = ZEROS_BYTES as u64;
+            rest.offset_bytes += piece.len_bytes;
+            rest.len_bytes -= piece.len_bytes;
+            pieces.push(piece);
+        }
+        pieces.push(rest);
+    }
+    *rewrites = pieces;
+}
+
+impl Disk {
+    /// Sends rewrites as long as there is room, and serves when all are done.
+    pub(super) fn rewrite(&mut self) {
+        let State::Rewriting(rewriting) = &mut self.state else {
+            return;
+        };
+        while let Some(command) = rewriting.next_command(&self.unit) {
+            self.initiator.start(command);
+        }
+        if rewriting.is_over() {
+            self.state = State::Serving;
+        }
+    }
+
+    pub(super) fn rewritten(&mut self, ended: &Ended, io: &mut dyn Submit) {
+        let State::Rewriting(rewriting) = &mut self.state else {
+            return;
+        };
+        let place = usize::try_from(ended.command.cookie & !REWRITE).expect("it is a place");
+        let rewrite = rewriting.under_way.get_mut(place).and_then(Option::take);
+        match verdict(ended.status, ended.sense) {
+            Verdict::Good => {}
+            Verdict::Retry(_)
+            | Verdict::BusyLater
+            | Verdict::CapacityChanged
+            | Verdict::ReservationChanged
+                if rewriting.retries < RETRIES_MAX =>
+            {
+                rewriting.retries += 1;
+                rewriting.waiting.extend(rewrite);
+            }
+            // Whatever it is: nothing is served before all that was acknowledged is there.
+            _ => return self.doubt("what it had acknowledged cannot be written again", io),
+        }
+        self.rewrite();
+    }
+}

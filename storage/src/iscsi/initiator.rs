@@ -1,0 +1,349 @@
+//! A connection and the session on it: what a target is asked, and what it answers.
+
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use crate::reactor::{Event, Submit};
+use crate::segments;
+
+use super::connection::{Connection, Happening, Leave};
+use super::digest::DigestKind;
+use super::inbox::Item;
+use super::login::Negotiated;
+use super::outbox::Payload;
+use super::pdu::{Lun, Tag, TargetPdu};
+use super::procedure::{Answer, Ask, Data, Reply};
+use super::session::{Command, Digests, Ended, News, Session, SessionError, Transfer};
+
+/// One target at a time.
+///
+/// ```text
+///   closed ──connect──► connecting ──► Report::Connected: perform(login …) ──► full feature: perform, start
+///      ▲                                                                            │
+///      └───────────────── Report::Closed, with every unfinished command ◄── leave ◄─┘ Report::Broken
+/// ```
+#[derive(Debug)]
+pub(super) struct Initiator {
+    connection: Connection,
+    session: Option<Session>,
+    lun: Lun,
+    /// What a procedure waits for.
+    question: Option<Question>,
+    /// How long the target has taken to answer at most, lately.
+    answered_within: Duration,
+    /// Since when the target owes something that is no session's concern: a connection, or an answer to a procedure.
+    owed_since: Option<Instant>,
+    /// How long it may owe that.
+    patience: Duration,
+    returned: Vec<Tag>,
+    reports: Vec<Report>,
+}
+
+#[derive(Debug)]
+enum Question {
+    Login,
+    Command(Vec<u8>),
+    Reset,
+    Logout,
+    Sleep(Instant),
+}
+
+/// What an initiator has to tell its owner.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// There is a connection: the login may begin.
+    Connected,
+    /// A procedure's question is answered.
+    Answer(Answer),
+    /// A command has ended.
+    Ended(Ended),
+    /// Nothing more comes of this connection: it is to be left.
+    Broken(Break),
+    /// The connection was left. These commands have not ended; nothing uses their memory any more.
+    Closed(Vec<Command>),
+    /// The connection was left and goes on by this descriptor.
+    Taken(RawFd),
+}
+
+/// Why a connection is of no more use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Break {
+    /// The network says so.
+    #[error("{}", std::io::Error::from_raw_os_error(*.0))]
+    Network(i32),
+    /// The target has closed it.
+    #[error("the target closed the connection")]
+    End,
+    /// There is no answer to what was asked.
+    #[error("no answer for {} ms", .0.as_millis())]
+    Silent(Duration),
+    /// What it sent is of no use.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// The cookie of a procedure's command; no request has so high a number.
+const PROCEDURE: u64 = u64::MAX;
+/// A target that has answered quickly so far is taken for dead after so long.
+const PATIENCE_MIN: Duration = Duration::from_secs(3);
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+
+impl Initiator {
+    /// An initiator of sessions with `lun`, without a connection.
+    pub(super) fn new(portal: SocketAddr, lun: Lun) -> Self {
+        Self {
+            connection: Connection::new(portal),
+            session: None,
+            lun,
+            question: None,
+            answered_within: Duration::ZERO,
+            owed_since: None,
+            patience: PATIENCE_MIN,
+            returned: Vec::new(),
+            reports: Vec::new(),
+        }
+    }
+
+    /// Begins to connect. Each answer on this connection may take as long as `patience`.
+    pub(super) fn connect(&mut self, portal: SocketAddr, patience: Duration, io: &mut dyn Submit) {
+        (self.patience, self.owed_since) = (patience, Some(io.now()));
+        self.answered_within = Duration::ZERO;
+        self.connection.open(portal, io);
+    }
+
+    /// Goes on with the connection that was taken out of another reactor.
+    pub(super) fn adopt(&mut self, io: &mut dyn Submit) {
+        self.connection.adopt(io);
+    }
+
+    /// Begins to leave the connection.
+    pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
+        self.owed_since = None;
+        // A question of a procedure stays until the connection is closed: its memory may be in use.
+        self.connection.leave(how, io);
+    }
+
+    /// Whether no connection is left.
+    pub(super) fn is_closed(&self) -> bool {
+        self.connection.is_closed()
+    }
+
+    /// Does what a procedure asks for. [`Report::Answer`] follows.
+    pub(super) fn perform(&mut self, ask: Ask, now: Instant) {
+        assert!(self.question.is_none(), "a procedure asks one thing at a time");
+        self.owed_since = Some(now);
+        let question = match ask {
+            Ask::Sleep(time) => {
+                self.owed_since = None;
+                Question::Sleep(now + time)
+            }
+            Ask::Login(request, text) => {
+                let len = u32::try_from(text.len()).expect("login text is short");
+                let header = request.bhs().with_data_segment(len);
+                self.connection.send(&header, Payload::Own(&text));
+                Question::Login
+            }
+            Ask::FullFeature(terms) => {
+                self.begin_session(*terms, now);
+                self.owed_since = None;
+                self.reports.push(Report::Answer(Answer::Done));
+                return;
+            }
+            Ask::Command(cdb, data) => {
+                let (transfer, mut buffer) = match data {
+                    Data::None => (Transfer::None, Vec::new()),
+                    Data::In(len_bytes) => (Transfer::In, vec![0; len_bytes]),
+                    Data::Out(bytes) => (Transfer::Out, bytes),
+                };
+                let segments = match transfer {
+                    Transfer::None => Vec::new(),
+                    // Kept in the question until the command has ended.
+                    Transfer::In | Transfer::Out => vec![segments::own(buffer.as_mut_slice())],
+                };
+                self.start(Command {
+                    cdb,
+                    transfer,
+                    segments,
+                    cookie: PROCEDURE,
+                });
+                Question::Command(buffer)
+            }
+            Ask::ResetUnit => {
+                self.with_session(Session::reset_unit);
+                Question::Reset
+            }
+            Ask::Logout => {
+                self.with_session(Session::logout);
+                Question::Logout
+            }
+        };
+        self.question = Some(question);
+    }
+
+    /// Sends a command. [`Report::Ended`] or [`Report::Closed`] follows.
+    pub(super) fn start(&mut self, command: Command) {
+        let session = self.session.as_mut();
+        session
+            .expect("commands are sent in the full-feature phase")
+            .start(command, &mut self.connection);
+    }
+
+    fn with_session(&mut self, act: impl FnOnce(&mut Session, &mut Connection)) {
+        let session = self.session.as_mut();
+        act(session.expect("a login comes before it"), &mut self.connection);
+    }
+
+    fn begin_session(&mut self, terms: Negotiated, now: Instant) {
+        self.connection.set_digests(Digests {
+            header: terms.header_digest == DigestKind::Crc32c,
+            data: terms.data_digest == DigestKind::Crc32c,
+        });
+        let patience = (self.answered_within * 4).clamp(PATIENCE_MIN, PATIENCE_MAX);
+        self.session = Some(Session::new(terms, self.lun, patience, now));
+    }
+
+    /// Takes the end of one of its operations in. What there is to tell comes from [`Self::reports`].
+    pub(super) fn resume(&mut self, event: Event, io: &mut dyn Submit) {
+        let happening = self.connection.resume(event, &mut self.returned, io);
+        if let Some(session) = &mut self.session {
+            session.returned(&mut self.returned);
+        }
+        match happening {
+            None | Some(Happening::Sent) => {}
+            Some(Happening::Connected) => {
+                // The login is asked for at once.
+                self.owed_since = None;
+                self.reports.push(Report::Connected);
+            }
+            Some(Happening::Received) => {
+                if let Err(error) = self.receive(io.now()) {
+                    self.reports.push(Report::Broken(error.into()));
+                }
+            }
+            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
+            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
+            Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
+            Some(Happening::Closed) => {
+                let session = self.session.take();
+                let mut unfinished = session.map(Session::into_unfinished).unwrap_or_default();
+                // Its buffer goes with the question.
+                unfinished.retain(|command| command.cookie != PROCEDURE);
+                self.question = None;
+                self.reports.push(Report::Closed(unfinished));
+            }
+        }
+        self.take_news(io.now());
+    }
+
+    /// What has happened, in order.
+    pub(super) fn reports(&mut self) -> impl Iterator<Item = Report> + use<> {
+        std::mem::take(&mut self.reports).into_iter()
+    }
+
+    /// Whether there is something that [`Self::reports`] would give.
+    pub(super) fn has_reports(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
+    /// Gives the reactor what was queued. To be called before each wait.
+    pub(super) fn pump(&mut self, io: &mut dyn Submit) {
+        self.connection.pump(io);
+    }
+
+    /// When [`Self::wake`] is to be called.
+    pub(super) fn alarm(&self) -> Option<Instant> {
+        let slept = match self.question {
+            Some(Question::Sleep(until)) => Some(until),
+            _ => None,
+        };
+        let owed = self.owed_since.map(|since| since + self.patience);
+        let session = match (&self.session, self.connection.is_open()) {
+            (Some(session), true) => Some(session.alarm()),
+            _ => None,
+        };
+        [slept, owed, session].into_iter().flatten().min()
+    }
+
+    /// Takes the time in.
+    pub(super) fn wake(&mut self, now: Instant) {
+        if let Some(Question::Sleep(until)) = self.question
+            && until <= now
+        {
+            self.question = None;
+            self.reports.push(Report::Answer(Answer::Done));
+        }
+        if let Some(since) = self.owed_since
+            && since + self.patience <= now
+        {
+            self.owed_since = None;
+            self.reports.push(Report::Broken(Break::Silent(now - since)));
+            return;
+        }
+        if let (Some(session), true) = (&mut self.session, self.connection.is_open())
+            && let Err(error) = session.beat(&mut self.connection, now)
+        {
+            self.reports.push(Report::Broken(error.into()));
+        }
+    }
+
+    fn receive(&mut self, now: Instant) -> Result<(), SessionError> {
+        if let Some(session) = &mut self.session {
+            return session.receive(&mut self.connection, now);
+        }
+        while let Some(item) = self.connection.next()? {
+            let Item::Pdu(TargetPdu::LoginResponse(response), text) = item else {
+                return Err(SessionError::Protocol("a login is answered by something else"));
+            };
+            let Some(Question::Login) = self.question.take() else {
+                return Err(SessionError::Protocol("a login response that nobody asked for"));
+            };
+            self.settle(now);
+            self.reports.push(Report::Answer(Answer::Login(response, text)));
+        }
+        Ok(())
+    }
+
+    fn take_news(&mut self, now: Instant) {
+        while let Some(news) = self.session.as_mut().and_then(Session::next_news) {
+            match news {
+                News::Ended(ended) if ended.command.cookie == PROCEDURE => {
+                    let Some(Question::Command(mut data)) = self.question.take() else {
+                        continue;
+                    };
+                    data.truncate(usize::try_from(ended.moved_bytes).unwrap_or(0));
+                    let reply = Reply {
+                        status: ended.status,
+                        sense: ended.sense,
+                        data,
+                    };
+                    self.answer(Answer::Command(reply), now);
+                }
+                News::Ended(ended) => self.reports.push(Report::Ended(ended)),
+                News::Reset(outcome) => {
+                    if let Some(Question::Reset) = self.question {
+                        self.answer(Answer::Reset(outcome), now);
+                    }
+                }
+                News::LoggedOut => {
+                    if let Some(Question::Logout) = self.question {
+                        self.answer(Answer::Done, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, now: Instant) {
+        self.question = None;
+        self.settle(now);
+        self.reports.push(Report::Answer(answer));
+    }
+
+    /// The target has done what it owed.
+    fn settle(&mut self, now: Instant) {
+        if let Some(since) = self.owed_since.take() {
+            self.answered_within = self.answered_within.max(now - since);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Images on the logical units of iSCSI targets (RFC 7143), without an initiator on the host: the protocol as values and state
+//! machines, without I/O of their own.
+
+mod bringup;
+pub mod chap;
+mod connection;
+mod dialogue;
+pub mod digest;
+pub mod discovery;
+mod disk;
+mod error;
+mod inbox;
+mod initiator;
+pub mod login;
+pub mod name;
+mod open;
+mod operator;
+mod outbox;
+pub mod pdu;
+mod plan;
+pub mod portal;
+mod procedure;
+mod reservation;
+mod retained;
+pub mod scsi;
+pub mod secret;
+mod session;
+pub mod tail;
+pub mod text;
+mod unit;
+pub mod url;
+
+pub use error::IscsiError;
+pub(crate) use open::{Opened, check, image_name, open};
+pub use open::{break_lease, create, inspect};
+pub use operator::{Replace, UnitStanding};
+pub use url::{ImageName, IscsiUrl};

@@ -1,0 +1,130 @@
+//! What was asked for, parsed and resolved: all that one session after the other of an image is made from.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use crate::backend::Access;
+use crate::lease::{Chain, Incarnation, Lock, Owner};
+
+use super::login::LoginPlan;
+use super::pdu::Lun;
+use super::scsi::reservation::ReservationKey;
+use super::tail::Tail;
+use super::unit::Unit;
+
+/// An image on a target, as it was asked for.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Its URL, for messages.
+    pub(super) name: String,
+    /// Where the target listens, in the order in which that is tried.
+    pub(super) portals: Vec<SocketAddr>,
+    pub(super) lun: Lun,
+    pub(super) login: Arc<LoginPlan>,
+    pub(super) access: Access,
+    pub(super) lock: Lock,
+    pub(super) owner: Owner,
+    /// Keys of this process.
+    pub(super) keys: Keyring,
+    /// Where records are kept, if the user has named a place.
+    pub(super) chain: Option<Chain>,
+    /// Its user vouches for it that nobody writes the unit.
+    pub(super) is_immutable: bool,
+    /// The key of a process that has ended, and whose heir this one is.
+    pub(super) takes_over: Option<ReservationKey>,
+    pub(super) on_error: OnError,
+}
+
+/// What becomes of requests that a target does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnError {
+    /// They wait.
+    Wait,
+    /// They fail after so long.
+    Report(Duration),
+}
+
+/// Where the records of a lease are.
+pub(super) enum Records<'a> {
+    /// In files that the user has named.
+    Chain(&'a Chain),
+    /// In the reserved tail of the unit.
+    Tail(&'a Tail),
+}
+
+impl fmt::Display for Records<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain(chain) => chain.place().display().fmt(f),
+            Self::Tail(_) => f.write_str("the reserved tail of the unit"),
+        }
+    }
+}
+
+impl Plan {
+    /// Where the records of the unit's lease are, if there is a place for them.
+    pub(super) fn records<'a>(&'a self, unit: &'a Unit) -> Option<Records<'a>> {
+        match (&self.chain, &unit.tail) {
+            (Some(chain), _) => Some(Records::Chain(chain)),
+            (None, Some(tail)) => Some(Records::Tail(tail)),
+            (None, None) => None,
+        }
+    }
+
+    /// The keys of another owner.
+    pub(super) fn keys_of(&self, owner: &Owner) -> Keyring {
+        Keyring::of(owner.incarnation)
+    }
+}
+
+/// The reservation keys of one incarnation: 48 bits of it, and the number of the session below.
+#[derive(Clone, Debug)]
+pub(super) struct Keyring {
+    prefix: u64,
+    next: Arc<AtomicU16>,
+}
+
+impl Keyring {
+    pub(super) fn of(incarnation: Incarnation) -> Self {
+        let [a, b, c, d, e, f, ..] = incarnation.bytes();
+        Self {
+            prefix: u64::from_be_bytes([a, b, c, d, e, f, 0, 0]),
+            next: Arc::new(AtomicU16::new(1)),
+        }
+    }
+
+    /// A key that was not used for the last 65,535 sessions; never 0, which is no key.
+    pub(super) fn next(&self) -> ReservationKey {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = if number == 0 {
+            self.next.fetch_add(1, Ordering::Relaxed)
+        } else {
+            number
+        };
+        ReservationKey(self.prefix | u64::from(number))
+    }
+
+    /// Whether `key` is one of these.
+    pub(super) fn contains(&self, key: ReservationKey) -> bool {
+        key.0 & !0xffff == self.prefix
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_session_has_a_key_of_its_own_that_tells_its_incarnation() {
+        let ours = Keyring::of(Incarnation::of_this_process());
+        let (first, second) = (ours.next(), ours.next());
+        assert_ne!(first, second);
+        assert!(ours.contains(first) && ours.contains(second));
+        assert!(!ours.contains(ReservationKey(first.0 ^ 1 << 16)));
+        let rest: Vec<ReservationKey> = (0..70_000).map(|_| ours.next()).collect();
+        assert!(rest.iter().all(|key| ours.contains(*key) && key.0 & 0xffff != 0));
+    }
+}

@@ -1,0 +1,174 @@
+//! Where a target listens: a host and a port (RFC 7143, 13.8).
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// The port of iSCSI, where none is said.
+pub const PORT: u16 = 3260;
+/// Longest name of a host, in bytes (RFC 1035, 2.3.4).
+pub const HOST_BYTES_MAX: usize = 253;
+
+/// A host and a port. Whether the name is one of a host shows when it is resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Portal {
+    /// By address or by name.
+    pub host: Host,
+    /// Of TCP.
+    pub port: u16,
+}
+
+/// The host of a portal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is what its name says")]
+pub enum Host {
+    V4(Ipv4Addr),
+    V6(Ipv6Addr),
+    /// In lower case.
+    Name(String),
+}
+
+/// Why a text is no portal.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no portal: it is HOST or HOST:PORT, where an IPv6 address stands in [ ]")]
+pub struct PortalError(String);
+
+impl FromStr for Portal {
+    type Err = PortalError;
+
+    fn from_str(text: &str) -> Result<Self, PortalError> {
+        parse(text).ok_or_else(|| PortalError(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Portal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::V4(address) => write!(f, "{address}")?,
+            Host::V6(address) => write!(f, "[{address}]")?,
+            Host::Name(name) => f.write_str(name)?,
+        }
+        if self.port != PORT {
+            write!(f, ":{}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
+/// A portal as a target tells of it (`TargetAddress`): with the number of its group, if it says one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetAddress {
+    /// Where.
+    pub portal: Portal,
+    /// Portals of one group are one to a session.
+    pub portal_group: Option<u16>,
+}
+
+impl FromStr for TargetAddress {
+    type Err = PortalError;
+
+    fn from_str(text: &str) -> Result<Self, PortalError> {
+        let (portal, group) = match text.split_once(',') {
+            Some((portal, group)) => (portal, Some(group)),
+            None => (text, None),
+        };
+        let wrong = || PortalError(text.to_owned());
+        Ok(Self {
+            portal: parse(portal).ok_or_else(wrong)?,
+            portal_group: group
+                .map(|group| group.parse().map_err(|_| wrong()))
+                .transpose()?,
+        })
+    }
+}
+
+fn parse(text: &str) -> Option<Portal> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']')?;
+            let port = if rest.is_empty() {
+                None
+            } else {
+                Some(rest.strip_prefix(':')?)
+            };
+            (Host::V6(address.parse().ok()?), port)
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (host_of(host)?, Some(port)),
+            None => (host_of(text)?, None),
+        },
+    };
+    let port = port.map_or(Some(PORT), port_of)?;
+    Some(Portal { host, port })
+}
+
+fn host_of(text: &str) -> Option<Host> {
+    if let Ok(address) = text.parse() {
+        return Some(Host::V4(address));
+    }
+    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let is_name = (1..=HOST_BYTES_MAX).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(is_of_a_name);
+    is_name.then(|| Host::Name(text.to_ascii_lowercase()))
+}
+
+fn port_of(digits: &str) -> Option<u16> {
+    let are_digits = digits.bytes().all(|c| c.is_ascii_digit());
+    let port: u16 = digits.parse().ok()?;
+    (are_digits && port != 0).then_some(port)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+    use super::*;
+
+    #[test]
+    fn a_portal_is_read_as_it_is_written() {
+        for (text, canonical) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("10.0.0.1:3260", "10.0.0.1"),
+            ("10.0.0.1:860", "10.0.0.1:860"),
+            ("[2001:DB8::1]", "[2001:db8::1]"),
+            ("[::1]:3261", "[::1]:3261"),
+            ("Storage-1.example.org:3260", "storage-1.example.org"),
+        ] {
+            let portal: Portal = text.parse().unwrap();
+            assert_eq!(portal.to_string(), canonical);
+            assert_eq!(canonical.parse(), Ok(portal));
+        }
+    }
+
+    #[test]
+    fn a_target_tells_of_a_portal_with_its_group() {
+        let address: TargetAddress = "[2001:db8::1]:3261,7".parse().unwrap();
+        assert_eq!(address.portal.to_string(), "[2001:db8::1]:3261");
+        assert_eq!(address.portal_group, Some(7));
+        let address: TargetAddress = "10.0.0.1".parse().unwrap();
+        assert_eq!(address.portal_group, None);
+        assert!("10.0.0.1,65536".parse::<TargetAddress>().is_err());
+    }
+
+    #[test]
+    fn what_is_no_portal_is_refused() {
+        for text in [
+            "",
+            ":3260",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            "::1",
+            "[::1",
+            "[::1]3260",
+            "[10.0.0.1]",
+            "a b",
+            "-a",
+            "a/b",
+        ] {
+            assert_eq!(text.parse::<Portal>(), Err(PortalError(text.to_owned())));
+        }
+    }
+}

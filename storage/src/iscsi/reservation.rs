@@ -1,0 +1,427 @@
+//! The lease of a logical unit: a persistent reservation as its fence, and a record that decides (LEASES in the design).
+//!
+//! The reservation is Write Exclusive (type 1): the one nexus that holds it writes, everybody may read. A nexus is a session, so
+//! each session registers a key of its own, and takes the reservation over from the key of the last one:
+//!
+//! ```text
+//!   first session:  record free? ─► REGISTER ─► RESERVE ─► record still free? ─► record `held`, durable
+//!   each later one: REGISTER a new key ─► PREEMPT the old one ──────────────────► record still ours?  ─► it is ours
+//!                                            │ conflict: the old key is gone          │ no
+//!                                            ▼                                        ▼
+//!                          nobody has it: RESERVE (the target was restarted)    RELEASE: lost for good
+//! ```
+//!
+//! PREEMPT is the compare-and-swap: it fails if somebody has preempted us before. A target that was restarted has forgotten every key, and
+//! whoever comes first gets the reservation; the record tells whether it is rightly theirs.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lease::{ChainError, LeaseError, Owner, Phase, Record};
+use crate::request::Durability;
+
+use super::bringup::{Refused, Stop, attempt, run};
+use super::error::IscsiError;
+use super::plan::{Plan, Records};
+use super::procedure::{Data, Port};
+use super::scsi::cdb::{self, Blocks, Persistence, ReserveIn, ReserveOut};
+use super::scsi::reservation::{Capabilities, Keys, Reservation, ReservationKey};
+use super::tail::UnreadableTail;
+use super::unit::{Cache, Unit};
+
+/// The right to write a unit.
+#[derive(Clone, Debug)]
+pub(super) struct Tenure {
+    /// The key that the current session has the reservation with.
+    pub(super) key: ReservationKey,
+    /// The record that says so, if there is a place for one.
+    pub(super) record: Option<Record>,
+}
+
+/// What PERSISTENT RESERVE IN tells at most: as many keys as anybody would look at.
+const RESERVE_IN_BYTES: u16 = 8 + 8 * 128;
+/// How long somebody who has the reservation without a right to it is waited for: it will read the record, too.
+const USURPER_WAIT: Duration = Duration::from_millis(100);
+const USURPER_WAITS_MAX: u32 = 20;
+
+/// Takes the lease of a unit that this process does not have yet.
+pub(super) async fn claim(port: &Port, plan: &Plan, unit: &Unit) -> Result<Tenure, Stop> {
+    let before = read_record(port, plan, unit).await?;
+    let heir_of = plan.takes_over;
+    check_free(port, plan, before.as_ref()).await?;
+    let key = plan.keys.next();
+    register(port, key).await?;
+    let taken = take(port, plan, key, heir_of).await;
+    let settled = match taken {
+        Ok(()) => record_tenure(port, plan, unit, before.as_ref(), key).await,
+        Err(stop) => Err(stop),
+    };
+    if settled.is_err() {
+        give_up(port, key).await;
+    }
+    settled
+}
+
+/// Whether a unit whose newest record is `last` may be taken.
+async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(), Stop> {
+    let Some(last) = last.filter(|last| last.phase == Phase::Held) else {
+        return Ok(());
+    };
+    if last.owner.incarnation == plan.owner.incarnation {
+        return Err(Stop::Never(
+            LeaseError::HeldHere {
+                path: plan.name.clone(),
+            }
+            .into(),
+        ));
+    }
+    if let Some(key) = plan.takes_over {
+        return if plan.keys_of(&last.owner).contains(key) {
+            Ok(())
+        } else {
+            Err(Stop::Never(IscsiError::NotTheHeir {
+                image: plan.name.clone(),
+                key,
+                record: Box::new(last.clone()),
+            }))
+        };
+    }
+    let reserved = holder(port).await?.is_some();
+    Err(Stop::Never(IscsiError::Held {
+        image: plan.name.clone(),
+        record: Box::new(last.clone()),
+        reserved,
+    }))
+}
+
+/// Takes the reservation, from the key `heir_of` if that has it.
+async fn take(
+    port: &Port,
+    plan: &Plan,
+    key: ReservationKey,
+    heir_of: Option<ReservationKey>,
+) -> Result<(), Stop> {
+    match reserve_out(port, ReserveOut::Reserve { key }).await {
+        Ok(()) => return Ok(()),
+        Err(Refused::Stop(stop)) => return Err(stop),
+        Err(Refused::Conflict(_)) => {}
+    }
+    let holder = holder(port).await?;
+    if let (Some(victim), Some(holder)) = (heir_of, holder)
+        && victim == holder
+    {
+        match reserve_out(port, ReserveOut::Preempt { key, victim }).await {
+            Ok(()) => return reset(port).await,
+            Err(Refused::Stop(stop)) => return Err(stop),
+            Err(Refused::Conflict(_)) => {}
+        }
+    }
+    Err(Stop::Never(IscsiError::Reserved {
+        image: plan.name.clone(),
+        key: holder,
+    }))
+}
+
+/// Looks at the record again under the fence, and writes our own.
+async fn record_tenure(
+    port: &Port,
+    plan: &Plan,
+    unit: &Unit,
+    before: Option<&Record>,
+    key: ReservationKey,
+) -> Result<Tenure, Stop> {
+    if plan.records(unit).is_none() {
+        log::info!(
+            "{} has a reservation only, and so no migration and no restore beside the disk, and a restart of the target ends \
+             its lease: format it by `coraclectl disk create`, or name a place for records by `lease_at`",
+            plan.name
+        );
+        return Ok(Tenure { key, record: None });
+    }
+    let now = read_record(port, plan, unit).await?;
+    if now.as_ref() != before {
+        return Err(Stop::Later(IscsiError::Raced {
+            image: plan.name.clone(),
+        }));
+    }
+    let record = next_record(now.as_ref(), Phase::Held, &plan.owner, plan)?;
+    write_record(port, plan, unit, &record).await?;
+    Ok(Tenure {
+        key,
+        record: Some(record),
+    })
+}
+
+/// Takes the reservation over from the last session of this process, if the lease is still its own.
+pub(super) async fn reclaim(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<Tenure, Stop> {
+    let key = plan.keys.next();
+    register(port, key).await?;
+    let victim = tenure.key;
+    let preempted = match reserve_out(port, ReserveOut::Preempt { key, victim }).await {
+        Ok(()) => true,
+        Err(Refused::Stop(stop)) => return Err(stop),
+        Err(Refused::Conflict(_)) => false,
+    };
+    if !preempted {
+        retake(port, plan, unit, tenure, key).await?;
+    }
+    match still_ours(port, plan, unit, tenure).await {
+        Ok(()) => Ok(Tenure {
+            key,
+            record: tenure.record.clone(),
+        }),
+        Err(stop) => {
+            give_up(port, key).await;
+            Err(stop)
+        }
+    }
+}
+
+/// Takes a reservation that is not ours any more: the target has forgotten it, or somebody has preempted us.
+async fn retake(
+    port: &Port,
+    plan: &Plan,
+    unit: &Unit,
+    tenure: &Tenure,
+    key: ReservationKey,
+) -> Result<(), Stop> {
+    if tenure.record.is_none() {
+        give_up(port, key).await;
+        let holder = holder(port).await?;
+        return Err(Stop::Lost(lost_unrecorded(plan, holder)));
+    }
+    for _ in 0..USURPER_WAITS_MAX {
+        match reserve_out(port, ReserveOut::Reserve { key }).await {
+            Ok(()) => return Ok(()),
+            Err(Refused::Stop(stop)) => return Err(stop),
+            Err(Refused::Conflict(_)) => {}
+        }
+        // If the record is another's by now, that is the end of it. If it is still ours, then whoever has the
+        // reservation came first after a restart of the target, and will read the record, too.
+        if let Err(stop) = still_ours(port, plan, unit, tenure).await {
+            give_up(port, key).await;
+            return Err(stop);
+        }
+        port.sleep(USURPER_WAIT).await;
+    }
+    give_up(port, key).await;
+    Err(Stop::Later(IscsiError::Usurped {
+        image: plan.name.clone(),
+        key: holder(port).await?,
+    }))
+}
+
+/// Whether the newest record is the one of `tenure`.
+async fn still_ours(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<(), Stop> {
+    let Some(ours) = &tenure.record else { return Ok(()) };
+    match read_record(port, plan, unit).await? {
+        Some(newest) if newest == *ours => Ok(()),
+        Some(newest) => Err(Stop::Lost(format!(
+            "the lease is lost: it is {} by {}",
+            newest.phase, newest
+        ))),
+        None => Err(Stop::Lost(
+            "the lease is lost: its record is gone, and with it the proof that nobody else writes".to_owned(),
+        )),
+    }
+}
+
+fn lost_unrecorded(plan: &Plan, holder: Option<ReservationKey>) -> String {
+    match holder {
+        Some(key) => format!(
+            "the lease is lost: the reservation of {} is that of the key {key}",
+            plan.name
+        ),
+        None => format!(
+            "the lease is lost: the target has forgotten the reservation, and without a record nobody knows whether another \
+             has written since; when you are sure that nobody has, end this machine, run `coraclectl lease break {}` and start it again",
+            plan.name
+        ),
+    }
+}
+
+/// Gives the lease back in good order, and ends the session. What cannot be done is said.
+pub(super) async fn release(port: Port, plan: Arc<Plan>, unit: Unit, tenure: Option<Tenure>) {
+    if let Some(tenure) = tenure
+        && let Err(stop) = try_release(&port, &plan, &unit, &tenure).await
+    {
+        log::warn!(
+            "the lease of {} is not released in good order, and has to be broken before the next start: {stop}",
+            plan.name
+        );
+    }
+    port.logout().await;
+}
+
+async fn try_release(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<(), Stop> {
+    if unit.cache() != Cache::None {
+        run(port, cdb::synchronize_cache(Blocks::ALL), Data::None).await?;
+    }
+    if let Some(record) = &tenure.record {
+        let released = next_record(Some(record), Phase::Released, &plan.owner, plan)?;
+        write_record(port, plan, unit, &released).await?;
+    }
+    give_up(port, tenure.key).await;
+    Ok(())
+}
+
+/// Takes the reservation and the registration back; what is not there any more is none to take back.
+pub(super) async fn give_up(port: &Port, key: ReservationKey) {
+    let _not_ours_any_more = reserve_out(port, ReserveOut::Release { key }).await;
+    let unregister = ReserveOut::Register {
+        existing: key,
+        new: ReservationKey::NONE,
+        persistence: Persistence::UntilPowerLoss,
+    };
+    let _not_ours_any_more = reserve_out(port, unregister).await;
+}
+
+/// Registers `key` for this session, to outlive a loss of power where the unit can do that.
+pub(super) async fn register(port: &Port, key: ReservationKey) -> Result<(), Stop> {
+    let persistence = match reserve_in(port, ReserveIn::ReportCapabilities).await {
+        Ok(data) if Capabilities::parse(&data).is_ok_and(|can| can.can_persist) => {
+            Persistence::ThroughPowerLoss
+        }
+        // The command is optional.
+        _ => Persistence::UntilPowerLoss,
+    };
+    let register = |persistence| ReserveOut::RegisterAndIgnoreExistingKey {
+        new: key,
+        persistence,
+    };
+    match reserve_out(port, register(persistence)).await {
+        Ok(()) => return Ok(()),
+        Err(_) if persistence == Persistence::ThroughPowerLoss => {}
+        Err(refused) => return Err(refused.into_stop()),
+    }
+    reserve_out(port, register(Persistence::UntilPowerLoss))
+        .await
+        .map_err(Refused::into_stop)
+}
+
+/// Who has the reservation.
+pub(super) async fn holder(port: &Port) -> Result<Option<ReservationKey>, Stop> {
+    let data = reserve_in(port, ReserveIn::ReadReservation).await?;
+    let reservation = Reservation::parse(&data).map_err(|source| Stop::data("READ RESERVATION", source))?;
+    Ok(reservation.holder.map(|holder| holder.key))
+}
+
+/// Who is registered.
+pub(super) async fn registrants(port: &Port) -> Result<Vec<ReservationKey>, Stop> {
+    let data = reserve_in(port, ReserveIn::ReadKeys).await?;
+    let keys = Keys::parse(&data).map_err(|source| Stop::data("READ KEYS", source))?;
+    Ok(keys.keys)
+}
+
+/// Ends every command that was accepted before, whoever sent it.
+pub(super) async fn reset(port: &Port) -> Result<(), Stop> {
+    use super::pdu::TaskOutcome;
+    let outcome = port.reset_unit().await;
+    if outcome != TaskOutcome::FUNCTION_COMPLETE {
+        return Err(Stop::Later(IscsiError::Reset(outcome.0)));
+    }
+    // It leaves a UNIT ATTENTION behind.
+    run(port, cdb::test_unit_ready(), Data::None).await.map(drop)
+}
+
+async fn reserve_in(port: &Port, what: ReserveIn) -> Result<Vec<u8>, Stop> {
+    let cdb = cdb::persistent_reserve_in(what, RESERVE_IN_BYTES);
+    run(port, cdb, Data::In(RESERVE_IN_BYTES.into())).await
+}
+
+pub(super) async fn reserve_out(port: &Port, what: ReserveOut) -> Result<(), Refused> {
+    let (cdb, parameters) = cdb::persistent_reserve_out(what);
+    attempt(port, cdb, Data::Out(parameters.to_vec())).await.map(drop)
+}
+
+/// The record that comes after `last`.
+pub(super) fn next_record(
+    last: Option<&Record>,
+    phase: Phase,
+    owner: &Owner,
+    plan: &Plan,
+) -> Result<Record, Stop> {
+    Record::after(last, phase, owner).ok_or_else(|| {
+        Stop::Never(IscsiError::Records {
+            image: plan.name.clone(),
+            source: Box::new(ChainError::Exhausted),
+        })
+    })
+}
+
+/// The newest record, if there is a place for records and one is there.
+pub(super) async fn read_record(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<Record>, Stop> {
+    let unreadable = |source| {
+        Stop::Never(IscsiError::Records {
+            image: plan.name.clone(),
+            source,
+        })
+    };
+    match plan.records(unit) {
+        None => Ok(None),
+        // A directory of this host, or one that the user has mounted: as quick as that is.
+        Some(Records::Chain(chain)) => chain.newest().map_err(|error| unreadable(Box::new(error))),
+        Some(Records::Tail(tail)) => {
+            let range = tail.slots();
+            let len = usize::try_from(range.end - range.start).expect("a tail is short");
+            let cdb = cdb::read(
+                unit.blocks(range.start, range.end - range.start),
+                Durability::Cached,
+            );
+            let bytes = run(port, cdb, Data::In(len)).await?;
+            if bytes.len() < len {
+                return Err(unreadable(Box::new(std::io::Error::from(
+                    std::io::ErrorKind::UnexpectedEof,
+                ))));
+            }
+            tail.newest(&bytes).map_err(|error| unreadable(Box::new(error)))
+        }
+    }
+}
+
+/// Makes `record` the newest, durably. Only under the fence.
+pub(super) async fn write_record(port: &Port, plan: &Plan, unit: &Unit, record: &Record) -> Result<(), Stop> {
+    let failed = |source| {
+        Stop::Never(IscsiError::Records {
+            image: plan.name.clone(),
+            source,
+        })
+    };
+    match plan.records(unit) {
+        None => Ok(()),
+        Some(Records::Chain(chain)) => chain.append(record).map_err(|error| failed(Box::new(error))),
+        Some(Records::Tail(tail)) => {
+            let start = tail.slot_of(record.epoch).start;
+            write_durably(port, unit, start, tail.encode_record(record)).await
+        }
+    }
+}
+
+/// Writes `bytes` to the unit, and returns when they are on its medium.
+pub(super) async fn write_durably(
+    port: &Port,
+    unit: &Unit,
+    offset_bytes: u64,
+    bytes: Vec<u8>,
+) -> Result<(), Stop> {
+    let range = unit.blocks(offset_bytes, bytes.len() as u64);
+    run(port, cdb::write(range, Durability::Cached), Data::Out(bytes)).await?;
+    if unit.cache() != Cache::None {
+        run(port, cdb::synchronize_cache(Blocks::ALL), Data::None).await?;
+    }
+    Ok(())
+}
+
+/// The newest step that records which cannot be read may have made, and the slots of a tail that are damaged; `None` if not even
+/// that is known: then the tail has to be made anew.
+pub(super) fn unreadable_number(error: &(dyn Error + Send + Sync + 'static)) -> Option<(u64, Vec<u64>)> {
+    if let Some(ChainError::Unreadable { number, .. }) = error.downcast_ref() {
+        return Some((*number, Vec::new()));
+    }
+    let tail: &UnreadableTail = error.downcast_ref()?;
+    Some((
+        tail.newest_possible?,
+        tail.slots.iter().map(|(slot, _)| *slot).collect(),
+    ))
+}

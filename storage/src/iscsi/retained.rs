@@ -1,0 +1,219 @@
+//! Writes that a target has acknowledged and may still forget: they lie in its cache until a SYNCHRONIZE CACHE.
+//!
+//! The guest uses its buffers again as soon as it has been answered, so what it wrote is copied when it is acknowledged. After a
+//! reconnection nobody can tell whether the target has forgotten it; it is then written again, before anything else is.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::request::Segment;
+use crate::segments;
+
+/// Changes of the medium in the order in which they were acknowledged.
+///
+/// ```text
+///   keep ──► entries ──cover──► a flush is under way ──covered──► those from before it are dropped
+///               └── replay: each byte as it was written last, and none twice
+/// ```
+#[derive(Debug)]
+pub(super) struct Retained {
+    entries: VecDeque<Entry>,
+    /// Where the bytes of the entries are, oldest first; the last is being filled.
+    chunks: VecDeque<Vec<u8>>,
+    /// The number of the first of the chunks.
+    first_chunk: u64,
+    /// The number of the next entry.
+    next: u64,
+    bytes_max: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    range: Range<u64>,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Zeroes,
+    /// In this chunk, from there on.
+    Bytes(u64, usize),
+}
+
+/// A moment in the order of acknowledgements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
+
+/// Something to be written again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rewrite {
+    /// Where, in bytes.
+    pub(super) offset_bytes: u64,
+    /// What; nothing stands for zeros.
+    pub(super) bytes: Option<Arc<[u8]>>,
+    /// How much, in bytes.
+    pub(super) len_bytes: u64,
+}
+
+/// What is allocated at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+/// How much is written again by one command.
+const REWRITE_BYTES_MAX: u64 = 256 << 10;
+
+impl Retained {
+    /// Nothing, with room for `bytes_max`.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            chunks: VecDeque::new(),
+            first_chunk: 0,
+            next: 0,
+            bytes_max,
+        }
+    }
+
+    /// Whether nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many bytes are allocated for what is kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.chunks.len() * CHUNK_BYTES
+    }
+
+    /// Whether it is time to have the target empty its cache: half of the room is taken.
+    pub(super) fn is_filling(&self) -> bool {
+        self.bytes() * 2 > self.bytes_max
+    }
+
+    /// Whether `len_bytes` more can be kept. What cannot is to be written with FUA.
+    pub(super) fn has_room(&self, len_bytes: u64) -> bool {
+        usize::try_from(len_bytes).is_ok_and(|len| self.bytes() + len <= self.bytes_max)
+    }
+
+    /// Keeps what `segments` contain, which was written at `offset_bytes`.
+    pub(super) fn keep(&mut self, offset_bytes: u64, segments: &[Segment]) {
+        let len = segments::total(segments);
+        let needed = usize::try_from(len).expect("this is a 64-bit monitor");
+        let fits = |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= needed;
+        if !self.chunks.back().is_some_and(fits) {
+            self.chunks.push_back(Vec::with_capacity(CHUNK_BYTES.max(needed)));
+        }
+        let number = self.first_chunk + self.chunks.len() as u64 - 1;
+        let chunk = self.chunks.back_mut().expect("one was made, if there was none");
+        let content = Content::Bytes(number, chunk.len());
+        segments::gather(segments, chunk);
+        self.push(offset_bytes..offset_bytes + len, content);
+    }
+
+    /// Keeps that a range was zeroed.
+    pub(super) fn keep_zeroes(&mut self, offset_bytes: u64, len_bytes: u64) {
+        self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes);
+    }
+
+    fn push(&mut self, range: Range<u64>, content: Content) {
+        self.entries.push_back(Entry { range, content });
+        self.next += 1;
+    }
+
+    /// Now: a flush that is sent from here on covers all that was kept before.
+    pub(super) fn now(&self) -> Moment {
+        Moment(self.next)
+    }
+
+    /// Drops what was kept before `moment`: it is on the medium.
+    pub(super) fn covered(&mut self, moment: Moment) {
+        let first = self.next - self.entries.len() as u64;
+        let count = moment.0.saturating_sub(first);
+        let count = usize::try_from(count).expect("this is a 64-bit monitor");
+        self.entries.drain(..count.min(self.entries.len()));
+        let oldest = self.entries.iter().find_map(|entry| match entry.content {
+            Content::Bytes(chunk, _) => Some(chunk),
+            Content::Zeroes => None,
+        });
+        let end = self.first_chunk + self.chunks.len() as u64;
+        let unused = oldest.unwrap_or(end) - self.first_chunk;
+        self.chunks
+            .drain(..usize::try_from(unused).expect("this is a 64-bit monitor"));
+        self.first_chunk += unused;
+    }
+
+    /// Each byte that is kept, as it was written last; pieces do not overlap, and each starts and ends where a write
+    /// did or at a multiple of `REWRITE_BYTES_MAX` from its start.
+    pub(super) fn replay(&self) -> Vec<Rewrite> {
+        let mut newer = Cover::default();
+        let mut rewrites = Vec::new();
+        for entry in self.entries.iter().rev() {
+            newer.uncovered(&entry.range, |piece| {
+                let mut start = piece.start;
+                while start < piece.end {
+                    let end = piece.end.min(start + REWRITE_BYTES_MAX);
+                    rewrites.push(self.rewrite(entry, start..end));
+                    start = end;
+                }
+            });
+            newer.add(entry.range.clone());
+        }
+        rewrites
+    }
+
+    fn rewrite(&self, entry: &Entry, piece: Range<u64>) -> Rewrite {
+        let bytes = match entry.content {
+            Content::Zeroes => None,
+            Content::Bytes(chunk, at) => {
+                let index = |value: u64| usize::try_from(value).expect("this is a 64-bit monitor");
+                let start = at + index(piece.start - entry.range.start);
+                let chunk = self.chunks.get(index(chunk - self.first_chunk));
+                let bytes = chunk.and_then(|chunk| chunk.get(start..start + index(piece.end - piece.start)));
+                Some(Arc::from(
+                    bytes.expect("a chunk is kept as long as an entry is in it"),
+                ))
+            }
+        };
+        Rewrite {
+            offset_bytes: piece.start,
+            bytes,
+            len_bytes: piece.end - piece.start,
+        }
+    }
+}
+
+/// Disjoint ranges, sorted.
+#[derive(Debug, Default)]
+struct Cover(std::collections::BTreeMap<u64, u64>);
+
+impl Cover {
+    /// Calls `each` with every part of `range` that is not covered.
+    fn uncovered(&self, range: &Range<u64>, mut each: impl FnMut(Range<u64>)) {
+        let mut at = range.start;
+        if let Some((_, &end)) = self.0.range(..=at).next_back() {
+            at = at.max(end);
+        }
+        for (&start, &end) in self.0.range(at..range.end.max(at)) {
+            if at < start {
+                each(at..start);
+            }
+            at = at.max(end);
+        }
+        if at < range.end {
+            each(at..range.end);
+        }
+    }
+
+    fn add(&mut self, range: Range<u64>) {
+        let (mut start, mut end) = (range.start, range.end);
+        while let Some((&other, &other_end)) = self.0.range(..=end).next_back()
+            && other_end >= start
+        {
+            self.0.remove(&other);
+            start = start.min(other);
+            end = end.max(other_end);
+        }
+        self.0.insert(start, end);
+    }
+}
+
+#[cfg(test)]
+mod tests;

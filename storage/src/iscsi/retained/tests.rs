@@ -1,0 +1,110 @@
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test's panic is its failure"
+)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn keep(retained: &mut Retained, offset_bytes: u64, mut bytes: Vec<u8>) {
+    retained.keep(offset_bytes, &[segments::own(&mut bytes)]);
+}
+
+/// What a medium of 64 bytes has after `rewrites`, in any order.
+fn applied(rewrites: &[Rewrite]) -> Vec<Option<u8>> {
+    let mut medium = vec![None; 64];
+    for rewrite in rewrites {
+        for at in 0..rewrite.len_bytes {
+            let place = &mut medium[usize::try_from(rewrite.offset_bytes + at).unwrap()];
+            assert_eq!(*place, None, "a byte is written twice");
+            let byte = |bytes: &Arc<[u8]>| bytes[usize::try_from(at).unwrap()];
+            *place = Some(rewrite.bytes.as_ref().map_or(0, byte));
+        }
+    }
+    medium
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64, Vec<u8>),
+    Zero(u64, u64),
+    Begin,
+    End,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0_u64..50, prop::collection::vec(1_u8.., 1..14)).prop_map(|(at, bytes)| Step::Write(at, bytes)),
+        1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::Zero(at, len)),
+        1 => Just(Step::Begin),
+        1 => Just(Step::End),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_replay_writes_each_byte_that_no_flush_has_covered_as_it_was_written_last(steps in prop::collection::vec(step(), 0..40)) {
+        let mut retained = Retained::new(1 << 30);
+        // What was written since the flush that was completed last began.
+        let mut log: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut flush = None;
+        for step in steps {
+            match step {
+                Step::Write(at, bytes) => {
+                    keep(&mut retained, at, bytes.clone());
+                    log.push((at, bytes));
+                }
+                Step::Zero(at, len) => {
+                    retained.keep_zeroes(at, len);
+                    log.push((at, vec![0; usize::try_from(len).unwrap()]));
+                }
+                Step::Begin => flush = Some((retained.now(), log.len())),
+                Step::End => if let Some((moment, count)) = flush.take() {
+                    retained.covered(moment);
+                    log.drain(..count);
+                }
+            }
+        }
+        let mut expected = vec![None; 64];
+        for (at, bytes) in &log {
+            for (place, byte) in expected[usize::try_from(*at).unwrap()..].iter_mut().zip(bytes) {
+                *place = Some(*byte);
+            }
+        }
+        prop_assert_eq!(applied(&retained.replay()), expected);
+        prop_assert_eq!(retained.is_empty(), log.is_empty());
+    }
+}
+
+#[test]
+fn memory_is_given_back_when_a_flush_has_covered_it() {
+    let mut retained = Retained::new(4 << 20);
+    for number in 0..3 {
+        keep(&mut retained, number << 20, vec![7; 1 << 20]);
+    }
+    assert!(retained.is_filling());
+    assert!(!retained.has_room(2 << 20));
+    let moment = retained.now();
+    keep(&mut retained, 9 << 20, vec![8; 512]);
+    retained.covered(moment);
+    assert_eq!(retained.bytes(), CHUNK_BYTES);
+    let rewrites = retained.replay();
+    assert_eq!((rewrites.len(), rewrites[0].offset_bytes), (1, 9 << 20));
+    retained.covered(retained.now());
+    assert_eq!((retained.bytes(), retained.is_empty()), (0, true));
+}
+
+#[test]
+fn a_long_write_is_replayed_in_pieces() {
+    let mut retained = Retained::new(4 << 20);
+    keep(&mut retained, 4096, vec![1; (600 << 10) + 512]);
+    let mut lengths: Vec<u64> = retained
+        .replay()
+        .iter()
+        .map(|rewrite| rewrite.len_bytes)
+        .collect();
+    lengths.sort_unstable();
+    assert_eq!(lengths, [(88 << 10) + 512, 256 << 10, 256 << 10]);
+}

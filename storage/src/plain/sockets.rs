@@ -1,0 +1,335 @@
+//! The sockets of a plain reactor, and the operations on them that wait for a peer.
+#![expect(
+    unsafe_code,
+    reason = "messages are of guest memory, and addresses are looked at"
+)]
+
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use super::{borrow, errno_of, result_of};
+use crate::reactor::{
+    Event, FILES_MAX, Family, FileSlot, NO_FILE, SocketAddress, SocketOp, SocketOption, Token, Wake, Wanted,
+};
+use crate::request::Segment;
+use crate::socket::{message, place};
+
+/// Sockets that were made, and what waits on these and on registered ones.
+///
+/// They are blocking sockets, like those of a ring, so that either kind of reactor goes on with the other's: each call says that
+/// it does not wait.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    made: [Option<OwnedFd>; FILES_MAX],
+    waiting: Vec<Waiting>,
+    /// What is left of a list of segments, for its room.
+    rest: Vec<Segment>,
+}
+
+/// An operation that waits for its peer.
+#[derive(Debug)]
+struct Waiting {
+    token: Token,
+    socket: RawFd,
+    attempt: Attempt,
+}
+
+/// What is tried, again when the socket is ready.
+#[derive(Debug)]
+enum Attempt {
+    Connect,
+    Send {
+        segments: *const Segment,
+        segment_count: u32,
+    },
+    Receive {
+        segments: *const Segment,
+        segment_count: u32,
+        wanted: Wanted,
+        received_bytes: usize,
+    },
+}
+
+impl Sockets {
+    /// How many operations wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Carries an operation out, or puts it among those that wait; what ended by it is appended to `wakes`.
+    pub(super) fn start(
+        &mut self,
+        (file, operation): (FileSlot, SocketOp),
+        token: Token,
+        files: &mut [RawFd; FILES_MAX],
+        wakes: &mut Vec<Wake>,
+    ) {
+        let place = place(file);
+        let socket = files.get(place).copied().unwrap_or(NO_FILE);
+        let ended = match operation {
+            SocketOp::Make(family) => Some(self.make(place, family, files)),
+            SocketOp::Close => Some(self.close(place, files)),
+            SocketOp::Cancel { target } => Some(self.cancel(target, wakes)),
+            _ if socket == NO_FILE => Some(-libc::EBADF),
+            SocketOp::SetOption(option) => Some(set_option(socket, option)),
+            SocketOp::Take => Some(copy_of(socket)),
+            SocketOp::Connect { peer } => match begin_to_connect(socket, peer) {
+                Some(result) => Some(result),
+                None => self.wait_for(socket, token, Attempt::Connect),
+            },
+            SocketOp::Send {
+                segments,
+                segment_count,
+            } => self.attempt(
+                socket,
+                token,
+                Attempt::Send {
+                    segments,
+                    segment_count,
+                },
+            ),
+            SocketOp::Receive {
+                segments,
+                segment_count,
+                wanted,
+            } => {
+                let receive = Attempt::Receive {
+                    segments,
+                    segment_count,
+                    wanted,
+                    received_bytes: 0,
+                };
+                self.attempt(socket, token, receive)
+            }
+        };
+        if let Some(result) = ended {
+            wakes.push(Wake::Done(Event { token, result }));
+        }
+    }
+
+    /// What to poll for, in the order of the operations that wait.
+    pub(super) fn polls(&self) -> impl Iterator<Item = PollFd<'static>> {
+        self.waiting.iter().map(|waiting| {
+            let ready = match waiting.attempt {
+                Attempt::Connect | Attempt::Send { .. } => PollFlags::OUT,
+                Attempt::Receive { .. } => PollFlags::IN,
+            };
+            PollFd::from_borrowed_fd(borrow(waiting.socket), ready)
+        })
+    }
+
+    /// Tries again what is ready, by what a poll said of each operation that waits.
+    pub(super) fn go_on(&mut self, mut polled: impl Iterator<Item = PollFlags>, wakes: &mut Vec<Wake>) {
+        let rest = &mut self.rest;
+        self.waiting.retain_mut(|waiting| {
+            if polled.next().is_none_or(|revents| revents.is_empty()) {
+                return true;
+            }
+            let ended = waiting.attempt.again(waiting.socket, rest);
+            if let Some(result) = ended {
+                let token = waiting.token;
+                wakes.push(Wake::Done(Event { token, result }));
+            }
+            ended.is_none()
+        });
+    }
+
+    fn attempt(&mut self, socket: RawFd, token: Token, mut attempt: Attempt) -> Option<i32> {
+        let ended = attempt.again(socket, &mut self.rest);
+        if ended.is_none() {
+            self.wait_for(socket, token, attempt);
+        }
+        ended
+    }
+
+    fn wait_for(&mut self, socket: RawFd, token: Token, attempt: Attempt) -> Option<i32> {
+        self.waiting.push(Waiting {
+            token,
+            socket,
+            attempt,
+        });
+        None
+    }
+
+    fn make(&mut self, place: usize, family: Family, files: &mut [RawFd; FILES_MAX]) -> i32 {
+        let family = match family {
+            Family::V4 => AddressFamily::INET,
+            Family::V6 => AddressFamily::INET6,
+        };
+        match rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None) {
+            Ok(socket) => {
+                self.put(place, Some(socket), files);
+                0
+            }
+            Err(errno) => -errno.raw_os_error(),
+        }
+    }
+
+    fn close(&mut self, place: usize, files: &mut [RawFd; FILES_MAX]) -> i32 {
+        self.put(place, None, files);
+        0
+    }
+
+    /// What was there is closed, if it was made here; a registered descriptor is its owner's.
+    fn put(&mut self, place: usize, socket: Option<OwnedFd>, files: &mut [RawFd; FILES_MAX]) {
+        if let (Some(file), Some(made)) = (files.get_mut(place), self.made.get_mut(place)) {
+            *file = socket.as_ref().map_or(NO_FILE, AsRawFd::as_raw_fd);
+            *made = socket;
+        }
+    }
+
+    fn cancel(&mut self, target: Token, wakes: &mut Vec<Wake>) -> i32 {
+        let Some(number) = self.waiting.iter().position(|waiting| waiting.token == target) else {
+            return -libc::ENOENT;
+        };
+        let result = self.waiting.remove(number).attempt.cancelled();
+        wakes.push(Wake::Done(Event {
+            token: target,
+            result,
+        }));
+        0
+    }
+}
+
+impl Attempt {
+    /// The result, or `None` as long as the peer has to be waited for.
+    fn again(&mut self, socket: RawFd, rest: &mut Vec<Segment>) -> Option<i32> {
+        match self {
+            Self::Connect => Some(match sockopt::socket_error(borrow(socket)) {
+                Ok(result) => errno_of(result),
+                Err(errno) => -errno.raw_os_error(),
+            }),
+            Self::Send {
+                segments,
+                segment_count,
+            } => unless_it_waits(send(socket, *segments, *segment_count)),
+            Self::Receive {
+                segments,
+                segment_count,
+                wanted: Wanted::Some,
+                ..
+            } => unless_it_waits(receive(socket, *segments, *segment_count)),
+            Self::Receive {
+                segments,
+                segment_count,
+                wanted: Wanted::All,
+                received_bytes,
+            } => {
+                let segments = listed(*segments, *segment_count);
+                receive_all(socket, segments, received_bytes, rest)
+            }
+        }
+    }
+
+    /// The result if it is not tried again.
+    fn cancelled(&self) -> i32 {
+        match self {
+            Self::Receive { received_bytes, .. } if *received_bytes > 0 => count(*received_bytes),
+            _ => -libc::ECANCELED,
+        }
+    }
+}
+
+/// Goes on with a receive of which `received_bytes` have arrived, until nothing more is there.
+fn receive_all(
+    socket: RawFd,
+    segments: &[Segment],
+    received_bytes: &mut usize,
+    rest: &mut Vec<Segment>,
+) -> Option<i32> {
+    let wanted_bytes: usize = segments.iter().map(Segment::len_bytes).sum();
+    loop {
+        behind(segments, *received_bytes, rest);
+        let segment_count = u32::try_from(rest.len()).expect("there are at most IOV_MAX segments");
+        let result = receive(socket, rest.as_ptr(), segment_count);
+        match usize::try_from(result) {
+            Ok(bytes) => {
+                *received_bytes += bytes;
+                if bytes == 0 || *received_bytes == wanted_bytes {
+                    return Some(count(*received_bytes));
+                }
+            }
+            Err(_) if result == -libc::EAGAIN => return None,
+            // What has arrived is reported; the next receive meets the error, or the end of the stream.
+            Err(_) if *received_bytes > 0 => return Some(count(*received_bytes)),
+            Err(_) => return Some(result),
+        }
+    }
+}
+
+/// Puts into `rest` what lies behind the first `skip_bytes` of the segments.
+fn behind(segments: &[Segment], mut skip_bytes: usize, rest: &mut Vec<Segment>) {
+    rest.clear();
+    for segment in segments {
+        let skipped = skip_bytes.min(segment.len_bytes());
+        skip_bytes -= skipped;
+        if skipped < segment.len_bytes() {
+            let mut left = *segment;
+            left.advance(skipped);
+            rest.push(left);
+        }
+    }
+}
+
+fn unless_it_waits(result: i32) -> Option<i32> {
+    (result != -libc::EAGAIN).then_some(result)
+}
+
+fn send(socket: RawFd, segments: *const Segment, segment_count: u32) -> i32 {
+    let message = message(segments, segment_count);
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the segments and their memory are valid until the operation ends (contracts of `SocketOp` and `Segment::new`).
+    result_of(unsafe { libc::sendmsg(socket, &raw const message, flags) })
+}
+
+fn receive(socket: RawFd, segments: *const Segment, segment_count: u32) -> i32 {
+    let mut message = message(segments, segment_count);
+    // SAFETY: as for the send.
+    result_of(unsafe { libc::recvmsg(socket, &raw mut message, libc::MSG_DONTWAIT) })
+}
+
+/// Calls the peer without waiting for its answer, which is the one thing that no flag of the call says; `None` if it is to come.
+fn begin_to_connect(socket: RawFd, peer: *const SocketAddress) -> Option<i32> {
+    // SAFETY: the address stays in place until the operation ends (contract of `SocketOp`).
+    let address = unsafe { &*peer }.address();
+    let socket = borrow(socket);
+    let begun = rustix::fs::fcntl_getfl(socket).and_then(|flags| {
+        rustix::fs::fcntl_setfl(socket, flags | OFlags::NONBLOCK)?;
+        let begun = rustix::net::connect(socket, &address);
+        rustix::fs::fcntl_setfl(socket, flags)?;
+        begun
+    });
+    match begun {
+        Err(Errno::INPROGRESS) => None,
+        ended => Some(errno_of(ended)),
+    }
+}
+
+fn set_option(socket: RawFd, option: SocketOption) -> i32 {
+    errno_of(match option {
+        SocketOption::NoDelay => sockopt::set_tcp_nodelay(borrow(socket), true),
+        SocketOption::ResetOnClose => sockopt::set_socket_linger(borrow(socket), Some(Duration::ZERO)),
+    })
+}
+
+fn copy_of(socket: RawFd) -> i32 {
+    match rustix::io::fcntl_dupfd_cloexec(borrow(socket), 0) {
+        Ok(copy) => copy.into_raw_fd(),
+        Err(errno) => -errno.raw_os_error(),
+    }
+}
+
+fn listed<'op>(segments: *const Segment, segment_count: u32) -> &'op [Segment] {
+    let segment_count = usize::try_from(segment_count).expect("this is a 64-bit monitor");
+    // SAFETY: `segments` points to that many segments until the operation ends (contract of `SocketOp`).
+    unsafe { std::slice::from_raw_parts(segments, segment_count) }
+}
+
+fn count(bytes: usize) -> i32 {
+    i32::try_from(bytes).unwrap_or(i32::MAX)
+}

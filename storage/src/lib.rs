@@ -9,6 +9,7 @@ pub mod blocking;
 pub mod engine;
 pub mod lease;
 pub mod limit;
+pub mod metrics;
 pub mod open;
 pub mod overlay;
 pub mod plain;

@@ -96,13 +96,9 @@ fn run(plan: Plan) -> Result<String, Box<dyn Error>> {
         Some(Operation::Write) => (Access::ReadWrite, Lock::Exclusive),
         _ => (Access::ReadOnly, Lock::None),
     };
-    let terms = Terms {
-        lock,
-        at: None,
-        owner: &owner,
-    };
-    let opened = open(&plan.path, access, &terms)?;
-    let mut io = PreparedReactor::new(Engine::Async, OPS_MAX).enable()?;
+    let opened = open(&plan.path, access, &Terms::new(lock, &owner))?;
+    let reach = opened.backend.reach();
+    let mut io = PreparedReactor::new(Engine::Async, OPS_MAX, reach).enable()?;
     io.register(&opened.backend.files())?;
     let mut load = Load::new(opened.backend, io, plan)?;
     load.image.attach(load.io.as_mut());
@@ -187,6 +183,7 @@ impl Load {
     }
 
     fn wait(&mut self, end: Option<Instant>, wakes: &mut Vec<Wake>) -> Result<(), Box<dyn Error>> {
+        self.image.before_wait(self.io.as_mut());
         let alarm = self.image.alarm();
         self.io.set_timer(alarm.into_iter().chain(end).min());
         self.io.wait(Patience::UntilEvent, wakes)?;

@@ -1,8 +1,10 @@
 //! The contract that every kind of image fulfils.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::metrics::SessionMetrics;
 use crate::reactor::{Event, Reach, Submit};
 use crate::request::{Completion, Request};
 
@@ -129,6 +131,11 @@ pub trait Backend: Send {
     /// Takes the time in, at its alarm or at any other moment; requests that end by it come from [`Self::next_completion`].
     fn wake(&mut self, io: &mut dyn Submit) {
         let _no_alarm = io;
+    }
+
+    /// What the session with a server counts, if there is one. Whoever has it reads it at any time, on any thread.
+    fn session(&self) -> Option<Arc<SessionMetrics>> {
+        None
     }
 
     /// Why the image serves nobody any more, in words for its user: its lease has become another's. What is in flight

@@ -168,9 +168,5 @@ impl Overlay {
 const OWNER: &str = "coraclectl-disk";
 
 fn terms(lock: Lock, owner: &Owner) -> Terms<'_> {
-    Terms {
-        lock,
-        at: None,
-        owner,
-    }
+    Terms::new(lock, owner)
 }

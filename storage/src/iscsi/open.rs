@@ -17,8 +17,9 @@ use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
 use super::operator::{self, Replace, UnitStanding};
 use super::pdu::Isid;
-use super::plan::{Keyring, OnError, Plan};
+use super::plan::{Keyring, Plan};
 use super::portal::{Host, Portal};
+use super::scsi::reservation::ReservationKey;
 use super::secret::Secret;
 use super::url::{ImageName, IscsiUrl};
 
@@ -86,9 +87,8 @@ pub fn create(url: &str, replace: Replace, owner: &Owner) -> Result<u64, IscsiEr
 
 fn operators_plan(url: &str, at: Option<&str>, owner: &Owner) -> Result<Arc<Plan>, IscsiError> {
     let terms = Terms {
-        lock: Lock::None,
         at,
-        owner,
+        ..Terms::new(Lock::None, owner)
     };
     plan(url, Access::ReadWrite, &terms).map(|(plan, _)| plan)
 }
@@ -123,8 +123,8 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, Imag
             source: Box::new(error),
         })?,
         is_immutable: url.options.base_immutable,
-        takes_over: None,
-        on_error: OnError::Wait,
+        takes_over: terms.network.takes_over.map(ReservationKey),
+        report_after: terms.network.timeout,
     };
     Ok((Arc::new(plan), url.image))
 }

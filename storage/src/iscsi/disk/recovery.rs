@@ -6,6 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use crate::backend::Parting;
+use crate::metrics::LeaseState;
 use crate::reactor::Submit;
 
 use super::super::bringup::{self, Past, Stop, Up};
@@ -147,6 +148,8 @@ impl Disk {
             ..up.unit
         };
         self.tenure = up.tenure;
+        self.tell_of_lease(LeaseState::Held);
+        self.metrics.reconnects.add(1);
         self.state = State::Rewriting(Rewriting::new(&self.retained));
         self.rewrite();
     }
@@ -199,6 +202,7 @@ impl Disk {
     fn unserved(&mut self, why: &str, io: &mut dyn Submit) {
         if self.unserved_since.is_none() {
             self.unserved_since = Some(io.now());
+            self.tell_of_lease(LeaseState::Pending);
             log::warn!("{}: {why}; its requests wait", self.plan.name);
         } else {
             log::debug!("{}: {why}", self.plan.name);
@@ -223,13 +227,17 @@ impl Disk {
                 && self.flights.get_mut(place).is_some()
             {
                 self.queue.push_back(place);
+                self.metrics.retries.add(1);
             }
         }
         let State::Leaving(after) = std::mem::replace(&mut self.state, State::Detached) else {
             unreachable!("a connection is closed when it was left");
         };
         self.state = match (after, self.parting) {
-            (After::Loss(reason), _) => State::Lost(reason),
+            (After::Loss(reason), _) => {
+                self.tell_of_lease(LeaseState::Lost);
+                State::Lost(reason)
+            }
             (After::Move | After::End, _) | (_, Some(Parting::Breaks | Parting::Moves)) => State::Detached,
             (After::Reconnect, _) => State::Resting(io.now() + self.backoff.rest()),
         };

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk record-api clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-iscsi record-api clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -89,6 +89,11 @@ bench-start: monitor unikernel ## Start-up time, memory and size beside QEMU, an
 bench-disk: monitor unikernel ## Disks beside QEMU, and beside Firecracker if FIRECRACKER is set: speed, latency, host CPU (20 minutes)
 	tests/tools/need qemu-system-x86_64
 	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-disk
+
+bench-iscsi: monitor unikernel ## Disks on an iSCSI target beside QEMU's initiator on the same one: speed, client CPU, idle (15 minutes)
+	tests/tools/need qemu-system-x86_64 $(ISCSI)
+	cargo build --release -p coracle-storage --example load
+	CORACLE_BIN=$(RELEASE)/coracle CORACLE_LOAD=$(RELEASE)/examples/load cargo run --release -p coracle-tests --bin bench-iscsi
 
 record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
 	cargo run -p coracle-tests --bin record-api

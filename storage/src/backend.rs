@@ -1,8 +1,10 @@
 //! The contract that every kind of image fulfils.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::metrics::SessionMetrics;
 use crate::reactor::{Event, Reach, Submit};
 use crate::request::{Completion, Request};
 
@@ -98,8 +100,9 @@ pub trait Backend: Send {
         let _nothing_of_its_own = io;
     }
 
-    /// Begins to leave the reactor, with no request in flight. Events go on to [`Self::resume`] and alarms to [`Self::wake`] until
-    /// [`Self::is_attached`] is false; then nothing of the image is in flight. Asking again, with another parting, hurries it.
+    /// Begins to leave the reactor, with no request in flight. Events go on to [`Self::resume`] and alarms to
+    /// [`Self::wake`] until [`Self::is_attached`] is false; then nothing of the image is in flight. Asking again, with
+    /// another parting, hurries it.
     fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {
         let _nothing_of_its_own = (parting, io);
     }
@@ -130,8 +133,13 @@ pub trait Backend: Send {
         let _no_alarm = io;
     }
 
-    /// Why the image serves nobody any more, in words for its user: its lease has become another's. What is in flight stays in flight for
-    /// good, without any operation of the kernel, and nothing more is done to the storage.
+    /// What the session with a server counts, if there is one. Whoever has it reads it at any time, on any thread.
+    fn session(&self) -> Option<Arc<SessionMetrics>> {
+        None
+    }
+
+    /// Why the image serves nobody any more, in words for its user: its lease has become another's. What is in flight
+    /// stays in flight for good, without any operation of the kernel, and nothing more is done to the storage.
     fn loss(&self) -> Option<&str> {
         None
     }

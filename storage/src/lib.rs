@@ -10,6 +10,7 @@ pub mod engine;
 pub mod iscsi;
 pub mod lease;
 pub mod limit;
+pub mod metrics;
 pub mod open;
 pub mod overlay;
 pub mod plain;

@@ -95,6 +95,18 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
     }
 }
 
+/// Whether `path` names an image of a network: opening it may take as long as its server does.
+pub fn is_remote(path: &str) -> bool {
+    scheme(path).is_some()
+}
+
+/// What stands before `://`, if `path` is no path on this host.
+fn scheme(path: &str) -> Option<&str> {
+    let (scheme, _) = path.split_once("://")?;
+    let is_scheme = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_scheme.then_some(scheme)
+}
+
 /// How large the file or block device at `path` is now, in bytes.
 ///
 /// # Errors
@@ -246,14 +258,11 @@ fn check_terms(access: Access, terms: &Terms<'_>) {
 }
 
 fn open_image(path: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, OpenError> {
-    match path.split_once("://") {
-        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
-            return Err(OpenError::Scheme {
-                path: path.to_owned(),
-                scheme: scheme.to_owned(),
-            });
-        }
-        _ => {}
+    if let Some(scheme) = scheme(path) {
+        return Err(OpenError::Scheme {
+            path: path.to_owned(),
+            scheme: scheme.to_owned(),
+        });
     }
     let OpenedFile { file, size_bytes, id } = open_file(path, access, terms.lock)?;
     check_size(path, size_bytes)?;

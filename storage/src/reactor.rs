@@ -77,7 +77,7 @@ pub enum KernelOp {
 /// descriptor, if it had one, no longer than until a new socket was made there.
 #[derive(Clone, Copy, Debug)]
 pub enum SocketOp {
-    /// Makes a new socket in the place, and closes what was there: result is 0.
+    /// Makes a new socket in the place, and closes what was there: result is 0. Nothing else may be in flight there.
     Make(Family),
     /// Sets an option: result is 0.
     SetOption(SocketOption),
@@ -324,7 +324,8 @@ pub trait Reactor: Submit {
     /// When the kernel refuses; the watch then still counts, but is not reported.
     fn unwatch(&mut self, token: Token) -> io::Result<()>;
 
-    /// Reports [`Wake::TimerExpired`] when [`Submit::now`] has reached `deadline`; a new deadline replaces an older one, `None` takes it back.
+    /// Reports [`Wake::TimerExpired`] when [`Submit::now`] has reached `deadline`; a new deadline replaces an older one,
+    /// `None` takes it back.
     fn set_timer(&mut self, deadline: Option<Instant>);
 
     /// Submits what is queued, waits until at least one wake-up is there (not at all if `patience`

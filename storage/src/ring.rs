@@ -1,8 +1,9 @@
 //! The reactor on io_uring; the only io_uring code there is.
 //!
 //! The ring may reach nothing but its registered files, and sockets in their places if it is set up for them
-//! (restrictions: every entry must name a fixed file, and only the operations of an image exist), belongs to one thread (SINGLE_ISSUER) and runs
-//! its completions only when that thread enters it (DEFER_TASKRUN): no interprocessor interrupts.
+//! (restrictions: every entry must name a fixed file, and only the operations of an image exist), belongs to one
+//! thread (SINGLE_ISSUER) and runs its completions only when that thread enters it (DEFER_TASKRUN): no interprocessor
+//! interrupts.
 #![expect(unsafe_code, reason = "entries of the submission queue carry addresses")]
 
 mod entry;
@@ -245,7 +246,7 @@ impl Ring {
         self.inline.run(op)
     }
 
-    /// Empties a place if it is to be closed: entries cannot do that, except by a flag of their own that no restriction tells apart.
+    /// Empties a place if it is to be closed: the ring takes no entry for that.
     fn empty_place(&mut self, place: usize, operation: &SocketOp) -> Option<i32> {
         match operation {
             SocketOp::Make(_) => {

@@ -24,20 +24,12 @@ const CLUSTER: u64 = 4096;
 
 /// The image of an overlay that nobody locks: the tests look at the files themselves.
 fn opened(config: &OverlayConfig) -> Result<Box<dyn Backend>, OverlayError> {
-    let image = config.open(&Terms {
-        lock: Lock::None,
-        at: None,
-        owner: &Owner::of_this_process("test"),
-    })?;
+    let image = config.open(&Terms::new(Lock::None, &Owner::of_this_process("test")))?;
     Ok(image.backend)
 }
 
 fn check(config: &OverlayConfig) -> Result<(), OverlayError> {
-    config.check(&Terms {
-        lock: Lock::None,
-        at: None,
-        owner: &Owner::of_this_process("test"),
-    })
+    config.check(&Terms::new(Lock::None, &Owner::of_this_process("test")))
 }
 
 /// The image and what carries its operations out.

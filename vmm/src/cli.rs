@@ -1,5 +1,6 @@
 //! The command line: Firecracker's.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -8,7 +9,9 @@ use clap::error::ErrorKind;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::api::http::BODY_BYTES_MAX_DEFAULT;
-use crate::config::{IdError, Level, LoggerConfig, MetricsConfig, UnknownLevel, check_instance_id};
+use crate::config::{
+    IdError, Level, LoggerConfig, MetricsConfig, UnknownLevel, check_device_id, check_instance_id,
+};
 use crate::end::{EXIT_BAD_ARGUMENT, EXIT_BAD_CONFIGURATION};
 
 /// Largest `--http-api-max-payload-size`, in bytes.
@@ -31,6 +34,8 @@ pub struct Arguments {
     pub body_bytes_max: usize,
     /// Whether the guest gets a boot timer.
     pub boot_timer: bool,
+    /// Keys of leases that may be taken from processes that have ended, by drive.
+    pub takes_over: BTreeMap<String, u64>,
     /// When the process was started, by whoever started it.
     pub start_times: StartTimes,
 }
@@ -106,12 +111,33 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Cli
         }),
         body_bytes_max: flags.http_api_max_payload_size,
         boot_timer: flags.boot_timer,
+        takes_over: take_overs(&flags.takes_over)?,
         start_times: StartTimes {
             wall_us: flags.start_time_us,
             cpu_us: flags.start_time_cpu_us,
             parent_cpu_us: flags.parent_cpu_time_us,
         },
     })
+}
+
+/// The keys by drive, of words like `root=1f`.
+fn take_overs(words: &[String]) -> Result<BTreeMap<String, u64>, CliError> {
+    let mut keys = BTreeMap::new();
+    for word in words {
+        let parsed = word.split_once('=').and_then(|(id, key)| {
+            // `from_str_radix` would take a sign.
+            let is_hex = key.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let key = u64::from_str_radix(key, 16).ok().filter(|_| is_hex)?;
+            check_device_id(id).ok().map(|()| (id, key))
+        });
+        let (id, key) = parsed.ok_or_else(|| CliError::TakesOver { word: word.clone() })?;
+        if keys.insert(id.to_owned(), key).is_some() {
+            return Err(CliError::TakesOverTwice {
+                drive_id: id.to_owned(),
+            });
+        }
+    }
+    Ok(keys)
 }
 
 /// Why the process does not go on after its command line.
@@ -143,6 +169,20 @@ pub enum CliError {
     /// No such level.
     #[error("--level")]
     Level(#[from] UnknownLevel),
+    /// No drive, or no key.
+    #[error(
+        "--takes-over is `{word}`; write DRIVE_ID=KEY, where KEY is the key of the lease, up to 16 hex digits"
+    )]
+    TakesOver {
+        /// As asked.
+        word: String,
+    },
+    /// Two keys for one drive.
+    #[error("--takes-over names drive `{drive_id}` twice; a lease has one holder")]
+    TakesOverTwice {
+        /// The drive.
+        drive_id: String,
+    },
     /// A limit that is none.
     #[error("--http-api-max-payload-size is {bytes}; choose at most {BODY_BYTES_MAX_MAX}")]
     BodyBytes {
@@ -157,9 +197,12 @@ impl CliError {
         match self {
             Self::Text { .. } => 0,
             Self::Level(_) => EXIT_BAD_CONFIGURATION,
-            Self::Syntax { .. } | Self::NotBuilt { .. } | Self::Id(_) | Self::BodyBytes { .. } => {
-                EXIT_BAD_ARGUMENT
-            }
+            Self::Syntax { .. }
+            | Self::NotBuilt { .. }
+            | Self::Id(_)
+            | Self::TakesOver { .. }
+            | Self::TakesOverTwice { .. }
+            | Self::BodyBytes { .. } => EXIT_BAD_ARGUMENT,
         }
     }
 }
@@ -216,6 +259,10 @@ struct Flags {
     /// Give the guest a device that logs its boot time: a byte 123 written to address 0xc0000000
     #[arg(long)]
     boot_timer: bool,
+    /// Let a drive take the lease of its network image from the process that held it by KEY (hexadecimal), which the caller
+    /// knows to have ended, as a parent that has reaped it does; may be given for several drives
+    #[arg(long, value_name = "DRIVE_ID=KEY")]
+    takes_over: Vec<String>,
     /// Run without system call filters (there are none yet)
     #[arg(long, conflicts_with = "seccomp_filter")]
     no_seccomp: bool,
@@ -305,6 +352,13 @@ mod tests {
     }
 
     #[test]
+    fn leases_are_taken_over_by_drive_and_key() {
+        let arguments = read("--takes-over root=1F --takes-over data=ffffffffffffffff").unwrap();
+        let keys = [("data".to_owned(), u64::MAX), ("root".to_owned(), 0x1f)];
+        assert_eq!(arguments.takes_over, BTreeMap::from(keys));
+    }
+
+    #[test]
     fn a_line_that_is_wrong_ends_with_firecrackers_status() {
         for (line, status, reason) in [
             ("--foo", 153, "unexpected argument '--foo'"),
@@ -317,6 +371,12 @@ mod tests {
             ("--http-api-max-payload-size x", 153, "invalid"),
             ("--http-api-max-payload-size 1073741825", 153, "at most"),
             ("--level loud", 152, "--level"),
+            ("--takes-over root", 153, "DRIVE_ID=KEY"),
+            ("--takes-over root=", 153, "DRIVE_ID=KEY"),
+            ("--takes-over root=+1", 153, "DRIVE_ID=KEY"),
+            ("--takes-over root=11112222333344445", 153, "up to 16 hex digits"),
+            ("--takes-over a/b=1", 153, "DRIVE_ID=KEY"),
+            ("--takes-over a=1 --takes-over a=2", 153, "`a` twice"),
             ("--seccomp-filter f", 153, "system call filters"),
             ("--metadata f", 153, "the metadata service"),
             ("--describe-snapshot f", 153, "snapshots"),

@@ -81,6 +81,7 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     if arguments.boot_timer {
         config.add_boot_timer();
     }
+    config.take_over(arguments.takes_over);
     let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
     if let Some(metrics) = arguments.metrics {
         told(monitor.execute(Verb::PutMetrics(metrics)), EXIT_FAILURE)?;

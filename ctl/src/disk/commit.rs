@@ -185,12 +185,10 @@ mod tests {
 
     /// The overlay as a machine has it.
     fn opened(config: &OverlayConfig) -> Blocking {
-        let terms = Terms {
-            lock: Lock::Exclusive,
-            at: None,
-            owner: &Owner::of_this_process("vm1"),
-        };
-        let image = config.open(&terms).expect("the overlay can be used");
+        let owner = Owner::of_this_process("vm1");
+        let image = config
+            .open(&Terms::new(Lock::Exclusive, &owner))
+            .expect("the overlay can be used");
         Blocking::new(image.backend).expect("an overlay has two files")
     }
 

@@ -168,9 +168,5 @@ impl Overlay {
 pub(crate) const OWNER: &str = "coraclectl-disk";
 
 fn terms(lock: Lock, owner: &Owner) -> Terms<'_> {
-    Terms {
-        lock,
-        at: None,
-        owner,
-    }
+    Terms::new(lock, owner)
 }

@@ -31,11 +31,7 @@ const SIZE: usize = 256 << 10;
 
 /// The overlay as a machine opens it.
 fn opened(config: &OverlayConfig, lock: Lock) -> Result<Image, OverlayError> {
-    config.open(&Terms {
-        lock,
-        at: None,
-        owner: &Owner::of_this_process("vm1"),
-    })
+    config.open(&Terms::new(lock, &Owner::of_this_process("vm1")))
 }
 
 /// A base, an overlay of it, and what the overlay shows.

@@ -28,11 +28,8 @@ fn image(place: &Path) -> PathBuf {
 }
 
 fn lease(image: &Path) -> Image {
-    let terms = Terms {
-        lock: Lock::Exclusive,
-        at: None,
-        owner: &Owner::of_this_process("web"),
-    };
+    let owner = Owner::of_this_process("web");
+    let terms = Terms::new(Lock::Exclusive, &owner);
     open(text(image), Access::ReadWrite, &terms).expect("nobody has it")
 }
 

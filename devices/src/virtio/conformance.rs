@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{ActiveQueue, Interrupt, Session, StartError, VirtioDevice};
+use super::device::{ActiveQueue, Interrupt, Notice, Patience, Session, StartError, Stop, VirtioDevice};
 use super::ring::Virtqueue;
 use super::testing::{DriverRing, NEXT, WRITE, memory};
 
@@ -129,7 +129,10 @@ pub(crate) fn conforms(subject: &Subject) {
         it_goes_on_after_a_stop_with_the_same_session(bench());
         it_refuses_a_second_session_and_keeps_the_first(bench());
         it_stops_with_requests_in_flight(bench());
+        it_rings_when_a_stop_that_was_asked_for_is_done(bench());
+        it_is_asked_once_and_stops_once(bench());
         it_ends_while_it_serves(bench());
+        it_ends_while_it_is_asked_to_stop(bench());
         it_survives_chains_that_make_no_sense(bench());
         it_asks_for_a_reset_when_a_ring_is_broken(bench());
     }
@@ -215,6 +218,59 @@ fn it_stops_with_requests_in_flight(mut bench: Bench) {
     let session = bench.stop();
     bench.device.start(session).unwrap();
     bench.wait_used(5, "nothing is lost by a stop");
+}
+
+fn it_rings_when_a_stop_that_was_asked_for_is_done(mut bench: Bench) {
+    let bell = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    for _ in 0..4 {
+        bench.offer();
+    }
+    bench.start();
+    bench.kick();
+    bench.device.begin_stop(&Notice::new(Arc::clone(&bell)));
+    wait_until(|| bell.read().is_ok(), "whoever asked is told");
+    let Stop::Stopped(Some(session)) = bench.device.poll_stop(Patience::None) else {
+        panic!("a device that has rung has an answer");
+    };
+    assert!(
+        session
+            .queues
+            .iter()
+            .flatten()
+            .all(|queue| queue.ring.in_flight() == 0)
+    );
+    bench.device.start(session).unwrap();
+    bench.wait_used(4, "nothing is lost by a stop");
+    bench.stop();
+}
+
+fn it_is_asked_once_and_stops_once(mut bench: Bench) {
+    let bell = || Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let (first, second) = (bell(), bell());
+    bench.start();
+    bench.device.begin_stop(&Notice::new(Arc::clone(&first)));
+    bench.device.begin_stop(&Notice::new(Arc::clone(&second)));
+    // Also who has not asked, and only waits, gets the answer.
+    assert!(bench.device.stop().unwrap().is_some());
+    wait_until(|| first.read().is_ok(), "the first who asked is told");
+    assert!(second.read().is_err());
+    assert!(matches!(
+        bench.device.poll_stop(Patience::None),
+        Stop::Stopped(None)
+    ));
+}
+
+fn it_ends_while_it_is_asked_to_stop(mut bench: Bench) {
+    bench.offer();
+    bench.start();
+    bench.device.begin_stop(&Notice::default());
+    drop(bench.device);
+    let before = bench.driver.read(0, MEMORY_BYTES);
+    std::thread::sleep(Duration::from_millis(STILL_MS));
+    assert!(
+        before == bench.driver.read(0, MEMORY_BYTES),
+        "a device that is gone does not touch memory"
+    );
 }
 
 fn it_ends_while_it_serves(mut bench: Bench) {

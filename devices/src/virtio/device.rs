@@ -5,17 +5,21 @@
 //! interrupts) and gives it *back*:
 //!
 //! ```text
-//!            start(session)                 stop() -> Some(session)
-//!   idle ───────────────────────► serving ────────────────────────────► idle
-//!    ▲                               │
-//!    └──── stop() -> None            └── a broken ring: serving nothing, still stoppable
+//!            start(session)             begin_stop(), poll_stop() -> Stopped(Some(session))
+//!   idle ───────────────────────► serving ──────────────────────────────────────────────► idle
+//!    ▲                             │  ▲ └── a broken ring: serving nothing, still stoppable
+//!    └── Stopped(None)             └──┘ Refused: it did not drain in time, or its storage is lost
 //! ```
+//!
+//! A stop is asked for and looked after, so that whoever wants it can do something else meanwhile. Who has nothing else
+//! to do calls `stop()`.
 //!
 //! Reset is stop and drop. Pause is stop and keep. A snapshot is stop, save, start. A disk swap is
 //! stop, replace the backend, start.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -120,7 +124,7 @@ pub trait VirtioDevice: Send {
     /// The driver has reset the device: what it wrote to the configuration space is forgotten. The device is stopped.
     fn reset_config(&mut self) {}
 
-    /// Serves the rings until [`Self::stop`]; looks at each once before it waits for a kick,
+    /// Serves the rings until it is stopped; looks at each once before it waits for a kick,
     /// because a restored ring may hold requests whose kick is long past.
     ///
     /// # Errors
@@ -128,13 +132,71 @@ pub trait VirtioDevice: Send {
     /// When the device cannot serve; the transport then sets DEVICE_NEEDS_RESET.
     fn start(&mut self, session: Session) -> Result<(), StartError>;
 
-    /// Quiesces and gives the session back: when it returns nothing is in flight, the used rings are
-    /// complete, and no thread of this device touches guest memory or a disk. `None` if it was not started.
+    /// Asks the data half to quiesce, and to ring `notice` when it has. Without effect while an earlier wish is not
+    /// answered: then it is that one's notice that rings.
+    fn begin_stop(&mut self, notice: &Notice);
+
+    /// What has become of [`Self::begin_stop`]; asks by itself, without a notice, where nobody has. Answers within the
+    /// device's own limit, and at once without `patience`.
+    fn poll_stop(&mut self, patience: Patience) -> Stop;
+
+    /// Quiesces and gives the session back, or says why not: both of the above, for whoever waits.
     ///
     /// # Errors
     ///
-    /// When the worker did not drain within the limit or has died; the device goes on serving if it can.
-    fn stop(&mut self) -> Result<Option<Session>, StopError>;
+    /// When the worker did not drain within the limit, has died, or has lost its storage; the device goes on serving
+    /// if it can.
+    fn stop(&mut self) -> Result<Option<Session>, StopError> {
+        self.begin_stop(&Notice::default());
+        match self.poll_stop(Patience::WithinLimit) {
+            Stop::Stopped(session) => Ok(session),
+            Stop::Refused(error) => Err(error),
+            Stop::Pending { .. } => unreachable!("who is patient gets an answer"),
+        }
+    }
+}
+
+/// Whether somebody waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Look, and return.
+    None,
+    /// Wait for the answer, as long as its limit allows.
+    WithinLimit,
+}
+
+/// What has become of the wish to stop a device.
+#[derive(Debug)]
+pub enum Stop {
+    /// It is not answered yet: look again when the notice rings, or then.
+    Pending {
+        /// Then at the latest there is an answer.
+        until: Instant,
+    },
+    /// Nothing is in flight, the used rings are complete, and no thread of this device touches guest memory or a disk.
+    /// `None` if it was not started.
+    Stopped(Option<Session>),
+    /// It did not stop, and goes on serving if it can.
+    Refused(StopError),
+}
+
+/// Rings where somebody is told that it is worth looking again; by default, nowhere.
+#[derive(Clone, Debug, Default)]
+pub struct Notice(Option<Arc<EventFd>>);
+
+impl Notice {
+    /// Rings by a write to `bell`.
+    pub fn new(bell: Arc<EventFd>) -> Self {
+        Self(Some(bell))
+    }
+
+    /// Tells whoever waits.
+    pub fn ring(&self) {
+        if let Some(bell) = &self.0 {
+            // Refused only by a full counter, which rings as well.
+            let _ = bell.write(1);
+        }
+    }
 }
 
 /// Why a device could not start serving.

@@ -22,13 +22,14 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{
-    ActiveQueue, INTERRUPT_CONFIGURATION, INTERRUPT_NEEDS_RESET, INTERRUPT_USED_BUFFER, Interrupt, Session,
-    StartError, StopError, VirtioDevice,
+    ActiveQueue, INTERRUPT_CONFIGURATION, INTERRUPT_NEEDS_RESET, INTERRUPT_USED_BUFFER, Interrupt, Notice,
+    Patience, Session, StartError, Stop, StopError, VirtioDevice,
 };
 use super::ring::{RingError, Virtqueue};
 use crate::bus::BusDevice;
@@ -58,6 +59,20 @@ pub enum TransportError {
     Start(#[source] StartError),
 }
 
+/// What has become of the wish to pause a device.
+#[derive(Debug)]
+pub enum Pause {
+    /// It is not answered yet: look again when the notice rings, or then.
+    Pending {
+        /// Then at the latest there is an answer.
+        until: Instant,
+    },
+    /// Nothing is in flight, and the session waits here, if there is one.
+    Paused,
+    /// It was not paused.
+    Refused(TransportError),
+}
+
 /// What a driver's DRIVER_OK can fail by; the guest hears DEVICE_NEEDS_RESET, the log hears this.
 #[derive(Debug, thiserror::Error)]
 enum ActivateError {
@@ -85,6 +100,8 @@ pub struct MmioTransport {
     memory: Arc<GuestMemoryMmap>,
     registers: Registers,
     life: Life,
+    /// Whoever paused the device has not resumed it: a session that the driver makes meanwhile waits.
+    is_paused: bool,
     interrupt_status: Arc<AtomicU32>,
     line: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
@@ -113,6 +130,7 @@ impl MmioTransport {
             registers: Registers::new(device.queue_sizes_max()),
             device,
             life: Life::Idle,
+            is_paused: false,
             interrupt_status: Arc::default(),
             line: eventfd()?,
             kicks,
@@ -134,24 +152,48 @@ impl MmioTransport {
         &self.line
     }
 
-    /// Stops the device and keeps its session; when it returns nothing is in flight. The vCPUs are not running.
+    /// Stops the device and keeps its session; when it returns nothing is in flight.
     ///
     /// # Errors
     ///
-    /// When the device did not drain in time, and goes on serving; or when its worker has ended.
+    /// When the device did not drain in time, and goes on serving; when its storage is lost, or its worker has ended.
     pub fn pause(&mut self) -> Result<(), TransportError> {
-        match self.life {
-            Life::Idle | Life::Paused(_) => {}
-            Life::Serving => match self.device.stop().map_err(TransportError::Stop)? {
-                Some(session) => self.life = Life::Paused(session),
-                None => self.give_up("a device that was started had no session to give back"),
-            },
-            Life::Resetting => {
-                self.device.stop().map_err(TransportError::Stop)?;
-                self.clear();
+        self.begin_pause(&Notice::default());
+        match self.poll_pause(Patience::WithinLimit) {
+            Pause::Paused => Ok(()),
+            Pause::Refused(error) => Err(error),
+            Pause::Pending { .. } => unreachable!("who is patient gets an answer"),
+        }
+    }
+
+    /// Begins to stop the device; `notice` rings when [`Self::poll_pause`] has something to say. The driver may go on:
+    /// a reset is obeyed, and what it starts then waits for [`Self::resume`].
+    pub fn begin_pause(&mut self, notice: &Notice) {
+        self.is_paused = true;
+        if matches!(self.life, Life::Serving | Life::Resetting) {
+            self.device.begin_stop(notice);
+        }
+    }
+
+    /// What has become of [`Self::begin_pause`]; at once, without `patience`.
+    pub fn poll_pause(&mut self, patience: Patience) -> Pause {
+        let stopped = match self.life {
+            Life::Idle | Life::Paused(_) => return Pause::Paused,
+            Life::Serving | Life::Resetting => self.device.poll_stop(patience),
+        };
+        match (stopped, &self.life) {
+            (Stop::Pending { until }, _) => return Pause::Pending { until },
+            (Stop::Refused(error), _) => {
+                self.is_paused = false;
+                return Pause::Refused(TransportError::Stop(error));
+            }
+            (Stop::Stopped(_session_dropped), Life::Resetting) => self.clear(),
+            (Stop::Stopped(Some(session)), _) => self.life = Life::Paused(session),
+            (Stop::Stopped(None), _) => {
+                self.give_up("a device that was started had no session to give back");
             }
         }
-        Ok(())
+        Pause::Paused
     }
 
     /// Starts the device again where [`Self::pause`] stopped it.
@@ -160,6 +202,7 @@ impl MmioTransport {
     ///
     /// When the device does not start; its driver is told that it needs a reset.
     pub fn resume(&mut self) -> Result<(), TransportError> {
+        self.is_paused = false;
         match std::mem::replace(&mut self.life, Life::Idle) {
             Life::Paused(session) => match self.device.start(session) {
                 Ok(()) => self.life = Life::Serving,
@@ -286,13 +329,17 @@ impl MmioTransport {
                 None
             });
         }
-        let memory = Arc::clone(&self.memory);
-        self.device.start(Session {
-            memory,
+        let session = Session {
+            memory: Arc::clone(&self.memory),
             features,
             queues,
             interrupt: self.interrupt(),
-        })?;
+        };
+        if self.is_paused {
+            self.life = Life::Paused(session);
+            return Ok(());
+        }
+        self.device.start(session)?;
         self.life = Life::Serving;
         Ok(())
     }

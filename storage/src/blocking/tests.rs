@@ -1,4 +1,5 @@
 //! An image that waits for a server, which answers when a test says so.
+#![expect(unsafe_code, reason = "a segment points into the image's own byte")]
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::io::Write;

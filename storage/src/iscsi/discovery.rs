@@ -118,6 +118,10 @@ fn found(pairs: &[Pair<'_>]) -> Result<Vec<Found>, DiscoveryError> {
     let mut list: Vec<Found> = Vec::new();
     for pair in pairs {
         match (pair.key, list.last_mut()) {
+            // It is going to be shown.
+            ("TargetName", _) if pair.value.contains(char::is_control) => {
+                return Err(DiscoveryError::Protocol("a name has control characters"));
+            }
             ("TargetName", _) => list.push(Found {
                 name: pair.value.to_owned(),
                 addresses: Vec::new(),
@@ -205,6 +209,7 @@ mod tests {
             "TargetAddress=10.0.0.1\0",
             "TargetName=a\0TargetAddress=:\0",
             "TargetName\0",
+            "TargetName=\x1b[2J\0",
         ] {
             let list = SendTargets::new().response(&response(true, Tag::RESERVED), text.as_bytes());
             assert!(list.is_err(), "{text}");

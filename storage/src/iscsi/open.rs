@@ -17,8 +17,9 @@ use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
 use super::operator::Operator;
 use super::pdu::Isid;
-use super::plan::{Keyring, OnError, Plan};
+use super::plan::{Keyring, Plan};
 use super::portal::{Host, Portal};
+use super::scsi::reservation::ReservationKey;
 use super::secret::Secret;
 use super::url::{ImageName, IscsiUrl};
 
@@ -64,9 +65,8 @@ impl Operator {
     /// When the URL or a secret makes no sense, or a host's name has no address.
     pub fn new(url: &str, at: Option<&str>, owner: &Owner) -> Result<Self, IscsiError> {
         let terms = Terms {
-            lock: Lock::None,
             at,
-            owner,
+            ..Terms::new(Lock::None, owner)
         };
         plan(url, Access::ReadWrite, &terms).map(|(plan, _)| Self::of(plan))
     }
@@ -102,8 +102,8 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, Imag
             source: Box::new(error),
         })?,
         is_immutable: url.options.base_immutable,
-        takes_over: None,
-        on_error: OnError::Wait,
+        takes_over: terms.network.takes_over.map(ReservationKey),
+        report_after: terms.network.timeout,
     };
     Ok((Arc::new(plan), url.image))
 }

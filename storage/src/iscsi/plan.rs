@@ -35,16 +35,8 @@ pub(super) struct Plan {
     pub(super) is_immutable: bool,
     /// The key of a process that has ended, and whose heir this one is.
     pub(super) takes_over: Option<ReservationKey>,
-    pub(super) on_error: OnError,
-}
-
-/// What becomes of requests that a target does not serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OnError {
-    /// They wait.
-    Wait,
-    /// They fail after so long.
-    Report(Duration),
+    /// How long a request waits for the target before it fails; for ever if nothing is said.
+    pub(super) report_after: Option<Duration>,
 }
 
 /// Where the records of a lease are.

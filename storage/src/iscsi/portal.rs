@@ -33,11 +33,24 @@ pub enum Host {
 #[error("`{0}` is no portal: it is HOST or HOST:PORT, where an IPv6 address stands in [ ]")]
 pub struct PortalError(String);
 
+impl PortalError {
+    /// As much of a text as is worth showing. It may be a target's, and then anything.
+    fn of(text: &str) -> Self {
+        const SHOWN_MAX: usize = 64;
+        Self(
+            text.chars()
+                .take(SHOWN_MAX)
+                .flat_map(char::escape_debug)
+                .collect(),
+        )
+    }
+}
+
 impl FromStr for Portal {
     type Err = PortalError;
 
     fn from_str(text: &str) -> Result<Self, PortalError> {
-        parse(text).ok_or_else(|| PortalError(text.to_owned()))
+        parse(text).ok_or_else(|| PortalError::of(text))
     }
 }
 
@@ -72,7 +85,7 @@ impl FromStr for TargetAddress {
             Some((portal, group)) => (portal, Some(group)),
             None => (text, None),
         };
-        let wrong = || PortalError(text.to_owned());
+        let wrong = || PortalError::of(text);
         Ok(Self {
             portal: parse(portal).ok_or_else(wrong)?,
             portal_group: group
@@ -170,5 +183,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Portal>(), Err(PortalError(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn an_error_shows_no_more_of_a_portal_than_a_line_takes() {
+        let error = format!("\x1b\n{}", "é".repeat(1000)).parse::<TargetAddress>();
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.chars().count() < 200 && !text.contains(char::is_control),
+            "{text}"
+        );
     }
 }

@@ -60,8 +60,10 @@ pub fn inspect(path: &str, at: Option<&str>) -> Result<Standing, OpenError> {
 /// nothing to break; when it cannot be recorded.
 pub fn break_lease(path: &str, at: Option<&str>, owner: &Owner) -> Result<Record, OpenError> {
     let file = Arc::new(open_file(path, Access::ReadWrite, Lock::Exclusive)?.file);
-    let lock = Lock::Exclusive;
-    let terms = Terms { lock, at, owner };
+    let terms = Terms {
+        at,
+        ..Terms::new(Lock::Exclusive, owner)
+    };
     let candidate = Candidate {
         file: &file,
         path,

@@ -19,6 +19,7 @@ mod inspect;
 mod owner;
 mod place;
 mod record;
+mod terms;
 
 use std::error::Error;
 use std::fs::File;
@@ -26,9 +27,6 @@ use std::iter;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use self::fence::ofd::{self, FenceError};
 use self::place::Place;
@@ -41,40 +39,7 @@ pub use self::inspect::{Standing, break_lease, inspect};
 pub(crate) use self::owner::fill_random;
 pub use self::owner::{Incarnation, Owner};
 pub use self::record::{Phase, RECORD_BYTES_MAX, Record, RecordError};
-
-/// How an image is kept from being changed by two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Lock {
-    /// Nobody else may use the image: for a drive that writes, and its default.
-    Exclusive,
-    /// Others may read the image too, and nobody may write it: for a read-only drive, and its default.
-    Shared,
-    /// Nothing is locked and nothing is checked: whoever asks for this answers for the image.
-    None,
-}
-
-/// On what terms an image is opened.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
-    /// What is locked.
-    pub lock: Lock,
-    /// What the records are named after, if not after the image.
-    pub at: Option<&'a str>,
-    /// Who asks.
-    pub owner: &'a Owner,
-}
-
-impl Terms<'_> {
-    /// The part that the owner wants to play, or `None` if it wants no lease.
-    pub(crate) fn role(&self) -> Option<Role> {
-        match self.lock {
-            Lock::Exclusive => Some(Role::Writer),
-            Lock::Shared => Some(Role::Reader),
-            Lock::None => None,
-        }
-    }
-}
+pub use self::terms::{Lock, NetworkTerms, OnError, Terms};
 
 /// The right to use an image. To be dropped after the image was closed: then it is released, and the
 /// next owner learns that the last one has ended properly.

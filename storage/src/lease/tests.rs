@@ -54,13 +54,11 @@ fn machine(vm: &str, life: u8) -> Owner {
 }
 
 fn write(path: &str, owner: &Owner) -> Result<Image, OpenError> {
-    let (lock, at) = (Lock::Exclusive, None);
-    open(path, Access::ReadWrite, &Terms { lock, at, owner })
+    open(path, Access::ReadWrite, &Terms::new(Lock::Exclusive, owner))
 }
 
 fn read(path: &str, owner: &Owner) -> Result<Image, OpenError> {
-    let (lock, at) = (Lock::Shared, None);
-    open(path, Access::ReadOnly, &Terms { lock, at, owner })
+    open(path, Access::ReadOnly, &Terms::new(Lock::Shared, owner))
 }
 
 fn refused(opened: Result<Image, OpenError>) -> LeaseError {
@@ -243,8 +241,9 @@ fn a_lock_that_falls_a_moment_later_is_waited_for() {
             drop(other);
         });
         // Also by the look ahead: who starts a killed machine again configures it first.
-        let (lock, at, owner) = (Lock::Exclusive, None, &machine("vm1", 1));
-        assert!(check(&rig.image, Access::ReadWrite, &Terms { lock, at, owner }).is_ok());
+        let owner = &machine("vm1", 1);
+        let terms = Terms::new(Lock::Exclusive, owner);
+        assert!(check(&rig.image, Access::ReadWrite, &terms).is_ok());
         assert!(write(&rig.image, owner).is_ok());
     });
 }
@@ -265,9 +264,8 @@ fn records_are_where_they_are_asked_for() {
     let owner = machine("vm1", 1);
     let at = rig.path("leases-of-a").to_str().unwrap().to_owned();
     let terms = |at| Terms {
-        lock: Lock::Exclusive,
         at,
-        owner: &owner,
+        ..Terms::new(Lock::Exclusive, &owner)
     };
     let image = open(&rig.image, Access::ReadWrite, &terms(Some(at.as_str()))).unwrap();
     assert!(rig.path("leases-of-a.lease.1").exists() && rig.newest().is_none());
@@ -292,8 +290,8 @@ fn records_are_where_they_are_asked_for() {
 #[test]
 fn a_look_ahead_changes_nothing() {
     let rig = Rig::new();
-    let (lock, at, owner) = (Lock::Exclusive, None, &machine("vm2", 2));
-    let terms = Terms { lock, at, owner };
+    let owner = &machine("vm2", 2);
+    let terms = Terms::new(Lock::Exclusive, owner);
     check(&rig.image, Access::ReadWrite, &terms).unwrap();
     assert_eq!(rig.newest(), None);
     let _first = write(&rig.image, &machine("vm1", 1)).unwrap();
@@ -308,8 +306,8 @@ fn a_look_ahead_changes_nothing() {
 fn who_wants_no_lease_gets_none() {
     let rig = Rig::new();
     let _first = write(&rig.image, &machine("vm1", 1)).unwrap();
-    let (lock, at, owner) = (Lock::None, None, &machine("vm2", 2));
-    assert!(open(&rig.image, Access::ReadWrite, &Terms { lock, at, owner }).is_ok());
+    let owner = &machine("vm2", 2);
+    assert!(open(&rig.image, Access::ReadWrite, &Terms::new(Lock::None, owner)).is_ok());
     assert_eq!(rig.newest().unwrap().epoch, 1);
 }
 

@@ -9,12 +9,7 @@ fn opened(path: &str, access: Access) -> Result<Image, OpenError> {
         Access::ReadOnly => Lock::Shared,
         Access::ReadWrite => Lock::Exclusive,
     };
-    let terms = Terms {
-        lock,
-        at: None,
-        owner: &owner,
-    };
-    open(path, access, &terms)
+    open(path, access, &Terms::new(lock, &owner))
 }
 
 fn refused(path: &str) -> OpenError {

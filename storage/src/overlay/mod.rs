@@ -33,6 +33,7 @@ use self::grow::Growth;
 use self::persist::Cycle;
 use self::port::{Side, Turn};
 use crate::backend::{Backend, Geometry, Parting, Step};
+use crate::metrics::SessionMetrics;
 use crate::raw::Raw;
 use crate::reactor::{Event, Reach, Submit};
 use crate::request::{Completion, Durability, Failure, Operation, Request, Segment};
@@ -474,6 +475,11 @@ impl Backend for Overlay {
             self.absorb_all(side, None, &mut turn);
         }
         self.pump(&mut turn);
+    }
+
+    fn session(&self) -> Option<Arc<SessionMetrics>> {
+        // The store is a file.
+        self.base.session()
     }
 
     /// That of either, once the kernel has nothing of the other in flight.

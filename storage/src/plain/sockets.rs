@@ -178,6 +178,11 @@ impl Sockets {
     /// What was there is closed, if it was made here; a registered descriptor is its owner's.
     fn put(&mut self, place: usize, socket: Option<OwnedFd>, files: &mut [RawFd; FILES_MAX]) {
         if let (Some(file), Some(made)) = (files.get_mut(place), self.made.get_mut(place)) {
+            // Its number would soon be another's.
+            assert!(
+                self.waiting.iter().all(|waiting| waiting.socket != *file),
+                "the place of a socket is emptied while something is in flight there"
+            );
             *file = socket.as_ref().map_or(NO_FILE, AsRawFd::as_raw_fd);
             *made = socket;
         }

@@ -25,7 +25,8 @@ use self::socket::{Call, Socket};
 use super::clock::Clock;
 use super::dice::Dice;
 
-/// A network with listeners; a clone is the same network. [`crate::sim::reactor::SimReactor::join`] gives a reactor sockets in it.
+/// A network with listeners; a clone is the same network. A reactor has sockets in it once it has joined
+/// ([`crate::sim::reactor::SimReactor::join`]).
 #[derive(Clone)]
 pub struct Network(Rc<RefCell<World>>);
 

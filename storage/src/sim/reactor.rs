@@ -60,8 +60,9 @@ impl Faults {
 /// An operation takes effect in parts, at any moment between its submission and its end, and
 /// operations overtake each other. Operations on sockets need a network ([`SimReactor::join`]).
 ///
-/// Nothing ever blocks: a wait carries operations on, or turns the clock to the timer or to what the network does next. A wait that nothing would end asks whoever is [`SimReactor::on_idle`] to do
-/// something; if nothing comes of it, it returns, and then the reactor is idle.
+/// Nothing ever blocks: a wait carries operations on, or turns the clock to the timer or to what the network does next.
+/// A wait that nothing would end asks whoever is [`SimReactor::on_idle`] to do something; if nothing comes of it, it
+/// returns, and then the reactor is idle.
 #[derive(Clone)]
 pub struct SimReactor(Rc<RefCell<State>>, Rc<RefCell<Option<OnIdle>>>);
 
@@ -121,9 +122,14 @@ impl SimReactor {
         Self(Rc::new(RefCell::new(state)), Rc::default())
     }
 
-    /// Gives the host a place in `network`: sockets that are made connect to its listeners, and its clock is that of this reactor.
+    /// Gives the host a place in `network`: sockets connect to its listeners, and its clock is that of this reactor.
+    /// Whoever uses the reactor has not asked it for anything yet, not even for the time.
     pub fn join(&self, network: &Network) {
         let mut state = self.0.borrow_mut();
+        assert!(
+            state.in_flight() == 0,
+            "a host joins a network before it does anything"
+        );
         state.clock = network.clock();
         state.network = Some(network.clone());
     }

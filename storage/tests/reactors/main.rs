@@ -46,11 +46,8 @@ impl Disk {
 
     fn on(engine: Engine, file: tempfile::NamedTempFile) -> Self {
         file.as_file().set_len(SIZE_BYTES).unwrap();
-        let terms = Terms {
-            lock: Lock::None,
-            at: None,
-            owner: &Owner::of_this_process("test"),
-        };
+        let owner = Owner::of_this_process("test");
+        let terms = Terms::new(Lock::None, &owner);
         let image = open(file.path().to_str().unwrap(), Access::ReadWrite, &terms).unwrap();
         let image = image.backend;
         let mut io = reactor(engine);

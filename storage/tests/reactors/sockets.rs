@@ -1,4 +1,5 @@
 //! Operations on sockets, over loopback TCP.
+#![expect(unsafe_code, reason = "segments point into the test's own buffers")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

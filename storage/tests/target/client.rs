@@ -9,9 +9,40 @@ use coracle_storage::iscsi::pdu::{
 };
 use coracle_storage::sim::target::{Connection, Target};
 
+/// What bytes go through.
+pub(crate) trait Link {
+    fn receive(&mut self, bytes: &[u8]);
+    fn transmit(&mut self) -> Vec<u8>;
+    fn is_busy(&self) -> bool;
+    fn closed(&self) -> bool;
+    fn close(&mut self);
+}
+
+impl Link for Connection {
+    fn receive(&mut self, bytes: &[u8]) {
+        self.receive(bytes);
+    }
+
+    fn transmit(&mut self) -> Vec<u8> {
+        self.transmit()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.is_busy()
+    }
+
+    fn closed(&self) -> bool {
+        self.closed()
+    }
+
+    fn close(&mut self) {
+        self.close();
+    }
+}
+
 /// One session over one connection.
 pub(crate) struct Client {
-    pub(crate) connection: Connection,
+    pub(crate) connection: Box<dyn Link>,
     received: Vec<u8>,
     header_digest: bool,
     data_digest: bool,
@@ -74,8 +105,17 @@ const PATIENCE: u32 = 20_000;
 impl Client {
     /// Logs in with these further keys.
     pub(crate) fn log_in(target: &Target, initiator: &str, isid: u8, keys: &str) -> Result<Self, Refused> {
+        Self::log_in_over(Box::new(target.connect()), initiator, isid, keys)
+    }
+
+    pub(crate) fn log_in_over(
+        connection: Box<dyn Link>,
+        initiator: &str,
+        isid: u8,
+        keys: &str,
+    ) -> Result<Self, Refused> {
         let mut client = Self {
-            connection: target.connect(),
+            connection,
             received: Vec::new(),
             header_digest: false,
             data_digest: false,
@@ -117,7 +157,8 @@ impl Client {
                 exp_stat_sn: client.next_stat_sn.unwrap_or_default(),
             };
             client.send(InitiatorPdu::LoginRequest(request), &std::mem::take(&mut text));
-            let (pdu, data) = client.next_pdu().expect("a login is answered");
+            let answered = (0..PATIENCE).find_map(|_| client.next_pdu());
+            let (pdu, data) = answered.expect("a login is answered");
             let TargetPdu::LoginResponse(response) = pdu else {
                 panic!("a login is answered by {pdu:?}");
             };
@@ -354,7 +395,9 @@ impl Client {
         };
         let digest_bytes = if self.data_digest && data_bytes > 0 { 4 } else { 0 };
         let end = header_end + padded + digest_bytes;
-        assert!(self.received.len() >= end, "PDUs are transmitted whole");
+        if self.received.len() < end {
+            return None;
+        }
         let rest = self.received.split_off(end);
         let pdu = std::mem::replace(&mut self.received, rest);
         if self.header_digest {

@@ -7,6 +7,8 @@
 
 mod client;
 mod disk;
+mod login;
+mod network;
 mod protocol;
 mod reservation;
 

@@ -1,7 +1,7 @@
 //! Persistent reservations, schedule by schedule as tgtd 1.0.85 answered them, and what fences do not stop.
 
 use coracle_storage::iscsi::pdu::{TaskFunction, TaskOutcome};
-use coracle_storage::sim::target::options::{Limits, Options, Pace, Quirks};
+use coracle_storage::sim::target::options::{Options, Pace, Quirks, Support};
 use coracle_storage::sim::target::{Event, Target};
 
 use super::client::{Client, Transfer};
@@ -281,32 +281,48 @@ fn the_cache_and_the_mode_are_fenced_and_what_unmaps_is_not() {
     assert_eq!(execution.nexus.initiator, "iqn.x:b");
 }
 
-/// Has a write of the source let in, then lets the target preempt it; what the judges see of the write afterwards.
-fn overtaken(seed: u64, resets: u8) -> Option<bool> {
-    let target = with_seed(
-        Options {
-            pace: Pace::Dice,
-            limits: Limits {
-                max_recv_data_segment_bytes: 1 << 16,
-                ..Limits::default()
-            },
-            ..Options::default()
-        },
-        seed,
-    );
+/// What is done about a write of the source that is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fence {
+    Preempt,
+    PreemptAndReset,
+    PreemptAndAbort,
+    /// A login with the same name.
+    Reinstatement,
+}
+
+/// Sends a write and loses the connection; then its sender is fenced. Whether the write, if it happens later, was allowed.
+fn overtaken(seed: u64, fence: Fence) -> Option<bool> {
+    let mut quirks = Quirks::default();
+    match fence {
+        Fence::Preempt | Fence::PreemptAndReset => {}
+        Fence::PreemptAndAbort => quirks.preempt_and_abort = Support::Works,
+        Fence::Reinstatement => quirks.reinstates = true,
+    }
+    let options = Options {
+        pace: Pace::Dice,
+        quirks,
+        ..Options::default()
+    };
+    let target = with_seed(options, seed);
     let (mut a, mut b) = two(&target);
     a.reserve_out(REGISTER_AND_IGNORE, 0, 0, 0xa1);
     a.reserve_out(RESERVE, 1, 0xa1, 0);
     b.reserve_out(REGISTER_AND_IGNORE, 0, 0, 0xb1);
     let bytes = pattern(3, 512);
     a.start(1, &write_cdb(9, &bytes), &Transfer::Out(&bytes));
-    a.connection.close();
-    assert_eq!(b.reserve_out(PREEMPT, 1, 0xb1, 0xa1), Good);
-    for _ in 0..resets {
-        assert_eq!(
-            b.manage(TaskFunction::LOGICAL_UNIT_RESET, 1, 0),
-            TaskOutcome::FUNCTION_COMPLETE
-        );
+    if fence != Fence::Reinstatement {
+        a.connection.close();
+    }
+    match fence {
+        Fence::Preempt => assert_eq!(b.reserve_out(PREEMPT, 1, 0xb1, 0xa1), Good),
+        Fence::PreemptAndAbort => assert_eq!(b.reserve_out(PREEMPT_AND_ABORT, 1, 0xb1, 0xa1), Good),
+        Fence::PreemptAndReset => {
+            assert_eq!(b.reserve_out(PREEMPT, 1, 0xb1, 0xa1), Good);
+            let reset = b.manage(TaskFunction::LOGICAL_UNIT_RESET, 1, 0);
+            assert_eq!(reset, TaskOutcome::FUNCTION_COMPLETE);
+        }
+        Fence::Reinstatement => drop(Client::ready(&target, "iqn.x:a", 1)),
     }
     target.events();
     for _ in 0..200 {
@@ -320,12 +336,59 @@ fn overtaken(seed: u64, resets: u8) -> Option<bool> {
 }
 
 #[test]
-fn a_write_that_was_let_in_before_a_preempt_may_execute_after_it_unless_the_unit_was_reset() {
-    let late: Vec<bool> = (0..300).filter_map(|seed| overtaken(seed, 0)).collect();
+fn a_write_that_was_let_in_before_a_preempt_may_execute_after_it() {
+    let late: Vec<bool> = (0..300)
+        .filter_map(|seed| overtaken(seed, Fence::Preempt))
+        .collect();
     assert!(!late.is_empty(), "the hazard is there");
     assert!(late.iter().all(|allowed| !allowed), "and the judges see it");
-    assert!(
-        (0..300).all(|seed| overtaken(seed, 1).is_none()),
-        "a reset ends it"
+}
+
+#[test]
+fn a_reset_an_abort_or_a_reinstatement_ends_what_is_on_its_way() {
+    for fence in [
+        Fence::PreemptAndReset,
+        Fence::PreemptAndAbort,
+        Fence::Reinstatement,
+    ] {
+        let late = (0..300).find(|seed| overtaken(*seed, fence).is_some());
+        assert_eq!(late, None, "{fence:?}");
+    }
+}
+
+#[test]
+fn judges_see_who_was_registered_when() {
+    let target = target(Options::default());
+    let (mut a, mut b) = two(&target);
+    target.events();
+    a.reserve_out(REGISTER_AND_IGNORE, 0, 0, 0xa1);
+    a.reserve_out(RESERVE, 1, 0xa1, 0);
+    a.write_one();
+    b.reserve_out(RESERVE, 1, 0xb1, 0);
+    b.manage(TaskFunction::LOGICAL_UNIT_RESET, 1, 0);
+    assert_eq!((target.keys(1), target.held(1)), (vec![0xa1], Some((0xa1, 1))));
+    target.restart();
+    assert_eq!((target.keys(1), target.held(1)), (vec![], None));
+    let told: Vec<String> = target
+        .events()
+        .into_iter()
+        .map(|event| match event {
+            Event::Executed(execution) => format!("{} {:?}", execution.nexus.initiator, execution.allowed),
+            Event::Reserved {
+                nexus, keys, held, ..
+            } => format!("{} {keys:x?} {held:x?}", nexus.initiator),
+            Event::Reset { nexus, .. } => format!("{} resets", nexus.initiator),
+            Event::Ended(ending) => format!("{ending:?}"),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "iqn.x:a [a1] None",
+            "iqn.x:a [a1] Some((a1, 1))",
+            "iqn.x:a true",
+            "iqn.x:b resets",
+            "Restart"
+        ]
     );
 }

@@ -1,10 +1,10 @@
 //! One run of one contender: what the guest saw, and what the host paid.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use super::contender::Contender;
-use super::image::Image;
 use super::series::Series;
 use crate::environment::Environment;
 use crate::monitor::Monitor;
@@ -101,6 +101,8 @@ const BEFORE_MS: u64 = 30;
 const AFTER_MS: u64 = 150;
 /// What a run may take beyond the load itself.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A start has settled then.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs a load once and adds its figures to `results`.
 ///
@@ -110,7 +112,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub fn measure(
     contender: &Contender,
     environment: &Environment,
-    image: &Image,
+    image: &Path,
     load: Load<'_>,
     results: &mut Results,
 ) -> Outcome {
@@ -120,7 +122,7 @@ pub fn measure(
         contender.queues(),
         load.milliseconds
     );
-    let monitor = contender.start(environment, &words, image.path())?;
+    let monitor = contender.start(environment, &words, image)?;
     let observed = observe(&monitor, PATIENCE + Duration::from_millis(load.milliseconds));
     // An orderly end: whatever the monitor keeps beside the image is tidied up.
     let ended = monitor.wait(PATIENCE)?;
@@ -148,6 +150,31 @@ pub fn measure(
     Ok(())
 }
 
+/// What a machine spends besides its vCPUs while its guest leaves the disk alone for so long.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn idle_cost(
+    contender: &Contender,
+    environment: &Environment,
+    image: &Path,
+    time: Duration,
+) -> Outcome<Duration> {
+    let whole = time + SETTLED_AFTER + PATIENCE;
+    let words = format!("do=capacity do=tick:ms={},count=1", whole.as_millis());
+    let monitor = contender.start(environment, &words, image)?;
+    monitor.console.wait_for("tick: ", PATIENCE)?;
+    std::thread::sleep(SETTLED_AFTER);
+    let before = monitor.process().thread_times()?;
+    std::thread::sleep(time);
+    let after = monitor.process().thread_times()?;
+    // An orderly end: a lease that stays would be in the way of the next one.
+    monitor.signal(rustix::process::Signal::TERM)?;
+    monitor.wait(PATIENCE)?;
+    Ok(Spent::between(&before, &after).others)
+}
+
 /// The line that the guest prints of its load, and what the monitor used of the processors for it.
 fn observe(monitor: &Monitor, limit: Duration) -> Outcome<(String, Spent)> {
     monitor.console.wait_for("hello from", PATIENCE)?;
@@ -158,7 +185,7 @@ fn observe(monitor: &Monitor, limit: Duration) -> Outcome<(String, Spent)> {
 }
 
 /// The value of `key` in the line that the guest prints.
-fn number(line: &str, key: &str) -> Outcome<f64> {
+pub(super) fn number(line: &str, key: &str) -> Outcome<f64> {
     let value = line
         .split_whitespace()
         .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
@@ -166,20 +193,20 @@ fn number(line: &str, key: &str) -> Outcome<f64> {
     Ok(value.parse()?)
 }
 
-fn microseconds(time: Duration) -> f64 {
+pub(super) fn microseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
 /// What threads used of the processors meanwhile.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Spent {
-    others: Duration,
+pub(super) struct Spent {
+    pub(super) others: Duration,
     vcpu_system: Duration,
 }
 
 impl Spent {
     /// A thread that was not there before, as a worker of the kernel, has used nothing before.
-    fn between(before: &[ThreadTime], after: &[ThreadTime]) -> Self {
+    pub(super) fn between(before: &[ThreadTime], after: &[ThreadTime]) -> Self {
         let mut spent = Self::default();
         for thread in after {
             let earlier = before.iter().find(|earlier| earlier.id == thread.id);

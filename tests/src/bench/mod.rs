@@ -1,11 +1,14 @@
-//! What the benchmarks have in common, and the parts of the disk benchmark.
+//! What the benchmarks have in common, and the parts of those of disks.
 
 pub mod contender;
 pub mod image;
+pub mod iscsi;
 pub mod measurement;
+pub mod program;
 pub mod qemu;
 pub mod row;
 pub mod series;
+pub mod table;
 pub mod target;
 
 use std::path::PathBuf;
@@ -34,4 +37,26 @@ pub fn directory() -> Outcome<PathBuf> {
 pub fn keep(name: &str, report: &Value) -> Outcome {
     let path = directory()?.join(name).with_extension("json");
     Ok(std::fs::write(path, format!("{report:#}\n"))?)
+}
+
+/// A positive number in the environment; empty is as good as absent, as a makefile hands it on.
+///
+/// # Errors
+///
+/// When it is something else.
+pub fn count(name: &str, default: u64) -> Outcome<u64> {
+    let text = std::env::var(name).unwrap_or_default();
+    if text.is_empty() {
+        return Ok(default);
+    }
+    let count = text.parse().unwrap_or(0);
+    crate::ensure!(count > 0, "{name} is `{text}`, not a positive number");
+    Ok(count)
+}
+
+/// The words of a variable, between which commas stand.
+pub fn words(name: &str) -> Vec<String> {
+    let text = std::env::var(name).unwrap_or_default();
+    let words = text.split(',').filter(|word| !word.is_empty());
+    words.map(str::to_owned).collect()
 }

@@ -10,11 +10,12 @@ use std::path::PathBuf;
 
 use coracle_tests::bench::contender::Contender;
 use coracle_tests::bench::image::{Image, MIB, Pieces};
-use coracle_tests::bench::measurement::{FIGURES, Load, Results, measure};
+use coracle_tests::bench::measurement::{Load, Results, measure};
 use coracle_tests::bench::row::{Row, rows};
+use coracle_tests::bench::table;
 use coracle_tests::environment::Environment;
 use coracle_tests::{Outcome, bench, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 fn main() {
     if let Err(error) = run() {
@@ -74,16 +75,11 @@ struct Plan {
 
 impl Plan {
     fn read() -> Outcome<Self> {
-        let words = |name: &str| {
-            let text = std::env::var(name).unwrap_or_default();
-            let words = text.split(',').filter(|word| !word.is_empty());
-            words.map(str::to_owned).collect()
-        };
         Ok(Self {
-            runs: count("RUNS", 5)?,
-            milliseconds: count("MS", 1500)?,
-            work: words("WORK"),
-            only: words("ONLY"),
+            runs: bench::count("RUNS", 5)?,
+            milliseconds: bench::count("MS", 1500)?,
+            work: bench::words("WORK"),
+            only: bench::words("ONLY"),
         })
     }
 
@@ -95,17 +91,6 @@ impl Plan {
     fn admits(&self, contender: &Contender) -> bool {
         self.only.is_empty() || self.only.iter().any(|word| contender.name.contains(word))
     }
-}
-
-/// A positive number in the environment; empty is as good as absent, as a makefile hands it on.
-fn count(name: &str, default: u64) -> Outcome<u64> {
-    let text = std::env::var(name).unwrap_or_default();
-    if text.is_empty() {
-        return Ok(default);
-    }
-    let count = text.parse().unwrap_or(0);
-    ensure!(count > 0, "{name} is `{text}`, not a positive number");
-    Ok(count)
 }
 
 /// The benchmark so far.
@@ -139,7 +124,7 @@ impl Bench {
         };
         for _ in 0..self.plan.runs {
             field.retain_mut(|(contender, results)| {
-                let measured = measure(contender, &self.environment, image, load, results);
+                let measured = measure(contender, &self.environment, image.path(), load, results);
                 if let Err(failure) = &measured {
                     let reason = failure.message().unwrap_or("failed").trim();
                     self.failures
@@ -149,28 +134,19 @@ impl Bench {
             });
             image.settle()?;
         }
-        print_row(&field);
-        self.judge(row, &field);
-        self.rows.push(report_row(row, &field));
+        table::print(&table(&field));
+        let missed = table::print_targets(&row.targets, &table(&field));
+        self.targets_met += missed.met;
+        let missed = missed
+            .missed
+            .into_iter()
+            .map(|text| format!("{}: {text}", row.name));
+        self.targets_missed.extend(missed);
+        self.rows.push(json!({
+            "row": row.name, "load": row.load, "contenders": table::report(&table(&field)),
+            "targets": table::judged(&row.targets, &table(&field)),
+        }));
         self.keep()
-    }
-
-    fn judge(&mut self, row: &Row, field: &[(&Contender, Results)]) {
-        for target in &row.targets {
-            let text = target.text();
-            let Some(verdict) = target.judge(named(field)) else {
-                println!("  {text}: not measured");
-                continue;
-            };
-            if verdict.is_met {
-                println!("  {text}: {:.2}x, met", verdict.reached);
-                self.targets_met += 1;
-            } else {
-                println!("  {text}: {:.2}x, NOT MET", verdict.reached);
-                self.targets_missed
-                    .push(format!("{}: {text}: {:.2}x", row.name, verdict.reached));
-            }
-        }
     }
 
     /// After each row: whoever breaks a long run off has what there is.
@@ -201,43 +177,8 @@ impl Bench {
     }
 }
 
-fn report_row(row: &Row, field: &[(&Contender, Results)]) -> Value {
-    let contenders: Map<String, Value> = field
-        .iter()
-        .map(|(contender, results)| {
-            let figures = results
-                .iter()
-                .map(|(figure, series)| (figure.key().to_owned(), series.report()));
-            (contender.name.to_owned(), Value::Object(figures.collect()))
-        })
-        .collect();
-    let targets: Vec<Value> = row
-        .targets
-        .iter()
-        .map(|target| target.report(target.judge(named(field))))
-        .collect();
-    json!({ "row": row.name, "load": row.load, "contenders": contenders, "targets": targets })
-}
-
-fn named<'a>(field: &'a [(&Contender, Results)]) -> impl Iterator<Item = (&'a str, &'a Results)> + Clone {
-    field.iter().map(|(contender, results)| (contender.name, results))
-}
-
-/// Medians with their noise.
-fn print_row(field: &[(&Contender, Results)]) {
-    let head: String = FIGURES
-        .iter()
-        .map(|figure| format!("{:>16}", figure.title()))
-        .collect();
-    println!("  {:<24}{head}", "");
-    for (contender, results) in field {
-        let cells: String = results
-            .iter()
-            .map(|(figure, series)| {
-                let median = format!("{:.*}", figure.decimals(), series.median());
-                format!("{:>16}", format!("{median} ±{:.0}%", series.spread_percent()))
-            })
-            .collect();
-        println!("  {:<24}{cells}", contender.name);
-    }
+/// The field as a table has it.
+fn table<'a>(field: &'a [(&Contender, Results)]) -> Vec<(&'a str, &'a Results)> {
+    let row = |(contender, results): &'a (&Contender, Results)| (contender.name, results);
+    field.iter().map(row).collect()
 }

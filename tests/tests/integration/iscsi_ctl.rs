@@ -346,11 +346,7 @@ fn written(url: &str, overlay: &str, mut content: Vec<u8>) -> Outcome<Vec<u8>> {
         keep: true,
     };
     let owner = Owner::of_this_process("vm1");
-    let image = config.open(&Terms {
-        lock: Lock::Exclusive,
-        at: None,
-        owner: &owner,
-    })?;
+    let image = config.open(&Terms::new(Lock::Exclusive, &owner))?;
     let _hold = image.hold;
     let mut disk = Blocking::new(image.backend)?;
     for (at, len, byte) in [

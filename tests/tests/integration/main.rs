@@ -17,6 +17,7 @@ mod errors;
 mod garbage;
 mod hostile;
 mod hosts;
+mod iscsi;
 mod iscsi_ctl;
 mod lease;
 mod lifecycle;
@@ -51,6 +52,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("errors", errors::CASES),
     ("garbage", garbage::CASES),
     ("hosts", hosts::CASES),
+    ("iscsi", iscsi::CASES),
     ("iscsi_ctl", iscsi_ctl::CASES),
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),

@@ -11,9 +11,12 @@ mod instance;
 mod machine;
 mod observe;
 
+use std::collections::BTreeMap;
+
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, PartialDrive};
 use coracle_devices::virtio::rng::EntropyConfig;
+use coracle_storage::open::is_remote;
 
 pub use boot::{BOOT_ARGS_BYTES_MAX, BOOT_ARGS_DEFAULT, BootProtocol, BootSource, BootSourceError};
 pub use cpu::{
@@ -49,6 +52,8 @@ pub struct Config {
     logger: Option<LoggerConfig>,
     metrics: Option<MetricsConfig>,
     boot_timer: bool,
+    /// Keys of leases that may be taken, by drive.
+    takes_over: BTreeMap<String, u64>,
 }
 
 impl Config {
@@ -107,6 +112,30 @@ impl Config {
         self.boot_timer = true;
     }
 
+    /// Lets drives take their leases from processes that have ended for certain, by the keys of those. Only the command
+    /// line can ask for it: no document mentions it.
+    pub fn take_over(&mut self, keys: BTreeMap<String, u64>) {
+        for drive in &mut self.drives {
+            drive.takes_over = keys.get(&drive.drive_id).copied();
+        }
+        self.takes_over = keys;
+    }
+
+    /// A drive that a lease may be taken for, and that is not there.
+    pub fn missing_heir(&self) -> Option<&str> {
+        let is_there = |id: &str| self.drives.iter().any(|drive| drive.drive_id == id);
+        self.takes_over
+            .keys()
+            .map(String::as_str)
+            .find(|id| !is_there(id))
+    }
+
+    /// Whether an image has to be opened that may take as long as a server does.
+    pub fn has_remote_image(&self) -> bool {
+        let paths = self.drives.iter().filter_map(|drive| drive.image_path().ok());
+        paths.into_iter().any(is_remote)
+    }
+
     /// Replaces vCPUs and memory.
     ///
     /// # Errors
@@ -146,8 +175,9 @@ impl Config {
     /// # Errors
     ///
     /// The rule that `drive` breaks; then nothing has changed.
-    pub fn insert_drive(&mut self, drive: DriveConfig) -> Result<(), ConfigError> {
+    pub fn insert_drive(&mut self, mut drive: DriveConfig) -> Result<(), ConfigError> {
         check_device_id(&drive.drive_id)?;
+        drive.takes_over = self.takes_over.get(&drive.drive_id).copied();
         if drive.image_path()?.is_empty() {
             return Err(ConfigError::NoImage {
                 drive_id: drive.drive_id,
@@ -155,6 +185,7 @@ impl Config {
         }
         drive.queues()?;
         drive.lock()?;
+        drive.network()?;
         if drive.partuuid.is_some() && !drive.is_root_device {
             return Err(ConfigError::PartuuidWithoutRoot {
                 drive_id: drive.drive_id,
@@ -253,7 +284,14 @@ impl Config {
                     drive_id: drive_id.clone(),
                 });
             }
-            drive.path_on_host = Some(path.clone());
+            let patched = DriveConfig {
+                path_on_host: Some(path.clone()),
+                // It was a key to the lease of the image that the drive has had.
+                takes_over: None,
+                ..drive.clone()
+            };
+            patched.network()?;
+            *drive = patched;
         }
         if let Some(limits) = patch.rate_limiter {
             let kept = drive.rate_limiter.get_or_insert_default();

@@ -427,3 +427,45 @@ fn a_writable_drive_is_not_shared() {
     ));
     assert!(config.drives().is_empty());
 }
+
+#[test]
+fn what_is_for_images_of_a_network_is_refused_for_a_file_also_after_a_patch() {
+    let mut config = Config::default();
+    let report =
+        r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "PATH", "on_error": "report"}"#;
+    let refused = config.insert_drive(drive(&report.replace("PATH", "a.img")));
+    assert!(
+        matches!(refused, Err(ConfigError::Drive(DriveError::Local { .. }))),
+        "{refused:?}"
+    );
+    config
+        .insert_drive(drive(&report.replace("PATH", "iscsi://host/iqn.a/1")))
+        .unwrap();
+    let before = config.clone();
+    let patch = serde_json::from_str(r#"{"drive_id": "a", "path_on_host": "b.img"}"#).unwrap();
+    let refused = config.patch_drive(&patch);
+    assert!(
+        matches!(refused, Err(ConfigError::Drive(DriveError::Local { .. }))),
+        "{refused:?}"
+    );
+    assert_eq!(config, before);
+}
+
+#[test]
+fn a_lease_is_taken_over_for_the_image_that_a_drive_begins_with() {
+    let remote = |id: &str| DriveConfig {
+        path_on_host: Some("iscsi://host/iqn.a/1".to_owned()),
+        ..plain(id)
+    };
+    let mut config = Config::default();
+    config.insert_drive(remote("a")).unwrap();
+    config.take_over([("a".to_owned(), 7), ("b".to_owned(), 8)].into());
+    assert_eq!(config.missing_heir(), Some("b"));
+    config.insert_drive(remote("b")).unwrap();
+    assert_eq!(config.missing_heir(), None);
+    let keys = |config: &Config| -> Vec<_> { config.drives().iter().map(|drive| drive.takes_over).collect() };
+    assert_eq!(keys(&config), [Some(7), Some(8)]);
+    let patch = serde_json::from_str(r#"{"drive_id": "a", "path_on_host": "iscsi://host/iqn.a/2"}"#).unwrap();
+    config.patch_drive(&patch).unwrap();
+    assert_eq!(keys(&config), [None, Some(8)]);
+}

@@ -91,6 +91,9 @@ pub enum PlanError {
         /// The group.
         group_id: String,
     },
+    /// A lease to be taken over for a drive that is not configured.
+    #[error("--takes-over names drive `{0}`, which is not configured: PUT /drives/{0} first")]
+    NoSuchHeir(String),
     /// The processors cannot be had so.
     #[error(transparent)]
     Cpu(#[from] CpuError),
@@ -106,6 +109,9 @@ impl Plan {
         let boot_timer = config.boot_timer().then(BootTimer::begin);
         let machine = config.machine();
         let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
+        if let Some(id) = config.missing_heir() {
+            return Err(PlanError::NoSuchHeir(id.to_owned()));
+        }
         let groups: Vec<LimitGroup> = config.groups().iter().map(LimitGroup::new).collect();
         let smt = if machine.smt { Smt::On } else { Smt::Off };
         Ok(Self {

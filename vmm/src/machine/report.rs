@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coracle_devices::virtio::blk::{BlkMetrics, Counter, LatencyAggregate};
+use coracle_devices::virtio::blk::{BlkControl, BlkMetrics, LatencyAggregate};
 use coracle_devices::virtio::rng::EntropyCounts;
+use coracle_storage::metrics::{Counter, SessionMetrics};
 
 use super::Machine;
 use crate::kvm::vcpu::VcpuCounters;
@@ -14,11 +15,11 @@ impl<P> Machine<P> {
     /// Adds what this machine counts to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         for drive in &self.parts.drives {
-            let metrics = drive.control.metrics().to_vec();
+            let control = drive.control.clone();
             registry.add_device(
                 "block",
                 &drive.id,
-                Box::new(move |section| block(&metrics, section)),
+                Box::new(move |section| drive_of(&control, section)),
             );
         }
         if let Some(counts) = self.parts.entropy_counts.clone() {
@@ -68,6 +69,29 @@ impl<P> Machine<P> {
 
 /// One of the counters of a worker.
 type CounterOf = fn(&BlkMetrics) -> &Counter;
+
+/// What a drive counts.
+fn drive_of(control: &BlkControl, section: &mut Section) {
+    block(control.metrics(), section);
+    section.gauge("lost", control.loss().reason().is_some().into());
+    if let Some(metrics) = control.session() {
+        session(&metrics, section);
+    }
+}
+
+/// What the session of an image of a network counts.
+fn session(metrics: &SessionMetrics, section: &mut Section) {
+    section.counter("session_reconnects", metrics.reconnects.count());
+    section.counter("session_retries", metrics.retries.count());
+    section.gauge("session_outstanding", metrics.outstanding.value());
+    section.histogram(
+        "session_latency",
+        metrics.latency.counts(),
+        metrics.latency.sum_us(),
+    );
+    section.gauge("lease_state", metrics.lease_state().into());
+    section.gauge("lease_epoch", metrics.lease_epoch.value());
+}
 
 /// What the workers of one disk count, added up.
 fn block(workers: &[Arc<BlkMetrics>], section: &mut Section) {

@@ -13,6 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use coracle_storage::metrics::LATENCY_BUCKETS;
+#[cfg(doc)]
+use coracle_storage::metrics::LatencyHistogram;
+
 pub use process::ProcessReport;
 pub use requests::RequestCounters;
 
@@ -35,6 +39,13 @@ pub enum Value {
         min_us: u64,
         /// The longest, in microseconds.
         max_us: u64,
+        /// All together, in microseconds.
+        sum_us: u64,
+    },
+    /// How many times there were of each kind (see [`LatencyHistogram`]).
+    Histogram {
+        /// As many as there were of each.
+        counts: [u64; LATENCY_BUCKETS],
         /// All together, in microseconds.
         sum_us: u64,
     },
@@ -67,6 +78,11 @@ impl Section {
                 sum_us,
             },
         ));
+    }
+
+    /// Reports how many times there were of each kind, and their sum in microseconds.
+    pub fn histogram(&mut self, name: &'static str, counts: [u64; LATENCY_BUCKETS], sum_us: u64) {
+        self.values.push((name, Value::Histogram { counts, sum_us }));
     }
 
     /// Adds the numbers of another device of the same kind, which reports the same names.
@@ -104,6 +120,22 @@ fn sum(one: Value, other: Value) -> Value {
             max_us: max_us.max(other_max_us),
             sum_us: sum_us.wrapping_add(other_sum_us),
         },
+        (
+            Value::Histogram { counts, sum_us },
+            Value::Histogram {
+                counts: other_counts,
+                sum_us: other_sum_us,
+            },
+        ) => {
+            let mut total = counts;
+            for (own, other) in total.iter_mut().zip(other_counts) {
+                *own = own.wrapping_add(other);
+            }
+            Value::Histogram {
+                counts: total,
+                sum_us: sum_us.wrapping_add(other_sum_us),
+            }
+        }
         (_, other) => other,
     }
 }
@@ -115,8 +147,8 @@ pub type Report = Box<dyn Fn(&mut Section) + Send>;
 #[derive(Default)]
 pub struct Registry {
     sources: Vec<Source>,
-    /// What the counters were at the last line, by section and name.
-    reported: BTreeMap<(String, &'static str), u64>,
+    /// What the counters were at the last line, by section, name, and the place of one among several of that name.
+    reported: BTreeMap<(String, &'static str, usize), u64>,
     destination: Option<Destination>,
     missed: Arc<AtomicU64>,
 }
@@ -229,9 +261,9 @@ impl Registry {
             line.field("properties", properties);
         }
         for (name, section) in sections {
-            line.section(name, section, |metric, total| {
-                let before = self.reported.get(&(name.clone(), metric)).copied().unwrap_or(0);
-                total.wrapping_sub(before)
+            line.section(name, section, |metric, place, total| {
+                let before = self.reported.get(&(name.clone(), metric, place)).copied();
+                total.wrapping_sub(before.unwrap_or(0))
             });
         }
         line.finish()
@@ -240,8 +272,13 @@ impl Registry {
     fn remember(&mut self, sections: &BTreeMap<String, Section>) {
         for (name, section) in sections {
             for (metric, value) in &section.values {
-                if let Value::Counter(total) | Value::Latency { sum_us: total, .. } = value {
-                    self.reported.insert((name.clone(), metric), *total);
+                let (first, others): (_, &[u64]) = match value {
+                    Value::Counter(total) | Value::Latency { sum_us: total, .. } => (total, &[]),
+                    Value::Histogram { counts, sum_us } => (sum_us, counts),
+                    Value::Gauge(_) => continue,
+                };
+                for (place, total) in std::iter::once(first).chain(others).enumerate() {
+                    self.reported.insert((name.clone(), metric, place), *total);
                 }
             }
         }

@@ -112,6 +112,62 @@ fn prometheus_gets_totals_with_the_devices_as_labels() {
 }
 
 #[test]
+fn a_histogram_is_told_by_its_bounds_since_the_last_line_and_in_all() {
+    use coracle_storage::metrics::LatencyHistogram;
+
+    let (latency, file) = (
+        Arc::new(LatencyHistogram::default()),
+        tempfile::NamedTempFile::new().unwrap(),
+    );
+    let mut registry = Registry::default();
+    for device in ["a", "b"] {
+        let latency = Arc::clone(&latency);
+        let report: Report = Box::new(move |section| {
+            section.histogram("session_latency", latency.counts(), latency.sum_us());
+        });
+        registry.add_device("block", device, report);
+    }
+    registry.write_to(&config(file.path()), "vm-1").unwrap();
+    for us in [10, 20, 30, u64::from(u32::MAX)] {
+        latency.record(Duration::from_micros(us));
+    }
+    registry.write();
+    latency.record(Duration::from_micros(20));
+    registry.write();
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    let lines: Vec<Json> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let below = |line: usize, section: &str, bound: &str| {
+        lines[line][section]["session_latency"]["count_below_us"][bound].clone()
+    };
+    assert_eq!(
+        [
+            below(0, "block_a", "16"),
+            below(0, "block_a", "32"),
+            below(0, "block_a", "+Inf")
+        ],
+        [1, 2, 1]
+    );
+    assert_eq!(below(0, "block", "32"), 4, "two devices together");
+    assert_eq!([below(1, "block_a", "16"), below(1, "block_a", "32")], [0, 1]);
+    assert_eq!(lines[1]["block_a"]["session_latency"]["sum_us"], 20);
+    let text = registry.prometheus();
+    for line in [
+        "# TYPE coracle_block_session_latency_us histogram\n\
+         coracle_block_session_latency_us_bucket{id=\"a\",le=\"16\"} 1\n\
+         coracle_block_session_latency_us_bucket{id=\"a\",le=\"32\"} 4\n\
+         coracle_block_session_latency_us_bucket{id=\"a\",le=\"64\"} 4\n",
+        "coracle_block_session_latency_us_bucket{id=\"b\",le=\"+Inf\"} 5\n\
+         coracle_block_session_latency_us_sum{id=\"b\"} 4294967375\n\
+         coracle_block_session_latency_us_count{id=\"b\"} 5\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+}
+
+#[test]
 fn requests_are_counted_by_resource() {
     let counters = Arc::new(RequestCounters::default());
     counters.count(Method::Put, "/drives/{drive_id}", &Ok::<(), ()>(()));
@@ -139,7 +195,7 @@ fn the_process_tells_of_its_start_its_log_and_its_signals() {
         let values = registry.sections()[section].values.clone();
         match values.iter().find(|(other, _)| *other == name).unwrap().1 {
             Value::Gauge(value) | Value::Counter(value) => value,
-            Value::Latency { .. } => unreachable!("there is none here"),
+            Value::Latency { .. } | Value::Histogram { .. } => unreachable!("there is none here"),
         }
     };
     for name in ["process_startup_time_us", "process_startup_time_cpu_us"] {

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_storage::backend::{Access, Backend};
 use coracle_storage::engine::{Engine, PreparedReactor};
-use coracle_storage::lease::{Lock, Owner, Terms};
+use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Terms};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::open::{self, Hold, Image, OpenError};
 use coracle_storage::overlay::{OverlayConfig, OverlayError};
@@ -61,7 +62,25 @@ pub struct DriveConfig {
     /// What the lease's records are named after: `<lease_at>.lease.<n>`. If absent, they are beside the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_at: Option<String>,
+    /// What the guest sees while the server of its image does not answer: nothing but time (`wait`, if absent), or after
+    /// `timeout_ms` an I/O error (`report`). Only for images of a network. (Not in Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_error: Option<OnError>,
+    /// How long a request waits before it is reported, in milliseconds, 100 to 3600000; 30000 if absent. Only with
+    /// `on_error` `report`. (Not in Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 100, max = 3_600_000))]
+    pub timeout_ms: Option<u64>,
+    /// The key of a process that has ended for certain and held the image's lease. Only the command line can say it: no
+    /// document mentions it.
+    #[serde(skip)]
+    pub takes_over: Option<u64>,
 }
+
+/// Bounds of `timeout_ms`, and what it is if absent.
+const TIMEOUT_MS_MIN: u64 = 100;
+const TIMEOUT_MS_MAX: u64 = 3_600_000;
+const TIMEOUT_MS_DEFAULT: u64 = 30_000;
 
 /// Changes of a drive: the body of `PATCH /drives/{drive_id}`. What is absent stays as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -191,6 +210,36 @@ pub enum DriveError {
         /// What to change instead.
         remedy: &'static str,
     },
+    /// A file or a block device with what only an image of a network has.
+    #[error(
+        "drive `{drive_id}` has {field}, which is for images of a network, and `{path}` is on this host: leave it out"
+    )]
+    Local {
+        /// The drive.
+        drive_id: String,
+        /// What it has.
+        field: &'static str,
+        /// Its image, or the base of it.
+        path: String,
+    },
+    /// A time after which nothing happens.
+    #[error(
+        "drive `{drive_id}` has a `timeout_ms`, and its requests wait: set `on_error` to `report`, or leave it out"
+    )]
+    TimeoutUnused {
+        /// The drive.
+        drive_id: String,
+    },
+    /// A time that makes no sense.
+    #[error(
+        "drive `{drive_id}` has the `timeout_ms` {timeout_ms}: choose {TIMEOUT_MS_MIN} to {TIMEOUT_MS_MAX} milliseconds"
+    )]
+    Timeout {
+        /// The drive.
+        drive_id: String,
+        /// As configured.
+        timeout_ms: u64,
+    },
     /// Two images for one drive.
     #[error("drive `{drive_id}` has both `path_on_host` and `overlay`: leave one of them out")]
     TwoImages {
@@ -311,6 +360,56 @@ impl DriveConfig {
         }
     }
 
+    /// What is asked of an image of a network.
+    ///
+    /// # Errors
+    ///
+    /// When anything is, and the image is none; or when it makes no sense.
+    pub fn network(&self) -> Result<NetworkTerms, DriveError> {
+        let drive_id = || self.drive_id.clone();
+        let path = self.image_path()?;
+        let field = match self {
+            Self {
+                on_error: Some(_), ..
+            } => Some("`on_error`"),
+            Self {
+                timeout_ms: Some(_), ..
+            } => Some("`timeout_ms`"),
+            Self {
+                takes_over: Some(_), ..
+            } => Some("a key of `--takes-over`"),
+            _ => None,
+        };
+        if let Some(field) = field
+            && !open::is_remote(path)
+        {
+            return Err(DriveError::Local {
+                drive_id: drive_id(),
+                field,
+                path: path.to_owned(),
+            });
+        }
+        let on_error = self.on_error.unwrap_or_default();
+        let timeout_ms = match (on_error, self.timeout_ms) {
+            (OnError::Wait, None) => None,
+            (OnError::Wait, Some(_)) => return Err(DriveError::TimeoutUnused { drive_id: drive_id() }),
+            (OnError::Report, timeout_ms) => Some(timeout_ms.unwrap_or(TIMEOUT_MS_DEFAULT)),
+        };
+        match timeout_ms {
+            Some(timeout_ms) if !(TIMEOUT_MS_MIN..=TIMEOUT_MS_MAX).contains(&timeout_ms) => {
+                Err(DriveError::Timeout {
+                    drive_id: drive_id(),
+                    timeout_ms,
+                })
+            }
+            _ => Ok(NetworkTerms {
+                on_error,
+                timeout: timeout_ms.map(Duration::from_millis),
+                takes_over: self.takes_over,
+            }),
+        }
+    }
+
     /// Says whether the image could be opened now, by `owner`; nothing is kept and nothing is changed.
     ///
     /// # Errors
@@ -382,6 +481,7 @@ impl DriveConfig {
             lock: self.lock()?,
             at: self.lease_at.as_deref(),
             owner,
+            network: self.network()?,
         })
     }
 
@@ -461,6 +561,64 @@ mod tests {
             (parsed.lock, parsed.lease_at.as_deref()),
             (Some(Lock::None), Some("/l/a"))
         );
+    }
+
+    #[test]
+    fn what_a_guest_sees_of_a_silent_server_is_said_for_images_of_a_network_only() {
+        let network = |path: &str, fields: &str| {
+            let json =
+                format!(r#"{{"drive_id": "a", "is_root_device": false, "path_on_host": "{path}"{fields}}}"#);
+            let drive = parsed(&json).expect("these are its names");
+            drive.network().map_err(|error| error.to_string())
+        };
+        let (file, url) = ("/a.img", "iscsi://host/iqn.a/1");
+        assert_eq!(network(file, ""), Ok(NetworkTerms::default()));
+        assert_eq!(
+            network(url, r#", "on_error": "wait""#),
+            Ok(NetworkTerms::default())
+        );
+        for (fields, timeout_ms) in [
+            (r#", "on_error": "report""#, 30_000),
+            (r#", "on_error": "report", "timeout_ms": 100"#, 100),
+            (r#", "on_error": "report", "timeout_ms": 3600000"#, 3_600_000),
+        ] {
+            let terms = NetworkTerms {
+                on_error: OnError::Report,
+                timeout: Some(Duration::from_millis(timeout_ms)),
+                takes_over: None,
+            };
+            assert_eq!(network(url, fields), Ok(terms));
+        }
+        for (path, fields, reason) in [
+            (
+                file,
+                r#", "on_error": "wait""#,
+                "has `on_error`, which is for images of a network",
+            ),
+            (file, r#", "timeout_ms": 500"#, "`/a.img` is on this host"),
+            (url, r#", "timeout_ms": 500"#, "set `on_error` to `report`"),
+            (
+                url,
+                r#", "on_error": "report", "timeout_ms": 99"#,
+                "choose 100 to 3600000",
+            ),
+            (
+                url,
+                r#", "on_error": "report", "timeout_ms": 3600001"#,
+                "choose 100 to",
+            ),
+        ] {
+            let error = network(path, fields).expect_err(fields);
+            assert!(error.contains(reason), "{error}");
+        }
+        let mut drive =
+            parsed(r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "/a"}"#).expect("a file");
+        drive.takes_over = Some(7);
+        assert!(matches!(drive.network(), Err(DriveError::Local { .. })));
+        drive.path_on_host = Some(url.to_owned());
+        assert_eq!(drive.network().map(|terms| terms.takes_over).ok(), Some(Some(7)));
+        let shown = serde_json::to_string(&drive).expect("a drive is a document");
+        assert!(!shown.contains("takes_over"), "{shown}");
     }
 
     #[test]

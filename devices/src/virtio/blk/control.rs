@@ -1,19 +1,21 @@
 //! The handle by which a machine changes a disk from outside its transport.
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend, Geometry};
 use coracle_storage::blocking::Blocking;
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
+use coracle_storage::metrics::SessionMetrics;
 use coracle_storage::request::Failure;
 
+use super::change::{Asked, Changed, Exchange, ImageChange};
 use super::config::forked;
 use super::loss::LossSignal;
 use super::mailbox::{Call, Command, Gone, Mailbox};
 use super::metrics::BlkMetrics;
+use crate::virtio::device::{Notice, Patience};
 
 /// Changes a disk from outside its transport.
 #[derive(Clone)]
@@ -23,6 +25,8 @@ pub struct BlkControl {
     pub(super) metrics: Vec<Arc<BlkMetrics>>,
     pub(super) limiter: Arc<SharedLimiter>,
     pub(super) loss: Arc<LossSignal>,
+    /// Of the image that the workers have.
+    pub(super) session: Arc<Mutex<Option<Arc<SessionMetrics>>>>,
 }
 
 /// Why a disk was not changed; it is as it was.
@@ -81,7 +85,9 @@ impl From<Gone> for ControlError {
 }
 
 /// How long a command may take until it is answered.
-const REPLY_MS_MAX: u64 = 2_000;
+pub(super) const REPLY_MS_MAX: u64 = 2_000;
+
+const ANSWERED: &str = "who is patient gets an answer";
 
 impl BlkControl {
     /// Uses `image` from the next start on; the old one is closed. Only while the device is
@@ -91,11 +97,25 @@ impl BlkControl {
     ///
     /// The old image is then still in use. After [`ControlError::Late`] the worker has yet to close the new one.
     pub fn replace(&self, image: Box<dyn Backend>) -> Result<(), ControlError> {
-        self.counted(self.try_replace(image))
+        let mut change = self.begin_replace(image, &Notice::default())?;
+        change.poll(Patience::WithinLimit).expect(ANSWERED).map(drop)
     }
 
-    fn try_replace(&self, image: Box<dyn Backend>) -> Result<(), ControlError> {
-        let geometry = image.geometry();
+    /// The same, to be looked after; `notice` rings when that is worth it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::replace`].
+    pub fn begin_replace(
+        &self,
+        image: Box<dyn Backend>,
+        notice: &Notice,
+    ) -> Result<ImageChange, ControlError> {
+        self.begun(self.try_replace(image, notice))
+    }
+
+    fn try_replace(&self, image: Box<dyn Backend>, notice: &Notice) -> Result<Asked, ControlError> {
+        let (geometry, session) = (image.geometry(), image.session());
         if geometry.access != self.access() {
             return Err(ControlError::Access);
         }
@@ -105,26 +125,15 @@ impl BlkControl {
                 threads: self.mailboxes.len(),
             });
         }
-        let mut old = Vec::new();
+        let mut exchanges = Vec::new();
         for (mailbox, image) in self.mailboxes.iter().zip(images) {
-            match exchange(mailbox, image) {
-                Ok(replaced) => old.push(replaced),
-                Err(error) => {
-                    self.put_back(old);
-                    return Err(error);
-                }
-            }
+            exchanges.push(Exchange::new(mailbox, image, notice)?);
         }
-        *locked(&self.geometry) = geometry;
-        Ok(())
-    }
-
-    /// Undoes the first part of a replacement.
-    fn put_back(&self, old: Vec<Box<dyn Backend>>) {
-        for (mailbox, image) in self.mailboxes.iter().zip(old) {
-            // Going on would let one queue of a disk write another image than the next.
-            exchange(mailbox, image).expect("a worker that had an image a moment ago takes it back");
-        }
+        Ok(Asked::Replace {
+            exchanges,
+            geometry,
+            session,
+        })
     }
 
     /// Makes the image `size_bytes` long, also while the guest runs; says whether it was shorter before. An image
@@ -134,23 +143,40 @@ impl BlkControl {
     ///
     /// The image then has the size that it had, except after [`ControlError::Late`], when it may have either.
     pub fn grow(&self, size_bytes: u64) -> Result<bool, ControlError> {
-        self.counted(self.try_grow(size_bytes))
+        let mut change = self.begin_grow(size_bytes, &Notice::default())?;
+        let changed = change.poll(Patience::WithinLimit).expect(ANSWERED)?;
+        Ok(changed == Changed::Geometry)
     }
 
-    fn try_grow(&self, size_bytes: u64) -> Result<bool, ControlError> {
+    /// The same, to be looked after; `notice` rings when that is worth it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::grow`].
+    pub fn begin_grow(&self, size_bytes: u64, notice: &Notice) -> Result<ImageChange, ControlError> {
+        self.begun(self.try_grow(size_bytes, notice))
+    }
+
+    fn try_grow(&self, size_bytes: u64, notice: &Notice) -> Result<Asked, ControlError> {
         if !grows(self.geometry().size_bytes, size_bytes)? {
-            return Ok(false);
+            return Ok(Asked::Nothing);
         }
-        let (reply, answer) = channel();
+        let (call, answer) = Call::new(notice);
         // One worker asks; the forks of an image share its size.
         let mailbox = self.mailboxes.first().ok_or(ControlError::WorkerGone)?;
-        mailbox.post(Command::Grow(size_bytes, reply))?;
-        answered(&answer)?.map_err(|source| ControlError::Grow {
-            wanted_bytes: size_bytes,
-            source,
-        })?;
-        locked(&self.geometry).size_bytes = size_bytes;
-        Ok(true)
+        mailbox.post(Command::Grow(size_bytes, call))?;
+        Ok(Asked::Grow { size_bytes, answer })
+    }
+
+    fn begun(&self, asked: Result<Asked, ControlError>) -> Result<ImageChange, ControlError> {
+        match asked {
+            Ok(asked) => Ok(ImageChange {
+                control: self.clone(),
+                asked,
+                until: Instant::now() + Duration::from_millis(REPLY_MS_MAX),
+            }),
+            Err(error) => self.counted(Err(error)),
+        }
     }
 
     /// Changes the buckets that `config` names, also while the guest runs.
@@ -190,12 +216,17 @@ impl BlkControl {
         &self.metrics
     }
 
+    /// What the session of the image with its server counts, if it has one; the disk's worker is not asked.
+    pub fn session(&self) -> Option<Arc<SessionMetrics>> {
+        locked(&self.session).clone()
+    }
+
     /// What tells that the image serves nobody any more.
     pub fn loss(&self) -> &Arc<LossSignal> {
         &self.loss
     }
 
-    fn counted<T>(&self, change: Result<T, ControlError>) -> Result<T, ControlError> {
+    pub(super) fn counted<T>(&self, change: Result<T, ControlError>) -> Result<T, ControlError> {
         if let Some(metrics) = self.metrics.first() {
             match change {
                 Ok(_) => metrics.update_count.add(1),
@@ -238,28 +269,7 @@ fn grows(now_bytes: u64, wanted_bytes: u64) -> Result<bool, ControlError> {
     Ok(wanted_bytes > now_bytes)
 }
 
-/// A geometry is replaced in one piece, so one that a panic left behind is whole.
-pub(super) fn locked(geometry: &Mutex<Geometry>) -> MutexGuard<'_, Geometry> {
-    geometry.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives a worker `image`, and returns the one that it had.
-fn exchange(mailbox: &Mailbox, image: Box<dyn Backend>) -> Result<Box<dyn Backend>, ControlError> {
-    let (call, answer) = Call::new();
-    mailbox.post(Command::Replace(image, call))?;
-    let reply = answer.wait(Duration::from_millis(REPLY_MS_MAX));
-    match reply.ok_or(ControlError::Late)?? {
-        Ok(old) => Ok(old),
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(ControlError::Serving),
-        Err(error) => Err(ControlError::Register(error)),
-    }
-}
-
-fn answered<T>(answer: &Receiver<T>) -> Result<T, ControlError> {
-    answer
-        .recv_timeout(Duration::from_millis(REPLY_MS_MAX))
-        .map_err(|error| match error {
-            RecvTimeoutError::Timeout => ControlError::Late,
-            RecvTimeoutError::Disconnected => ControlError::WorkerGone,
-        })
+/// What is replaced in one piece is whole, also where a panic left it behind.
+pub(super) fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

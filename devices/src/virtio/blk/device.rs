@@ -15,14 +15,16 @@ use super::config::Disk;
 use super::control::{BlkControl, locked};
 use super::lane::Drive;
 use super::loss::LossSignal;
-use super::mailbox::{Command, Gone, Inbox, Mailbox, StopAnswer, StopCall};
+use super::mailbox::{Command, Gone, Inbox, Mailbox, StopAnswer, StopCall, StopReply, Unanswered};
 use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
 use super::share::{Share, collect, deal};
 use super::space::{WRITEBACK, features, space};
 use super::worker::{DRAIN_MS_MAX, Worker};
 use crate::complaints::Complaints;
-use crate::virtio::device::{DeviceKind, Session, StartError, StopError, VirtioDevice};
+use crate::virtio::device::{
+    DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice,
+};
 
 /// The size of a queue, in descriptors; what it has in flight at most.
 pub(super) const QUEUE_SIZE_MAX: u16 = 256;
@@ -37,6 +39,8 @@ pub struct Blk {
     cache: Arc<WriteCache>,
     workers: Vec<Thread>,
     serving: bool,
+    /// A stop that is not answered yet.
+    recall: Option<Recall>,
     drain_ms_max: u64,
 }
 
@@ -58,8 +62,9 @@ impl Blk {
     }
 
     pub(super) fn with_drain_limit(disk: Disk, drain_ms_max: u64) -> io::Result<(Self, BlkControl)> {
-        let geometry = disk.images.first().map(|image| image.geometry());
-        let geometry = geometry.ok_or_else(|| io::Error::other("a disk has an image"))?;
+        let image = disk.images.first();
+        let image = image.ok_or_else(|| io::Error::other("a disk has an image"))?;
+        let (geometry, session) = (image.geometry(), image.session());
         let features = features(geometry.access, disk.cache_type, disk.queues);
         let geometry = Arc::new(Mutex::new(geometry));
         let cache = Arc::new(WriteCache::new(disk.cache_type));
@@ -71,6 +76,7 @@ impl Blk {
             cache: Arc::clone(&cache),
             workers: Vec::new(),
             serving: false,
+            recall: None,
             drain_ms_max,
         };
         let mut metrics = Vec::new();
@@ -102,6 +108,7 @@ impl Blk {
             metrics,
             limiter,
             loss: disk.loss,
+            session: Arc::new(Mutex::new(session)),
         };
         Ok((device, control))
     }
@@ -118,40 +125,57 @@ impl Blk {
         Ok(())
     }
 
-    /// Asks every worker for its share. Those that gave one back have it among the first; what stands in the way of
-    /// the others is the second.
-    fn take_back(&self) -> (Vec<(usize, Share)>, Option<StopError>) {
-        // All are asked before the first is waited for: they drain at the same time.
-        let answers: Vec<Result<StopAnswer, StopError>> = self
-            .workers
-            .iter()
-            .map(|worker| {
-                let (call, answer) = StopCall::new();
-                let posted = worker.mailbox.post(Command::Stop(call));
-                posted.map(|()| answer).map_err(|_| StopError::WorkerGone)
-            })
-            .collect();
-        let deadline = Instant::now() + Duration::from_millis(self.drain_ms_max + GRACE_MS);
-        let (mut shares, mut obstacle) = (Vec::new(), None);
-        for (number, answer) in answers.into_iter().enumerate() {
-            let limit = deadline.saturating_duration_since(Instant::now());
-            let reply = answer.and_then(|answer| match answer.wait(limit) {
-                Some(Ok(reply)) => reply,
-                Some(Err(Gone)) => Err(StopError::WorkerGone),
+    /// What the workers have said by now; `None` if one has not, and `recall` goes on.
+    fn gathered(recall: &mut Recall, patience: Patience, drain_ms_max: u64) -> Option<Gathered> {
+        let mut waiting = false;
+        for reply in &mut recall.replies {
+            let Reply::Awaited(answer) = reply else { continue };
+            match answer.poll(patience, recall.deadline) {
+                None => waiting = true,
+                Some(Ok(answer)) => *reply = Reply::Given(answer),
+                Some(Err(Unanswered::Gone)) => *reply = Reply::Given(Err(StopError::WorkerGone)),
                 // Without an answer the worker is inside a system call that does not return. When it does, one day,
                 // the disk serves on.
-                None => Err(StopError::Drain {
-                    in_flight: 1,
-                    limit_ms: self.drain_ms_max,
-                }),
-            });
-            match reply {
-                Ok(share) => shares.extend(share.map(|share| (number, *share))),
-                Err(error) => obstacle = Some(error),
+                Some(Err(Unanswered::Late)) => {
+                    *reply = Reply::Given(Err(StopError::Drain {
+                        in_flight: 1,
+                        limit_ms: drain_ms_max,
+                    }));
+                }
             }
         }
-        (shares, obstacle)
+        if waiting {
+            return None;
+        }
+        let mut gathered = Gathered::default();
+        for (number, reply) in recall.replies.drain(..).enumerate() {
+            match reply {
+                Reply::Given(Ok(share)) => gathered.shares.extend(share.map(|share| (number, *share))),
+                Reply::Given(Err(error)) => gathered.obstacle = Some(error),
+                Reply::Awaited(_) => unreachable!("nobody is waited for any more"),
+            }
+        }
+        Some(gathered)
     }
+}
+
+/// All workers were asked for their shares.
+struct Recall {
+    replies: Vec<Reply>,
+    deadline: Instant,
+}
+
+/// What one worker has said.
+enum Reply {
+    Awaited(StopAnswer),
+    Given(StopReply),
+}
+
+/// The shares of those that gave theirs back, by the number of the worker, and what stands in the way of the others.
+#[derive(Default)]
+struct Gathered {
+    shares: Vec<(usize, Share)>,
+    obstacle: Option<StopError>,
 }
 
 /// Everything that a worker needs.
@@ -273,18 +297,44 @@ impl VirtioDevice for Blk {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<Option<Session>, StopError> {
-        if !self.serving {
-            return Ok(None);
+    fn begin_stop(&mut self, notice: &Notice) {
+        if !self.serving || self.recall.is_some() {
+            return;
         }
-        let (shares, obstacle) = self.take_back();
+        // All are asked before the first is looked after: they drain at the same time.
+        let ask = |worker: &Thread| {
+            let (call, answer) = StopCall::new(notice);
+            match worker.mailbox.post(Command::Stop(call)) {
+                Ok(()) => Reply::Awaited(answer),
+                Err(Gone) => Reply::Given(Err(StopError::WorkerGone)),
+            }
+        };
+        self.recall = Some(Recall {
+            replies: self.workers.iter().map(ask).collect(),
+            deadline: Instant::now() + Duration::from_millis(self.drain_ms_max + GRACE_MS),
+        });
+    }
+
+    fn poll_stop(&mut self, patience: Patience) -> Stop {
+        self.begin_stop(&Notice::default());
+        let Some(recall) = &mut self.recall else {
+            return Stop::Stopped(None);
+        };
+        let until = recall.deadline;
+        let Some(gathered) = Self::gathered(recall, patience, self.drain_ms_max) else {
+            return Stop::Pending { until };
+        };
+        self.recall = None;
+        let Gathered { shares, obstacle } = gathered;
         if let Some(error) = obstacle {
             // Some queues cannot stand still, so the others go on as well.
-            self.hand_out(shares).map_err(|_| StopError::WorkerGone)?;
-            return Err(error);
+            return Stop::Refused(match self.hand_out(shares) {
+                Ok(()) => error,
+                Err(_) => StopError::WorkerGone,
+            });
         }
         self.serving = false;
-        Ok(collect(shares.into_iter().map(|(_, share)| share)))
+        Stop::Stopped(collect(shares.into_iter().map(|(_, share)| share)))
     }
 }
 

@@ -2,16 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_storage::backend::Backend;
 use coracle_storage::request::Failure;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::share::Share;
-use crate::virtio::device::StopError;
+use crate::virtio::device::{Notice, Patience, StopError};
 
 /// What may be asked of a worker.
 pub(super) enum Command {
@@ -21,8 +21,8 @@ pub(super) enum Command {
     Stop(StopCall),
     /// Use another image, and give the old one back; only while nothing is served.
     Replace(Box<dyn Backend>, Call<ReplaceReply>),
-    /// Make the image so many bytes long.
-    Grow(u64, Sender<Result<(), Failure>>),
+    /// Make the image so many bytes long. It is made so even where whoever asked has given up.
+    Grow(u64, Call<GrowReply>),
     /// Let what waits for tokens go: the limits have changed.
     Reconsider,
     /// Quiesce and end the thread.
@@ -35,9 +35,13 @@ pub(super) type StopReply = Result<Option<Box<Share>>, StopError>;
 /// The image that was in use, or why it is still.
 pub(super) type ReplaceReply = io::Result<Box<dyn Backend>>;
 
+/// Whether the image has become so long.
+pub(super) type GrowReply = Result<(), Failure>;
+
 /// The worker's end of a wish that may be given up.
 pub(super) struct Call<T> {
     reply: Sender<T>,
+    notice: Notice,
     is_awaited: Arc<Mutex<bool>>,
 }
 
@@ -53,12 +57,13 @@ pub(super) type StopCall = Call<StopReply>;
 pub(super) type StopAnswer = Answer<StopReply>;
 
 impl<T> Call<T> {
-    /// Both ends.
-    pub(super) fn new() -> (Self, Answer<T>) {
+    /// Both ends; `notice` rings when there is an answer.
+    pub(super) fn new(notice: &Notice) -> (Self, Answer<T>) {
         let (sender, receiver) = channel();
         let is_awaited = Arc::new(Mutex::new(true));
         let call = Self {
             reply: sender,
+            notice: notice.clone(),
             is_awaited: Arc::clone(&is_awaited),
         };
         let answer = Answer {
@@ -75,11 +80,31 @@ impl<T> Call<T> {
         if !*is_awaited {
             return Err(answer);
         }
-        self.reply.send(answer).map_err(|unsent| unsent.0)
+        self.reply.send(answer).map_err(|unsent| unsent.0)?;
+        self.notice.ring();
+        Ok(())
     }
 }
 
 impl<T> Answer<T> {
+    /// The answer, if it has come; as `patience` has it, waited for until `deadline`. After that it is given up, and the
+    /// second is the answer.
+    pub(super) fn poll(&self, patience: Patience, deadline: Instant) -> Option<Result<T, Unanswered>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if patience == Patience::WithinLimit || left.is_zero() {
+            return Some(match self.wait(left) {
+                Some(Ok(answer)) => Ok(answer),
+                Some(Err(Gone)) => Err(Unanswered::Gone),
+                None => Err(Unanswered::Late),
+            });
+        }
+        match self.reply.try_recv() {
+            Ok(answer) => Some(Ok(answer)),
+            Err(TryRecvError::Disconnected) => Some(Err(Unanswered::Gone)),
+            Err(TryRecvError::Empty) => None,
+        }
+    }
+
     /// The answer, or `None` after `limit`: whenever the worker hears of it, it goes on as it was.
     pub(super) fn wait(&self, limit: Duration) -> Option<Result<T, Gone>> {
         match self.reply.recv_timeout(limit) {
@@ -93,6 +118,15 @@ impl<T> Answer<T> {
             }
         }
     }
+}
+
+/// Why there will be no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    /// The thread of the worker has ended.
+    Gone,
+    /// The time was over. Whenever the worker hears of it, it goes on as it was.
+    Late,
 }
 
 fn locked(flag: &Mutex<bool>) -> MutexGuard<'_, bool> {

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use coracle_storage::metrics::Counter;
+
 /// Counts of one worker since its disk was made; each is written by one thread, and read by anybody.
 #[derive(Debug, Default)]
 pub struct BlkMetrics {
@@ -40,27 +42,6 @@ pub struct BlkMetrics {
     pub read_agg: LatencyAggregate,
     /// How long completed writes took.
     pub write_agg: LatencyAggregate,
-}
-
-/// A number that only grows. One thread adds to it.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `amount`.
-    pub fn add(&self, amount: u64) {
-        // No other thread writes, so nothing is lost, and an ordinary store is many times cheaper than a
-        // locked addition.
-        self.0.store(
-            self.0.load(Ordering::Relaxed).wrapping_add(amount),
-            Ordering::Relaxed,
-        );
-    }
-
-    /// The count now.
-    pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// The shortest, the longest and the sum of many durations, in microseconds.

@@ -10,6 +10,7 @@
 //! arrive there. It owns the image; whoever wants something of it posts a command.
 
 mod cache;
+mod change;
 mod config;
 mod control;
 mod departure;
@@ -26,8 +27,9 @@ mod space;
 mod tests;
 mod worker;
 
+pub use change::{Changed, ImageChange};
 pub use config::{CacheType, Disk, DriveConfig, DriveError, HeldDisk, PartialDrive};
 pub use control::{BlkControl, ControlError, grown};
 pub use device::Blk;
 pub use loss::LossSignal;
-pub use metrics::{BlkMetrics, Counter, LatencyAggregate};
+pub use metrics::{BlkMetrics, LatencyAggregate};

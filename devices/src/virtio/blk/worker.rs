@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Step};
@@ -11,7 +10,7 @@ use coracle_storage::request::{Completion, Durability, Failure, Operation, Reque
 
 use super::departure::{Departure, Whereabouts};
 use super::lane::{Drive, Lane, lane_of};
-use super::mailbox::{Call, Command, Inbox, ReplaceReply, StopCall};
+use super::mailbox::{Call, Command, GrowReply, Inbox, ReplaceReply, StopCall};
 use super::polling::Polling;
 use super::share::Share;
 use crate::virtio::device::StopError;
@@ -67,7 +66,7 @@ struct Service {
 /// Who waits for a request of the worker's own.
 enum OwnRequest {
     /// Whoever wants the image to grow.
-    Grow(Sender<Result<(), Failure>>),
+    Grow(Call<GrowReply>),
     /// The worker, to end.
     LastFlush,
 }
@@ -281,7 +280,7 @@ impl Worker {
                     }
                 }
                 Command::Replace(image, call) => self.replace(image, call, now),
-                Command::Grow(size_bytes, reply) => self.grow(size_bytes, reply),
+                Command::Grow(size_bytes, call) => self.grow(size_bytes, call),
             }
         }
     }
@@ -352,13 +351,13 @@ impl Worker {
         Ok(std::mem::replace(&mut self.drive.image, image))
     }
 
-    fn grow(&mut self, size_bytes: u64, reply: Sender<Result<(), Failure>>) {
+    fn grow(&mut self, size_bytes: u64, call: Call<GrowReply>) {
         if self.own.is_some() {
             // Whoever asked may have given up. One at a time is enough: the caller asks again.
-            let _ = reply.send(Err(Failure::Host(libc::EBUSY)));
+            let _ = call.answer(Err(Failure::Host(libc::EBUSY)));
             return;
         }
-        self.start_own(Operation::Grow, size_bytes, OwnRequest::Grow(reply));
+        self.start_own(Operation::Grow, size_bytes, OwnRequest::Grow(call));
     }
 
     /// Asks the image for something on the worker's own account.
@@ -383,9 +382,9 @@ impl Worker {
     fn complete_own(&mut self, outcome: Result<(), Failure>) {
         let own = self.own.take();
         match own.expect("an image ends each request once, and there is one of our own at most") {
-            OwnRequest::Grow(reply) => {
+            OwnRequest::Grow(call) => {
                 // Whoever asked may have given up; the image is larger all the same.
-                let _ = reply.send(outcome);
+                let _ = call.answer(outcome);
             }
             OwnRequest::LastFlush => {
                 if let Err(error) = outcome {

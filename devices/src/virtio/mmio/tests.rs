@@ -7,6 +7,7 @@
 )]
 
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::super::device::DeviceKind;
 use super::super::ring::{FEATURE_EVENT_IDX, QueueLayout};
@@ -20,6 +21,9 @@ struct Seen {
     session: Option<Session>,
     starts: usize,
     stop_errors: Vec<StopError>,
+    stops_begun: usize,
+    /// Who does not wait for it learns nothing.
+    is_slow: bool,
     start_errors: Vec<StartError>,
     config: [u8; 8],
 }
@@ -72,11 +76,20 @@ impl VirtioDevice for Fake {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<Option<Session>, StopError> {
+    fn begin_stop(&mut self, _: &Notice) {
+        self.seen().stops_begun += 1;
+    }
+
+    fn poll_stop(&mut self, patience: Patience) -> Stop {
         let mut seen = self.seen();
+        if seen.is_slow && patience == Patience::None {
+            return Stop::Pending {
+                until: Instant::now() + Duration::from_secs(1),
+            };
+        }
         match seen.stop_errors.pop() {
-            Some(error) => Err(error),
-            None => Ok(seen.session.take()),
+            Some(error) => Stop::Refused(error),
+            None => Stop::Stopped(seen.session.take()),
         }
     }
 }
@@ -340,6 +353,57 @@ fn a_pause_takes_the_session_and_a_resume_gives_the_same_back() {
     assert_eq!(guest.fake.seen().starts, 2);
     assert!(guest.fake.seen().session.as_ref().unwrap().queues[0].is_some());
     assert_eq!(guest.status(), 0xf);
+}
+
+#[test]
+fn a_pause_that_was_asked_for_is_looked_after_until_it_is_there() {
+    let mut guest = Guest::serving();
+    guest.fake.seen().is_slow = true;
+    guest.transport.begin_pause(&Notice::default());
+    assert_eq!(guest.fake.seen().stops_begun, 1);
+    for _ in 0..3 {
+        let pause = guest.transport.poll_pause(Patience::None);
+        assert!(matches!(pause, Pause::Pending { .. }), "{pause:?}");
+    }
+    guest.fake.seen().is_slow = false;
+    for _ in 0..2 {
+        let pause = guest.transport.poll_pause(Patience::None);
+        assert!(matches!(pause, Pause::Paused), "{pause:?}");
+    }
+    guest.transport.resume().unwrap();
+    assert_eq!(guest.fake.seen().starts, 2);
+}
+
+#[test]
+fn a_driver_that_resets_and_starts_during_a_pause_is_served_from_the_resume_on() {
+    let mut guest = Guest::serving();
+    guest.fake.seen().is_slow = true;
+    guest.transport.begin_pause(&Notice::default());
+    guest.write(register::STATUS, 0);
+    assert_eq!(guest.status(), 0, "the reset has waited for the stop");
+    guest.negotiate(FEATURE_VERSION_1);
+    let layout = guest.ring.layout();
+    guest.set_queue(0, layout);
+    guest.write(register::STATUS, 0xf);
+    assert_eq!(guest.fake.seen().starts, 1, "its session waits");
+    let pause = guest.transport.poll_pause(Patience::None);
+    assert!(matches!(pause, Pause::Paused), "{pause:?}");
+    guest.transport.resume().unwrap();
+    assert_eq!(guest.fake.seen().starts, 2);
+    assert_eq!(guest.status(), 0xf);
+}
+
+#[test]
+fn a_reset_of_a_lost_disk_is_never_over_and_lets_go_of_no_memory() {
+    let mut guest = Guest::serving();
+    let lost = || StopError::Lost {
+        reason: "host-b has it".to_owned(),
+    };
+    guest.fake.seen().stop_errors.extend([lost(), lost(), lost()]);
+    guest.write(register::STATUS, 0);
+    assert_eq!(guest.status(), 0xf);
+    assert_eq!(guest.status(), 0xf);
+    assert!(guest.fake.seen().session.is_some());
 }
 
 #[test]

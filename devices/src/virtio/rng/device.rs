@@ -11,7 +11,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::config::EntropyConfig;
 use super::worker::{EntropyCounts, Worker};
-use crate::virtio::device::{DeviceKind, Session, StartError, StopError, VirtioDevice};
+use crate::virtio::device::{
+    DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice,
+};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 
 /// How long a stop waits for the worker, which is never further from its mailbox than a few requests.
@@ -25,6 +27,8 @@ pub struct Entropy {
     mailbox: Arc<Mailbox>,
     counts: Arc<EntropyCounts>,
     serving: bool,
+    /// Until when the session is waited for, once it was asked for.
+    recalled: Option<Instant>,
     worker: Option<JoinHandle<()>>,
 }
 
@@ -53,6 +57,7 @@ impl Entropy {
             mailbox,
             counts,
             serving: false,
+            recalled: None,
             worker: Some(worker),
         })
     }
@@ -107,13 +112,46 @@ impl VirtioDevice for Entropy {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<Option<Session>, StopError> {
-        if !self.serving {
-            return Ok(None);
+    fn begin_stop(&mut self, notice: &Notice) {
+        if !self.serving || self.recalled.is_some() {
+            return;
         }
-        let outcome = self.mailbox.recall(DRAIN_MS_MAX);
-        self.serving = matches!(outcome, Err(StopError::Drain { .. }));
-        outcome.map(Some)
+        self.mailbox.tell(|mail| {
+            mail.stop = true;
+            mail.notice = notice.clone();
+        });
+        self.recalled = Some(Instant::now() + Duration::from_millis(DRAIN_MS_MAX));
+    }
+
+    fn poll_stop(&mut self, patience: Patience) -> Stop {
+        self.begin_stop(&Notice::default());
+        let Some(until) = self.recalled else {
+            return Stop::Stopped(None);
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let limit = match patience {
+            Patience::None => Duration::ZERO,
+            Patience::WithinLimit => left,
+        };
+        match self.mailbox.returned(limit) {
+            None if patience == Patience::None && !left.is_zero() => Stop::Pending { until },
+            None => {
+                self.mailbox.tell(|mail| mail.stop = false);
+                self.recalled = None;
+                Stop::Refused(StopError::Drain {
+                    in_flight: 1,
+                    limit_ms: DRAIN_MS_MAX,
+                })
+            }
+            Some(returned) => {
+                self.serving = false;
+                self.recalled = None;
+                match returned {
+                    Ok(session) => Stop::Stopped(Some(session)),
+                    Err(error) => Stop::Refused(error),
+                }
+            }
+        }
     }
 }
 
@@ -130,6 +168,8 @@ pub(super) struct Mailbox {
 struct Mail {
     to_serve: Option<Session>,
     stop: bool,
+    /// Rings when the session is given back.
+    notice: Notice,
     end: bool,
     given_back: Option<Session>,
     worker_lives: bool,
@@ -156,10 +196,13 @@ impl Mailbox {
 
     /// The worker gives its session back.
     pub(super) fn give_back(&self, session: Session) {
+        let mut notice = Notice::default();
         self.tell(|mail| {
             mail.given_back = Some(session);
             mail.stop = false;
+            notice = std::mem::take(&mut mail.notice);
         });
+        notice.ring();
     }
 
     /// The worker says that it is no more.
@@ -167,21 +210,15 @@ impl Mailbox {
         self.tell(|mail| mail.worker_lives = false);
     }
 
-    /// Asks for the session and waits for it; takes the wish back when it is not fulfilled in time.
-    fn recall(&self, limit_ms: u64) -> Result<Session, StopError> {
-        self.tell(|mail| mail.stop = true);
+    /// The session that was asked for, or why it does not come; `None` if it has not come after `limit`.
+    fn returned(&self, limit: Duration) -> Option<Result<Session, StopError>> {
         let waiting = |mail: &mut Mail| mail.given_back.is_none() && mail.worker_lives;
-        let limit = Duration::from_millis(limit_ms);
         let waited = self.changed.wait_timeout_while(self.lock(), limit, waiting);
         let (mut mail, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        mail.stop = false;
         match mail.given_back.take() {
-            Some(session) => Ok(session),
-            None if mail.worker_lives => Err(StopError::Drain {
-                in_flight: 1,
-                limit_ms,
-            }),
-            None => Err(StopError::WorkerGone),
+            Some(session) => Some(Ok(session)),
+            None if mail.worker_lives => None,
+            None => Some(Err(StopError::WorkerGone)),
         }
     }
 

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
-use crate::reactor::{Event, Submit};
+use crate::metrics::{LeaseState, SessionMetrics};
+use crate::reactor::{Event, Reach, Submit};
 use crate::request::{Completion, Failure, Operation, Request, Segment};
 use crate::slab::Slab;
 
@@ -19,7 +20,7 @@ use self::recovery::{After, Backoff};
 use self::rewriting::Rewriting;
 use super::bringup::{Stop, Up};
 use super::initiator::{Initiator, Report};
-use super::plan::{OnError, Plan};
+use super::plan::Plan;
 use super::procedure::Procedure;
 use super::reservation::Tenure;
 use super::retained::{Moment, Retained};
@@ -70,6 +71,7 @@ pub(crate) struct Disk {
     parting: Option<Parting>,
     /// Since when it is not served.
     unserved_since: Option<Instant>,
+    metrics: Arc<SessionMetrics>,
 }
 
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl Disk {
                 _ => Discard::Supported,
             },
         };
-        Self {
+        let disk = Self {
             plan,
             geometry,
             unit: up.unit,
@@ -129,6 +131,18 @@ impl Disk {
             backoff: Backoff::default(),
             parting: None,
             unserved_since: None,
+            metrics: Arc::default(),
+        };
+        disk.tell_of_lease(LeaseState::Held);
+        disk
+    }
+
+    /// Tells whoever reads the metrics how it stands with the lease, if there is one.
+    fn tell_of_lease(&self, state: LeaseState) {
+        if let Some(tenure) = &self.tenure {
+            let generation = tenure.record.as_ref().map_or(0, |record| record.generation);
+            self.metrics.lease_epoch.set(generation);
+            self.metrics.set_lease_state(state);
         }
     }
 
@@ -218,12 +232,15 @@ impl Disk {
         match next {
             Next::Send if matches!(self.state, State::Serving) => self.send(place),
             Next::Send => self.queue.push_back(place),
-            Next::Later(time) => self.put_off.push((io.now() + time, place)),
+            Next::Later(time) => {
+                self.metrics.retries.add(1);
+                self.put_off.push((io.now() + time, place));
+            }
             Next::Reconnect(why) => {
                 self.queue.push_back(place);
                 self.doubt(why, io);
             }
-            Next::End(outcome) => self.end(place, outcome),
+            Next::End(outcome) => self.end(place, outcome, io.now()),
         }
     }
 
@@ -245,7 +262,7 @@ impl Disk {
         }
     }
 
-    fn end(&mut self, place: usize, outcome: Result<(), Failure>) {
+    fn end(&mut self, place: usize, outcome: Result<(), Failure>, now: Instant) {
         let Some(flight) = self.flights.remove(place) else {
             return;
         };
@@ -253,6 +270,7 @@ impl Disk {
             self.geometry.size_bytes = flight.request.len_bytes;
             self.unit.size_bytes = flight.request.len_bytes;
         }
+        self.metrics.latency.record(now - flight.accepted);
         let request = flight.request;
         self.done.push_back(Completion { request, outcome });
     }
@@ -270,7 +288,7 @@ impl Disk {
 
     /// Ends what has waited for the target longer than its user wants.
     fn report_overdue(&mut self, now: Instant) {
-        let (OnError::Report(limit), Some(since)) = (self.plan.on_error, self.unserved_since) else {
+        let (Some(limit), Some(since)) = (self.plan.report_after, self.unserved_since) else {
             return;
         };
         // What is in the queue is not with a connection: nothing uses its memory.
@@ -284,14 +302,14 @@ impl Disk {
             !is_overdue
         });
         for place in overdue {
-            self.end(place, Err(Failure::Host(libc::ETIMEDOUT)));
+            self.end(place, Err(Failure::Host(libc::ETIMEDOUT)), now);
         }
     }
 
     /// When the oldest request that waits is overdue.
     fn overdue_at(&self) -> Option<Instant> {
-        match (self.plan.on_error, self.unserved_since) {
-            (OnError::Report(limit), Some(since)) => {
+        match (self.plan.report_after, self.unserved_since) {
+            (Some(limit), Some(since)) => {
                 let waiting = self.queue.iter().filter_map(|place| self.flights.get(*place));
                 waiting.map(|flight| flight.accepted.max(since) + limit).min()
             }
@@ -320,6 +338,10 @@ impl Disk {
         self.take_put_off(io.now());
         self.dispatch(io);
         self.initiator.pump(io);
+        let waiting = self.queue.len() + self.put_off.len();
+        self.metrics
+            .outstanding
+            .set(self.flights.len().saturating_sub(waiting) as u64);
     }
 }
 
@@ -379,6 +401,10 @@ impl Backend for Disk {
         self.initiator.pump(io);
     }
 
+    fn reach(&self) -> Reach {
+        Reach::FilesAndSockets
+    }
+
     fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {
         self.parting = Some(parting);
         self.part_or_wait(io);
@@ -416,6 +442,10 @@ impl Backend for Disk {
         }
         self.settle(io);
         self.report_overdue(now);
+    }
+
+    fn session(&self) -> Option<Arc<SessionMetrics>> {
+        Some(Arc::clone(&self.metrics))
     }
 
     fn loss(&self) -> Option<&str> {

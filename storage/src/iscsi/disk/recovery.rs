@@ -6,6 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use crate::backend::Parting;
+use crate::metrics::LeaseState;
 use crate::reactor::Submit;
 
 use super::super::bringup::{self, Past, Stop, Up};
@@ -95,8 +96,6 @@ impl Disk {
         let portal = portal.expect("an address was found when the image was opened");
         self.state = State::Connecting;
         self.initiator.connect(portal, self.backoff.patience(), io);
-        // The reactor has a socket of its own now, or will have.
-        self.socket = None;
     }
 
     pub(super) fn connected(&mut self, io: &mut dyn Submit) {
@@ -149,6 +148,8 @@ impl Disk {
             ..up.unit
         };
         self.tenure = up.tenure;
+        self.tell_of_lease(LeaseState::Held);
+        self.metrics.reconnects.add(1);
         self.state = State::Rewriting(Rewriting::new(&self.retained));
         self.rewrite();
     }
@@ -201,6 +202,7 @@ impl Disk {
     fn unserved(&mut self, why: &str, io: &mut dyn Submit) {
         if self.unserved_since.is_none() {
             self.unserved_since = Some(io.now());
+            self.tell_of_lease(LeaseState::Pending);
             log::warn!("{}: {why}; its requests wait", self.plan.name);
         } else {
             log::debug!("{}: {why}", self.plan.name);
@@ -217,19 +219,25 @@ impl Disk {
 
     pub(super) fn closed(&mut self, unfinished: Vec<Command>, io: &mut dyn Submit) {
         self.emptying = None;
+        // The last that keeps the connection from being reset.
+        self.socket = None;
         for command in unfinished {
             // Rewrites begin anew with the next session; flights go on with the command that they were at.
             if let Ok(place) = usize::try_from(command.cookie)
                 && self.flights.get_mut(place).is_some()
             {
                 self.queue.push_back(place);
+                self.metrics.retries.add(1);
             }
         }
         let State::Leaving(after) = std::mem::replace(&mut self.state, State::Detached) else {
             unreachable!("a connection is closed when it was left");
         };
         self.state = match (after, self.parting) {
-            (After::Loss(reason), _) => State::Lost(reason),
+            (After::Loss(reason), _) => {
+                self.tell_of_lease(LeaseState::Lost);
+                State::Lost(reason)
+            }
             (After::Move | After::End, _) | (_, Some(Parting::Breaks | Parting::Moves)) => State::Detached,
             (After::Reconnect, _) => State::Resting(io.now() + self.backoff.rest()),
         };

@@ -15,7 +15,7 @@ use super::security::Step;
 pub enum LoginError {
     /// 0201 with a user, or 0200 to its proof.
     #[error(
-        "the target refuses the user `{user}` or its secret: compare the file that `chap_secret_file` names with \
+        "the target refuses the CHAP user `{user}` or its secret: compare the file that `chap_secret_file` names with \
          the secret that the target has for that user{hint}"
     )]
     Secret {
@@ -26,7 +26,7 @@ pub enum LoginError {
     },
     /// 0201 without one.
     #[error(
-        "the target wants to know who logs in: name the user before the host (iscsi://USER@HOST/…) and the file \
+        "the target asks for CHAP: name the user before the host (iscsi://USER@HOST/…) and the file \
          with its secret by `chap_secret_file`"
     )]
     Anonymous,

@@ -195,7 +195,7 @@ fn options_that_need_each_other_come_together() {
 #[test]
 fn a_path_is_no_url() {
     assert!(IscsiUrl::is_url("iSCSI://h"));
-    for path in ["/var/iscsi://", "iscsi:/", "", "é́́́́scsi://"] {
+    for path in ["/var/iscsi://", "iscsi:/", "", "iscsi:/é"] {
         assert!(!IscsiUrl::is_url(path), "{path}");
     }
 }
@@ -229,7 +229,10 @@ fn a_text_that_is_no_url_is_shown_without_what_could_be_a_password() {
 proptest! {
     #[test]
     fn what_is_read_is_written_as_it_reads(
-        text in "iscsi://([a-z%:]{1,6}@)?[a-z0-9.:\\[\\],]{1,12}/iqn\\.2026-11\\.[a-z:%4_A]{1,8}/[0-9]{1,5}(\\?(chap_secret_f[de]|chap|initiator|data_digest|x)=[a-z0-9%/&=]{0,8})?",
+        text in concat!(
+            "iscsi://([a-z%:]{1,6}@)?[a-z0-9.:\\[\\],]{1,12}/iqn\\.2026-11\\.[a-z:%4_A]{1,8}/[0-9]{1,5}",
+            "(\\?(chap_secret_f[de]|chap|initiator|data_digest|x)=[a-z0-9%/&=]{0,8})?",
+        ),
     ) {
         if let Ok(url) = text.parse::<IscsiUrl>() {
             prop_assert_eq!(url.to_string().parse(), Ok(url));

@@ -1,20 +1,21 @@
 //! A session in the full feature phase (RFC 7143, 4.2 and 11): what it takes, and when it answers.
 
+mod intake;
+mod management;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::State;
-use super::negotiation::{Negotiated, SessionKind, pairs, segment};
+use super::negotiation::{Negotiated, SessionKind};
 use super::nexus::Nexus;
 use super::options::Pace;
 use super::outbox::{Outbox, Outgoing, replies};
 use super::refusal::Refusal;
 use super::transfer::{Transfer, TransferError};
 use crate::iscsi::pdu::{
-    Async, AsyncEvent, Bhs, DataOut, InitiatorPdu, LogoutOutcome, LogoutReason, LogoutRequest,
-    LogoutResponse, Lun, NopIn, NopOut, PduError, Reject, RejectReason, ScsiCommand, Serial, Tag, TargetPdu,
-    TaskFunction, TaskManagementRequest, TaskManagementResponse, TaskOutcome, TextRequest, TextResponse,
-    Window,
+    Async, AsyncEvent, Bhs, InitiatorPdu, Lun, NopIn, PduError, Reject, RejectReason, ScsiCommand, Serial,
+    Tag, TargetPdu, TaskManagementRequest, Window,
 };
 use crate::sim::dice::Dice;
 
@@ -166,284 +167,6 @@ impl Session {
         self.outbox.is_empty()
     }
 
-    fn take(
-        &mut self,
-        pdu: &InitiatorPdu,
-        bhs: &Bhs,
-        data: Vec<u8>,
-        state: &mut State,
-    ) -> Result<(), SessionError> {
-        match pdu {
-            InitiatorPdu::ScsiCommand(pdu) => {
-                self.take_turn(pdu.immediate, pdu.cmd_sn)?;
-                self.begin(*pdu, bhs, data, state)
-            }
-            InitiatorPdu::DataOut(pdu) => self.take_data(pdu, &data, state),
-            InitiatorPdu::NopOut(pdu) => {
-                self.take_turn(pdu.immediate, pdu.cmd_sn)?;
-                self.take_nop(pdu, data)
-            }
-            InitiatorPdu::TextRequest(pdu) => {
-                self.take_turn(pdu.immediate, pdu.cmd_sn)?;
-                self.answer_text(pdu, &data, state);
-                Ok(())
-            }
-            InitiatorPdu::TaskManagementRequest(pdu) => {
-                self.take_turn(pdu.immediate, pdu.cmd_sn)?;
-                self.management.push(*pdu);
-                Ok(())
-            }
-            InitiatorPdu::LogoutRequest(pdu) => {
-                self.take_turn(pdu.immediate, pdu.cmd_sn)?;
-                self.log_out(pdu, state);
-                Ok(())
-            }
-            InitiatorPdu::LoginRequest(_) => Err(SessionError::Misplaced("Login Request")),
-        }
-    }
-
-    /// Counts a PDU that has a CmdSN.
-    fn take_turn(&mut self, immediate: bool, cmd_sn: Serial) -> Result<(), SessionError> {
-        // One connection keeps the order, so there is no gap to wait for.
-        let is_open = immediate || !self.max_cmd_sn.is_before(cmd_sn);
-        if cmd_sn != self.exp_cmd_sn || !is_open {
-            return Err(SessionError::CmdSn {
-                found: cmd_sn,
-                expected: self.exp_cmd_sn,
-                max: self.max_cmd_sn,
-            });
-        }
-        if !immediate {
-            self.exp_cmd_sn = cmd_sn.next();
-        }
-        Ok(())
-    }
-
-    fn begin(
-        &mut self,
-        command: ScsiCommand,
-        bhs: &Bhs,
-        data: Vec<u8>,
-        state: &mut State,
-    ) -> Result<(), SessionError> {
-        let tag = command.initiator_task_tag;
-        if self.negotiated.kind == SessionKind::Discovery {
-            return Err(SessionError::Misplaced("SCSI Command"));
-        }
-        if tag == Tag::RESERVED || self.active.contains_key(&tag.0) {
-            return Err(SessionError::TagInUse(tag.0));
-        }
-        if self.is_parting {
-            self.reject(bhs, RejectReason::WAITING_FOR_LOGOUT);
-            return Ok(());
-        }
-        let may_reject = command.is_final;
-        if may_reject && self.dice.one_in(state.options.mishaps.reject_one_in) {
-            self.reject(bhs, RejectReason::OUT_OF_RESOURCES);
-            return Ok(());
-        }
-        if command.write {
-            let resets = resets(command.lun, state);
-            let transfer = Transfer::new(command, data, &self.negotiated, resets);
-            let mut transfer = transfer.map_err(|error| SessionError::Transfer(tag.0, error))?;
-            transfer.is_doomed = self.dice.one_in(state.options.mishaps.busy_one_in);
-            self.transfers.push(transfer);
-        } else {
-            if !data.is_empty() {
-                return Err(SessionError::DataWithoutWrite);
-            }
-            state.receive(&self.nexus, command, data);
-        }
-        self.active.insert(tag.0, (command, 0));
-        self.hand_over(state);
-        Ok(())
-    }
-
-    fn take_data(&mut self, pdu: &DataOut, data: &[u8], state: &mut State) -> Result<(), SessionError> {
-        let tag = pdu.initiator_task_tag.0;
-        let mut transfers = self.transfers.iter_mut();
-        let found = transfers.find(|transfer| transfer.command.initiator_task_tag.0 == tag);
-        let Some(transfer) = found else {
-            // The command may have been aborted or reset while the data was on its way.
-            return if pdu.target_transfer_tag.0 < self.next_transfer_tag {
-                Ok(())
-            } else {
-                Err(SessionError::NoTransfer(tag))
-            };
-        };
-        let taken = transfer.receive(pdu, data, &self.negotiated);
-        taken.map_err(|error| SessionError::Transfer(tag, error))?;
-        self.hand_over(state);
-        Ok(())
-    }
-
-    /// Gives commands whose data is whole to the target, and forgets those that were reset before.
-    fn hand_over(&mut self, state: &mut State) {
-        let (nexus, active) = (&self.nexus, &mut self.active);
-        self.transfers.retain_mut(|transfer| {
-            let command = transfer.command;
-            if transfer.resets != resets(command.lun, state) {
-                active.remove(&command.initiator_task_tag.0);
-                return false;
-            }
-            let Some(data) = transfer.take_whole() else {
-                return true;
-            };
-            if let Some((_, r2t_count)) = active.get_mut(&command.initiator_task_tag.0) {
-                *r2t_count = transfer.r2t_count();
-            }
-            state.receive(nexus, command, data);
-            false
-        });
-    }
-
-    fn take_nop(&mut self, pdu: &NopOut, data: Vec<u8>) -> Result<(), SessionError> {
-        let is_answer = pdu.target_transfer_tag != Tag::RESERVED;
-        if is_answer && !self.pings.remove(&pdu.target_transfer_tag.0) {
-            return Err(SessionError::NoPing(pdu.target_transfer_tag.0));
-        }
-        if pdu.initiator_task_tag != Tag::RESERVED {
-            let echo = TargetPdu::NopIn(NopIn {
-                lun: Lun::default(),
-                initiator_task_tag: pdu.initiator_task_tag,
-                target_transfer_tag: Tag::RESERVED,
-                stat_sn: Serial(0),
-                window: Window::default(),
-            });
-            self.say(Outgoing { pdu: echo, data });
-        }
-        Ok(())
-    }
-
-    fn answer_text(&mut self, pdu: &TextRequest, data: &[u8], state: &State) {
-        let place = &state.options.place;
-        let mut answers = Vec::new();
-        for (key, value) in pairs(data) {
-            let is_known = value == "All" || value.is_empty() || value == place.name;
-            if key != "SendTargets" {
-                answers.push((key, "NotUnderstood".to_owned()));
-            } else if is_known {
-                answers.push(("TargetName".to_owned(), place.name.clone()));
-                answers.push(("TargetAddress".to_owned(), place.address.clone()));
-            }
-        }
-        let response = TargetPdu::TextResponse(TextResponse {
-            is_final: true,
-            is_continued: false,
-            lun: Lun::default(),
-            initiator_task_tag: pdu.initiator_task_tag,
-            target_transfer_tag: Tag::RESERVED,
-            stat_sn: Serial(0),
-            window: Window::default(),
-        });
-        self.say(Outgoing {
-            pdu: response,
-            data: segment(&answers),
-        });
-    }
-
-    fn log_out(&mut self, pdu: &LogoutRequest, state: &mut State) {
-        let is_recovery = pdu.reason == LogoutReason::REMOVE_FOR_RECOVERY;
-        if !is_recovery {
-            for tag in self.active.keys() {
-                state.abort(self.nexus.session, *tag);
-                self.outbox.forget(*tag);
-            }
-            self.active.clear();
-            self.transfers.clear();
-        }
-        self.is_over = !is_recovery;
-        self.say(Outgoing::bare(TargetPdu::LogoutResponse(LogoutResponse {
-            response: if is_recovery {
-                LogoutOutcome::RECOVERY_NOT_SUPPORTED
-            } else {
-                LogoutOutcome::CLOSED
-            },
-            initiator_task_tag: pdu.initiator_task_tag,
-            stat_sn: Serial(0),
-            window: Window::default(),
-            time2wait: 0,
-            time2retain: 0,
-        })));
-    }
-
-    /// Carries task management out, at once or later.
-    fn manage(&mut self, state: &mut State) {
-        for request in std::mem::take(&mut self.management) {
-            if state.options.pace == Pace::Dice && self.dice.one_in(2) {
-                self.management.push(request);
-                continue;
-            }
-            let response = self.manage_one(&request, state);
-            self.say(Outgoing::bare(TargetPdu::TaskManagementResponse(
-                TaskManagementResponse {
-                    response,
-                    initiator_task_tag: request.initiator_task_tag,
-                    stat_sn: Serial(0),
-                    window: Window::default(),
-                },
-            )));
-        }
-    }
-
-    fn manage_one(&mut self, request: &TaskManagementRequest, state: &mut State) -> TaskOutcome {
-        let of_unit = |command: &ScsiCommand| command.lun.number() == request.lun.number();
-        match request.function {
-            TaskFunction::ABORT_TASK => {
-                let tag = request.referenced_task_tag.0;
-                if !self.active.contains_key(&tag) {
-                    return TaskOutcome::TASK_DOES_NOT_EXIST;
-                }
-                self.abort(tag, state);
-            }
-            TaskFunction::ABORT_TASK_SET => {
-                let active = self.active.iter();
-                let tags = active
-                    .filter(|(_, (command, _))| of_unit(command))
-                    .map(|(tag, _)| *tag);
-                for tag in tags.collect::<Vec<_>>() {
-                    self.abort(tag, state);
-                }
-            }
-            TaskFunction::LOGICAL_UNIT_RESET => {
-                if !state.reset(&self.nexus, request.lun.number()) {
-                    return TaskOutcome::LUN_DOES_NOT_EXIST;
-                }
-                self.forget_lost(state);
-            }
-            TaskFunction::TARGET_WARM_RESET => {
-                let numbers: Vec<u16> = state.units.keys().copied().collect();
-                for number in numbers {
-                    state.reset(&self.nexus, Some(number));
-                }
-                self.forget_lost(state);
-            }
-            TaskFunction::TASK_REASSIGN => return TaskOutcome::REASSIGNMENT_NOT_SUPPORTED,
-            _ => return TaskOutcome::FUNCTION_NOT_SUPPORTED,
-        }
-        TaskOutcome::FUNCTION_COMPLETE
-    }
-
-    fn abort(&mut self, tag: u32, state: &mut State) {
-        state.abort(self.nexus.session, tag);
-        self.outbox.forget(tag);
-        self.active.remove(&tag);
-        self.transfers
-            .retain(|transfer| transfer.command.initiator_task_tag.0 != tag);
-    }
-
-    /// Forgets the commands that a reset, by this session or another, has ended.
-    fn forget_lost(&mut self, state: &mut State) {
-        self.hand_over(state);
-        let (transfers, outbox, session) = (&self.transfers, &self.outbox, self.nexus.session);
-        let is_coming = |tag: u32| {
-            let mut transfers = transfers.iter();
-            transfers.any(|transfer| transfer.command.initiator_task_tag.0 == tag)
-        };
-        self.active
-            .retain(|tag, _| is_coming(*tag) || outbox.has(*tag) || state.has_task(session, *tag));
-    }
-
     /// Prepares the answers to commands that have ended.
     fn reply(&mut self, state: &mut State) {
         for (tag, answer) in state.take_done(self.nexus.session) {
@@ -572,8 +295,3 @@ impl Session {
 
 /// How many pings wait for their answers at most.
 const PINGS_MAX: usize = 4;
-
-fn resets(lun: Lun, state: &State) -> u64 {
-    let unit = lun.number().and_then(|number| state.units.get(&number));
-    unit.map_or(0, |unit| unit.resets)
-}

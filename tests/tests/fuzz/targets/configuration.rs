@@ -5,7 +5,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use coracle_storage::lease::{NetworkTerms, OnError};
 use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
+use coracle_storage::open::is_remote;
 use coracle_vmm::api::{Data, Fault};
 use coracle_vmm::arch::x86_64::boot::cmdline::{BYTES_MAX, Cmdline, Root, RootAccess};
 use coracle_vmm::arch::x86_64::layout::VirtioWindow;
@@ -40,6 +42,7 @@ pub(super) fn check(config: &Config) {
         processor::check(cpu);
     }
     check_limits(config);
+    check_networks(config);
     check_command_line(config);
 }
 
@@ -63,6 +66,16 @@ fn check_limits(config: &Config) {
                 let _ = limiter.admit(bytes, now);
             }
         }
+    }
+}
+
+/// What was taken of a drive's server makes sense, whatever was changed since.
+fn check_networks(config: &Config) {
+    for drive in config.drives() {
+        let terms = drive.network().expect("it was checked when it was taken");
+        assert_eq!(terms.on_error == OnError::Report, terms.timeout.is_some());
+        let path = drive.image_path().expect("it was checked, too");
+        assert!(is_remote(path) || terms == NetworkTerms::default());
     }
 }
 

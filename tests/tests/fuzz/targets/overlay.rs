@@ -47,11 +47,8 @@ pub(crate) fn run(data: &[u8]) {
     let base = memfd();
     base.set_len(BASE_BYTES).expect("a memfd can be sparse");
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&base));
-    let terms = Terms {
-        lock: Lock::None,
-        at: None,
-        owner: &Owner::of_this_process("fuzz"),
-    };
+    let owner = Owner::of_this_process("fuzz");
+    let terms = Terms::new(Lock::None, &owner);
     let base = open(&path, Access::ReadOnly, &terms).expect("the base is an image");
     let (file, header) = file.into_parts();
     let overlay = Overlay::new(base.backend, file, header, &bits, Lifetime::Kept);

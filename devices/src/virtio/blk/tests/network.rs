@@ -15,7 +15,7 @@ use super::super::share::Share;
 use super::super::worker::{Life, Worker};
 use super::*;
 use crate::complaints::Complaints;
-use crate::virtio::device::{ActiveQueue, Interrupt};
+use crate::virtio::device::{ActiveQueue, Interrupt, Notice};
 use crate::virtio::testing::memory;
 
 const DRAIN_MS: u64 = 1_000;
@@ -320,13 +320,13 @@ impl Bench {
     }
 
     fn stop(&mut self) -> StopAnswer {
-        let (call, answer) = StopCall::new();
+        let (call, answer) = StopCall::new(&Notice::default());
         self.post(Command::Stop(call));
         answer
     }
 
     fn replace(&mut self, image: &Fake) -> super::super::mailbox::Answer<ReplaceReply> {
-        let (call, answer) = Call::new();
+        let (call, answer) = Call::new(&Notice::default());
         self.post(Command::Replace(Box::new(image.clone()), call));
         answer
     }

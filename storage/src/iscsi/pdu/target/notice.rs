@@ -20,7 +20,7 @@ impl AsyncEvent {
     pub const VENDOR: Self = Self(255);
 }
 
-/// Asynchronous Message (11.9). Its data segment is sense data, as in a [`ScsiResponse`].
+/// Asynchronous Message (11.9). Its data segment is sense data, as in a [`ScsiResponse`](super::ScsiResponse).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Async {
     /// With an event of SCSI: where.

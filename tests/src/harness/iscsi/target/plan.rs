@@ -50,6 +50,13 @@ impl Plan {
         Self::default().lun(Lun::new(bytes))
     }
 
+    /// With so many threads for each logical unit.
+    #[must_use]
+    pub fn threads(mut self, count: u32) -> Self {
+        self.threads = count;
+        self
+    }
+
     /// With one more logical unit.
     #[must_use]
     pub fn lun(mut self, lun: Lun) -> Self {

@@ -1,7 +1,9 @@
 //! A device that gives back what it is offered when it starts, and then waits to be stopped: a transport's own
 //! behaviour, without threads.
 
-use coracle_devices::virtio::device::{DeviceKind, Session, StartError, StopError, VirtioDevice};
+use coracle_devices::virtio::device::{
+    DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice,
+};
 use coracle_devices::virtio::ring::{Chain, FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, PopError, Virtqueue};
 
 const FEATURE_VERSION_1: u64 = 1 << 32;
@@ -58,8 +60,10 @@ impl VirtioDevice for Null {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<Option<Session>, StopError> {
-        Ok(self.session.take())
+    fn begin_stop(&mut self, _: &Notice) {}
+
+    fn poll_stop(&mut self, _: Patience) -> Stop {
+        Stop::Stopped(self.session.take())
     }
 }
 

@@ -19,7 +19,7 @@ use super::super::super::space::{FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_WRITE_Z
 use super::super::{IO_ERROR, OK, UNANSWERED, UNSUPPORTED, header, range};
 use super::ring::{Asked, Offer, Ring};
 use super::wish::{SECTORS_MAX, Wish};
-use crate::virtio::device::Interrupt;
+use crate::virtio::device::{Interrupt, Notice};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::testing::{Piece, memory};
 
@@ -343,7 +343,7 @@ impl Guest {
     }
 
     fn ask_to_stop(&mut self) {
-        let (call, answer) = StopCall::new();
+        let (call, answer) = StopCall::new(&Notice::default());
         self.post(Command::Stop(call));
         self.stop = Some(answer);
     }

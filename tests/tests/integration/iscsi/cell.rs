@@ -59,7 +59,7 @@ impl Work {
         let discard = "do=pattern-write:mib=1,offset_mib=8 do=discard:mib=1,offset_mib=8 do=read-check-zero:mib=1,offset_mib=8";
         let (words, period) = match step {
             Step::Idle => (repeated(&format!("do=tick:ms=300,count=1 {verify}"), 25), 300),
-            Step::Read => (repeated(&verify, 30), 0),
+            Step::Read => (repeated(&verify, 34), 0),
             Step::Unmap => (repeated(discard, 14), 0),
             Step::Login | Step::Write | Step::Flush | Step::Reservation => {
                 (format!("do=stamp:writer=1,blocks={BLOCKS},flush_every=4,ms=1"), 0)

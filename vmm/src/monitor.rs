@@ -5,6 +5,8 @@
 
 mod opening;
 mod operation;
+#[cfg(test)]
+mod tests;
 mod wakeup;
 
 use std::io;

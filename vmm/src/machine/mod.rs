@@ -18,6 +18,8 @@ mod pausing;
 pub mod plan;
 mod platform;
 mod report;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 

@@ -322,7 +322,8 @@ pub trait Reactor: Submit {
     /// When the kernel refuses; the watch then still counts, but is not reported.
     fn unwatch(&mut self, token: Token) -> io::Result<()>;
 
-    /// Reports [`Wake::TimerExpired`] when [`Submit::now`] has reached `deadline`; a new deadline replaces an older one, `None` takes it back.
+    /// Reports [`Wake::TimerExpired`] when [`Submit::now`] has reached `deadline`; a new deadline replaces an older one,
+    /// `None` takes it back.
     fn set_timer(&mut self, deadline: Option<Instant>);
 
     /// Submits what is queued, waits until at least one wake-up is there (not at all if `patience`

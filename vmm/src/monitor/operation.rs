@@ -1,6 +1,6 @@
 //! What the `vmm` thread has begun and looks after, one thing at a time, while it serves other calls.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::blk::{self, PartialDrive};
 use coracle_devices::virtio::device::Patience;
@@ -21,6 +21,9 @@ pub(super) struct Operation {
     asker: Asker,
     begun: Instant,
 }
+
+/// When a guest of a lost disk that could not be stopped is asked again.
+const STRAND_PERIOD: Duration = Duration::from_secs(1);
 
 /// Whom to tell.
 pub(super) enum Asker {
@@ -103,11 +106,18 @@ impl Monitor {
             }
             Course::Over(outcome) => {
                 self.wakeup.set_due(None);
-                if is_pause && outcome.is_ok() {
+                let has_failed = outcome.is_err();
+                if is_pause && !has_failed {
                     super::took(&self.latencies.pause_us, begun);
                 }
                 self.tell(asker, outcome);
-                self.strand();
+                if is_pause && has_failed {
+                    // A guest that has to stand still is asked again, but not at once.
+                    let again = self.guest.loss().map(|_| Instant::now() + STRAND_PERIOD);
+                    self.wakeup.set_due(again);
+                } else {
+                    self.strand();
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 mod api;
 mod client;
 mod completions;
+mod confirm;
 mod deadline;
 mod discovery;
 mod disk;

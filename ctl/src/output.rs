@@ -86,6 +86,12 @@ pub(crate) fn causes(error: &dyn StdError) -> impl Iterator<Item = String> {
     std::iter::successors(error.source(), |&cause| cause.source()).map(ToString::to_string)
 }
 
+/// What `error` says, with every cause, on one line.
+pub(crate) fn joined(error: &(dyn StdError + 'static)) -> String {
+    let texts: Vec<String> = std::iter::once(error.to_string()).chain(causes(error)).collect();
+    texts.join(": ")
+}
+
 /// A path as JSON: paths that are not UTF-8 lose what JSON cannot say.
 pub(crate) fn path_text(path: &Path) -> String {
     path.to_string_lossy().into_owned()

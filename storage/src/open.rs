@@ -55,7 +55,8 @@ pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Open
 pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
     check_terms(access, terms);
     if IscsiUrl::is_url(path) {
-        let iscsi::Opened { disk, name } = iscsi::open(path, access, terms).map_err(|e| unusable(path, e))?;
+        let iscsi::Opened { disk, name } =
+            iscsi::open(path, access, terms).map_err(|e| OpenError::of_unit(path, e))?;
         return Ok(Image {
             backend: Box::new(disk),
             hold: Hold::new(ImageId::Unit(name), None),
@@ -85,7 +86,7 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
     check_terms(access, terms);
     if IscsiUrl::is_url(path) {
         // Whoever asks does not want to wait for a network.
-        return iscsi::check(path).map_err(|e| unusable(path, e));
+        return iscsi::check(path).map_err(|e| OpenError::of_unit(path, e));
     }
     let opened = open_image(path, access, terms)?;
     match terms.role() {
@@ -133,7 +134,7 @@ pub enum OpenError {
     /// An image on an iSCSI target.
     #[error("image `{url}`")]
     Iscsi {
-        /// As configured.
+        /// As configured, without what could be a password.
         url: String,
         /// Why.
         #[source]
@@ -237,10 +238,13 @@ struct Opened {
     geometry: Geometry,
 }
 
-fn unusable(url: &str, source: IscsiError) -> OpenError {
-    OpenError::Iscsi {
-        url: url.to_owned(),
-        source: Box::new(source),
+impl OpenError {
+    /// What is wrong with the unit that `url` names.
+    pub fn of_unit(url: &str, source: IscsiError) -> Self {
+        Self::Iscsi {
+            url: iscsi::shown(url),
+            source: Box::new(source),
+        }
     }
 }
 

@@ -1,18 +1,18 @@
 //! `coraclectl disk flatten`: an overlay and its base as one image.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use clap::Args;
+use coracle_storage::iscsi::IscsiUrl;
 use coracle_storage::lease::Lock;
 use coracle_storage::overlay::file::sync_directory_of;
 use serde_json::json;
 
-use super::DiskError;
 use super::copy::{Holds, len_of, pieces, runs};
 use super::offline::{Image, Overlay};
 use super::progress::Progress;
+use super::{DiskError, output_refused as refused};
 use crate::output::{Format, print, print_json};
 
 /// Write an overlay and its base into a new raw image
@@ -33,6 +33,9 @@ pub(crate) struct FlattenArgs {
 ///
 /// Why it cannot; then nothing is left of it.
 pub(crate) fn flatten(args: &FlattenArgs, format: Format) -> Result<(), DiskError> {
+    if IscsiUrl::is_url(&args.output) {
+        return Err(DiskError::OutputIsUnit(args.output.clone()));
+    }
     let overlay = Overlay::open(&args.overlay, Lock::Exclusive)?;
     let base = overlay.base(args.base.as_deref())?;
     let draft = format!("{}.{}.draft", args.output, std::process::id());
@@ -82,14 +85,4 @@ fn write(overlay: &Overlay, mut base: Image, file: &File, args: &FlattenArgs) ->
         }
     }
     file.sync_all().map_err(refused)
-}
-
-fn refused(path: &str, error: io::Error) -> DiskError {
-    match error.kind() {
-        ErrorKind::AlreadyExists => DiskError::OutputExists(path.to_owned()),
-        _ => DiskError::Host {
-            path: path.to_owned(),
-            source: error,
-        },
-    }
 }

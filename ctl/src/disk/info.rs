@@ -4,20 +4,22 @@ use std::os::unix::fs::MetadataExt;
 
 use clap::Args;
 use coracle_storage::backend::Access;
-use coracle_storage::lease::Lock;
+use coracle_storage::iscsi::{IscsiUrl, Operator};
+use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::open::OpenError;
 use coracle_storage::overlay::file::FileError;
 use coracle_storage::overlay::format::{HeaderError, State};
 use serde_json::Value;
 
 use super::DiskError;
-use super::offline::{Image, Overlay};
-use crate::output::{Format, print, print_json};
+use super::offline::{Image, OWNER, Overlay};
+use crate::output::{Format, joined, print, print_json};
 use crate::table::Table;
 
 /// Show what an image or an overlay is, and how much of it there is
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// A raw image or an overlay
+    /// A raw image, an overlay, or a unit of an iSCSI target (iscsi://HOST/TARGET/LUN)
     image: String,
 }
 
@@ -27,6 +29,9 @@ pub(crate) struct InfoArgs {
 ///
 /// When it is neither.
 pub(crate) fn info(args: &InfoArgs, format: Format) -> Result<(), DiskError> {
+    if IscsiUrl::is_url(&args.image) {
+        return tell(of_unit(&args.image)?, format);
+    }
     // Only this verb looks into a file to learn its kind: a guest can write whatever it likes at the start
     // of a raw image, and nothing but a line of text comes of it here.
     let facts = match Overlay::open(&args.image, Lock::None) {
@@ -42,6 +47,10 @@ pub(crate) fn info(args: &InfoArgs, format: Format) -> Result<(), DiskError> {
         )) => of_raw(&args.image)?,
         Err(error) => return Err(error),
     };
+    tell(facts, format)
+}
+
+fn tell(facts: Facts, format: Format) -> Result<(), DiskError> {
     match format {
         Format::Json => print_json(&facts.into_iter().collect())?,
         Format::Text => print(table(&facts))?,
@@ -59,6 +68,33 @@ fn of_raw(path: &str) -> Result<Facts, DiskError> {
         ("kind", "raw".into()),
         ("size_bytes", image.size_bytes().into()),
         ("allocated_bytes", allocated_bytes(path)?.into()),
+    ])
+}
+
+/// Nothing here takes the unit's lease: a machine may have it.
+fn of_unit(url: &str) -> Result<Facts, DiskError> {
+    let owner = Owner::of_this_process(OWNER);
+    let standing = Operator::new(url, None, &owner).and_then(|operator| operator.inspect());
+    let standing = standing.map_err(|error| OpenError::of_unit(url, error))?;
+    let lease = match &standing.newest {
+        Ok(Some(record)) => record.to_string(),
+        Ok(None) if standing.holder.is_some() => "reserved by somebody who left no record".to_owned(),
+        Ok(None) => "never leased, as far as is recorded".to_owned(),
+        Err(error) => joined(error),
+    };
+    let nowhere = "nowhere: `coraclectl disk create` makes a place";
+    Ok(vec![
+        ("path", url.into()),
+        ("kind", "unit of an iSCSI target".into()),
+        ("identity", standing.identity.into()),
+        ("size_bytes", standing.size_bytes.into()),
+        ("capacity_bytes", standing.capacity_bytes.into()),
+        ("is_write_protected", standing.is_write_protected.into()),
+        (
+            "lease_records",
+            standing.records.as_deref().unwrap_or(nowhere).into(),
+        ),
+        ("lease", lease.into()),
     ])
 }
 
@@ -91,7 +127,7 @@ fn base_state(overlay: &Overlay) -> String {
     match overlay.base(None) {
         Ok(_) => "there".to_owned(),
         Err(DiskError::Overlay(_)) => "another image, or changed".to_owned(),
-        Err(error) => error.to_string(),
+        Err(error) => joined(&error),
     }
 }
 

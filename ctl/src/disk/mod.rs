@@ -2,13 +2,15 @@
 
 mod commit;
 mod copy;
+mod create;
 mod flatten;
 mod info;
 mod offline;
 mod progress;
 mod rebase;
+mod size;
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use clap::{Args, Subcommand};
 use coracle_storage::open::OpenError;
@@ -17,9 +19,10 @@ use coracle_storage::overlay::file::FileError;
 use coracle_storage::request::Failure;
 use thiserror::Error;
 
+use crate::confirm::ConfirmError;
 use crate::output::{Format, OutputError};
 
-/// Look at images and overlays, and change overlays, while no machine uses them
+/// Make images, look at them and at overlays, and change overlays, while no machine uses them
 #[derive(Debug, Args)]
 pub(crate) struct DiskArgs {
     #[command(subcommand)]
@@ -28,6 +31,7 @@ pub(crate) struct DiskArgs {
 
 #[derive(Debug, Subcommand)]
 enum DiskVerb {
+    Create(create::CreateArgs),
     Info(info::InfoArgs),
     Commit(commit::CommitArgs),
     Rebase(rebase::RebaseArgs),
@@ -45,6 +49,22 @@ pub(crate) enum DiskError {
     Image(#[from] OpenError),
     #[error("{0} exists already: remove it or name another file")]
     OutputExists(String),
+    #[error(
+        "{0} is a unit of a target, and what is written here is a new file: name one, and copy that to the unit"
+    )]
+    OutputIsUnit(String),
+    #[error(
+        "a new file needs a size: give --size, such as 512M (a unit of a target, which has one, is iscsi://HOST/TARGET/LUN)"
+    )]
+    NoSize,
+    #[error("a unit has the size that its target gives it: leave --size out")]
+    SizedUnit,
+    #[error(
+        "--force is for the end of a unit: a file that exists already is never replaced, so remove it or name another"
+    )]
+    ForcedFile,
+    #[error(transparent)]
+    Confirm(#[from] ConfirmError),
     #[error(
         "the base {path} cannot grow to the {size_bytes} bytes of the overlay: grow it first, or flatten the overlay"
     )]
@@ -91,9 +111,21 @@ pub(crate) enum DiskError {
 /// Why it cannot.
 pub(crate) fn disk(args: &DiskArgs, format: Format) -> Result<(), DiskError> {
     match &args.verb {
+        DiskVerb::Create(args) => create::create(args, format),
         DiskVerb::Info(args) => info::info(args, format),
         DiskVerb::Commit(args) => commit::commit(args, format),
         DiskVerb::Rebase(args) => rebase::rebase(args, format),
         DiskVerb::Flatten(args) => flatten::flatten(args, format),
+    }
+}
+
+/// Why there is no new file `path`.
+fn output_refused(path: &str, error: io::Error) -> DiskError {
+    match error.kind() {
+        ErrorKind::AlreadyExists => DiskError::OutputExists(path.to_owned()),
+        _ => DiskError::Host {
+            path: path.to_owned(),
+            source: error,
+        },
     }
 }

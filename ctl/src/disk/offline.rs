@@ -165,7 +165,7 @@ impl Overlay {
 }
 
 /// Who has an image meanwhile, to whoever else wants it.
-const OWNER: &str = "coraclectl-disk";
+pub(crate) const OWNER: &str = "coraclectl-disk";
 
 fn terms(lock: Lock, owner: &Owner) -> Terms<'_> {
     Terms::new(lock, owner)

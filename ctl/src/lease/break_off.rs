@@ -1,21 +1,25 @@
 //! `coraclectl lease break`: declares an image free whose owner is gone.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use clap::Args;
+use coracle_storage::iscsi::IscsiUrl;
 use coracle_storage::lease::{ChainError, Conflict, Owner, Phase, Record, Standing, break_lease, inspect};
+use coracle_storage::open::OpenError;
 use serde_json::json;
 use thiserror::Error;
 
 use super::show::record_json;
-use super::{ImageArgs, LeaseVerbError};
-use crate::output::{Format, note, print, print_json};
+use super::{ImageArgs, LeaseVerbError, unit};
+use crate::confirm::{Question, confirm};
+use crate::output::{Format, print, print_json};
 
 /// Declare the lease of an image broken whose owner is gone
 ///
-/// Rarely needed: on this host the lock of a dead machine falls by itself, and the next start takes the image. It is for
-/// records that cannot be read, and for a block device whose owner was on a host that is gone. An owner that is alive
-/// here cannot be kept from writing by any other process: stop it instead.
+/// Rarely needed for what is on this host: the lock of a dead machine falls by itself, and the next start takes the image.
+/// There it is for records that cannot be read, and for a block device whose owner was on a host that is gone. An owner that
+/// is alive here cannot be kept from writing by any other process: stop it instead.
+///
+/// On an iSCSI target a lease outlives its owner, so a machine that was killed leaves it behind. There an owner that is alive
+/// is fenced: the target takes nothing more of what it writes.
 #[derive(Debug, Args)]
 pub(crate) struct BreakArgs {
     #[command(flatten)]
@@ -35,22 +39,30 @@ pub(crate) enum BreakError {
         owner.pid
     )]
     Alive { image: String, owner: Box<Owner> },
-    #[error(
-        "breaking a lease needs a yes, and there is no terminal to ask for it: give --yes if it is certain"
-    )]
-    NoTerminal,
-    #[error("nothing was broken")]
-    Declined,
-    #[error("cannot ask")]
-    Ask(#[source] io::Error),
 }
 
 /// Says what will be fenced, asks, and does it.
 ///
 /// # Errors
 ///
-/// When the owner is alive, or somebody says no.
+/// When the owner is alive and cannot be fenced, or somebody says no.
 pub(super) fn break_off(args: &BreakArgs, format: Format) -> Result<(), LeaseVerbError> {
+    let image = args.image.image.as_str();
+    let broken = if IscsiUrl::is_url(image) {
+        of_unit(args)?
+    } else {
+        Some(of_file(args)?)
+    };
+    match format {
+        Format::Json => {
+            print_json(&json!({ "image": image, "record": broken.as_ref().map(record_json) }))?;
+        }
+        Format::Text => print(format_args!("{image}: free for the next machine that asks\n"))?,
+    }
+    Ok(())
+}
+
+fn of_file(args: &BreakArgs) -> Result<Record, LeaseVerbError> {
     let (image, at) = (args.image.image.as_str(), args.image.lease_at.as_deref());
     let standing = inspect(image, at)?;
     if let (Some(Conflict::Writer), Ok(Some(record))) = (standing.fence, &standing.newest)
@@ -62,17 +74,29 @@ pub(super) fn break_off(args: &BreakArgs, format: Format) -> Result<(), LeaseVer
         }
         .into());
     }
-    if let Some(consequence) = consequence(&standing)
-        && !args.yes
-    {
-        ask(&format!("{image}: {consequence}"))?;
-    }
-    let broken = break_lease(image, at, &Owner::of_this_process("coraclectl"))?;
-    match format {
-        Format::Json => print_json(&json!({ "image": image, "record": record_json(&broken) }))?,
-        Format::Text => print(format_args!("{image}: free for the next machine that asks\n"))?,
-    }
-    Ok(())
+    agreed(args, consequence(&standing))?;
+    Ok(break_lease(image, at, &Owner::of_this_process(super::OWNER))?)
+}
+
+/// The record that says so, if there is a place for one.
+fn of_unit(args: &BreakArgs) -> Result<Option<Record>, LeaseVerbError> {
+    let operator = unit::operator(&args.image)?;
+    let failed = |error| OpenError::of_unit(&args.image.image, error);
+    let standing = operator.inspect().map_err(failed)?;
+    agreed(args, unit::consequence(&standing))?;
+    Ok(operator.break_lease().map_err(failed)?)
+}
+
+/// Asks, unless there is nothing to break, which the attempt will say.
+fn agreed(args: &BreakArgs, consequence: Option<String>) -> Result<(), LeaseVerbError> {
+    let Some(consequence) = consequence.filter(|_| !args.yes) else {
+        return Ok(());
+    };
+    Ok(confirm(&Question {
+        action: "breaking a lease",
+        consequence: &format!("{}: {consequence}", args.image.image),
+        question: "Break the lease?",
+    })?)
 }
 
 /// What breaking means, if there is something to break.
@@ -94,26 +118,4 @@ fn held(record: &Record) -> String {
          here is fenced. Another host's process is not, if the image is a block device: it must have ended.",
         record.generation, record.owner, record.since
     )
-}
-
-fn ask(what: &str) -> Result<(), BreakError> {
-    if !io::stdin().is_terminal() {
-        return Err(BreakError::NoTerminal);
-    }
-    note(what);
-    let mut stderr = io::stderr();
-    stderr
-        .write_all(b"Break the lease? [y/N] ")
-        .and_then(|()| stderr.flush())
-        .map_err(BreakError::Ask)?;
-    let mut answer = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(BreakError::Ask)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(BreakError::Declined)
-    }
 }

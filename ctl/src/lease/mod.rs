@@ -2,12 +2,17 @@
 
 mod break_off;
 mod show;
+mod unit;
 
 use clap::{Args, Subcommand};
 use coracle_storage::open::OpenError;
 use thiserror::Error;
 
+use crate::confirm::ConfirmError;
 use crate::output::{Format, OutputError};
+
+/// Who breaks a lease, in the record that says so.
+const OWNER: &str = "coraclectl";
 
 /// Show who may write a disk image, or end the lease of an owner that is gone
 #[derive(Debug, Args)]
@@ -18,7 +23,7 @@ pub(crate) struct LeaseArgs {
 
 #[derive(Debug, Subcommand)]
 enum LeaseVerb {
-    /// Show who has an image: which machine, where, since when, and what the host locks now
+    /// Show who has an image: which machine, where, since when, and what the host locks or the target reserves now
     Show(ImageArgs),
     Break(break_off::BreakArgs),
 }
@@ -26,7 +31,7 @@ enum LeaseVerb {
 /// Which image.
 #[derive(Debug, Args)]
 struct ImageArgs {
-    /// The image: a file or a block device
+    /// The image: a file, a block device, or a unit of an iSCSI target (iscsi://HOST/TARGET/LUN)
     image: String,
     /// What the lease's records are named after, if not after the image: the drive's `lease_at`
     #[arg(long, value_name = "PREFIX")]
@@ -40,6 +45,8 @@ pub(crate) enum LeaseVerbError {
     Image(#[from] OpenError),
     #[error(transparent)]
     Break(#[from] break_off::BreakError),
+    #[error(transparent)]
+    Confirm(#[from] ConfirmError),
     #[error(transparent)]
     Output(#[from] OutputError),
 }

@@ -3,11 +3,13 @@
 use std::error::Error;
 use std::fmt::Write;
 
+use coracle_storage::iscsi::IscsiUrl;
 use coracle_storage::lease::{Conflict, Phase, Record, Standing, inspect};
-use serde_json::{Value, json};
+use coracle_storage::open::OpenError;
+use serde_json::{Map, Value, json};
 
-use super::{ImageArgs, LeaseVerbError};
-use crate::output::{Format, causes, path_text, print, print_json};
+use super::{ImageArgs, LeaseVerbError, unit};
+use crate::output::{Format, joined, path_text, print, print_json};
 use crate::table::printable;
 
 /// Prints how things stand.
@@ -16,13 +18,24 @@ use crate::table::printable;
 ///
 /// When the image cannot be read. Records that cannot be read are part of the answer.
 pub(super) fn show(args: &ImageArgs, format: Format) -> Result<(), LeaseVerbError> {
-    let standing = inspect(&args.image, args.lease_at.as_deref())?;
+    let image = args.image.as_str();
+    let (value, lines) = if IscsiUrl::is_url(image) {
+        let standing = unit::operator(args)?.inspect();
+        let standing = standing.map_err(|error| OpenError::of_unit(image, error))?;
+        (unit::as_json(image, &standing), unit::lines(image, &standing))
+    } else {
+        let standing = inspect(image, args.lease_at.as_deref())?;
+        (as_json(image, &standing), lines(image, &standing))
+    };
     match format {
-        Format::Json => print_json(&as_json(&args.image, &standing))?,
-        Format::Text => print(text(&args.image, &standing))?,
+        Format::Json => print_json(&value)?,
+        Format::Text => print(text(lines))?,
     }
     Ok(())
 }
+
+/// What there is to say to people, each with its name.
+pub(super) type Lines = Vec<(&'static str, String)>;
 
 /// A record as programs read it.
 pub(super) fn record_json(record: &Record) -> Value {
@@ -39,37 +52,58 @@ pub(super) fn record_json(record: &Record) -> Value {
     })
 }
 
-fn as_json(image: &str, standing: &Standing) -> Value {
-    let (record, error) = match &standing.newest {
+/// The newest record, or why it cannot be read.
+pub(super) fn newest_json(newest: &Result<Option<Record>, impl Error + 'static>) -> Map<String, Value> {
+    let (record, error) = match newest {
         Ok(record) => (record.as_ref().map(record_json), None),
         Err(error) => (None, Some(joined(error))),
     };
-    json!({
+    [
+        ("record".to_owned(), record.into()),
+        ("record_error".to_owned(), error.into()),
+    ]
+    .into_iter()
+    .collect()
+}
+
+/// The same for people.
+pub(super) fn newest_lines(newest: &Result<Option<Record>, impl Error + 'static>) -> Lines {
+    match newest {
+        Ok(Some(record)) => vec![
+            ("phase", phase_text(record.phase).to_owned()),
+            ("owner", record.owner.to_string()),
+            ("since", record.since.to_string()),
+            ("generation", record.generation.to_string()),
+            ("epoch", record.epoch.to_string()),
+            ("incarnation", record.owner.incarnation.to_string()),
+        ],
+        Ok(None) => vec![("phase", "never leased, as far as is recorded".to_owned())],
+        Err(error) => vec![("error", joined(error))],
+    }
+}
+
+fn as_json(image: &str, standing: &Standing) -> Value {
+    let mut value = json!({
         "image": image,
         "fence": fence_word(standing.fence),
         "records": standing.records.as_deref().map(path_text),
-        "record": record,
-        "record_error": error,
-    })
+    });
+    if let Some(fields) = value.as_object_mut() {
+        fields.extend(newest_json(&standing.newest));
+    }
+    value
 }
 
-fn text(image: &str, standing: &Standing) -> String {
+fn lines(image: &str, standing: &Standing) -> Lines {
     let mut lines = vec![("image", image.to_owned()), ("lock", fence_text(standing))];
     if let Some(records) = &standing.records {
         lines.push(("records", records.display().to_string()));
     }
-    match &standing.newest {
-        Ok(Some(record)) => {
-            lines.push(("phase", phase_text(record.phase).to_owned()));
-            lines.push(("owner", record.owner.to_string()));
-            lines.push(("since", record.since.to_string()));
-            lines.push(("generation", record.generation.to_string()));
-            lines.push(("epoch", record.epoch.to_string()));
-            lines.push(("incarnation", record.owner.incarnation.to_string()));
-        }
-        Ok(None) => lines.push(("phase", "never leased, as far as is recorded".to_owned())),
-        Err(error) => lines.push(("error", joined(error))),
-    }
+    lines.extend(newest_lines(&standing.newest));
+    lines
+}
+
+fn text(lines: Lines) -> String {
     let mut text = String::new();
     for (label, value) in lines {
         writeln!(text, "{label:<12}  {}", printable(&value).replace('\n', " "))
@@ -111,9 +145,4 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::Released => "released: its last owner has ended properly",
         Phase::Broken => "broken: declared free by the operator named here",
     }
-}
-
-fn joined(error: &dyn Error) -> String {
-    let texts: Vec<String> = std::iter::once(error.to_string()).chain(causes(error)).collect();
-    texts.join(": ")
 }

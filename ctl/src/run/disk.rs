@@ -186,6 +186,16 @@ mod tests {
     }
 
     #[test]
+    fn the_portals_and_options_of_a_url_are_part_of_the_path() {
+        let text = "iscsi://vm@h,,i:7/iqn.2026-11.org:d/1?chap_secret_file=/s&base_immutable=true,ro";
+        let url = "iscsi://vm@h,i:7/iqn.2026-11.org:d/1?chap_secret_file=/s&base_immutable=true";
+        let expected = json!({
+            "drive_id": "disk0", "path_on_host": url, "is_root_device": true, "is_read_only": true,
+        });
+        assert_eq!(parsed(&[text]).unwrap(), [expected]);
+    }
+
+    #[test]
     fn the_first_disk_is_the_root_unless_said_otherwise() {
         assert_eq!(roots(&["a", "b"]), [true, false]);
         assert_eq!(roots(&["a", "b,root"]), [false, true]);

@@ -7,6 +7,7 @@
     reason = "JSON that lacks a field is a failure of the test"
 )]
 
+mod create;
 mod disk;
 mod lease;
 mod monitor;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         .chain(verbs::TESTS)
         .chain(lease::TESTS)
         .chain(disk::TESTS)
+        .chain(create::TESTS)
         .chain(terminal::TESTS);
     let trials = tests.map(|(name, test)| {
         Trial::test(*name, || {

@@ -127,6 +127,17 @@ pub enum IscsiError {
         /// The image.
         image: String,
     },
+    /// Something where the tail would be.
+    #[error(
+        "the last {tail_bytes} bytes of `{image}` are not blank, and a reserved tail would take them from its guest: a file \
+         system or a partition table may reach there; `--force` takes them all the same"
+    )]
+    NotBlank {
+        /// The image.
+        image: String,
+        /// What the tail takes.
+        tail_bytes: u64,
+    },
     /// Nothing to know the unit by.
     #[error(
         "the unit has no name of its own (page 0x83 of its vital product data), by which a tail could be known to be its own"

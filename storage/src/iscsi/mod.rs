@@ -32,6 +32,6 @@ pub mod url;
 
 pub use error::IscsiError;
 pub(crate) use open::{Opened, check, image_name, open};
-pub use open::{break_lease, create, inspect};
-pub use operator::{Replace, UnitStanding};
+pub use operator::{Operator, Replace, UnitStanding};
+pub(crate) use url::shown;
 pub use url::{ImageName, IscsiUrl};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{Chain, Lock, Owner, Record, Terms};
+use crate::lease::{Chain, Lock, Owner, Terms};
 
 use super::bringup::{Past, Refused, attempt, bring_up, enter};
 use super::chap::{Authentication, Credentials};
@@ -15,7 +15,7 @@ use super::disk::Disk;
 use super::error::IscsiError;
 use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
-use super::operator::{self, Replace, UnitStanding};
+use super::operator::Operator;
 use super::pdu::Isid;
 use super::plan::{Keyring, Plan};
 use super::portal::{Host, Portal};
@@ -89,41 +89,20 @@ pub(crate) fn image_name(url: &str) -> Option<ImageName> {
     url.parse().ok().map(|url: IscsiUrl| url.image)
 }
 
-/// Looks at the lease of the unit that `url` names, whose records are named after `at` if that is given. Changes nothing.
-///
-/// # Errors
-///
-/// When the unit cannot be reached or makes no sense.
-pub fn inspect(url: &str, at: Option<&str>, owner: &Owner) -> Result<UnitStanding, IscsiError> {
-    operator::inspect(operators_plan(url, at, owner)?)
-}
-
-/// Declares the lease of the unit that `url` names broken, as `owner`: its holder is fenced, what it had under way has ended, and the next who wants the lease gets
-/// it. The record that says so, if there is a place for records.
-///
-/// # Errors
-///
-/// When there is nothing to break, or it cannot be done.
-pub fn break_lease(url: &str, at: Option<&str>, owner: &Owner) -> Result<Option<Record>, IscsiError> {
-    operator::break_lease(operators_plan(url, at, owner)?)
-}
-
-/// Makes a reserved tail for lease records at the end of the unit that `url` names. What a guest has written before the tail
-/// stays. Returns how many bytes a guest sees from now on.
-///
-/// # Errors
-///
-/// When somebody has the unit, when it has a tail that is not to be replaced, or when it cannot be done.
-pub fn create(url: &str, replace: Replace, owner: &Owner) -> Result<u64, IscsiError> {
-    operator::create(operators_plan(url, None, owner)?, replace)
-}
-
-fn operators_plan(url: &str, at: Option<&str>, owner: &Owner) -> Result<Arc<Plan>, IscsiError> {
-    let terms = Terms {
-        at,
-        ..Terms::new(Lock::None, owner)
-    };
-    plan(url, Access::ReadWrite, &terms).map(|(plan, _)| plan)
+impl Operator {
+    /// Whoever looks after the unit that `url` names, as `owner`; its lease records are named after `at` if that is given.
+    /// The secrets that the URL names are read now, and once.
+    ///
+    /// # Errors
+    ///
+    /// When the URL or a secret makes no sense, or a host's name has no address.
+    pub fn new(url: &str, at: Option<&str>, owner: &Owner) -> Result<Self, IscsiError> {
+        let terms = Terms {
+            at,
+            ..Terms::new(Lock::None, owner)
+        };
+        plan(url, Access::ReadWrite, &terms).map(|(plan, _)| Self::of(plan))
+    }
 }
 
 fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, ImageName), IscsiError> {

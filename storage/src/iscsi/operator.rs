@@ -1,16 +1,18 @@
 //! What an operator does with the lease of a unit: look at it, take it away, and make a place for its records.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use crate::lease::{LeaseError, Phase, Record, fill_random};
+use crate::request::Durability;
 
-use super::bringup::{Refused, Stop, enter, identify, identify_without_tail};
+use super::bringup::{Refused, Stop, enter, identify, identify_without_tail, run};
 use super::dialogue::{Dialogue, OPERATOR_LIMIT};
 use super::error::IscsiError;
-use super::plan::Plan;
-use super::procedure::Port;
+use super::plan::{Keyring, Plan};
+use super::procedure::{Data, Port};
 use super::reservation::{self, register, registrants, reserve_out, write_durably};
-use super::scsi::cdb::ReserveOut;
+use super::scsi::cdb::{self, ReserveOut};
 use super::scsi::designator::Designator;
 use super::scsi::reservation::ReservationKey;
 use super::tail::{FormatId, Header, Tail};
@@ -37,14 +39,65 @@ pub struct UnitStanding {
     pub registrants: Vec<ReservationKey>,
 }
 
+impl UnitStanding {
+    /// Whether `key` is one of the owner whom the newest record names.
+    pub fn is_of_owner(&self, key: ReservationKey) -> bool {
+        match &self.newest {
+            Ok(Some(record)) => Keyring::of(record.owner.incarnation).contains(key),
+            Ok(None) | Err(_) => false,
+        }
+    }
+}
+
+/// Whoever looks after a unit: each call has a session of its own, and none of them uses the unit as an image.
+#[derive(Debug)]
+pub struct Operator(Arc<Plan>);
+
+impl Operator {
+    pub(super) fn of(plan: Arc<Plan>) -> Self {
+        Self(plan)
+    }
+
+    /// Looks at the unit and its lease, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the unit cannot be reached or makes no sense.
+    pub fn inspect(&self) -> Result<UnitStanding, IscsiError> {
+        self.converse(look)
+    }
+
+    /// Declares the lease of the unit broken: its holder is fenced, what it had under way has ended, and the next who wants
+    /// the lease gets it. The record that says so, if there is a place for records.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing to break, or it cannot be done.
+    pub fn break_lease(&self) -> Result<Option<Record>, IscsiError> {
+        self.converse(break_off)
+    }
+
+    /// Makes a reserved tail for lease records at the end of the unit. What lies before the tail stays. Returns how many bytes
+    /// a guest sees from now on.
+    ///
+    /// # Errors
+    ///
+    /// When somebody has the unit, when something is lost that is not to be replaced, or when it cannot be done.
+    pub fn create(&self, replace: Replace) -> Result<u64, IscsiError> {
+        self.converse(move |port, plan| format(port, plan, replace))
+    }
+
+    fn converse<T, F>(&self, body: impl Fn(Port, Arc<Plan>) -> F) -> Result<T, IscsiError>
+    where
+        F: Future<Output = Result<T, Stop>> + Send + 'static,
+    {
+        let plan = Arc::clone(&self.0);
+        Dialogue::new(Arc::clone(&plan), OPERATOR_LIMIT)?.run(move |port| body(port, Arc::clone(&plan)))
+    }
+}
+
 /// How often a reservation may change hands while it is taken away.
 const PREEMPTS_MAX: u32 = 8;
-
-/// Looks at the lease of the unit of `plan`, and changes nothing.
-pub(super) fn inspect(plan: Arc<Plan>) -> Result<UnitStanding, IscsiError> {
-    let shared = Arc::clone(&plan);
-    Dialogue::new(plan, OPERATOR_LIMIT)?.run(move |port| look(port, Arc::clone(&shared)))
-}
 
 async fn look(port: Port, plan: Arc<Plan>) -> Result<UnitStanding, Stop> {
     enter(&port, &plan).await?;
@@ -78,13 +131,7 @@ fn optional<T>(asked: Result<T, Stop>) -> Result<Option<T>, Stop> {
     }
 }
 
-/// Declares the lease of the unit of `plan` broken: fences its holder, waits until nothing of it can still be written, and says
-/// so in the record, if there is a place for one.
-pub(super) fn break_lease(plan: Arc<Plan>) -> Result<Option<Record>, IscsiError> {
-    let shared = Arc::clone(&plan);
-    Dialogue::new(plan, OPERATOR_LIMIT)?.run(move |port| break_off(port, Arc::clone(&shared)))
-}
-
+/// Fences the holder, waits until nothing of it can still be written, and says so in the record, if there is a place for one.
 async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Option<Record>, Stop> {
     enter(&port, &plan).await?;
     let unit = identify(&port, &plan).await?;
@@ -205,18 +252,12 @@ async fn declare_broken(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<
     Ok(Some(record))
 }
 
-/// Makes a reserved tail on the unit of `plan`, in place of the one that it has if `replace` is said; what lies before it stays. Returns how many bytes a guest will see.
-pub(super) fn create(plan: Arc<Plan>, replace: Replace) -> Result<u64, IscsiError> {
-    let shared = Arc::clone(&plan);
-    Dialogue::new(plan, OPERATOR_LIMIT)?.run(move |port| format(port, Arc::clone(&shared), replace))
-}
-
-/// Whether a reserved tail may be made where there is one.
+/// Whether a reserved tail may be made where there is something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replace {
     /// It is refused.
     Never,
-    /// It is made anew: the records that it had are gone.
+    /// It takes the place of whatever is there, of another tail too: the records that that had are gone.
     Always,
 }
 
@@ -240,7 +281,10 @@ async fn format(port: Port, plan: Arc<Plan>, replace: Replace) -> Result<u64, St
         }));
     }
     let newest = reservation::read_record(&port, &plan, &unit).await;
-    if let (Ok(Some(held)), true) = (&newest, reservation::holder(&port).await?.is_some()) {
+    if let Ok(Some(held)) = &newest
+        && held.phase == Phase::Held
+        && reservation::holder(&port).await?.is_some()
+    {
         return Err(Stop::Never(IscsiError::Held {
             image: plan.name.clone(),
             record: Box::new(held.clone()),
@@ -250,7 +294,7 @@ async fn format(port: Port, plan: Arc<Plan>, replace: Replace) -> Result<u64, St
     let key = plan.keys.next();
     register(&port, key).await?;
     let made = match reserve_out(&port, ReserveOut::Reserve { key }).await {
-        Ok(()) => make_tail(&port, &unit).await,
+        Ok(()) => make_tail(&port, &plan, &unit, replace).await,
         Err(Refused::Conflict(_)) => Err(Stop::Never(IscsiError::Reserved {
             image: plan.name.clone(),
             key: reservation::holder(&port).await?,
@@ -264,7 +308,7 @@ async fn format(port: Port, plan: Arc<Plan>, replace: Replace) -> Result<u64, St
     made
 }
 
-async fn make_tail(port: &Port, unit: &Unit) -> Result<u64, Stop> {
+async fn make_tail(port: &Port, plan: &Plan, unit: &Unit, replace: Replace) -> Result<u64, Stop> {
     let tail = Tail::layout(unit.capacity_bytes, unit.block_bytes);
     let tail = tail.ok_or(Stop::Never(IscsiError::TooSmall {
         size_bytes: unit.capacity_bytes,
@@ -277,10 +321,34 @@ async fn make_tail(port: &Port, unit: &Unit) -> Result<u64, Stop> {
     let mut id = [0; 16];
     fill_random(&mut id);
     let header = Header::new(tail, &identity, FormatId(id)).ok_or(Stop::Never(IscsiError::Nameless))?;
+    // Now that nobody else writes.
+    if replace == Replace::Never && !is_blank(port, unit, tail.guest_bytes()).await? {
+        return Err(Stop::Never(IscsiError::NotBlank {
+            image: plan.name.clone(),
+            tail_bytes: unit.capacity_bytes - tail.guest_bytes(),
+        }));
+    }
     let slots = tail.slots();
     write_durably(port, unit, slots.start, vec![0; index(slots.end - slots.start)]).await?;
     write_durably(port, unit, tail.header().start, header.encode()).await?;
     Ok(tail.guest_bytes())
+}
+
+/// Whether the unit has nothing but zeros from `start` on.
+async fn is_blank(port: &Port, unit: &Unit, start: u64) -> Result<bool, Stop> {
+    const READ_BYTES_MAX: u64 = 1 << 16;
+    let mut at = start;
+    while at < unit.capacity_bytes {
+        let len = READ_BYTES_MAX.min(unit.capacity_bytes - at);
+        let cdb = cdb::read(unit.blocks(at, len), Durability::Cached);
+        let bytes = run(port, cdb, Data::In(index(len))).await?;
+        // Bytes that did not come are not known to be zeros.
+        if bytes.len() < index(len) || bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at += len;
+    }
+    Ok(true)
 }
 
 fn index(bytes: u64) -> usize {

@@ -10,6 +10,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
 use rustix::io::Errno;
 
 use super::format::{BITMAP_OFFSET_BYTES, DATA_OFFSET_BYTES, HEADER_BYTES, Header, HeaderError};
+use crate::iscsi::{IscsiUrl, shown};
 use crate::lease::{Lease, LeaseError, Terms};
 
 /// An overlay file, and what it says about itself.
@@ -308,6 +309,7 @@ impl OverlayFile {
 }
 
 fn open_file(path: &str) -> Result<File, FileError> {
+    check_local(path)?;
     // O_NONBLOCK: opening a FIFO must not wait for its other end.
     OpenOptions::new()
         .read(true)
@@ -361,6 +363,18 @@ pub fn check_absent(path: &str) -> Result<(), FileError> {
         }),
         Err(_) => Ok(()),
     }
+}
+
+/// Checks that `path` does not name an image on a target.
+///
+/// # Errors
+///
+/// When it does: an overlay has a size and a name of its own choice.
+pub(super) fn check_local(path: &str) -> Result<(), FileError> {
+    if IscsiUrl::is_url(path) {
+        return Err(FileError::NotAFile { path: shown(path) });
+    }
+    Ok(())
 }
 
 /// Makes sure that the name `path` is on the medium, which it is when its directory is.

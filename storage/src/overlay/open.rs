@@ -7,11 +7,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::base::identify;
-use super::file::{FileError, OverlayFile, check_absent};
+use super::file::{FileError, OverlayFile, check_absent, check_local};
 use super::format::{BaseIdentity, Header, State};
 use super::{Lifetime, Overlay};
 use crate::backend::{Access, Backend};
 use crate::blocking::Blocking;
+use crate::iscsi::IscsiUrl;
 use crate::lease::{Lock, Terms};
 use crate::open::{self, Image, OpenError};
 use crate::request::Failure;
@@ -117,7 +118,7 @@ impl OverlayConfig {
             Self { path, .. } if path.is_empty() => Err(OverlayError::Empty("path")),
             Self { path, keep: true, .. } if path == MEMORY => Err(OverlayError::MemoryKept),
             Self { base, path, .. } if base == path => Err(OverlayError::OneFile(path.clone())),
-            _ => Ok(()),
+            Self { path, .. } => Ok(check_local(path)?),
         }
     }
 
@@ -196,7 +197,11 @@ impl OverlayConfig {
     fn identified(&self, base: Box<dyn Backend>) -> Result<(Box<dyn Backend>, BaseIdentity), OverlayError> {
         let mut base = Blocking::new(base).map_err(|source| self.host(source))?;
         // The overlay may be looked at from another directory.
-        let path = std::path::absolute(&self.base).ok();
+        let path = if IscsiUrl::is_url(&self.base) {
+            None
+        } else {
+            std::path::absolute(&self.base).ok()
+        };
         let path = path.as_deref().and_then(Path::to_str).unwrap_or(&self.base);
         let identity = identify(path, &mut base).map_err(|source| OverlayError::BaseUnreadable {
             path: self.base.clone(),

@@ -18,6 +18,7 @@ mod garbage;
 mod hostile;
 mod hosts;
 mod iscsi;
+mod iscsi_ctl;
 mod lease;
 mod lifecycle;
 mod linux;
@@ -52,6 +53,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("garbage", garbage::CASES),
     ("hosts", hosts::CASES),
     ("iscsi", iscsi::CASES),
+    ("iscsi_ctl", iscsi_ctl::CASES),
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),

@@ -137,6 +137,27 @@ fn user_of(text: &str) -> Result<String, UrlError> {
     is_user.then_some(user).ok_or(UrlError::User)
 }
 
+/// `text` for a message: as it is if it is a URL of an image, else without the places where a password could be.
+pub(crate) fn shown(text: &str) -> String {
+    if text.parse::<IscsiUrl>().is_ok() {
+        return text.to_owned();
+    }
+    let rest = text.get(SCHEME.len()..).unwrap_or_default();
+    let (place, query) = rest
+        .split_once('?')
+        .map_or((rest, None), |(place, query)| (place, Some(query)));
+    if query.is_some_and(|query| query.contains('@')) {
+        // It is not known where a password ends that has a question mark.
+        return format!("{SCHEME}…");
+    }
+    let place = match place.rsplit_once('@') {
+        Some((_, behind)) => format!("…@{behind}"),
+        None => place.to_owned(),
+    };
+    let query = if query.is_some() { "?…" } else { "" };
+    format!("{SCHEME}{place}{query}")
+}
+
 fn lun_of(digits: &str) -> Option<Lun> {
     let are_digits = digits.bytes().all(|c| c.is_ascii_digit());
     let number: u16 = digits.parse().ok()?;

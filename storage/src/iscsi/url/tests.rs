@@ -200,6 +200,32 @@ fn a_path_is_no_url() {
     }
 }
 
+#[test]
+fn a_text_that_is_no_url_is_shown_without_what_could_be_a_password() {
+    let good = "iscsi://vm@h,i:7/iqn.2026-11.org:d/1?chap_secret_file=/s";
+    assert_eq!(shown(good), good);
+    for (text, expected) in [
+        (
+            "iscsi://vm:hush@h/iqn.2026-11.org:d/1",
+            "iscsi://…@h/iqn.2026-11.org:d/1",
+        ),
+        (
+            "iscsi://vm:hu/sh@h/iqn.2026-11.org:d/1",
+            "iscsi://…@h/iqn.2026-11.org:d/1",
+        ),
+        ("iscsi://vm:hu?sh@h/iqn.2026-11.org:d/1", "iscsi://…"),
+        (
+            "iscsi://vm@h/iqn.2026-11.org:d/1?secret=hush",
+            "iscsi://…@h/iqn.2026-11.org:d/1?…",
+        ),
+        ("iscsi://h/iqn.2026-11.org:d/1?secret=h@sh", "iscsi://…"),
+        ("iSCSI://h/iqn.2026-11.org:d/x", "iscsi://h/iqn.2026-11.org:d/x"),
+        ("iscsi://", "iscsi://"),
+    ] {
+        assert_eq!(shown(text), expected, "{text}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_read_is_written_as_it_reads(

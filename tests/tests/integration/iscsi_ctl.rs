@@ -1,0 +1,436 @@
+//! What an operator does with units of a target: makes them ready, looks at their leases, takes those of the dead away.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "JSON that lacks a field is a failure of the test"
+)]
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use coracle_storage::blocking::Blocking;
+use coracle_storage::lease::{Lock, Owner, Terms};
+use coracle_storage::overlay::OverlayConfig;
+use coracle_tests::case::{Case, Context};
+use coracle_tests::environment::{Environment, Need};
+use coracle_tests::guest::{Machine, run};
+use coracle_tests::harness::iscsi::target::{NAME, Plan, Target};
+use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::{Outcome, ensure};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "a_killed_machine_keeps_its_unit_until_its_lease_is_broken",
+        need: Need::Kvm,
+        run: a_killed_machine_keeps_its_unit,
+    },
+    Case {
+        name: "a_unit_without_a_place_for_records_is_reserved_and_broken",
+        need: Need::Kvm,
+        run: a_unit_without_a_place_for_records,
+    },
+    Case {
+        name: "a_free_unit_is_shown_as_free_and_not_broken",
+        need: Need::Nothing,
+        run: a_free_unit,
+    },
+    Case {
+        name: "what_is_at_the_end_of_a_unit_is_taken_by_force_only",
+        need: Need::Nothing,
+        run: the_end_of_a_unit,
+    },
+    Case {
+        name: "a_secret_comes_from_a_file_or_through_a_pipe_and_is_not_told",
+        need: Need::Nothing,
+        run: a_secret,
+    },
+    Case {
+        name: "an_overlay_of_a_unit_is_shown_flattened_rebased_and_committed",
+        need: Need::Nothing,
+        run: an_overlay_of_a_unit,
+    },
+];
+
+const SOON: Duration = Duration::from_secs(60);
+const UNIT_BYTES: u64 = 4 << 20;
+const TAIL_BYTES: u64 = 1 << 20;
+const SECRET: &str = "a-secret-of-ours";
+
+fn a_killed_machine_keeps_its_unit(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let url = target.url(1);
+    does(environment, &["disk", "create", &url])?;
+    let first = holding(context, "vm1", &url)?;
+    let pid = first.process().0;
+    let shown = does(environment, &["lease", "show", &url])?;
+    let holder = &shown["unit"]["holder"];
+    ensure!(
+        shown["fence"] == "writer"
+            && shown["record"]["vm"] == "vm1"
+            && shown["record"]["pid"] == pid
+            && shown["record"]["generation"] == 1
+            && holder.is_string()
+            && shown["unit"]["registrants"] == json!([{ "key": holder, "is_of_owner": true }]),
+        "{shown}"
+    );
+    let text = said(environment, &["lease", "show", &url])?;
+    ensure!(text.contains("(of the owner by the record)"), "{text}");
+    let info = does(environment, &["disk", "info", &url])?;
+    ensure!(info["lease"].to_string().contains("vm1"), "{info}");
+    refuses(
+        environment,
+        &["disk", "create", &url, "--force", "--yes"],
+        &["generation 1 is held by"],
+    )?;
+    first.signal(Signal::KILL)?;
+    first.wait(SOON)?;
+
+    // Nothing on a target falls with a process.
+    let refused = run(named(context, "vm2")?, &machine(context, &url), SOON)?;
+    let owner = format!("generation 1 is held by VM `vm1` (pid {pid} on ");
+    ensure!(
+        !refused.status.success()
+            && refused.errors.contains(&owner)
+            && refused.errors.contains("`coraclectl lease break`"),
+        "{refused:?}"
+    );
+    refuses(environment, &["lease", "break", &url], &["give --yes"])?;
+    ensure!(
+        does(environment, &["lease", "show", &url])?["record"]["phase"] == "held",
+        "it was broken unasked"
+    );
+    let broken = does(environment, &["lease", "break", &url, "--yes"])?;
+    ensure!(
+        broken["record"]["phase"] == "broken" && broken["record"]["vm"] == "coraclectl",
+        "{broken}"
+    );
+    refuses(environment, &["lease", "break", &url, "--yes"], &["is free"])?;
+    run(named(context, "vm2")?, &machine(context, &url), SOON)?.expect(0)?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["fence"] == "free" && shown["record"]["vm"] == "vm2" && shown["record"]["phase"] == "released",
+        "{shown}"
+    );
+    Ok(())
+}
+
+fn a_unit_without_a_place_for_records(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let url = target.url(1);
+    let holder = holding(context, "vm1", &url)?;
+    holder.signal(Signal::KILL)?;
+    holder.wait(SOON)?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    let key = shown["unit"]["holder"].as_str().unwrap_or_default().to_owned();
+    ensure!(
+        shown["fence"] == "writer"
+            && shown["records"].is_null()
+            && shown["record"].is_null()
+            && !key.is_empty(),
+        "{shown}"
+    );
+    let text = said(environment, &["lease", "show", &url])?;
+    ensure!(
+        text.contains(&format!("{key} (of somebody who left no record)"))
+            && text.contains("nowhere: `coraclectl disk create`"),
+        "{text}"
+    );
+    let refused = run(named(context, "vm2")?, &machine(context, &url), SOON)?;
+    ensure!(
+        !refused.status.success()
+            && refused.errors.contains(&key)
+            && refused.errors.contains("`coraclectl lease break`"),
+        "{refused:?}"
+    );
+    refuses(environment, &["disk", "create", &url], &["it is reserved", &key])?;
+    let broken = does(environment, &["lease", "break", &url, "--yes"])?;
+    ensure!(broken["record"].is_null(), "{broken}");
+    run(named(context, "vm2")?, &machine(context, &url), SOON)?.expect(0)
+}
+
+fn a_free_unit(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let url = target.url(1);
+    let plain = does(environment, &["disk", "info", &url])?;
+    ensure!(
+        plain["size_bytes"] == UNIT_BYTES && plain["lease_records"].to_string().contains("disk create"),
+        "{plain}"
+    );
+    let made = does(environment, &["disk", "create", &url])?;
+    ensure!(made["size_bytes"] == UNIT_BYTES - TAIL_BYTES, "{made}");
+    let info = does(environment, &["disk", "info", &url])?;
+    ensure!(
+        info["size_bytes"] == UNIT_BYTES - TAIL_BYTES
+            && info["capacity_bytes"] == UNIT_BYTES
+            && info["identity"].is_string()
+            && info["is_write_protected"] == false,
+        "{info}"
+    );
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["fence"] == "free"
+            && shown["records"] == "the reserved tail of the unit"
+            && shown["record"].is_null()
+            && shown["unit"]["holder"].is_null()
+            && shown["unit"]["registrants"] == json!([]),
+        "{shown}"
+    );
+    let text = said(environment, &["lease", "show", &url])?;
+    ensure!(text.contains("reservation   none: the unit is free\n"), "{text}");
+    refuses(environment, &["lease", "break", &url], &["is free"])?;
+    let absent = format!("iscsi://{}/{NAME}/7", target.address());
+    for verb in [
+        ["lease", "show"],
+        ["lease", "break"],
+        ["disk", "info"],
+        ["disk", "create"],
+    ] {
+        refuses(environment, &[verb[0], verb[1], &absent], &["LUN 7"])?;
+    }
+    Ok(())
+}
+
+fn the_end_of_a_unit(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let (url, file) = (target.url(1), target.image(1)?);
+    // As a partition table has its copy, and what lies before the tail.
+    let disk = OpenOptions::new().read(true).write(true).open(&file)?;
+    disk.write_all_at(b"EFI PART", UNIT_BYTES - 512)?;
+    let guests = vec![7; 4096];
+    disk.write_all_at(&guests, UNIT_BYTES - TAIL_BYTES - 4096)?;
+    let plain = ["disk", "create", &url];
+    let forced = ["disk", "create", &url, "--force"];
+    let certain = ["disk", "create", &url, "--force", "--yes"];
+    let before = fs::read(&file)?;
+    refuses(environment, &plain, &["not blank", "--force"])?;
+    refuses(environment, &forced, &["give --yes"])?;
+    ensure!(fs::read(&file)? == before, "something was written unasked");
+    does(environment, &certain)?;
+    // Its own tail is not taken unasked either, whether it can be read or not.
+    refuses(environment, &plain, &["has a reserved tail already", "--force"])?;
+    let header_at = UNIT_BYTES - TAIL_BYTES;
+    disk.write_all_at(&[0xff; 8], header_at + 64)?;
+    refuses(environment, &["disk", "info", &url], &["disk create --force"])?;
+    refuses(environment, &plain, &["disk create --force"])?;
+    refuses(environment, &forced, &["give --yes"])?;
+    does(environment, &certain)?;
+    let info = does(environment, &["disk", "info", &url])?;
+    ensure!(info["size_bytes"] == header_at, "{info}");
+    let mut kept = vec![0; 4096];
+    disk.read_exact_at(&mut kept, UNIT_BYTES - TAIL_BYTES - 4096)?;
+    ensure!(kept == guests, "a guest has lost what lies before the tail");
+    Ok(())
+}
+
+fn a_secret(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let place = tempfile::tempdir()?;
+    let file = place.path().join("secret");
+    fs::write(&file, format!("{SECRET}\n"))?;
+    let target = Target::start(Plan::disk(UNIT_BYTES).chap("us", SECRET))?;
+    let by_file = format!(
+        "iscsi://us@{}/{NAME}/1?chap_secret_file={}",
+        target.address(),
+        file.display()
+    );
+    let by_pipe = format!("iscsi://us@{}/{NAME}/1?chap_secret_fd=0", target.address());
+    let mut all = Vec::new();
+    for words in [
+        ["disk", "create"],
+        ["disk", "info"],
+        ["lease", "show"],
+        ["lease", "break"],
+    ] {
+        let [one, other] = words;
+        let done = ctl(environment, &["--json", one, other, &by_file]).output()?;
+        ensure!(done.status.success() == (other != "break"), "{words:?}: {done:?}");
+        all.push(done);
+    }
+    for (words, expected) in [
+        (&["lease", "show", &by_pipe][..], "the unit is free"),
+        // Two sessions, and one secret: it would be empty the second time.
+        (&["lease", "break", "--yes", &by_pipe], "is free"),
+        (&["disk", "create", &by_pipe], "has a reserved tail"),
+    ] {
+        let done = with_input(environment, words, SECRET)?;
+        let said = format!("{}{}", text(&done.stdout), text(&done.stderr));
+        ensure!(said.contains(expected), "{words:?}: {said}");
+        all.push(done);
+    }
+    let wrong = with_input(
+        environment,
+        &["lease", "show", &by_pipe],
+        "another-secret-than-theirs",
+    )?;
+    ensure!(
+        !wrong.status.success() && text(&wrong.stderr).contains("CHAP"),
+        "{wrong:?}"
+    );
+    all.push(wrong);
+    for done in all {
+        let said = format!("{}{}", text(&done.stdout), text(&done.stderr));
+        for secret in [SECRET, "another-secret"] {
+            ensure!(!said.contains(secret), "it is told: {said}");
+        }
+    }
+    Ok(())
+}
+
+fn an_overlay_of_a_unit(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let place = tempfile::tempdir()?;
+    let path = |name: &str| place.path().join(name).display().to_string();
+    let target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let content: Vec<u8> = (0..UNIT_BYTES)
+        .map(|at| u8::try_from(at / 65536 % 251).unwrap_or(0))
+        .collect();
+    fs::write(target.image(1)?, &content)?;
+    let url = format!("{}?base_immutable=true", target.url(1));
+    let overlay = path("overlay");
+    let shown = written(&url, &overlay, content)?;
+    let info = does(environment, &["disk", "info", &overlay])?;
+    ensure!(
+        info["base"] == url.as_str() && info["base_state"] == "there",
+        "{info}"
+    );
+    let flat = path("flat");
+    does(environment, &["disk", "flatten", &overlay, &flat])?;
+    ensure!(fs::read(&flat)? == shown, "it was flattened to something else");
+    // To a file and back: nothing differs, or only what the overlay has.
+    fs::copy(target.image(1)?, place.path().join("copy"))?;
+    let copied = does(
+        environment,
+        &["disk", "rebase", &overlay, "--base", &path("copy")],
+    )?;
+    ensure!(copied["copied_bytes"] == 0, "{copied}");
+    does(environment, &["disk", "rebase", &overlay, "--base", &url])?;
+    let without_word = target.url(1);
+    refuses(
+        environment,
+        &["disk", "rebase", &overlay, "--base", &without_word],
+        &["not write-protected", "because:"],
+    )?;
+    does(environment, &["disk", "commit", &overlay])?;
+    ensure!(
+        fs::read(target.image(1)?)? == shown,
+        "something else was committed"
+    );
+    let shown = does(environment, &["lease", "show", &without_word])?;
+    ensure!(
+        shown["fence"] == "free" && shown["unit"]["registrants"] == json!([]),
+        "{shown}"
+    );
+    target_that_is_gone(environment, target, &overlay)
+}
+
+/// An overlay outlives what its base is on, and says what is missing.
+fn target_that_is_gone(environment: &Environment, mut target: Target, overlay: &str) -> Outcome {
+    target.kill()?;
+    let info = does(environment, &["disk", "info", overlay])?;
+    ensure!(
+        info["base_state"].to_string().contains("does not answer"),
+        "{info}"
+    );
+    Ok(())
+}
+
+/// Makes an overlay of the unit as a machine does, with something in it; what it shows then.
+fn written(url: &str, overlay: &str, mut content: Vec<u8>) -> Outcome<Vec<u8>> {
+    let config = OverlayConfig {
+        base: url.to_owned(),
+        path: overlay.to_owned(),
+        keep: true,
+    };
+    let owner = Owner::of_this_process("vm1");
+    let image = config.open(&Terms::new(Lock::Exclusive, &owner))?;
+    let _hold = image.hold;
+    let mut disk = Blocking::new(image.backend)?;
+    for (at, len, byte) in [
+        (512, 512, 201),
+        (1 << 20, 12_288, 202),
+        (content.len() - 4096, 4096, 203),
+    ] {
+        let part = content.get_mut(at..at + len).ok_or("it is as long as the unit")?;
+        part.fill(byte);
+        disk.write_at(at as u64, part)?;
+    }
+    disk.flush()?;
+    Ok(content)
+}
+
+/// A machine that has the unit and goes on.
+fn holding(context: &Context, id: &str, url: &str) -> Outcome<Monitor> {
+    let machine =
+        Machine::unikernel(&context.environment, "do=hello do=spin:seconds=forever").drive(drive(url));
+    let monitor = named(context, id)?.config(&machine.config())?.start()?;
+    monitor.console.wait_for("hello from", SOON)?;
+    Ok(monitor)
+}
+
+/// One that has it for a moment.
+fn machine(context: &Context, url: &str) -> Machine {
+    Machine::unikernel(&context.environment, "do=hello").drive(drive(url))
+}
+
+fn named(context: &Context, id: &str) -> Outcome<Launch> {
+    Ok(Launch::new(&context.environment)?.arguments(["--id", id]))
+}
+
+fn drive(url: &str) -> Value {
+    json!({ "drive_id": "d", "path_on_host": url, "is_root_device": false, "is_read_only": false })
+}
+
+fn ctl(environment: &Environment, arguments: &[&str]) -> Command {
+    let mut command = Command::new(&environment.coraclectl);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// What a verb says to programs.
+fn does(environment: &Environment, arguments: &[&str]) -> Outcome<Value> {
+    let said = said(environment, &[&["--json"], arguments].concat())?;
+    Ok(serde_json::from_str(&said)?)
+}
+
+fn said(environment: &Environment, arguments: &[&str]) -> Outcome<String> {
+    let done = ctl(environment, arguments).output()?;
+    ensure!(done.status.success(), "{arguments:?}: {}", text(&done.stderr));
+    Ok(text(&done.stdout))
+}
+
+fn refuses(environment: &Environment, arguments: &[&str], words: &[&str]) -> Outcome {
+    let done = ctl(environment, arguments).output()?;
+    ensure!(done.status.code() == Some(1), "{arguments:?}: {done:?}");
+    let said = text(&done.stderr);
+    for word in words {
+        ensure!(said.contains(word), "{arguments:?}: no {word:?} in: {said}");
+    }
+    Ok(())
+}
+
+fn with_input(environment: &Environment, arguments: &[&str], input: &str) -> Outcome<Output> {
+    let mut command = ctl(environment, arguments);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    child
+        .stdin
+        .take()
+        .ok_or("stdin was asked for")?
+        .write_all(input.as_bytes())?;
+    Ok(child.wait_with_output()?)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -63,6 +63,7 @@ fn text(summary: &Summary, instance: &Value, config: &Value) -> String {
     let lines = [
         ("id", summary.id.clone()),
         ("state", summary.state.clone()),
+        ("reason", field_text(Some(instance), "reason")),
         ("monitor", monitor.join(" ").trim().to_owned()),
         ("pid", summary.pid.to_string()),
         ("uptime", summary.uptime_seconds.map(span).unwrap_or_default()),

@@ -95,14 +95,15 @@ pub trait Backend: Send {
     fn in_flight(&self) -> usize;
 
     /// Begins to use a reactor, in which [`Self::files`] are registered: from now on the image may have operations of its own
-    /// in flight (a receive that waits for a server), beside those of requests. Nothing was started before.
+    /// in flight (a receive that waits for a server), beside those of requests. Nothing was started before. One that has
+    /// left may be attached again, after any parting: another was to take its place, and did not.
     fn attach(&mut self, io: &mut dyn Submit) {
         let _nothing_of_its_own = io;
     }
 
-    /// Begins to leave the reactor, with no request in flight. Events go on to [`Self::resume`] and alarms to
-    /// [`Self::wake`] until [`Self::is_attached`] is false; then nothing of the image is in flight. Asking again, with
-    /// another parting, hurries it.
+    /// Begins to leave the reactor, with no request in flight unless the image is lost. Events go on to [`Self::resume`] and
+    /// alarms to [`Self::wake`] until [`Self::is_attached`] is false; then the kernel has nothing of the image in flight.
+    /// Asking again, with another parting, hurries it.
     fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {
         let _nothing_of_its_own = (parting, io);
     }

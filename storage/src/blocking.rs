@@ -255,3 +255,120 @@ fn request(operation: Operation, offset_bytes: u64, len_bytes: u64) -> Request {
         segments: Vec::new(),
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use std::os::fd::RawFd;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::backend::{Access, Discard};
+    use crate::reactor::Event;
+
+    /// An image whose requests end by its alarm, and which leaves at the second alarm after it was asked to.
+    struct Remote {
+        seen: Arc<Mutex<Vec<String>>>,
+        alarm: Option<Instant>,
+        accepted: Vec<Request>,
+        ended: Vec<Completion>,
+        is_attached: bool,
+        is_leaving: bool,
+    }
+
+    impl Remote {
+        fn soon(&mut self) {
+            self.alarm = Some(Instant::now() + Duration::from_millis(2));
+        }
+    }
+
+    impl Backend for Remote {
+        fn geometry(&self) -> Geometry {
+            Geometry {
+                size_bytes: 4096,
+                logical_block_bytes: 512,
+                physical_block_bytes: 512,
+                access: Access::ReadWrite,
+                discard: Discard::Ignored,
+            }
+        }
+
+        fn files(&self) -> Vec<RawFd> {
+            Vec::new()
+        }
+
+        fn start(&mut self, request: Request, _: &mut dyn Submit) -> Step {
+            self.soon();
+            self.accepted.push(request);
+            Step::Pending
+        }
+
+        fn resume(&mut self, _: Event, _: &mut dyn Submit) -> Step {
+            Step::Pending
+        }
+
+        fn fork(&self) -> Option<Box<dyn Backend>> {
+            None
+        }
+
+        fn next_completion(&mut self) -> Option<Completion> {
+            self.ended.pop()
+        }
+
+        fn in_flight(&self) -> usize {
+            self.accepted.len()
+        }
+
+        fn attach(&mut self, _: &mut dyn Submit) {
+            self.is_attached = true;
+        }
+
+        fn detach(&mut self, parting: Parting, _: &mut dyn Submit) {
+            self.seen.lock().unwrap().push(format!("{parting:?}"));
+            self.is_leaving = true;
+            self.soon();
+        }
+
+        fn is_attached(&self) -> bool {
+            self.is_attached
+        }
+
+        fn alarm(&self) -> Option<Instant> {
+            self.alarm
+        }
+
+        fn wake(&mut self, _: &mut dyn Submit) {
+            self.alarm = None;
+            let outcome = Ok(());
+            let ended = self.accepted.drain(..);
+            self.ended
+                .extend(ended.map(|request| Completion { request, outcome }));
+            self.is_attached = !self.is_leaving;
+        }
+    }
+
+    #[test]
+    fn an_image_with_an_alarm_is_served_and_parts_as_its_user_does() {
+        let seen = Arc::<Mutex<Vec<String>>>::default();
+        let remote = |seen: &Arc<Mutex<Vec<String>>>| {
+            Box::new(Remote {
+                seen: Arc::clone(seen),
+                alarm: None,
+                accepted: Vec::new(),
+                ended: Vec::new(),
+                is_attached: false,
+                is_leaving: false,
+            })
+        };
+        let mut image = Blocking::new(remote(&seen)).unwrap();
+        image.flush().unwrap();
+        image.read_at(0, &mut [0; 512]).unwrap();
+        let image = image.into_image();
+        assert_eq!(
+            (seen.lock().unwrap().as_slice(), image.is_attached()),
+            (&["Moves".to_owned()][..], false)
+        );
+        drop(Blocking::new(remote(&seen)).unwrap());
+        assert_eq!(seen.lock().unwrap().as_slice(), ["Moves", "Ends"]);
+    }
+}

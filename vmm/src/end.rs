@@ -77,6 +77,11 @@ pub enum End {
         /// The processor's reason.
         reason: u64,
     },
+    /// The machine of the configuration file could not be started.
+    NotStarted {
+        /// Why.
+        reason: String,
+    },
     /// KVM_RUN failed or returned for an unknown reason.
     RunFailed {
         /// Which vCPU.
@@ -96,6 +101,7 @@ impl End {
             Self::TripleFault { .. } => EXIT_TRIPLE_FAULT,
             Self::EmulationFailure { .. } | Self::InternalError { .. } => EXIT_KVM_INTERNAL_ERROR,
             Self::EntryFailed { .. } => EXIT_KVM_ENTRY_FAILED,
+            Self::NotStarted { .. } => EXIT_BAD_CONFIGURATION,
             Self::RunFailed { .. } => EXIT_KVM_RUN_FAILED,
         }
     }
@@ -132,6 +138,7 @@ impl fmt::Display for End {
                     "the processor refused the state of vCPU {vcpu}: reason {reason:#x}"
                 )
             }
+            Self::NotStarted { reason } => f.write_str(reason),
             Self::RunFailed { vcpu, cause } => write!(f, "vCPU {vcpu} cannot run: {cause}"),
         }
     }

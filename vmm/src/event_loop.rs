@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use coracle_devices::power::EndSignal;
+use coracle_devices::virtio::blk::LossSignal;
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
@@ -39,6 +40,10 @@ pub enum Source {
     SerialWritable(RawFd),
     /// Metrics are due.
     MetricsDue(TimerFd),
+    /// Something that was begun has come further, or its time is over.
+    Progress(RawFd),
+    /// A disk is lost.
+    Loss(Arc<LossSignal>),
 }
 
 /// What happened.
@@ -54,6 +59,15 @@ pub enum Message {
     Console(ConsoleEvent),
     /// Write the metrics.
     MetricsDue,
+    /// Look after what was begun.
+    Progress,
+    /// A disk serves nobody here any more.
+    DiskLost {
+        /// The drive.
+        drive_id: String,
+        /// Who has it.
+        reason: String,
+    },
 }
 
 /// What happened to the guest's console.
@@ -134,7 +148,8 @@ impl EventLoop {
 impl Source {
     fn descriptor(&self) -> (RawFd, EventSet) {
         match self {
-            Self::Calls(fd) | Self::SerialAttention(fd) => (*fd, EventSet::IN),
+            Self::Calls(fd) | Self::SerialAttention(fd) | Self::Progress(fd) => (*fd, EventSet::IN),
+            Self::Loss(loss) => (loss.as_fd().as_raw_fd(), EventSet::IN),
             Self::GuestEnd(signal, _) => (signal.as_fd().as_raw_fd(), EventSet::IN),
             Self::Ending(ending) => (ending.bell().as_raw_fd(), EventSet::IN),
             Self::Stop(signals) => (signals.as_raw_fd(), EventSet::IN),
@@ -158,6 +173,14 @@ impl Source {
             Self::SerialAttention(_) => Some(Message::Console(ConsoleEvent::Attention)),
             Self::SerialWritable(_) => Some(Message::Console(ConsoleEvent::Writable)),
             Self::MetricsDue(timer) => timer.wait().ok().map(|_| Message::MetricsDue),
+            Self::Progress(_) => Some(Message::Progress),
+            Self::Loss(loss) => {
+                loss.heard();
+                loss.reason().map(|reason| Message::DiskLost {
+                    drive_id: loss.drive_id().to_owned(),
+                    reason: reason.to_owned(),
+                })
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use coracle_vmm::api::server::{Limits, Server, Socket};
-use coracle_vmm::api::{Verb, chain, mailbox};
+use coracle_vmm::api::{chain, mailbox};
 use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
 use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
@@ -84,7 +84,7 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     config.take_over(arguments.takes_over);
     let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
     if let Some(metrics) = arguments.metrics {
-        told(monitor.execute(Verb::PutMetrics(metrics)), EXIT_FAILURE)?;
+        told(monitor.write_metrics_to(metrics), EXIT_FAILURE)?;
     }
     let server = match &arguments.api_sock {
         Some(path) => {

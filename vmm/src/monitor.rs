@@ -1,6 +1,13 @@
 //! The `vmm` thread: it owns the configuration and the machine, and does what messages say.
 //!
-//! Nobody else has a `&mut` to either, so there is no lock around them.
+//! Nobody else has a `&mut` to either, so there is no lock around them. It never waits for storage: what takes its time is
+//! begun, and looked after between other messages.
+
+mod opening;
+mod operation;
+#[cfg(test)]
+mod tests;
+mod wakeup;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,25 +16,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_devices::power::EndSignal;
-use coracle_devices::virtio::blk::{self, PartialDrive};
+use coracle_devices::virtio::device::Patience;
 use coracle_storage::lease::Owner;
-use coracle_storage::open;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::api::http::Content;
 use crate::api::server::Server;
-use crate::api::verbs::permitted;
+use crate::api::verbs::{permitted, permitted_meanwhile};
 use crate::api::{Answer, Calls, Data, Fault, Verb};
 use crate::cli::StartTimes;
-use crate::config::{Config, ConfigError, FullConfig, InstanceInfo, Phase, RateLimiterGroup, Version};
+use crate::config::{
+    Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, RateLimiterGroup, Version,
+};
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
 use crate::event_loop::{EventLoop, Message, Source};
 use crate::logger;
 use crate::machine::plan::Plan;
-use crate::machine::{self, DriveChangeError, Machine, Paused, Refused, Running};
+use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Refused, Running, Stranded};
 use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
 use crate::signals::StopSignals;
+
+use self::operation::{Asker, Operation, Reaction};
+use self::wakeup::{Wakeup, errno};
 
 /// The machine, in whatever phase it is.
 #[derive(Default)]
@@ -35,7 +46,34 @@ enum Guest {
     #[default]
     NotStarted,
     Running(Machine<Running>),
+    /// As long as an operation lasts.
+    Pausing(Machine<Pausing>),
     Paused(Machine<Paused>),
+    Stranded(Machine<Stranded>),
+}
+
+impl Guest {
+    /// The drives, if they can be changed now.
+    fn drives(&mut self) -> Option<Drives<'_>> {
+        match self {
+            Self::Running(machine) => Some(machine.drives()),
+            Self::Paused(machine) => Some(machine.drives()),
+            Self::Stranded(machine) => Some(machine.drives()),
+            Self::NotStarted | Self::Pausing(_) => None,
+        }
+    }
+
+    /// Which disk is lost, and to whom.
+    fn loss(&self) -> Option<String> {
+        let (drive_id, reason) = match self {
+            Self::NotStarted => None,
+            Self::Running(machine) => machine.losses().next(),
+            Self::Pausing(machine) => machine.losses().next(),
+            Self::Paused(machine) => machine.losses().next(),
+            Self::Stranded(machine) => machine.losses().next(),
+        }?;
+        Some(format!("drive `{drive_id}` is lost: {reason}"))
+    }
 }
 
 /// One machine and everything that is done to it.
@@ -44,9 +82,12 @@ pub struct Monitor {
     owner: Owner,
     config: Config,
     guest: Guest,
+    /// After the guest, whose disks may still have what it holds.
+    operation: Option<Operation>,
     ending: Ending,
     guest_end: Arc<EndSignal>,
     event_loop: EventLoop,
+    wakeup: Wakeup,
     calls: Option<Calls>,
     console: Option<Console>,
     metrics: Registry,
@@ -94,6 +135,7 @@ impl Monitor {
         let mut metrics_due = TimerFd::new().map_err(errno)?;
         metrics_due.reset(period, Some(period)).map_err(errno)?;
         event_loop.watch(Source::MetricsDue(metrics_due));
+        let wakeup = Wakeup::new(&mut event_loop)?;
         let latencies = Arc::<Latencies>::default();
         register(&latencies, &mut metrics);
         let process = ProcessReport::default();
@@ -103,9 +145,11 @@ impl Monitor {
             id,
             config,
             guest: Guest::NotStarted,
+            operation: None,
             ending,
             guest_end,
             event_loop,
+            wakeup,
             calls: None,
             console: None,
             metrics,
@@ -122,7 +166,8 @@ impl Monitor {
         server.request_counters().register(&mut self.metrics);
     }
 
-    /// Starts the machine of a configuration file, after the logger and the metrics that it names.
+    /// Starts the machine of a configuration file, after the logger and the metrics that it names; one whose images are
+    /// elsewhere only begins to start, and if it does not, that ends [`Self::serve`].
     ///
     /// # Errors
     ///
@@ -136,7 +181,11 @@ impl Monitor {
                 .write_to(metrics, &self.id)
                 .map_err(|error| Fault::from_error(&error))?;
         }
-        self.execute(Verb::Start).map(drop)
+        match self.take_on(Verb::Start)? {
+            Reaction::Done(_) => {}
+            Reaction::Begun(work) => self.begin(work, Asker::ConfigFile),
+        }
+        Ok(())
     }
 
     /// Serves messages until the machine ends or somebody stops the process.
@@ -158,6 +207,14 @@ impl Monitor {
                     return Ok(End::Stopped { by: signal });
                 }
                 Message::MetricsDue => self.metrics.write(),
+                Message::Progress => {
+                    self.wakeup.quiet();
+                    self.advance();
+                }
+                Message::DiskLost { drive_id, reason } => {
+                    log::error!("drive `{drive_id}` is lost, and the guest is stopped for good: {reason}");
+                    self.advance();
+                }
                 Message::Console(event) => {
                     if let Some(console) = &mut self.console {
                         console.serve(event, &mut self.event_loop);
@@ -169,16 +226,44 @@ impl Monitor {
 
     fn answer_calls(&mut self) {
         while let Some(call) = self.calls.as_mut().and_then(Calls::take) {
-            let answer = self.execute(call.verb);
-            call.reply.send(answer);
+            match self.take_on(call.verb) {
+                Ok(Reaction::Done(data)) => call.reply.send(Ok(data)),
+                Ok(Reaction::Begun(work)) => self.begin(work, Asker::Client(call.reply)),
+                Err(fault) => call.reply.send(Err(fault)),
+            }
         }
     }
 
-    /// Does what one verb says, if it is allowed in this phase.
-    pub fn execute(&mut self, verb: Verb) -> Answer {
+    /// Says where metrics go, as the command line has it.
+    ///
+    /// # Errors
+    ///
+    /// What an API client would be told.
+    pub fn write_metrics_to(&mut self, metrics: MetricsConfig) -> Result<(), Fault> {
+        self.take_on(Verb::PutMetrics(metrics)).map(drop)
+    }
+
+    /// Does what one verb says, or begins to, if it is allowed now.
+    fn take_on(&mut self, verb: Verb) -> Result<Reaction, Fault> {
         permitted(self.phase(), verb.kind())?;
+        if let Some(operation) = &self.operation {
+            permitted_meanwhile(operation.kind(), verb.kind())?;
+        }
         match verb {
-            Verb::GetInstance => return Ok(Data::json(&InstanceInfo::new(&self.id, self.phase()))),
+            Verb::Start => self.start(),
+            Verb::PatchDrive(patch) => self.patch_drive(patch),
+            Verb::Pause => Ok(self.pause()),
+            other => self.execute(other).map(Reaction::Done),
+        }
+    }
+
+    /// Does what takes no time.
+    fn execute(&mut self, verb: Verb) -> Answer {
+        match verb {
+            Verb::GetInstance => {
+                let instance = InstanceInfo::new(&self.id, self.phase());
+                return Ok(Data::json(&instance.because(self.guest.loss())));
+            }
             Verb::GetVersion => return Ok(Data::json(&Version::current())),
             Verb::GetMachineConfig => return Ok(Data::json(self.config.machine())),
             Verb::GetConfig => return Ok(Data::json(&FullConfig::from(&self.config))),
@@ -198,7 +283,6 @@ impl Monitor {
                     .map_err(|error| Fault::from_error(&error))?;
                 self.config.insert_drive(drive)?;
             }
-            Verb::PatchDrive(patch) => self.patch_drive(&patch)?,
             Verb::PutRateLimiterGroup(group) => self.config.insert_group(group)?,
             Verb::PatchRateLimiterGroup(patch) => self.patch_group(&patch)?,
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
@@ -216,26 +300,17 @@ impl Monitor {
                 self.config = config;
             }
             Verb::FlushMetrics => self.metrics.write(),
-            Verb::Start => self.start()?,
             Verb::SendCtrlAltDel => self.press_ctrl_alt_del()?,
-            Verb::Pause => self.pause()?,
+            Verb::Start | Verb::PatchDrive(_) | Verb::Pause => {
+                unreachable!("what takes its time is begun")
+            }
             Verb::Resume => self.resume()?,
         }
         Ok(Data::Empty)
     }
 
-    fn phase(&self) -> Phase {
-        match self.guest {
-            Guest::NotStarted => Phase::NotStarted,
-            Guest::Running(_) => Phase::Running,
-            Guest::Paused(_) => Phase::Paused,
-        }
-    }
-
-    /// Opens, builds and starts what was configured; a failure leaves nothing behind, and the
-    /// configuration can be mended.
-    fn start(&mut self) -> Result<(), Fault> {
-        let plan = Plan::new(&self.config, &self.owner).map_err(|error| Fault::from_error(&error))?;
+    /// Builds what was opened, and lets it run.
+    fn run(&mut self, plan: Plan) -> Result<(), Fault> {
         let machine =
             machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
         // A machine that cannot run is taken apart again: nobody could start another beside it.
@@ -254,97 +329,30 @@ impl Monitor {
             &mut self.event_loop,
         ));
         machine.register(&mut self.metrics);
+        for loss in machine.loss_signals() {
+            self.event_loop.watch(Source::Loss(Arc::clone(loss)));
+        }
         self.guest = Guest::Running(machine);
-        Ok(())
-    }
-
-    fn patch_drive(&mut self, patch: &PartialDrive) -> Result<(), Fault> {
-        // The configuration is changed last: it says what is, not what was wished.
-        let mut config = self.config.clone();
-        config.patch_drive(patch)?;
-        let drive = config
-            .drives()
-            .iter()
-            .find(|drive| drive.drive_id == patch.drive_id);
-        let drive = drive.expect("the patch was taken, so the drive is there");
-        let mut size_bytes = patch.size_bytes;
-        if let Some(path) = &patch.path_on_host
-            && self.has_image(&drive.drive_id, path)
-        {
-            // The same image again: it may have grown from outside.
-            let now_bytes = open::size_bytes(path).map_err(|error| Fault::from_error(&error))?;
-            size_bytes = size_bytes.or(Some(now_bytes));
-        } else if patch.path_on_host.is_some() {
-            if let Some(at) = &drive.lease_at {
-                return Err(Fault::bad_request(format!(
-                    "drive `{}` keeps the records of its lease at `{at}`, and they are those of the image that it has: \
-                     leave path_on_host out",
-                    drive.drive_id
-                )));
-            }
-            // Its lease is taken before the old one goes: a failure leaves the old disk serving.
-            let mut image = drive
-                .open_image(&self.owner)
-                .map_err(|error| Fault::from_error(&error))?;
-            if let Some(size_bytes) = size_bytes.take() {
-                image.backend = blk::grown(image.backend, size_bytes).map_err(|source| {
-                    let id = drive.drive_id.clone();
-                    Fault::from_error(&DriveChangeError::Control { id, source })
-                })?;
-            }
-            match &mut self.guest {
-                Guest::Running(machine) => machine.replace_image(&drive.drive_id, image),
-                Guest::Paused(machine) => machine.replace_image(&drive.drive_id, image),
-                Guest::NotStarted => return Ok(()),
-            }
-            .map_err(|error| Fault::from_error(&error))?;
-        }
-        if let Some(size_bytes) = size_bytes {
-            match &mut self.guest {
-                Guest::Running(machine) => machine.grow_drive(&drive.drive_id, size_bytes),
-                Guest::Paused(machine) => machine.grow_drive(&drive.drive_id, size_bytes),
-                Guest::NotStarted => return Ok(()),
-            }
-            .map_err(|error| Fault::from_error(&error))?;
-        }
-        if let Some(limits) = patch.rate_limiter {
-            match &self.guest {
-                Guest::Running(machine) => machine.limit_drive(&drive.drive_id, limits),
-                Guest::Paused(machine) => machine.limit_drive(&drive.drive_id, limits),
-                Guest::NotStarted => return Ok(()),
-            }
-            .map_err(|error| Fault::from_error(&error))?;
-        }
-        self.config = config;
         Ok(())
     }
 
     fn patch_group(&mut self, patch: &RateLimiterGroup) -> Result<(), Fault> {
         let mut config = self.config.clone();
         config.patch_group(patch)?;
-        match &self.guest {
-            Guest::Running(machine) => machine.limit_group(&patch.group_id, patch.limits()),
-            Guest::Paused(machine) => machine.limit_group(&patch.group_id, patch.limits()),
-            Guest::NotStarted => return Ok(()),
+        if let Some(drives) = self.guest.drives() {
+            let limited = drives.limit_group(&patch.group_id, patch.limits());
+            limited.map_err(|error| Fault::from_error(&error))?;
         }
-        .map_err(|error| Fault::from_error(&error))?;
         self.config = config;
         Ok(())
-    }
-
-    /// Whether `path` is the image that drive `id` has: it cannot be leased a second time, and need not be.
-    fn has_image(&self, id: &str, path: &str) -> bool {
-        match &self.guest {
-            Guest::Running(machine) => machine.has_image(id, path),
-            Guest::Paused(machine) => machine.has_image(id, path),
-            Guest::NotStarted => false,
-        }
     }
 
     fn press_ctrl_alt_del(&self) -> Result<(), Fault> {
         match &self.guest {
             Guest::Running(machine) => machine.press_ctrl_alt_del(),
+            Guest::Pausing(machine) => machine.press_ctrl_alt_del(),
             Guest::Paused(machine) => machine.press_ctrl_alt_del(),
+            Guest::Stranded(machine) => machine.press_ctrl_alt_del(),
             Guest::NotStarted => return Ok(()),
         }
         .map_err(|error| Fault::from_error(&error))
@@ -355,8 +363,11 @@ impl Monitor {
     pub fn retire(mut self) {
         let settled = match self.guest {
             Guest::NotStarted => None,
-            Guest::Paused(machine) => Some(Ok(machine)),
+            Guest::Paused(machine) => Some(Pause::Paused(machine)),
+            Guest::Stranded(machine) => Some(Pause::Stranded(machine)),
             Guest::Running(machine) => Some(machine.pause()),
+            // Whoever asked is told that the machine ended meanwhile.
+            Guest::Pausing(machine) => Some(machine.poll(Patience::WithinLimit)),
         };
         // Not before: the guest writes until it stands still.
         if let Some(console) = &self.console {
@@ -364,60 +375,51 @@ impl Monitor {
         }
         match settled {
             None => {}
-            Some(Ok(machine)) => machine.retire(),
-            Some(Err(Refused { machine, error })) => {
+            Some(Pause::Paused(machine)) => machine.retire(),
+            Some(Pause::Stranded(machine)) => machine.retire(),
+            Some(Pause::Refused(Refused { machine, error })) => {
                 let why = Fault::from_error(&error).message;
                 log::error!("the machine did not drain at its end: {why}");
                 // Taking it apart would wait for the same disk again; it ends with the process.
                 std::mem::forget(machine);
             }
+            Some(Pause::Pending(..)) => unreachable!("who is patient is never told that it goes on"),
         }
         self.metrics.write();
     }
 
-    fn pause(&mut self) -> Result<(), Fault> {
-        let (guest, outcome) = match std::mem::take(&mut self.guest) {
-            Guest::Running(machine) => timed(&self.latencies.pause_us, || {
-                settled(machine.pause(), Guest::Paused, Guest::Running)
-            }),
-            other => (other, Ok(())),
-        };
-        self.guest = guest;
-        outcome
-    }
-
     fn resume(&mut self) -> Result<(), Fault> {
-        let (guest, outcome) = match std::mem::take(&mut self.guest) {
-            Guest::Paused(machine) => timed(&self.latencies.resume_us, || {
-                settled(machine.resume(), Guest::Running, Guest::Paused)
-            }),
-            other => (other, Ok(())),
-        };
-        self.guest = guest;
-        outcome
+        match std::mem::take(&mut self.guest) {
+            Guest::Paused(machine) => {
+                let begun = Instant::now();
+                let (guest, outcome) = match machine.resume() {
+                    Ok(machine) => (Guest::Running(machine), Ok(())),
+                    Err(Refused { machine, error }) => {
+                        (Guest::Paused(machine), Err(Fault::from_error(&error)))
+                    }
+                };
+                self.guest = guest;
+                took(&self.latencies.resume_us, begun);
+                outcome
+            }
+            other => {
+                let is_stranded = matches!(other, Guest::Stranded(_));
+                self.guest = other;
+                match self.guest.loss() {
+                    Some(loss) if is_stranded => Err(Fault::bad_request(format!(
+                        "{loss}; this guest cannot go on without it: end the process"
+                    ))),
+                    _ => Ok(()),
+                }
+            }
+        }
     }
 }
 
-/// Where a transition has led, and what to tell the client.
-fn settled<P, Q>(
-    transition: Result<Machine<Q>, Refused<P>>,
-    arrived: impl FnOnce(Machine<Q>) -> Guest,
-    stayed: impl FnOnce(Machine<P>) -> Guest,
-) -> (Guest, Result<(), Fault>) {
-    match transition {
-        Ok(machine) => (arrived(machine), Ok(())),
-        Err(Refused { machine, error }) => (stayed(machine), Err(Fault::from_error(&error))),
-    }
-}
-
-fn timed<T>(latency_us: &AtomicU64, transition: impl FnOnce() -> T) -> T {
-    let begun = Instant::now();
-    let outcome = transition();
-    latency_us.store(
-        u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
-        Ordering::Relaxed,
-    );
-    outcome
+/// Notes how long something took that was begun then.
+fn took(latency_us: &AtomicU64, begun: Instant) {
+    let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    latency_us.store(us, Ordering::Relaxed);
 }
 
 fn register(latencies: &Arc<Latencies>, metrics: &mut Registry) {
@@ -427,8 +429,4 @@ fn register(latencies: &Arc<Latencies>, metrics: &mut Registry) {
         section.gauge("resume_vm", latencies.resume_us.load(Ordering::Relaxed));
     };
     metrics.add("latencies_us", Box::new(report));
-}
-
-fn errno(error: vmm_sys_util::errno::Error) -> io::Error {
-    io::Error::from_raw_os_error(error.errno())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::backend::Access;
 use crate::lease::{Chain, Lock, Owner, Terms};
 
-use super::bringup::{Past, bring_up};
+use super::bringup::{Past, Refused, attempt, bring_up, enter};
 use super::chap::{Authentication, Credentials};
 use super::dialogue::Dialogue;
 use super::disk::Disk;
@@ -19,12 +19,16 @@ use super::operator::Operator;
 use super::pdu::Isid;
 use super::plan::{Keyring, Plan};
 use super::portal::{Host, Portal};
+use super::procedure::Data;
+use super::scsi::cdb;
 use super::scsi::reservation::ReservationKey;
 use super::secret::Secret;
 use super::url::{ImageName, IscsiUrl};
 
 /// How long opening an image may take.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// How long it may take to find out what a stranger may do.
+const STRANGER_LIMIT: Duration = Duration::from_secs(5);
 /// The naming authority of initiators that nobody has named.
 const INITIATOR_PREFIX: &str = "iqn.2026-11.dev.coracle:";
 /// What we receive in one data segment.
@@ -40,9 +44,38 @@ pub(crate) struct Opened {
 pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, IscsiError> {
     let (plan, name) = plan(url, access, terms)?;
     let mut dialogue = Dialogue::new(Arc::clone(&plan), OPEN_LIMIT)?;
-    let up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
+    let mut up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
+    let may_zero = up.unit.limits.unmap_blocks > 0 || up.unit.limits.write_same_blocks > 0;
+    if plan.lock == Lock::Exclusive && may_zero && !fences_unmap(&plan) {
+        log::warn!(
+            "{}: the target lets others than the holder of the reservation unmap blocks, so nothing is discarded there, and zeros \
+             are written",
+            plan.name
+        );
+        up.unit.limits.unmap_blocks = 0;
+        up.unit.limits.write_same_blocks = 0;
+    }
     let disk = dialogue.into_disk(up)?;
     Ok(Opened { disk, name })
+}
+
+/// Whether the reservation of the unit, which this process has by another session, keeps a stranger from UNMAP as it should
+/// (SBC-3, table 13): tgtd says that it did it. What cannot be found out is taken at its worst.
+fn fences_unmap(plan: &Plan) -> bool {
+    let stranger = Arc::new(plan.for_stranger());
+    let asked = Dialogue::new(Arc::clone(&stranger), STRANGER_LIMIT).and_then(|mut dialogue| {
+        dialogue.run(|port| {
+            let plan = Arc::clone(&stranger);
+            async move {
+                enter(&port, &plan).await?;
+                let (cdb, nothing) = cdb::unmap(&[]);
+                let refused = attempt(&port, cdb, Data::Out(nothing)).await.err();
+                port.logout().await;
+                Ok(matches!(refused, Some(Refused::Conflict(_))))
+            }
+        })
+    });
+    asked.unwrap_or(false)
 }
 
 /// Whether `url` makes sense and the secrets that it names can be read. Nobody is asked over the network.

@@ -10,7 +10,7 @@ use crate::backend::Access;
 use crate::lease::{Chain, Incarnation, Lock, Owner};
 
 use super::login::LoginPlan;
-use super::pdu::Lun;
+use super::pdu::{Isid, Lun};
 use super::scsi::reservation::ReservationKey;
 use super::tail::Tail;
 use super::unit::Unit;
@@ -63,6 +63,29 @@ impl Plan {
             (Some(chain), _) => Some(Records::Chain(chain)),
             (None, Some(tail)) => Some(Records::Tail(tail)),
             (None, None) => None,
+        }
+    }
+
+    /// The plan of another session with the same unit, which has no part in its lease.
+    pub(super) fn for_stranger(&self) -> Self {
+        let Isid([kind, a, b, c, d, e]) = self.login.isid;
+        let login = LoginPlan {
+            isid: Isid([kind, a, b, c, d, !e]),
+            ..LoginPlan::clone(&self.login)
+        };
+        Self {
+            name: self.name.clone(),
+            portals: self.portals.clone(),
+            lun: self.lun,
+            login: Arc::new(login),
+            access: self.access,
+            lock: Lock::None,
+            owner: self.owner.clone(),
+            keys: self.keys.clone(),
+            chain: None,
+            is_immutable: self.is_immutable,
+            takes_over: None,
+            report_after: self.report_after,
         }
     }
 

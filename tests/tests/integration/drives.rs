@@ -285,5 +285,8 @@ fn what_makes_no_sense_is_refused(context: &Context) -> Outcome {
         json!([]),
         "PUT /rate-limiter-groups/x first",
     )?;
+    for extra in [json!({ "on_error": "wait" }), json!({ "timeout_ms": 500 })] {
+        refused(extra, json!([]), "for images of a network")?;
+    }
     refused(json!({}), json!([{ "group_id": "no such name" }]), "alphanumeric")
 }

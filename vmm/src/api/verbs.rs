@@ -191,6 +191,66 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
     }
 }
 
+/// What the monitor has begun and not answered yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Underway {
+    /// The images of the machine are being opened.
+    Start,
+    /// The guest is being stopped.
+    Pause,
+    /// A drive is being given another image or size.
+    DriveChange,
+}
+
+impl Underway {
+    /// All of them, for tables over them.
+    pub const ALL: [Self; 3] = [Self::Start, Self::Pause, Self::DriveChange];
+
+    /// The answer for a client that asks for something else meanwhile.
+    pub fn fault(self) -> Fault {
+        let what = match self {
+            Self::Start => "a start",
+            Self::Pause => "a pause",
+            Self::DriveChange => "a change of a drive",
+        };
+        Fault::bad_request(format!("{what} is under way: ask again when it has ended"))
+    }
+}
+
+/// Whether `verb`, which is allowed in this phase, is allowed while something is under way: what only looks, and what
+/// changes neither the phase nor a drive.
+///
+/// # Errors
+///
+/// The answer for a client that has to wait.
+pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fault> {
+    use VerbKind as V;
+    match verb {
+        V::GetInstance
+        | V::GetVersion
+        | V::GetMachineConfig
+        | V::GetConfig
+        | V::GetMetrics
+        | V::FlushMetrics
+        | V::SendCtrlAltDel => Ok(()),
+        V::PutMachineConfig
+        | V::PatchMachineConfig
+        | V::PutCpuConfig
+        | V::PutBootSource
+        | V::PutDrive
+        | V::PatchDrive
+        | V::PutRateLimiterGroup
+        | V::PatchRateLimiterGroup
+        | V::PutEntropy
+        | V::PutSerial
+        | V::PutLogger
+        | V::PutMetrics
+        | V::Start
+        | V::Pause
+        | V::Resume => Err(underway.fault()),
+    }
+}
+
 /// One line of the table: what can be sent, and what it becomes.
 #[derive(Debug)]
 pub struct Route {
@@ -475,6 +535,24 @@ mod tests {
 
     const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
     const AFTER: &str = "The requested operation is not supported after starting the microVM.";
+
+    #[test]
+    fn what_is_under_way_holds_up_changes_only_and_says_what_it_is() {
+        use VerbKind as V;
+        for underway in Underway::ALL {
+            for kind in ROUTES.iter().flat_map(|route| route.kinds) {
+                let looks = format!("{kind:?}").starts_with("Get")
+                    || matches!(kind, V::FlushMetrics | V::SendCtrlAltDel);
+                assert_eq!(permitted_meanwhile(underway, *kind).is_ok(), looks, "{kind:?}");
+            }
+        }
+        let refused = permitted_meanwhile(Underway::Pause, V::Resume).expect_err("it would go on");
+        assert!(
+            refused.message.starts_with("a pause is under way"),
+            "{}",
+            refused.message
+        );
+    }
 
     #[test]
     fn each_verb_is_allowed_in_its_phases_only() {

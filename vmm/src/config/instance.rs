@@ -70,6 +70,10 @@ pub struct InstanceInfo {
     pub vmm_version: String,
     /// Name of this program.
     pub app_name: String,
+    /// Why the machine is paused, where nobody has asked for it and nobody can resume it: a disk is lost. (Not in
+    /// Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 impl InstanceInfo {
@@ -80,7 +84,13 @@ impl InstanceInfo {
             state,
             vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
             app_name: "Coracle".to_owned(),
+            reason: None,
         }
+    }
+
+    /// The same, with the reason for its phase.
+    pub fn because(self, reason: Option<String>) -> Self {
+        Self { reason, ..self }
     }
 }
 

@@ -38,7 +38,7 @@ use crate::end::{End, Ending};
 use crate::signals;
 
 /// A parked vCPU answers within this, or something is badly wrong on the host.
-const ACKNOWLEDGE_MS_MAX: u64 = 5_000;
+pub const ACKNOWLEDGE_MS_MAX: u64 = 5_000;
 /// Offset of the kick signal from SIGRTMIN.
 const KICK_SIGNAL_OFFSET: i32 = 0;
 /// The stack of a vCPU thread: its deepest path is a register access that resets a device.
@@ -249,18 +249,35 @@ impl Vcpu {
     ///
     /// [`VcpuError::Unresponsive`] when it takes longer than any host should.
     pub fn wait_parked(&self) -> Result<(), VcpuError> {
-        let deadline = Instant::now() + Duration::from_millis(ACKNOWLEDGE_MS_MAX);
+        if self.parks_within(Duration::from_millis(ACKNOWLEDGE_MS_MAX))? {
+            Ok(())
+        } else {
+            Err(self.unresponsive())
+        }
+    }
+
+    /// The same for whoever has something else to do: whether it is parked after `limit` at the most.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Gone`] when the thread has ended.
+    pub fn parks_within(&self, limit: Duration) -> Result<bool, VcpuError> {
+        let deadline = Instant::now() + limit;
         while self.motion.get() != Motion::Parked {
             let left = deadline.saturating_duration_since(Instant::now());
-            let turn = self.parked.recv_timeout(left).map_err(|error| match error {
-                RecvTimeoutError::Timeout => VcpuError::Unresponsive { index: self.index },
-                RecvTimeoutError::Disconnected => VcpuError::Gone { index: self.index },
-            })?;
-            if turn == self.turn.get() {
-                self.motion.set(Motion::Parked);
+            match self.parked.recv_timeout(left) {
+                Ok(turn) if turn == self.turn.get() => self.motion.set(Motion::Parked),
+                Ok(_late_answer) => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Disconnected) => return Err(VcpuError::Gone { index: self.index }),
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// What is to be said of a vCPU that was given [`ACKNOWLEDGE_MS_MAX`].
+    pub fn unresponsive(&self) -> VcpuError {
+        VcpuError::Unresponsive { index: self.index }
     }
 
     /// Tells the thread to end; true when it has.

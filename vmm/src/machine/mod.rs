@@ -1,36 +1,42 @@
 //! The machine and its phases. A call that is wrong in a phase cannot be written.
 //!
 //! ```text
-//!            build                resume
-//!   Plan ────────────► Paused ──────────────► Running
-//!                        ▲                       │
-//!                        └───────── pause ───────┘
+//!            build                resume            begin_pause
+//!   Plan ────────────► Paused ──────────► Running ─────────────► Pausing ──► Running: it did not drain
+//!                       ▲  │                                      │  │
+//!                       └──┼──────────────────────────────────────┘  │ a disk is lost
+//!                          └── a disk is lost ──► Stranded ◄─────────┘
 //! ```
 //!
-//! A transition that fails hands the machine back in the phase that it is really in.
+//! A transition that fails hands the machine back in the phase that it is really in. From Stranded there is no way back:
+//! the guest's disk is another's now.
 
 mod assemble;
+mod change;
 pub mod cpu_template;
+mod pausing;
 pub mod plan;
 mod platform;
 mod report;
+#[cfg(test)]
+pub(crate) mod testing;
 
-use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use coracle_devices::i8042::{I8042, KeyboardError};
 use coracle_devices::serial::SerialPort;
-use coracle_devices::virtio::blk::{BlkControl, ControlError};
+use coracle_devices::virtio::blk::{BlkControl, LossSignal};
 use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
 use coracle_devices::virtio::rng::EntropyCounts;
-use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
-use coracle_storage::open::{Hold, Image};
+use coracle_storage::limit::SharedLimiter;
+use coracle_storage::open::Hold;
 
 use crate::kvm::vcpu::{Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
 
 pub use assemble::{BuildError, build};
+pub use change::{DriveChange, DriveChangeError, Drives, Progress};
+pub use pausing::{Pause, Pausing};
 
 /// The phase in which the guest runs.
 #[derive(Debug)]
@@ -40,11 +46,16 @@ pub struct Running;
 #[derive(Debug)]
 pub struct Paused;
 
+/// The phase in which no guest code runs, and never will again: a disk is lost. That one is left as it is; of the others
+/// nothing is in flight.
+#[derive(Debug)]
+pub struct Stranded;
+
 /// A built machine in phase `P`.
 pub struct Machine<P> {
     /// Boxed: a transition moves the machine, and hands it back when it fails.
     parts: Box<Parts>,
-    phase: PhantomData<P>,
+    phase: P,
 }
 
 /// What a machine consists of, in the order in which it is taken apart.
@@ -110,32 +121,23 @@ pub enum TransitionError {
     },
 }
 
-/// Why a drive could not be changed; it goes on as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum DriveChangeError {
-    /// There is no such drive.
-    #[error("there is no drive `{0}`; GET /vm/config lists them")]
-    Unknown(String),
-    /// Its queue could not be drained, or not be started again.
-    #[error(transparent)]
-    Device(#[from] TransitionError),
-    /// The image or the limits are not taken.
-    #[error("drive `{id}` is as it was")]
-    Control {
-        /// The drive's id.
-        id: String,
-        /// Why.
-        #[source]
-        source: ControlError,
-    },
-}
-
 impl<P> Machine<P> {
-    fn in_phase<Q>(self) -> Machine<Q> {
+    fn in_phase<Q>(self, phase: Q) -> Machine<Q> {
         Machine {
             parts: self.parts,
-            phase: PhantomData,
+            phase,
         }
+    }
+
+    /// What tells of the loss of each drive.
+    pub fn loss_signals(&self) -> impl Iterator<Item = &Arc<LossSignal>> {
+        self.parts.drives.iter().map(|drive| drive.control.loss())
+    }
+
+    /// The drives that are lost, and why.
+    pub fn losses(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.loss_signals()
+            .filter_map(|loss| Some((loss.drive_id(), loss.reason()?)))
     }
 
     /// The guest's serial port.
@@ -156,70 +158,13 @@ impl<P> Machine<P> {
             .expect("no holder of the keyboard panics");
         keyboard.press_ctrl_alt_del()
     }
-
-    /// Whether `path` names the image that drive `id` has, by whatever name.
-    pub fn has_image(&self, id: &str, path: &str) -> bool {
-        let drive = self.parts.drives.iter().find(|drive| drive.id == id);
-        drive.is_some_and(|drive| drive.hold.is_of(path))
-    }
-
-    /// Changes the limits of drive `id`.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such drive, or its worker is gone.
-    pub fn limit_drive(&self, id: &str, limits: RateLimiterConfig) -> Result<(), DriveChangeError> {
-        let drive = self.parts.drive(id)?;
-        drive
-            .control
-            .set_limiter(&limits)
-            .map_err(|source| drive.refused(source))
-    }
-
-    /// Changes the limits that the drives of group `id` share.
-    ///
-    /// # Errors
-    ///
-    /// When the worker of a drive is gone. No drive is in a group that is not there: then nothing happens.
-    pub fn limit_group(&self, id: &str, limits: RateLimiterConfig) -> Result<(), DriveChangeError> {
-        let Some(group) = self.parts.groups.iter().find(|group| group.id == id) else {
-            return Ok(());
-        };
-        group.limiter.update(&limits, Instant::now());
-        let members = self.parts.drives.iter();
-        for drive in members.filter(|drive| drive.group.as_deref() == Some(id)) {
-            drive
-                .control
-                .reconsider()
-                .map_err(|source| drive.refused(source))?;
-        }
-        Ok(())
-    }
-
-    /// Makes the image of drive `id` `size_bytes` long, and tells the guest if it was shorter.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such drive, or its image does not become that long: it would have to shrink, or the
-    /// storage refuses. It is then as long as it was.
-    pub fn grow_drive(&mut self, id: &str, size_bytes: u64) -> Result<(), DriveChangeError> {
-        let (drive, slot) = self.parts.drive_in_slot(id)?;
-        let has_grown = drive
-            .control
-            .grow(size_bytes)
-            .map_err(|source| drive.refused(source))?;
-        if has_grown {
-            slot.lock().announce_configuration();
-        }
-        Ok(())
-    }
 }
 
 impl Machine<Paused> {
     fn new(parts: Parts) -> Self {
         Self {
             parts: Box::new(parts),
-            phase: PhantomData,
+            phase: Paused,
         }
     }
 
@@ -236,19 +181,12 @@ impl Machine<Paused> {
             }
             return Err(Refused { machine: self, error });
         }
-        Ok(self.in_phase())
+        Ok(self.in_phase(Running))
     }
 
-    /// Gives drive `id` another image; the guest hears of its size when it runs again.
-    ///
-    /// # Errors
-    ///
-    /// The drive then still has its old image.
-    pub fn replace_image(&mut self, id: &str, image: Image) -> Result<(), DriveChangeError> {
-        let (drive, slot) = self.parts.drive_in_slot(id)?;
-        drive.replace(image)?;
-        slot.lock().announce_configuration();
-        Ok(())
+    /// Gives the guest up: a disk of it was lost while it stood still.
+    pub fn strand(self) -> Machine<Stranded> {
+        self.in_phase(Stranded)
     }
 
     /// Takes the machine apart: threads have ended and disks are closed when it returns.
@@ -257,43 +195,10 @@ impl Machine<Paused> {
     }
 }
 
-impl Machine<Running> {
-    /// Stops the guest and drains its devices; when it returns nothing is in flight.
-    ///
-    /// The order matters: no vCPU runs when the first device stops, so no device gets new work, and
-    /// what is in flight may still raise its interrupts.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused`] with the machine still running.
-    pub fn pause(self) -> Result<Machine<Paused>, Refused<Running>> {
-        if let Err(error) = self.parts.stop() {
-            // Back to where it was: devices that did stop serve again, then the guest runs on.
-            if let Err(also) = self.parts.start() {
-                log::error!("a machine that could not be paused does not go on: {also}");
-            }
-            return Err(Refused { machine: self, error });
-        }
-        Ok(self.in_phase())
-    }
-
-    /// Gives drive `id` another image while the guest runs: its queue is drained and waits meanwhile,
-    /// the other devices serve on.
-    ///
-    /// # Errors
-    ///
-    /// The drive then still has its old image and serves.
-    pub fn replace_image(&mut self, id: &str, image: Image) -> Result<(), DriveChangeError> {
-        let (drive, slot) = self.parts.drive_in_slot(id)?;
-        // One lock for the whole change: a driver that resets the device meanwhile waits for its end.
-        let mut transport = slot.lock();
-        transport.pause().map_err(|source| slot.failed(source))?;
-        let replaced = drive.replace(image);
-        transport.resume().map_err(|source| slot.failed(source))?;
-        // Its lease ends with this function: the guest need not wait for that.
-        let _old = replaced?;
-        transport.announce_configuration();
-        Ok(())
+impl Machine<Stranded> {
+    /// Takes the machine apart, and waits for nothing of the lost disk.
+    pub fn retire(self) {
+        drop(self.parts);
     }
 }
 
@@ -307,43 +212,6 @@ impl Parts {
         self.vcpus.iter().try_for_each(Vcpu::kick)?;
         self.vcpus.iter().try_for_each(Vcpu::wait_parked)?;
         self.devices.iter().try_for_each(VirtioSlot::stop)
-    }
-
-    fn drive(&self, id: &str) -> Result<&DriveSlot, DriveChangeError> {
-        let drive = self.drives.iter().find(|drive| drive.id == id);
-        drive.ok_or_else(|| DriveChangeError::Unknown(id.to_owned()))
-    }
-
-    /// A drive, and its device.
-    fn drive_in_slot(&mut self, id: &str) -> Result<(&mut DriveSlot, &VirtioSlot), DriveChangeError> {
-        let drive = self.drives.iter_mut().find(|drive| drive.id == id);
-        let drive = drive.ok_or_else(|| DriveChangeError::Unknown(id.to_owned()))?;
-        let slot = self.devices.get(drive.at);
-        Ok((drive, slot.expect("a drive keeps the place that it was put in")))
-    }
-}
-
-impl DriveSlot {
-    /// Uses another image from the next start on, and returns what made the old one ours.
-    fn replace(&mut self, image: Image) -> Result<Hold, DriveChangeError> {
-        let Image { backend, hold } = image;
-        match self.control.replace(backend) {
-            Ok(()) => Ok(std::mem::replace(&mut self.hold, hold)),
-            Err(source) => {
-                // The new image is still open.
-                if let ControlError::Late = source {
-                    self.hold.keep(hold);
-                }
-                Err(self.refused(source))
-            }
-        }
-    }
-
-    fn refused(&self, source: ControlError) -> DriveChangeError {
-        DriveChangeError::Control {
-            id: self.id.clone(),
-            source,
-        }
     }
 }
 
@@ -364,8 +232,17 @@ impl VirtioSlot {
     }
 
     fn lock(&self) -> MutexGuard<'_, MmioTransport> {
-        self.transport
-            .lock()
-            .expect("no holder of a transport panics: the process aborts if one does")
+        self.transport.lock().expect(NO_PANIC)
+    }
+
+    /// The same, unless a vCPU has it: one that resets the device may keep it as long as that takes to drain.
+    fn try_lock(&self) -> Option<MutexGuard<'_, MmioTransport>> {
+        match self.transport.try_lock() {
+            Ok(transport) => Some(transport),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(_)) => panic!("{NO_PANIC}"),
+        }
     }
 }
+
+const NO_PANIC: &str = "no holder of a transport panics: the process aborts if one does";

@@ -286,16 +286,19 @@ impl Disk {
         });
     }
 
-    /// Ends what has waited for the target longer than its user wants.
-    fn report_overdue(&mut self, now: Instant) {
-        let (Some(limit), Some(since)) = (self.plan.report_after, self.unserved_since) else {
+    /// Ends what has waited longer than its user wants. What is with a connection has to come back from it first.
+    fn report_overdue(&mut self, io: &mut dyn Submit) {
+        let now = io.now();
+        if self.overdue_at().is_none_or(|due| due > now) {
+            return;
+        }
+        let Some(limit) = self.plan.report_after else {
             return;
         };
-        // What is in the queue is not with a connection: nothing uses its memory.
         let mut overdue = Vec::new();
         self.queue.retain(|place| {
             let flight = self.flights.get(*place);
-            let is_overdue = flight.is_none_or(|flight| flight.accepted.max(since) + limit <= now);
+            let is_overdue = flight.is_none_or(|flight| flight.accepted + limit <= now);
             if is_overdue {
                 overdue.push(*place);
             }
@@ -304,17 +307,16 @@ impl Disk {
         for place in overdue {
             self.end(place, Err(Failure::Host(libc::ETIMEDOUT)), now);
         }
+        if self.overdue_at().is_some_and(|due| due <= now) {
+            self.doubt("a request takes longer than `timeout_ms`", io);
+        }
     }
 
-    /// When the oldest request that waits is overdue.
+    /// When the oldest request has waited too long, where there is a limit.
     fn overdue_at(&self) -> Option<Instant> {
-        match (self.plan.report_after, self.unserved_since) {
-            (Some(limit), Some(since)) => {
-                let waiting = self.queue.iter().filter_map(|place| self.flights.get(*place));
-                waiting.map(|flight| flight.accepted.max(since) + limit).min()
-            }
-            _ => None,
-        }
+        let limit = self.plan.report_after?;
+        let accepted = self.flights.iter().map(|flight| flight.accepted);
+        accepted.min().map(|accepted| accepted + limit)
     }
 
     fn report(&mut self, report: Report, io: &mut dyn Submit) {
@@ -441,7 +443,8 @@ impl Backend for Disk {
             self.connect(io);
         }
         self.settle(io);
-        self.report_overdue(now);
+        self.report_overdue(io);
+        self.settle(io);
     }
 
     fn session(&self) -> Option<Arc<SessionMetrics>> {

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use coracle_tests::case::Context;
+use coracle_tests::case::{Context, text};
 use coracle_tests::environment::Environment;
 use coracle_tests::guest::{Linux, Machine, copy_image};
 use coracle_tests::harness::iscsi::target::{Lun, Plan, Target};
@@ -42,7 +42,8 @@ pub(super) fn run(context: &Context) -> Outcome {
 
     let write = format!("hello disk-write /data/pattern {KIB} {seed} hello records 1000000 8 1");
     let first = as_nobody(&context.environment, "first", &machine(&write)?)?;
-    first.console.wait_for("init: record 3\r", BOOT_WITHIN)?;
+    let worked = first.console.wait_for("init: record 3\r", BOOT_WITHIN);
+    worked.map_err(|e| format!("{}{}", text(&e), first.errors.text()))?;
     first.signal(Signal::KILL)?;
     first.wait(SOON)?;
 
@@ -64,14 +65,20 @@ pub(super) fn run(context: &Context) -> Outcome {
 /// Starts the machine as a user who owns nothing.
 fn as_nobody(environment: &Environment, id: &str, machine: &Machine) -> Outcome<Monitor> {
     let launch = Launch::new(environment)?.arguments(["--id", id]);
-    // Where the build directory is private, the other user needs a copy of the program.
+    // Where the directories of what is built are private, the other user needs copies.
     let program = launch.directory().join("test-coracle");
     std::fs::copy(&environment.coracle, &program)?;
+    let mut config = machine.config();
+    let kernel = config.pointer_mut("/boot-source/kernel_image_path");
+    let kernel = kernel.ok_or("a machine has a kernel")?;
+    let copy = launch.directory().join("test-kernel");
+    std::fs::copy(kernel.as_str().ok_or("a path is a text")?, &copy)?;
+    *kernel = json!(copy);
     open_to_all(launch.directory(), 0o777)?;
     let node = launch.directory().join("test-kvm").display().to_string();
     let launch = launch.program(&program).without_api();
     let launch = launch.by_way_of(["unshare", "--mount", "sh", "-c", AS_NOBODY, &node]);
-    launch.config(&machine.config())?.spawn()
+    launch.config(&config)?.spawn()
 }
 
 fn open_to_all(directory: &std::path::Path, mode: u32) -> Outcome {

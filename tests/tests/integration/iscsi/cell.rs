@@ -59,7 +59,7 @@ impl Work {
         let discard = "do=pattern-write:mib=1,offset_mib=8 do=discard:mib=1,offset_mib=8 do=read-check-zero:mib=1,offset_mib=8";
         let (words, period) = match step {
             Step::Idle => (repeated(&format!("do=tick:ms=300,count=1 {verify}"), 25), 300),
-            Step::Read => (repeated(&verify, 40), 0),
+            Step::Read => (repeated(&verify, 34), 0),
             Step::Unmap => (repeated(discard, 14), 0),
             Step::Login | Step::Write | Step::Flush | Step::Reservation => {
                 (format!("do=stamp:writer=1,blocks={BLOCKS},flush_every=4,ms=1"), 0)
@@ -93,7 +93,11 @@ impl Scene {
         } else {
             ""
         };
-        let drive = super::drive(&format!("{}{options}", url(proxy.address(), 1)), lease.path());
+        let mut drive = super::drive(&format!("{}{options}", url(proxy.address(), 1)), lease.path());
+        if step == Step::Unmap {
+            // tgtd lets strangers unmap what is reserved, so a leased disk never does it there.
+            drive["lock"] = "none".into();
+        }
         let work = Work::at(step, seed.below(1 << 20));
         let mut oracle = Oracle::new(BLOCKS);
         oracle.granted(1)?;

@@ -1,5 +1,7 @@
 //! Every fault of a network and of a target, at every step of a session: the guest notices nothing but time.
 
+use std::sync::{Mutex, PoisonError};
+
 use coracle_tests::Outcome;
 use coracle_tests::case::{Context, text};
 use coracle_tests::harness::matrix::Matrix;
@@ -8,6 +10,8 @@ use coracle_tests::seed::Seed;
 
 use super::cell::Scene;
 
+/// How soon a guest goes on is a time on a clock: cells that run side by side would measure each other.
+static ALONE: Mutex<()> = Mutex::new(());
 /// Cells of each step in a sample.
 const SAMPLE: usize = 2;
 const FAULTS: &[&str] = &[
@@ -68,6 +72,7 @@ fn run(context: &Context, name: &'static str, step: Step) -> Outcome {
     let mut seed = context.seed.clone();
     let mut cells = seed.stream("cells");
     let report = matrix.run(context.extent, SAMPLE, &mut seed, |cell| {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let number = cells.draw();
         let scene = Scene::new(context, cell, step, Seed::from(number));
         let survived = scene.and_then(|scene| scene.survive(cell.value("fault")?));

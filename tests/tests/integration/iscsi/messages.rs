@@ -36,13 +36,13 @@ fn of_secrets() -> Vec<Row> {
             name: "a wrong secret",
             plan: locked(),
             url: |at, files| with_user(at, &format!("chap_secret_file={}", files.join("wrong").display())),
-            words: &[&["CHAP"], &["secret"]],
+            words: &[&["CHAP", "chap_secret_file"], &["secret"], &["`us`"]],
         },
         Row {
             name: "no user and no secret",
             plan: locked(),
             url: |at, _| format!("iscsi://{at}/{NAME}/1"),
-            words: &[&["CHAP"], &["chap_secret_file"]],
+            words: &[&["user"], &["chap_secret_file"]],
         },
         Row {
             name: "a secret file that is not there",

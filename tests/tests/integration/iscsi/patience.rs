@@ -52,17 +52,27 @@ impl Silent {
 
 pub(super) fn api(context: &Context) -> Outcome {
     let silent = Silent::new(context)?;
+    let stopped = answer_p99(&silent.monitor)?;
+    silent.resume()?;
+    // On a host that is busy with other things each answer takes its time, whatever the target does.
+    let limit = ANSWER_P99_MAX.max(answer_p99(&silent.monitor)? * 2);
+    ensure!(
+        stopped < limit,
+        "p99 {stopped:?} with the target stopped, not below {limit:?}"
+    );
+    Ok(())
+}
+
+fn answer_p99(monitor: &Monitor) -> Outcome<Duration> {
     let paths = ["/", "/version", "/machine-config", "/vm/config"];
     let mut took = Vec::new();
     for path in paths.iter().cycle().take(1000) {
         let start = Instant::now();
-        silent.monitor.must("GET", path, None)?;
+        monitor.must("GET", path, None)?;
         took.push(start.elapsed());
     }
     took.sort();
-    let p99 = took.get(took.len() * 99 / 100).copied().unwrap_or_default();
-    ensure!(p99 < ANSWER_P99_MAX, "p99 {p99:?} with the target stopped");
-    silent.resume()
+    Ok(took.get(took.len() * 99 / 100).copied().unwrap_or_default())
 }
 
 pub(super) fn pause(context: &Context) -> Outcome {
@@ -104,11 +114,10 @@ pub(super) fn report(context: &Context) -> Outcome {
     monitor.console.wait_for("stamp: acked=", SOON)?;
     target.stop()?;
     let stopped = Instant::now();
-    let ended = monitor.wait(SOON)?;
+    // IOERR, virtio 1.2, 5.2.6.
+    monitor.console.wait_for("found status=1", SOON)?;
     let took = stopped.elapsed();
     target.go_on()?;
-    // IOERR, virtio 1.2, 5.2.6.
-    says(&ended.console, "found status=1")?;
     ensure!(took >= TIMEOUT, "the guest was told after {took:?}");
     ensure!(
         took < TIMEOUT + Duration::from_secs(2),

@@ -4,14 +4,17 @@
     reason = "JSON that lacks a field is a failure of the test"
 )]
 
+use std::error::Error;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use coracle_storage::backend::Access;
 use coracle_storage::blocking::Blocking;
 use coracle_storage::lease::{Lock, Owner, Terms};
+use coracle_storage::open::open;
 use coracle_storage::overlay::OverlayConfig;
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::{Environment, Need};
@@ -42,6 +45,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "what_is_at_the_end_of_a_unit_is_taken_by_force_only",
         need: Need::Nothing,
         run: the_end_of_a_unit,
+    },
+    Case {
+        name: "records_of_a_unit_that_cannot_be_read_are_shown_and_broken",
+        need: Need::Nothing,
+        run: records_that_cannot_be_read,
     },
     Case {
         name: "a_secret_comes_from_a_file_or_through_a_pipe_and_is_not_told",
@@ -227,6 +235,41 @@ fn the_end_of_a_unit(context: &Context) -> Outcome {
     let mut kept = vec![0; 4096];
     disk.read_exact_at(&mut kept, UNIT_BYTES - TAIL_BYTES - 4096)?;
     ensure!(kept == guests, "a guest has lost what lies before the tail");
+    Ok(())
+}
+
+fn records_that_cannot_be_read(context: &Context) -> Outcome {
+    const PIECE_BYTES: u64 = 4096;
+    let environment = &context.environment;
+    let target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let url = target.url(1);
+    does(environment, &["disk", "create", &url])?;
+    let owner = Owner::of_this_process("vm1");
+    let leased = || open(&url, Access::ReadWrite, &Terms::new(Lock::Exclusive, &owner));
+    // Each leaves two records, in the slots 1 to 4 behind the header and the slot 0. One that is damaged is a write that was
+    // torn; two are more than a crash explains.
+    drop(leased()?);
+    drop(leased()?);
+    let disk = OpenOptions::new().write(true).open(target.image(1)?)?;
+    for slot in [3, 4] {
+        let slot_at = UNIT_BYTES - TAIL_BYTES + (1 + slot) * PIECE_BYTES;
+        disk.write_all_at(b"not what was written", slot_at)?;
+    }
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["record"].is_null() && shown["record_error"].to_string().contains("slot 4"),
+        "{shown}"
+    );
+    let refused = leased().err().ok_or("it was leased in spite of that")?;
+    let causes = std::iter::successors(Some(&refused as &dyn Error), |&error| error.source());
+    let said: Vec<String> = causes.map(ToString::to_string).collect();
+    ensure!(said.join(": ").contains("`coraclectl lease break`"), "{said:?}");
+    refuses(environment, &["lease", "break", &url], &["give --yes"])?;
+    let broken = does(environment, &["lease", "break", &url, "--yes"])?;
+    ensure!(broken["record"]["phase"] == "broken", "{broken}");
+    leased()?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(shown["record"]["phase"] == "released", "{shown}");
     Ok(())
 }
 

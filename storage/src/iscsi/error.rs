@@ -233,6 +233,18 @@ pub enum IscsiError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Records of which none is left.
+    #[error(
+        "whoever had `{image}` is fenced, and no record is left that says so or could be continued: \
+         `coraclectl disk create --force` makes a new reserved tail, and leaves what a guest has written"
+    )]
+    RecordsGone {
+        /// The image.
+        image: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// Anything else about a lease.
     #[error(transparent)]
     Lease(#[from] LeaseError),

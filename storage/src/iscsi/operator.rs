@@ -1,5 +1,6 @@
 //! What an operator does with the lease of a unit: look at it, take it away, and make a place for its records.
 
+use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::reservation::{self, register, registrants, reserve_out, write_durably
 use super::scsi::cdb::{self, ReserveOut};
 use super::scsi::designator::Designator;
 use super::scsi::reservation::ReservationKey;
-use super::tail::{FormatId, Header, Tail};
+use super::tail::{FormatId, Header, Tail, UnreadableTail};
 use super::unit::Unit;
 
 /// How things stand with a unit and its lease.
@@ -192,6 +193,8 @@ enum Last {
     Known(Option<Record>),
     /// Records that cannot be read, up to this number.
     Unreadable(u64, Vec<u64>),
+    /// Records none of which is left to count from.
+    Gone(Box<dyn Error + Send + Sync>),
 }
 
 async fn newest_or_number(port: &Port, plan: &Plan, unit: &Unit) -> Result<Last, Stop> {
@@ -200,6 +203,7 @@ async fn newest_or_number(port: &Port, plan: &Plan, unit: &Unit) -> Result<Last,
         Err(Stop::Never(IscsiError::Records { source, .. })) => {
             match reservation::unreadable_number(source.as_ref()) {
                 Some((number, slots)) => Ok(Last::Unreadable(number, slots)),
+                None if source.is::<UnreadableTail>() => Ok(Last::Gone(source)),
                 None => Err(Stop::Never(IscsiError::Records {
                     image: plan.name.clone(),
                     source,
@@ -228,6 +232,12 @@ async fn declare_broken(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<
             Record::after(last.as_ref(), Phase::Broken, &plan.owner).ok_or_else(exhausted)?,
             Vec::new(),
         ),
+        Last::Gone(source) => {
+            return Err(Stop::Never(IscsiError::RecordsGone {
+                image: plan.name.clone(),
+                source,
+            }));
+        }
         Last::Unreadable(number, slots) => (
             Record::over_unreadable(number, &plan.owner).ok_or_else(exhausted)?,
             slots,

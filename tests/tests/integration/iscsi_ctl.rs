@@ -270,7 +270,18 @@ fn records_that_cannot_be_read(context: &Context) -> Outcome {
     leased()?;
     let shown = does(environment, &["lease", "show", &url])?;
     ensure!(shown["record"]["phase"] == "released", "{shown}");
-    Ok(())
+    // With none of them left the way out is another verb, which is named.
+    for slot in 0..8 {
+        let slot_at = UNIT_BYTES - TAIL_BYTES + (1 + slot) * PIECE_BYTES;
+        disk.write_all_at(b"not what was written", slot_at)?;
+    }
+    refuses(
+        environment,
+        &["lease", "break", &url, "--yes"],
+        &["is fenced", "disk create --force"],
+    )?;
+    does(environment, &["disk", "create", &url, "--force", "--yes"])?;
+    leased().map(drop).map_err(Into::into)
 }
 
 fn a_secret(context: &Context) -> Outcome {

@@ -37,8 +37,14 @@ impl Schedule<'_> {
             self.done.push("restart".into());
             return network.restart();
         }
-        if kind == 1 && self.last.is_some() {
-            return self.break_lease(network);
+        if kind == 1
+            && let Some((_, _, state)) = self.last
+        {
+            // What is free cannot be broken.
+            return match state {
+                State::Ended | State::Broken => Ok(()),
+                State::Running | State::Stopped | State::Killed => self.break_lease(network),
+            };
         }
         let index = usize::try_from(self.seed.below(u64::try_from(self.alive.len().max(1))?))?;
         let Some(writer) = self.alive.get_mut(index) else {

@@ -94,9 +94,9 @@ impl Scene {
             ""
         };
         let mut drive = super::drive(&format!("{}{options}", url(proxy.address(), 1)), lease.path());
-        if step == Step::Unmap {
+        if let (Step::Unmap, Some(drive)) = (step, drive.as_object_mut()) {
             // tgtd lets strangers unmap what is reserved, so a leased disk never does it there.
-            drive["lock"] = "none".into();
+            drive.insert("lock".into(), "none".into());
         }
         let work = Work::at(step, seed.below(1 << 20));
         let mut oracle = Oracle::new(BLOCKS);

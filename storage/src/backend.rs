@@ -113,8 +113,8 @@ pub trait Backend: Send {
         false
     }
 
-    /// Gives the reactor what was gathered since the last time, in one piece (the commands of a round, in one send). Its owner calls
-    /// it in each round, before it waits.
+    /// Gives the reactor what was gathered since the last time, in one piece (the commands of a round, in one send). Its owner
+    /// calls it in each round, before it waits.
     fn before_wait(&mut self, io: &mut dyn Submit) {
         let _nothing_gathered = io;
     }

@@ -123,7 +123,8 @@ pub fn size_bytes(path: &str) -> Result<u64, OpenError> {
 pub enum OpenError {
     /// Not a path on this host.
     #[error(
-        "image `{path}`: `{scheme}://` is not built into this version; use a file, a block device or an iSCSI unit (iscsi://HOST/TARGET/LUN)"
+        "image `{path}`: `{scheme}://` is not built into this version; use a file, a block device or an \
+         iSCSI unit (iscsi://HOST/TARGET/LUN)"
     )]
     Scheme {
         /// As configured.

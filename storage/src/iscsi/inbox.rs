@@ -111,8 +111,8 @@ impl Inbox {
         self.is_direct = false;
     }
 
-    /// Where the next receive goes and how much it waits for, into the buffer at most `limit_bytes`. To be asked when [`Self::next`]
-    /// has nothing more; stays in place until [`Self::received`].
+    /// Where the next receive goes and how much it waits for, into the buffer at most `limit_bytes`. To be asked when
+    /// [`Self::next`] has nothing more; stays in place until [`Self::received`].
     pub(super) fn space(&mut self, limit_bytes: usize, digests: Digests) -> (&[Segment], Wanted) {
         self.space.clear();
         if let Stage::Filling(_, left) = self.stage

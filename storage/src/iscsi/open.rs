@@ -48,8 +48,8 @@ pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opene
     let may_zero = up.unit.limits.unmap_blocks > 0 || up.unit.limits.write_same_blocks > 0;
     if plan.lock == Lock::Exclusive && may_zero && !fences_unmap(&plan) {
         log::warn!(
-            "{}: the target lets others than the holder of the reservation unmap blocks, so nothing is discarded there, and zeros \
-             are written",
+            "{}: the target lets others than the holder of the reservation unmap blocks, so nothing is discarded there, \
+             and zeros are written",
             plan.name
         );
         up.unit.limits.unmap_blocks = 0;

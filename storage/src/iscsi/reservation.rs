@@ -11,8 +11,8 @@
 //!                          nobody has it: RESERVE (the target was restarted)    RELEASE: lost for good
 //! ```
 //!
-//! PREEMPT is the compare-and-swap: it fails if somebody has preempted us before. A target that was restarted has forgotten every key, and
-//! whoever comes first gets the reservation; the record tells whether it is rightly theirs.
+//! PREEMPT is the compare-and-swap: it fails if somebody has preempted us before. A target that was restarted has forgotten
+//! every key, and whoever comes first gets the reservation; the record tells whether it is rightly theirs.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -235,7 +235,8 @@ fn lost_unrecorded(plan: &Plan, holder: Option<ReservationKey>) -> String {
         ),
         None => format!(
             "the lease is lost: the target has forgotten the reservation, and without a record nobody knows whether another \
-             has written since; when you are sure that nobody has, end this machine, run `coraclectl lease break {}` and start it again",
+             has written since; when you are sure that nobody has, end this machine, run \
+             `coraclectl lease break {}` and start it again",
             plan.name
         ),
     }

@@ -148,7 +148,8 @@ const GENERATION_MAX: u16 = 0x7fff;
 const TASKS_MAX: usize = 1 << 16;
 
 impl Session {
-    /// A session with a logical unit, on the `terms` of a login that has just ended. `patience`: how long an answer to a NOP may take.
+    /// A session with a logical unit, on the `terms` of a login that has just ended. `patience`: how long an answer to a NOP
+    /// may take.
     pub(super) fn new(terms: Negotiated, lun: Lun, patience: Duration, now: Instant) -> Self {
         Self {
             cmd_sn: terms.cmd_sn,

@@ -40,10 +40,10 @@ use super::unit::{Cache, Fua, Unit};
 ///      └── Lost ◄── Leaving ◄── the lease is another's ◄──────────────────────┘
 /// ```
 ///
-/// Requests are accepted in each state, and wait for `Serving`. What was sent and not answered when a connection broke is sent again
-/// on the next: the same bytes to the same place. It cannot overtake what the old connection may still deliver, because the next
-/// session begins by ending the registration of the old one, or by a reset of the unit. What was answered and may have been
-/// forgotten is written again before anything else.
+/// Requests are accepted in each state, and wait for `Serving`. What was sent and not answered when a connection broke is sent
+/// again on the next: the same bytes to the same place. It cannot overtake what the old connection may still deliver, because
+/// the next session begins by ending the registration of the old one, or by a reset of the unit. What was answered and may
+/// have been forgotten is written again before anything else.
 #[derive(Debug)]
 pub(crate) struct Disk {
     plan: Arc<Plan>,

@@ -88,7 +88,7 @@ impl Retained {
         self.bytes() * 2 > self.bytes_max
     }
 
-    /// Whether `len_bytes` more can be kept. What cannot is to be written with FUA.
+    /// Whether `len_bytes` more can be kept. What cannot is not to be written before there is room.
     pub(super) fn has_room(&self, len_bytes: u64) -> bool {
         usize::try_from(len_bytes).is_ok_and(|len| self.bytes() + len <= self.bytes_max)
     }

@@ -132,7 +132,7 @@ impl Flight {
                 if self.request.operation == Operation::Read {
                     (cdb::read(range, Durability::Cached), Transfer::In)
                 } else {
-                    let durability = self.force(len, unit, retained);
+                    let durability = self.force(unit);
                     (cdb::write(range, durability), Transfer::Out)
                 }
             }
@@ -158,7 +158,7 @@ impl Flight {
                     segments.push(segments::own(zeros.get_mut(..piece).unwrap_or_default()));
                     left -= piece;
                 }
-                let durability = self.force(len, unit, retained);
+                let durability = self.force(unit);
                 (cdb::write(range, durability), Transfer::Out)
             }
             Stage::Capacity => {
@@ -182,10 +182,10 @@ impl Flight {
             && self.request.operation != Operation::Read
     }
 
-    /// Whether a write of `len` bytes has to pass the cache by: it is to be durable, or there is no room for a copy of it.
-    fn force(&mut self, len: u64, unit: &Unit, retained: &Retained) -> Durability {
-        let is_wanted = self.request.durability == Durability::Durable || !retained.has_room(len);
-        self.is_forced = is_wanted && unit.cache() == Cache::Volatile(Fua::Supported);
+    /// Whether a write has to pass the cache by, and can.
+    fn force(&mut self, unit: &Unit) -> Durability {
+        self.is_forced =
+            self.request.durability == Durability::Durable && unit.cache() == Cache::Volatile(Fua::Supported);
         if self.is_forced {
             Durability::Durable
         } else {

@@ -27,7 +27,7 @@ use super::retained::{Moment, Retained};
 use super::scsi::cdb::{self, Blocks};
 use super::scsi::sense::Status;
 use super::session::{Command, Ended, Transfer};
-use super::unit::{Cache, Fua, Unit};
+use super::unit::Unit;
 
 /// An image on a logical unit, with the one session that serves it.
 ///
@@ -95,7 +95,7 @@ const REWRITE: u64 = 1 << 32;
 /// That of the SYNCHRONIZE CACHE of our own.
 const EMPTYING: u64 = 1 << 33;
 /// How much is copied and kept because a target may forget it.
-const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
+const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// Vectors that are kept for later.
 const SPARE_MAX: usize = 256;
 
@@ -157,13 +157,15 @@ impl Disk {
             return;
         }
         self.empty_cache_if_due();
-        while let Some(&place) = self.queue.front() {
+        let mut held = VecDeque::new();
+        while let Some(place) = self.queue.pop_front() {
             if self.has_to_wait_for_room(place) {
-                break;
+                held.push_back(place);
+            } else {
+                self.send(place);
             }
-            self.queue.pop_front();
-            self.send(place);
         }
+        self.queue = held;
         if self.parting.is_some() && self.flights.is_empty() && self.emptying.is_none() {
             self.part(io);
         }
@@ -187,16 +189,15 @@ impl Disk {
         self.initiator.start(command);
     }
 
-    /// A write that the unit might forget, of which no copy can be kept, and which cannot be told to pass the cache by.
-    fn has_to_wait_for_room(&mut self, place: usize) -> bool {
-        let Cache::Volatile(Fua::Missing) = self.unit.cache() else {
+    /// Whether it is a write that the unit might forget, and of which no copy can be kept until the unit has emptied its cache.
+    /// (FUA would need no copy, and wait for the medium with every write.)
+    fn has_to_wait_for_room(&self, place: usize) -> bool {
+        if self.emptying.is_none() {
             return false;
-        };
-        let flight = self.flights.get_mut(place);
+        }
+        let flight = self.flights.get(place);
         flight.is_some_and(|flight| {
-            flight.request.operation == Operation::Write
-                && !self.retained.is_empty()
-                && !self.retained.has_room(flight.request.len_bytes)
+            flight.request.operation == Operation::Write && !self.retained.has_room(flight.request.len_bytes)
         })
     }
 

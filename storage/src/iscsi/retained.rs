@@ -21,6 +21,8 @@ pub(super) struct Retained {
     entries: VecDeque<Entry>,
     /// Where the bytes of the entries are, oldest first; the last is being filled.
     chunks: VecDeque<Vec<u8>>,
+    /// Chunks that were in use: memory that was touched once costs no page fault any more.
+    spare: Vec<Vec<u8>>,
     /// The number of the first of the chunks.
     first_chunk: u64,
     /// The number of the next entry.
@@ -67,6 +69,7 @@ impl Retained {
         Self {
             entries: VecDeque::new(),
             chunks: VecDeque::new(),
+            spare: Vec::new(),
             first_chunk: 0,
             next: 0,
             bytes_max,
@@ -99,7 +102,9 @@ impl Retained {
         let needed = usize::try_from(len).expect("this is a 64-bit monitor");
         let fits = |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= needed;
         if !self.chunks.back().is_some_and(fits) {
-            self.chunks.push_back(Vec::with_capacity(CHUNK_BYTES.max(needed)));
+            let spare = self.spare.pop().filter(fits);
+            let chunk = spare.unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES.max(needed)));
+            self.chunks.push_back(chunk);
         }
         let number = self.first_chunk + self.chunks.len() as u64 - 1;
         let chunk = self.chunks.back_mut().expect("one was made, if there was none");
@@ -135,9 +140,17 @@ impl Retained {
         });
         let end = self.first_chunk + self.chunks.len() as u64;
         let unused = oldest.unwrap_or(end) - self.first_chunk;
-        self.chunks
-            .drain(..usize::try_from(unused).expect("this is a 64-bit monitor"));
+        let unused_chunks = ..usize::try_from(unused).expect("this is a 64-bit monitor");
+        for mut chunk in self.chunks.drain(unused_chunks) {
+            chunk.clear();
+            self.spare.push(chunk);
+        }
         self.first_chunk += unused;
+    }
+
+    /// Gives memory back that is not in use: the disk is idle.
+    pub(super) fn trim(&mut self) {
+        self.spare = Vec::new();
     }
 
     /// Each byte that is kept, as it was written last; pieces do not overlap, and each starts and ends where a write

@@ -7,7 +7,7 @@ mod rewriting;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
 use crate::metrics::{LeaseState, SessionMetrics};
@@ -71,6 +71,8 @@ pub(crate) struct Disk {
     parting: Option<Parting>,
     /// Since when it is not served.
     unserved_since: Option<Instant>,
+    /// When the last request ended, until memory was given back after it.
+    last_ended: Option<Instant>,
     metrics: Arc<SessionMetrics>,
 }
 
@@ -96,6 +98,8 @@ const REWRITE: u64 = 1 << 32;
 const EMPTYING: u64 = 1 << 33;
 /// How much is copied and kept because a target may forget it.
 const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// An idle disk gives memory back after so long, when it looks after its target.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// Vectors that are kept for later.
 const SPARE_MAX: usize = 256;
 
@@ -131,6 +135,7 @@ impl Disk {
             backoff: Backoff::default(),
             parting: None,
             unserved_since: None,
+            last_ended: None,
             metrics: Arc::default(),
         };
         disk.tell_of_lease(LeaseState::Held);
@@ -271,6 +276,7 @@ impl Disk {
             self.geometry.size_bytes = flight.request.len_bytes;
             self.unit.size_bytes = flight.request.len_bytes;
         }
+        self.last_ended = Some(now);
         self.metrics.latency.record(now - flight.accepted);
         let request = flight.request;
         self.done.push_back(Completion { request, outcome });
@@ -438,6 +444,10 @@ impl Backend for Disk {
     fn wake(&mut self, io: &mut dyn Submit) {
         let now = io.now();
         self.initiator.wake(now);
+        if self.flights.is_empty() && self.last_ended.is_some_and(|ended| ended + TRIM_AFTER <= now) {
+            self.last_ended = None;
+            self.retained.trim();
+        }
         if let State::Resting(until) = self.state
             && until <= now
         {

@@ -238,11 +238,14 @@ impl Scene {
     }
 
     fn odd_answer(&mut self) -> Then {
-        let all = [
-            Then::Damage(Damage::Tag),
-            Then::Damage(Damage::Number),
-            Then::Twice,
-        ];
+        let number = Then::Damage(Damage::Number);
+        // The target's own pings, which is all that an idle session hears of one that pings so often, have none.
+        let number = if self.step == Step::Idle {
+            Then::Twice
+        } else {
+            number
+        };
+        let all = [Then::Damage(Damage::Tag), number, Then::Twice];
         self.seed.pick(&all).copied().unwrap_or(Then::Twice)
     }
 

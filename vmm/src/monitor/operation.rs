@@ -239,8 +239,10 @@ impl Monitor {
         let mut size_bytes = asked.size_bytes;
         let has_image = |path: &String| drives.has_image(&asked.drive_id, path);
         let next = asked.path_on_host.clone().filter(|path| !has_image(path));
-        if let (Some(path), None) = (&asked.path_on_host, &next) {
-            // The same image again: it may have grown from outside.
+        if let (Some(path), None) = (&asked.path_on_host, &next)
+            && !open::is_remote(path)
+        {
+            // The same image again: it may have grown from outside. A server is asked only if a size is named.
             let now_bytes = open::size_bytes(path).map_err(|error| Fault::from_error(&error))?;
             size_bytes = size_bytes.or(Some(now_bytes));
         }

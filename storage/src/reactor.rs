@@ -309,6 +309,11 @@ pub trait Reactor: Submit {
     /// When there are more than [`FILES_MAX`], or the kernel refuses a descriptor.
     fn register(&mut self, files: &[RawFd]) -> io::Result<()>;
 
+    /// What its operations may be on.
+    fn reach(&self) -> Reach {
+        Reach::FilesAndSockets
+    }
+
     /// Reports every write to `eventfd` as [`Wake::Signalled`] with `token`, until [`Self::unwatch`];
     /// a counter that is not zero now is reported too. Nobody else may read the eventfd meanwhile.
     ///

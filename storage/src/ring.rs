@@ -178,6 +178,10 @@ impl Reactor for Ring {
         Ok(())
     }
 
+    fn reach(&self) -> Reach {
+        self.reach
+    }
+
     fn watch(&mut self, eventfd: RawFd, token: Token) -> io::Result<()> {
         let Some(slot) = self.watches.iter().position(|watch| watch.token.is_none()) else {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));

@@ -89,6 +89,9 @@ pub(super) enum Happening {
 /// The place of the socket among the files of its image.
 pub(super) const SOCKET: FileSlot = FileSlot(0);
 
+/// Segments of one send or receive (IOV_MAX of Linux).
+pub(super) const SEGMENTS_MAX: usize = 1024;
+
 /// Tokens, which are also places in `in_flight`.
 const SETUP: usize = 0;
 const RECEIVE: usize = 1;
@@ -169,6 +172,11 @@ impl Connection {
     /// Queues a PDU, to be sent with the others of this round.
     pub(super) fn send(&mut self, header: &Bhs, payload: Payload<'_>) {
         self.outbox.push(header, payload, self.digests);
+    }
+
+    /// How many batches of PDUs have begun to be sent, each when the last one was sent whole.
+    pub(super) fn departures(&self) -> u64 {
+        self.outbox.departures()
     }
 
     /// The next thing that has come whole.

@@ -111,6 +111,7 @@ impl Dialogue {
         portal: SocketAddr,
         mut procedure: Procedure<Result<T, Stop>>,
     ) -> Result<T, Failed> {
+        let begun = Instant::now();
         let patience = self
             .deadline
             .saturating_duration_since(Instant::now())
@@ -133,7 +134,15 @@ impl Dialogue {
                 }
                 Some(Progress::Ends(Ok(outcome))) => return Ok(outcome),
                 Some(Progress::Ends(Err(stop))) => return Err(Failed::Stop(stop)),
-                None => self.wait().map_err(|error| Failed::Stop(Stop::Never(error)))?,
+                // A target that always has one more thing to say gets no more time than a silent one.
+                None if Instant::now() >= self.deadline => {
+                    return Err(Failed::Break(Break::Silent(begun.elapsed())));
+                }
+                None => {
+                    let limit = Some(self.deadline);
+                    self.wait(limit)
+                        .map_err(|error| Failed::Stop(Stop::Never(error)))?;
+                }
             }
         }
     }
@@ -142,15 +151,17 @@ impl Dialogue {
     fn leave(&mut self) -> Result<(), IscsiError> {
         self.initiator.leave(Leave::Close, &mut self.io);
         while !self.initiator.is_closed() {
-            self.wait()?;
+            self.wait(None)?;
         }
         self.initiator.reports().for_each(drop);
         Ok(())
     }
 
-    fn wait(&mut self) -> Result<(), IscsiError> {
+    /// Waits until something has happened, or until `limit`.
+    fn wait(&mut self, limit: Option<Instant>) -> Result<(), IscsiError> {
         self.initiator.pump(&mut self.io);
-        self.io.set_timer(self.initiator.alarm());
+        let alarm = self.initiator.alarm();
+        self.io.set_timer(alarm.into_iter().chain(limit).min());
         self.io.wait(Patience::UntilEvent, &mut self.wakes)?;
         for wake in self.wakes.drain(..) {
             if let Wake::Done(event) = wake {

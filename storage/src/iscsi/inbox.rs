@@ -4,6 +4,7 @@ use crate::reactor::Wanted;
 use crate::request::Segment;
 use crate::segments;
 
+use super::connection::SEGMENTS_MAX;
 use super::digest::{DIGEST_BYTES, Digest, header_digest};
 use super::pdu::{BHS_BYTES, Bhs, DataIn, PduError, TargetPdu, padding_bytes};
 use super::session::Digests;
@@ -121,7 +122,7 @@ impl Inbox {
         {
             debug_assert!(self.start == self.end, "what has come was copied first");
             self.is_direct = true;
-            self.space.extend_from_slice(&self.rest);
+            self.space.extend(self.rest.iter().take(SEGMENTS_MAX));
             return (&self.space, Wanted::All);
         }
         if self.start > 0 {

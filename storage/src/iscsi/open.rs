@@ -205,3 +205,6 @@ fn resolved(portals: &[Portal]) -> Result<Vec<SocketAddr>, IscsiError> {
     }
     Ok(addresses)
 }
+
+#[cfg(test)]
+mod tests;

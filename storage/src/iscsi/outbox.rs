@@ -3,6 +3,7 @@
 use crate::request::Segment;
 use crate::segments;
 
+use super::connection::SEGMENTS_MAX;
 use super::digest::{Digest, header_digest};
 use super::pdu::{Bhs, Tag, padding_bytes};
 use super::session::Digests;
@@ -21,6 +22,8 @@ pub(super) struct Outbox {
     sending: Batch,
     /// What of `sending` is not sent yet.
     unsent: Vec<Segment>,
+    /// How many batches have departed.
+    departures: u64,
 }
 
 /// PDUs in the order in which they are sent.
@@ -56,8 +59,6 @@ impl Payload<'_> {
     pub(super) const NONE: Self = Self::Own(&[]);
 }
 
-/// Segments of one send (IOV_MAX of Linux).
-const SEGMENTS_MAX: usize = 1024;
 /// A batch that needed more is given back to the allocator.
 const KEPT_BYTES_MAX: usize = 256 << 10;
 
@@ -108,10 +109,16 @@ impl Outbox {
         !self.unsent.is_empty()
     }
 
+    /// How many batches have departed: as long as it is the same, the target has not taken the last one.
+    pub(super) fn departures(&self) -> u64 {
+        self.departures
+    }
+
     /// Turns what waits into what is being sent.
     pub(super) fn depart(&mut self) {
         assert!(self.unsent.is_empty(), "one batch is sent at a time");
         std::mem::swap(&mut self.filling, &mut self.sending);
+        self.departures += 1;
         let mut copied = self.sending.bytes.as_mut_slice();
         for piece in &self.sending.pieces {
             match piece {

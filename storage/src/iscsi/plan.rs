@@ -1,9 +1,10 @@
 //! What was asked for, parsed and resolved: all that one session after the other of an image is made from.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::backend::Access;
@@ -99,27 +100,46 @@ impl Plan {
 #[derive(Clone, Debug)]
 pub(super) struct Keyring {
     prefix: u64,
-    next: Arc<AtomicU16>,
+    /// Keys of sessions that have begun and of which it is not known how far they came.
+    tried: Arc<Mutex<BTreeSet<ReservationKey>>>,
 }
+
+/// The number of the next key of this process: two images never have the same.
+static NEXT: AtomicU16 = AtomicU16::new(1);
 
 impl Keyring {
     pub(super) fn of(incarnation: Incarnation) -> Self {
         let [a, b, c, d, e, f, ..] = incarnation.bytes();
         Self {
             prefix: u64::from_be_bytes([a, b, c, d, e, f, 0, 0]),
-            next: Arc::new(AtomicU16::new(1)),
+            tried: Arc::default(),
         }
     }
 
     /// A key that was not used for the last 65,535 sessions; never 0, which is no key.
     pub(super) fn next(&self) -> ReservationKey {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let number = if number == 0 {
-            self.next.fetch_add(1, Ordering::Relaxed)
-        } else {
-            number
+        let number = match NEXT.fetch_add(1, Ordering::Relaxed) {
+            0 => NEXT.fetch_add(1, Ordering::Relaxed),
+            number => number,
         };
-        ReservationKey(self.prefix | u64::from(number))
+        let key = ReservationKey(self.prefix | u64::from(number));
+        self.tried().insert(key);
+        key
+    }
+
+    /// Whether `key` was one of [`Self::next`] since [`Self::settled`]: if it has a reservation, that is of a session of ours which
+    /// broke off before it could say so.
+    pub(super) fn has_tried(&self, key: ReservationKey) -> bool {
+        self.tried().contains(&key)
+    }
+
+    /// A session is up, and has ended whatever earlier ones had.
+    pub(super) fn settled(&self) {
+        self.tried().clear();
+    }
+
+    fn tried(&self) -> MutexGuard<'_, BTreeSet<ReservationKey>> {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether `key` is one of these.
@@ -141,5 +161,18 @@ mod tests {
         assert!(!ours.contains(ReservationKey(first.0 ^ 1 << 16)));
         let rest: Vec<ReservationKey> = (0..70_000).map(|_| ours.next()).collect();
         assert!(rest.iter().all(|key| ours.contains(*key) && key.0 & 0xffff != 0));
+    }
+
+    #[test]
+    fn a_key_that_was_tried_is_known_again_until_a_session_is_up_and_only_by_its_image() {
+        let (ours, other) = (
+            Keyring::of(Incarnation::of_this_process()),
+            Keyring::of(Incarnation::of_this_process()),
+        );
+        let key = ours.next();
+        assert!(ours.has_tried(key) && !other.has_tried(key));
+        assert_ne!(key, other.next());
+        ours.settled();
+        assert!(!ours.has_tried(key));
     }
 }

@@ -11,6 +11,9 @@
 //!                          nobody has it: RESERVE (the target was restarted)    RELEASE: lost for good
 //! ```
 //!
+//! A session that broke off before it was up may have got as far as its PREEMPT: then the reservation is that of its key,
+//! which is known again, and is taken over like that of the last session.
+//!
 //! PREEMPT is the compare-and-swap: it fails if somebody has preempted us before. A target that was restarted has forgotten
 //! every key, and whoever comes first gets the reservation; the record tells whether it is rightly theirs.
 
@@ -69,6 +72,10 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
         return Ok(());
     };
     if last.owner.incarnation == plan.owner.incarnation {
+        // Written by a session of this image that broke off right after.
+        if holder(port).await?.is_some_and(|key| plan.keys.has_tried(key)) {
+            return Ok(());
+        }
         return Err(Stop::Never(
             LeaseError::HeldHere {
                 path: plan.name.clone(),
@@ -108,14 +115,11 @@ async fn take(
         Err(Refused::Conflict(_)) => {}
     }
     let holder = holder(port).await?;
-    if let (Some(victim), Some(holder)) = (heir_of, holder)
-        && victim == holder
+    if let Some(victim) = holder
+        && (heir_of == Some(victim) || plan.keys.has_tried(victim))
+        && preempt(port, key, victim).await?
     {
-        match reserve_out(port, ReserveOut::Preempt { key, victim }).await {
-            Ok(()) => return reset(port).await,
-            Err(Refused::Stop(stop)) => return Err(stop),
-            Err(Refused::Conflict(_)) => {}
-        }
+        return reset(port).await;
     }
     Err(Stop::Never(IscsiError::Reserved {
         image: plan.name.clone(),
@@ -157,12 +161,7 @@ async fn record_tenure(
 pub(super) async fn reclaim(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<Tenure, Stop> {
     let key = plan.keys.next();
     register(port, key).await?;
-    let victim = tenure.key;
-    let preempted = match reserve_out(port, ReserveOut::Preempt { key, victim }).await {
-        Ok(()) => true,
-        Err(Refused::Stop(stop)) => return Err(stop),
-        Err(Refused::Conflict(_)) => false,
-    };
+    let preempted = preempt(port, key, tenure.key).await? || preempt_tried(port, plan, key).await?;
     if !preempted {
         retake(port, plan, unit, tenure, key).await?;
     }
@@ -175,6 +174,23 @@ pub(super) async fn reclaim(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenu
             give_up(port, key).await;
             Err(stop)
         }
+    }
+}
+
+/// Takes the reservation from the key `victim`; whether it is registered still.
+async fn preempt(port: &Port, key: ReservationKey, victim: ReservationKey) -> Result<bool, Stop> {
+    match reserve_out(port, ReserveOut::Preempt { key, victim }).await {
+        Ok(()) => Ok(true),
+        Err(Refused::Stop(stop)) => Err(stop),
+        Err(Refused::Conflict(_)) => Ok(false),
+    }
+}
+
+/// Takes the reservation from a session of this image that broke off before it was up; whether one had it.
+async fn preempt_tried(port: &Port, plan: &Plan, key: ReservationKey) -> Result<bool, Stop> {
+    match holder(port).await? {
+        Some(holder) if plan.keys.has_tried(holder) => preempt(port, key, holder).await,
+        Some(_) | None => Ok(false),
     }
 }
 

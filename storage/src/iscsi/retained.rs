@@ -16,6 +16,8 @@ use crate::segments;
 ///   keep ──► entries ──cover──► a flush is under way ──covered──► those from before it are dropped
 ///               └── replay: each byte as it was written last, and none twice
 /// ```
+///
+/// A change that the target cannot forget is not kept, but noted where older ones are: they must not be written over it.
 #[derive(Debug)]
 pub(super) struct Retained {
     entries: VecDeque<Entry>,
@@ -41,6 +43,8 @@ enum Content {
     Zeroes,
     /// In this chunk, from there on.
     Bytes(u64, usize),
+    /// Something that need not be written again; what was kept of the range before must not be.
+    Settled,
 }
 
 /// A moment in the order of acknowledgements.
@@ -81,9 +85,9 @@ impl Retained {
         self.entries.is_empty()
     }
 
-    /// How many bytes are allocated for what is kept.
+    /// How many bytes are allocated for what is kept. Entries count: zeros have nothing else.
     pub(super) fn bytes(&self) -> usize {
-        self.chunks.len() * CHUNK_BYTES
+        self.chunks.len() * CHUNK_BYTES + self.entries.len() * size_of::<Entry>()
     }
 
     /// Whether it is time to have the target empty its cache: half of the room is taken.
@@ -118,6 +122,13 @@ impl Retained {
         self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes);
     }
 
+    /// Forgets what was kept of a range: the medium has something newer there, or nothing that anybody asked for.
+    pub(super) fn supersede(&mut self, offset_bytes: u64, len_bytes: u64) {
+        if !self.is_empty() {
+            self.push(offset_bytes..offset_bytes + len_bytes, Content::Settled);
+        }
+    }
+
     fn push(&mut self, range: Range<u64>, content: Content) {
         self.entries.push_back(Entry { range, content });
         self.next += 1;
@@ -136,7 +147,7 @@ impl Retained {
         self.entries.drain(..count.min(self.entries.len()));
         let oldest = self.entries.iter().find_map(|entry| match entry.content {
             Content::Bytes(chunk, _) => Some(chunk),
-            Content::Zeroes => None,
+            Content::Zeroes | Content::Settled => None,
         });
         let end = self.first_chunk + self.chunks.len() as u64;
         let unused = oldest.unwrap_or(end) - self.first_chunk;
@@ -160,6 +171,9 @@ impl Retained {
         let mut rewrites = Vec::new();
         for entry in self.entries.iter().rev() {
             newer.uncovered(&entry.range, |piece| {
+                if matches!(entry.content, Content::Settled) {
+                    return;
+                }
                 let mut start = piece.start;
                 while start < piece.end {
                     let end = piece.end.min(start + REWRITE_BYTES_MAX);
@@ -174,7 +188,7 @@ impl Retained {
 
     fn rewrite(&self, entry: &Entry, piece: Range<u64>) -> Rewrite {
         let bytes = match entry.content {
-            Content::Zeroes => None,
+            Content::Zeroes | Content::Settled => None,
             Content::Bytes(chunk, at) => {
                 let index = |value: u64| usize::try_from(value).expect("this is a 64-bit monitor");
                 let start = at + index(piece.start - entry.range.start);

@@ -130,6 +130,8 @@ struct Pulse {
     /// When a NOP was sent that is not answered.
     pinged: Option<Instant>,
     patience: Duration,
+    /// How many of its pings were answered since so many batches had been sent.
+    pongs: (u64, u32),
 }
 
 /// Payloads up to this length are copied: it costs less than a piece of memory of its own.
@@ -138,6 +140,8 @@ pub(super) const STAGED_BYTES_MAX: u32 = 16 << 10;
 const PING_PERIOD: Duration = Duration::from_secs(5);
 /// A session with commands under way, of which nothing is heard, is asked so soon.
 const PING_BUSY_PERIOD: Duration = Duration::from_secs(1);
+/// A target that pings more often than this without taking the answers only wants to fill our memory.
+const PONGS_MAX: u32 = 1_024;
 /// Tags of what is no task. A task's tag has a place below 2^16 in its lower half.
 const PING_TAG: Tag = Tag(0xffff_fffe);
 const RESET_TAG: Tag = Tag(0xffff_fffd);
@@ -165,6 +169,7 @@ impl Session {
                 heard: now,
                 pinged: None,
                 patience,
+                pongs: (0, 0),
             },
             news: VecDeque::new(),
         }
@@ -363,6 +368,7 @@ impl Session {
                     self.pulse.pinged = None;
                 }
                 if ping.target_transfer_tag != Tag::RESERVED {
+                    self.pulse.ponged(connection.departures())?;
                     let pong = NopOut {
                         immediate: true,
                         lun: ping.lun,
@@ -513,6 +519,24 @@ impl Session {
     }
 }
 
+impl Pulse {
+    /// Counts an answer to a ping; `departures` is how many batches the connection has begun to send.
+    fn ponged(&mut self, departures: u64) -> Result<(), SessionError> {
+        let before = if self.pongs.0 == departures {
+            self.pongs.1
+        } else {
+            0
+        };
+        if before == PONGS_MAX {
+            return Err(SessionError::Protocol(
+                "it asks and asks for signs of life, and takes none",
+            ));
+        }
+        self.pongs = (departures, before + 1);
+        Ok(())
+    }
+}
+
 /// What the Data-Out PDUs of one burst have in common.
 struct Ticket {
     lun: Lun,
@@ -561,5 +585,24 @@ impl Task {
         }
         connection.send(header, Payload::Lent(&pieces, self.tag));
         self.lent += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_pings_without_taking_the_answers_is_left() {
+        let mut pulse = Pulse {
+            heard: Instant::now(),
+            pinged: None,
+            patience: Duration::ZERO,
+            pongs: (0, 0),
+        };
+        for batch in 1..4 {
+            assert!((0..PONGS_MAX).all(|_| pulse.ponged(batch).is_ok()));
+        }
+        assert!(pulse.ponged(3).is_err());
     }
 }

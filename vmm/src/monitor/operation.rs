@@ -239,19 +239,12 @@ impl Monitor {
         let mut size_bytes = asked.size_bytes;
         let has_image = |path: &String| drives.has_image(&asked.drive_id, path);
         let next = asked.path_on_host.clone().filter(|path| !has_image(path));
-        if let (Some(path), None, None) = (&asked.path_on_host, &next, size_bytes)
-            && open::is_remote(path)
+        if let (Some(path), None) = (&asked.path_on_host, &next)
+            && !open::is_remote(path)
         {
-            // Asking the server how large it is takes time that a look at a file does not.
-            return Err(Fault::bad_request(format!(
-                "drive `{}` has the image `{path}` already: to show the guest that it has grown, give the new `size_bytes`",
-                asked.drive_id
-            )));
-        }
-        if let (Some(path), None, None) = (&asked.path_on_host, &next, size_bytes) {
-            // The same image again: it may have grown from outside.
+            // The same image again: it may have grown from outside. A server is asked only if a size is named.
             let now_bytes = open::size_bytes(path).map_err(|error| Fault::from_error(&error))?;
-            size_bytes = Some(now_bytes);
+            size_bytes = size_bytes.or(Some(now_bytes));
         }
         let mut patch = Box::new(Patch {
             asked,

@@ -118,6 +118,7 @@ impl Exchange {
             self.outcome = reply.map(|reply| {
                 answered(reply)?.map_err(|error| match error.kind() {
                     io::ErrorKind::ResourceBusy => ControlError::Serving,
+                    io::ErrorKind::Unsupported => ControlError::Reach,
                     _ => ControlError::Register(error),
                 })
             });

@@ -41,6 +41,11 @@ pub enum ControlError {
     /// The reactor does not take the new image's files.
     #[error("the new image cannot be used by the disk's worker")]
     Register(#[source] io::Error),
+    /// The image is on a network, and the disk was started without a way there.
+    #[error(
+        "the new image is on a network, and the disk's ring was restricted to files when the machine was started: start one          that has the new image from the beginning, or whose drive has `io_engine` Sync"
+    )]
+    Reach,
     /// The disk is served by several threads, and the image cannot be.
     #[error(
         "the disk has {threads} queues with a thread each, and the new image takes one thread only: \
@@ -86,6 +91,9 @@ impl From<Gone> for ControlError {
 
 /// How long a command may take until it is answered.
 pub(super) const REPLY_MS_MAX: u64 = 2_000;
+
+/// How long an image that no disk uses yet may take to grow: its server may fall silent once it was opened.
+const GROW_MS_MAX: u64 = 10_000;
 
 const ANSWERED: &str = "who is patient gets an answer";
 
@@ -244,7 +252,8 @@ impl BlkControl {
 /// The image then has the size that it had.
 pub fn grown(image: Box<dyn Backend>, size_bytes: u64) -> Result<Box<dyn Backend>, ControlError> {
     let grows = grows(image.geometry().size_bytes, size_bytes)?;
-    let mut blocking = Blocking::new(image).map_err(ControlError::Register)?;
+    let blocking = Blocking::new(image).map_err(ControlError::Register)?;
+    let mut blocking = blocking.with_limit(Duration::from_millis(GROW_MS_MAX));
     if grows {
         let grown = blocking.grow(size_bytes);
         grown.map_err(|source| ControlError::Grow {

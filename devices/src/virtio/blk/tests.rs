@@ -27,7 +27,7 @@ use coracle_storage::engine::Engine;
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
 use coracle_storage::overlay::OverlayConfig;
 use coracle_storage::raw::Raw;
-use coracle_storage::reactor::{Event, Submit};
+use coracle_storage::reactor::{Event, Reach, Submit};
 use coracle_storage::request::{Durability, Request};
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{
@@ -446,6 +446,7 @@ kept_by_both! {
     stop_gives_the_session_back_and_a_restored_ring_is_looked_at_without_a_kick
     a_device_starts_once_and_only_with_its_queue
     an_image_is_replaced_only_while_the_device_is_stopped
+    an_image_on_a_network_takes_no_place_from_where_there_is_no_way_to_it
     a_limited_disk_keeps_its_rate_and_costs_no_cpu_while_it_waits
     new_limits_count_at_once_and_a_stop_leaves_what_waits_for_tokens_in_the_ring
     interrupts_come_as_event_idx_asks
@@ -609,6 +610,60 @@ fn an_image_that_comes_too_late_is_not_used_after_all() {
     assert!(matches!(refused, Err(ControlError::Late)), "{refused:?}");
     rig.device.start(session).unwrap();
     assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]), (OK, vec![0; 512]));
+}
+
+/// An image that has to reach sockets.
+struct Remote(Raw);
+
+impl Backend for Remote {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn files(&self) -> Vec<RawFd> {
+        self.0.files()
+    }
+
+    fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
+        self.0.start(request, io)
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
+        self.0.resume(event, io)
+    }
+
+    fn fork(&self) -> Option<Box<dyn Backend>> {
+        None
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::FilesAndSockets
+    }
+}
+
+fn an_image_on_a_network_takes_no_place_from_where_there_is_no_way_to_it(engine: Engine) {
+    let mut rig = Rig::new(engine);
+    let other = image_file();
+    other.as_file().write_all_at(&[0xcc; 512], 0).unwrap();
+    let session = rig.device.stop().unwrap().unwrap();
+    let remote = Remote(Raw::new(other.reopen().unwrap(), rig.control.geometry()));
+    let replaced = rig.control.replace(Box::new(remote));
+    rig.device.start(session).unwrap();
+    let first = rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]);
+    match engine {
+        Engine::Async => {
+            assert!(matches!(replaced, Err(ControlError::Reach)), "{replaced:?}");
+            assert_eq!(first, (OK, vec![0; 512]));
+        }
+        Engine::Sync => {
+            assert!(replaced.is_ok(), "{replaced:?}");
+            assert_eq!(first, (OK, vec![0xcc; 512]));
+        }
+    }
 }
 
 proptest! {

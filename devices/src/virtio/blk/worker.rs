@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Step};
-use coracle_storage::reactor::{Patience, Token, Wake};
+use coracle_storage::reactor::{Patience, Reach, Token, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request};
 
 use super::departure::{Departure, Whereabouts};
@@ -313,6 +313,11 @@ impl Worker {
         if self.service.is_some() || self.drive.image.in_flight() > 0 || self.is_lost() {
             // Whoever asked is told, or has given up; nothing has changed either way.
             let _ = call.answer(Err(io::ErrorKind::ResourceBusy.into()));
+            return;
+        }
+        if (image.reach(), self.drive.io.reach()) == (Reach::FilesAndSockets, Reach::Files) {
+            // It would try for ever to connect.
+            let _ = call.answer(Err(io::ErrorKind::Unsupported.into()));
             return;
         }
         let until = now + Duration::from_millis(LEAVE_MS_MAX);

@@ -262,6 +262,13 @@ impl Flight {
             Stage::WriteSame | Stage::WriteZeros if may_be_forgotten => {
                 retained.keep_zeroes(offset, self.under_way_bytes);
             }
+            // What an earlier write left in the cache must not be written over it again.
+            Stage::Transfer if self.request.operation == Operation::Write => {
+                retained.supersede(offset, self.under_way_bytes);
+            }
+            Stage::Unmap | Stage::WriteSame | Stage::WriteZeros => {
+                retained.supersede(offset, self.under_way_bytes);
+            }
             Stage::Flush => {
                 if let Some(moment) = self.covers {
                     retained.covered(moment);
@@ -269,7 +276,7 @@ impl Flight {
                 return Next::End(Ok(()));
             }
             Stage::Capacity => return Next::End(self.grown(ended, unit)),
-            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros => {}
+            Stage::Transfer => {}
         }
         self.done_bytes += self.under_way_bytes;
         if self.done_bytes < self.request.len_bytes {

@@ -61,6 +61,8 @@ pub(crate) struct Disk {
     retained: Retained,
     /// What a SYNCHRONIZE CACHE of our own, which is under way, covers.
     emptying: Option<Moment>,
+    /// An old connection may still deliver changes that no flight is there for any more.
+    has_strays: bool,
     zeros: Box<[u8]>,
     /// Vectors of segments, to be used again.
     spare: Vec<Vec<Segment>>,
@@ -106,6 +108,7 @@ const SPARE_MAX: usize = 256;
 impl Disk {
     /// The image of `plan`, which `up` has found and leased, on the connection `socket` or on one that is yet to be made.
     pub(super) fn new(plan: Arc<Plan>, up: Up, initiator: Initiator) -> Self {
+        plan.keys.settled();
         let geometry = Geometry {
             size_bytes: up.unit.size_bytes,
             logical_block_bytes: up.unit.block_bytes,
@@ -129,6 +132,7 @@ impl Disk {
             done: VecDeque::new(),
             retained: Retained::new(UNCOMMITTED_BYTES_MAX),
             emptying: None,
+            has_strays: false,
             zeros: Box::default(),
             spare: Vec::new(),
             socket: None,
@@ -277,6 +281,9 @@ impl Disk {
             self.unit.size_bytes = flight.request.len_bytes;
         }
         self.last_ended = Some(now);
+        if outcome.is_ok() {
+            self.backoff.served();
+        }
         self.metrics.latency.record(now - flight.accepted);
         let request = flight.request;
         self.done.push_back(Completion { request, outcome });
@@ -311,7 +318,18 @@ impl Disk {
             }
             !is_overdue
         });
+        self.put_off.retain(|(_, place)| {
+            let flight = self.flights.get(*place);
+            let is_overdue = flight.is_none_or(|flight| flight.accepted + limit <= now);
+            if is_overdue {
+                overdue.push(*place);
+            }
+            !is_overdue
+        });
         for place in overdue {
+            let flight = self.flights.get_mut(place);
+            // Its guest may write there again before the target has ended what it was sent.
+            self.has_strays |= flight.is_some_and(|flight| flight.may_be_astray());
             self.end(place, Err(Failure::Host(libc::ETIMEDOUT)), now);
         }
         if self.overdue_at().is_some_and(|due| due <= now) {

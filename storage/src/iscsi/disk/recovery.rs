@@ -18,7 +18,7 @@ use super::super::session::Command;
 use super::super::unit::Unit;
 use super::flight::Flight;
 use super::rewriting::Rewriting;
-use super::{Disk, State};
+use super::{Disk, REWRITE, State};
 
 /// What comes after a connection was left.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(super) struct Backoff {
     failures: u32,
     /// Those of them on which the target was silent.
     silences: u32,
+    /// Sessions and redirections in a row by which no request has ended.
+    in_vain: u32,
     /// The portal that is tried next.
     portal: usize,
     /// Where the target has redirected to.
@@ -56,7 +58,8 @@ const PATIENCE_MAX: Duration = Duration::from_secs(32);
 
 impl Backoff {
     fn rest(&self) -> Duration {
-        match self.failures {
+        // The first session that ends is followed at once.
+        match self.failures + self.in_vain.saturating_sub(1) {
             0 => Duration::ZERO,
             failures => (REST_MIN * 2_u32.saturating_pow(failures - 1)).min(REST_MAX),
         }
@@ -64,6 +67,11 @@ impl Backoff {
 
     fn patience(&self) -> Duration {
         (PATIENCE_MIN * 2_u32.saturating_pow(self.silences.saturating_sub(1))).min(PATIENCE_MAX)
+    }
+
+    /// A request has ended well.
+    pub(super) fn served(&mut self) {
+        self.in_vain = 0;
     }
 
     fn failed(&mut self, was_silent: bool) {
@@ -103,7 +111,7 @@ impl Disk {
         let past = Past {
             unit: Some(self.unit.clone()),
             tenure: self.tenure.clone(),
-            strays: self.flights.iter().any(Flight::may_be_astray),
+            strays: self.has_strays || self.flights.iter().any(Flight::may_be_astray),
         };
         let plan = self.plan.clone();
         self.state = State::BringingUp(Procedure::new(|port| bringup::bring_up(port, plan, past)));
@@ -140,6 +148,7 @@ impl Disk {
         }
         self.backoff = Backoff {
             portal: self.backoff.portal,
+            in_vain: self.backoff.in_vain.saturating_add(1),
             ..Backoff::default()
         };
         // What a guest was told of the disk stays, whatever the unit says now.
@@ -149,6 +158,8 @@ impl Disk {
             ..up.unit
         };
         self.tenure = up.tenure;
+        self.plan.keys.settled();
+        self.has_strays = false;
         self.tell_of_lease(LeaseState::Held);
         self.metrics.reconnects.add(1);
         self.state = State::Rewriting(Rewriting::new(&self.retained));
@@ -157,6 +168,11 @@ impl Disk {
 
     fn stopped(&mut self, stop: Stop, io: &mut dyn Submit) {
         match stop {
+            // The session that gave the lease back broke off, and had come so far; or there is nothing left to give.
+            Stop::Lost(reason) if self.parting == Some(Parting::Ends) => {
+                log::info!("{}: {reason}", self.plan.name);
+                self.leave(After::End, Leave::Close, io);
+            }
             Stop::Lost(reason) => {
                 log::error!("{}: {reason}; nothing more is written", self.plan.name);
                 self.leave(After::Loss(reason), Leave::Close, io);
@@ -164,6 +180,7 @@ impl Disk {
             Stop::Elsewhere(portal) => {
                 log::info!("{}: redirected to {portal}", self.plan.name);
                 self.backoff.elsewhere = Some(portal);
+                self.backoff.in_vain = self.backoff.in_vain.saturating_add(1);
                 self.leave(After::Reconnect, Leave::Close, io);
             }
             // An image that was open once waits for the target to be as it was.
@@ -224,6 +241,7 @@ impl Disk {
         self.socket = None;
         for command in unfinished {
             // Rewrites begin anew with the next session; flights go on with the command that they were at.
+            self.has_strays |= command.cookie & REWRITE != 0;
             if let Ok(place) = usize::try_from(command.cookie)
                 && self.flights.get_mut(place).is_some()
             {
@@ -275,7 +293,8 @@ impl Disk {
         match self.parting {
             Some(Parting::Moves) => self.leave(After::Move, Leave::Take, io),
             Some(Parting::Ends) => {
-                let tenure = self.tenure.take();
+                // Kept: should this session break off, the next one needs it to go on.
+                let tenure = self.tenure.clone();
                 let plan = self.plan.clone();
                 let unit = self.unit.clone();
                 self.state = State::Farewell(Procedure::new(|port| {

@@ -8,9 +8,9 @@ use crate::segments;
 
 use super::super::retained::{Retained, Rewrite};
 use super::super::scsi::cdb;
-use super::super::scsi::sense::{Verdict, verdict};
+use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
-use super::super::unit::Unit;
+use super::super::unit::{Cache, Unit};
 use super::{Disk, REWRITE, State};
 
 /// Rewrites, some of which are under way. They do not overlap, so they need no order.
@@ -103,6 +103,10 @@ impl Disk {
         }
         if rewriting.is_over() {
             self.state = State::Serving;
+            if self.unit.cache() == Cache::None {
+                // It had one when they were acknowledged.
+                self.retained.covered(self.retained.now());
+            }
         }
     }
 
@@ -114,6 +118,12 @@ impl Disk {
         let rewrite = rewriting.under_way.get_mut(place).and_then(Option::take);
         match verdict(ended.status, ended.sense) {
             Verdict::Good => {}
+            Verdict::Retry(Attention::Reset | Attention::Cleared) => {
+                return self.doubt(
+                    "the unit was reset, and may have forgotten what was written again",
+                    io,
+                );
+            }
             Verdict::Retry(_)
             | Verdict::BusyLater
             | Verdict::CapacityChanged

@@ -30,6 +30,7 @@ fn applied(rewrites: &[Rewrite]) -> Vec<Option<u8>> {
 enum Step {
     Write(u64, Vec<u8>),
     Zero(u64, u64),
+    Supersede(u64, u64),
     Begin,
     End,
 }
@@ -38,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0_u64..50, prop::collection::vec(1_u8.., 1..14)).prop_map(|(at, bytes)| Step::Write(at, bytes)),
         1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::Zero(at, len)),
+        1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::Supersede(at, len)),
         1 => Just(Step::Begin),
         1 => Just(Step::End),
     ]
@@ -45,20 +47,26 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn a_replay_writes_each_byte_that_no_flush_has_covered_as_it_was_written_last(steps in prop::collection::vec(step(), 0..40)) {
+    fn a_replay_writes_each_byte_that_may_be_forgotten_as_it_was_written_last(steps in prop::collection::vec(step(), 0..40)) {
         let mut retained = Retained::new(1 << 30);
         // What was written since the flush that was completed last began.
-        let mut log: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut log: Vec<(u64, Vec<Option<u8>>)> = Vec::new();
         let mut flush = None;
         for step in steps {
             match step {
                 Step::Write(at, bytes) => {
                     keep(&mut retained, at, bytes.clone());
-                    log.push((at, bytes));
+                    log.push((at, bytes.into_iter().map(Some).collect()));
                 }
                 Step::Zero(at, len) => {
                     retained.keep_zeroes(at, len);
-                    log.push((at, vec![0; usize::try_from(len).unwrap()]));
+                    log.push((at, vec![Some(0); usize::try_from(len).unwrap()]));
+                }
+                Step::Supersede(at, len) => {
+                    retained.supersede(at, len);
+                    if !log.is_empty() {
+                        log.push((at, vec![None; usize::try_from(len).unwrap()]));
+                    }
                 }
                 Step::Begin => flush = Some((retained.now(), log.len())),
                 Step::End => if let Some((moment, count)) = flush.take() {
@@ -70,7 +78,7 @@ proptest! {
         let mut expected = vec![None; 64];
         for (at, bytes) in &log {
             for (place, byte) in expected[usize::try_from(*at).unwrap()..].iter_mut().zip(bytes) {
-                *place = Some(*byte);
+                *place = *byte;
             }
         }
         prop_assert_eq!(applied(&retained.replay()), expected);
@@ -89,7 +97,7 @@ fn memory_is_given_back_when_a_flush_has_covered_it() {
     let moment = retained.now();
     keep(&mut retained, 9 << 20, vec![8; 512]);
     retained.covered(moment);
-    assert_eq!(retained.bytes(), CHUNK_BYTES);
+    assert_eq!(retained.bytes(), CHUNK_BYTES + size_of::<Entry>());
     let rewrites = retained.replay();
     assert_eq!((rewrites.len(), rewrites[0].offset_bytes), (1, 9 << 20));
     retained.covered(retained.now());
@@ -107,4 +115,14 @@ fn a_long_write_is_replayed_in_pieces() {
         .collect();
     lengths.sort_unstable();
     assert_eq!(lengths, [(88 << 10) + 512, 256 << 10, 256 << 10]);
+}
+
+#[test]
+fn zeros_without_end_take_room_too() {
+    let mut retained = Retained::new(1 << 20);
+    for _ in 0..(1 << 20) / size_of::<Entry>() {
+        retained.keep_zeroes(0, 512);
+    }
+    assert!(retained.is_filling());
+    assert!(!retained.has_room(512));
 }

@@ -17,7 +17,7 @@ pub const RESERVATION_BYTES: u16 = 24;
 pub const CAPABILITIES_BYTES: u16 = 8;
 
 /// What a session is registered with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReservationKey(pub u64);
 
 impl ReservationKey {

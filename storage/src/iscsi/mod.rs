@@ -33,5 +33,6 @@ pub mod url;
 pub use error::IscsiError;
 pub(crate) use open::{Opened, check, image_name, open};
 pub use open::{break_lease, create, inspect};
+pub(crate) use open::{break_lease_simulated, create_simulated, isid_of, open_simulated};
 pub use operator::{Replace, UnitStanding};
 pub use url::{ImageName, IscsiUrl};

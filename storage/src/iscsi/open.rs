@@ -2,15 +2,16 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::backend::Access;
 use crate::lease::{Chain, Lock, Owner, Record, Terms};
+use crate::reactor::Reactor;
 
 use super::bringup::{Past, bring_up};
 use super::chap::{Authentication, Credentials};
-use super::dialogue::Dialogue;
+use super::dialogue::{self, Dialogue};
 use super::disk::Disk;
 use super::error::IscsiError;
 use super::login::{LoginPlan, SessionType};
@@ -29,6 +30,8 @@ const OPEN_LIMIT: Duration = Duration::from_secs(20);
 const INITIATOR_PREFIX: &str = "iqn.2026-11.dev.coracle:";
 /// What we receive in one data segment.
 const DATA_SEGMENT_BYTES_MAX: u32 = 1 << 20;
+/// How much is copied and kept because a target may forget it.
+const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
 
 /// An image that was opened, and which one it is.
 pub(crate) struct Opened {
@@ -39,10 +42,29 @@ pub(crate) struct Opened {
 /// Logs in to the target that `url` names, and takes the lease of the unit.
 pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, IscsiError> {
     let (plan, name) = plan(url, access, terms)?;
-    let mut dialogue = Dialogue::new(Arc::clone(&plan), OPEN_LIMIT)?;
-    let up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
-    let disk = dialogue.into_disk(up)?;
+    let disk = open_plan(dialogue::plain(), Arc::new(plan))?;
     Ok(Opened { disk, name })
+}
+
+/// The same on a simulated host, which keeps copies of `uncommitted_bytes_max` at most.
+pub(crate) fn open_simulated(
+    io: impl Reactor,
+    url: &str,
+    terms: &Terms<'_>,
+    uncommitted_bytes_max: usize,
+) -> Result<Disk, IscsiError> {
+    let (plan, _) = plan(url, Access::ReadWrite, terms)?;
+    let plan = Plan {
+        uncommitted_bytes_max,
+        ..plan
+    };
+    open_plan(io, Arc::new(plan))
+}
+
+fn open_plan(io: impl Reactor, plan: Arc<Plan>) -> Result<Disk, IscsiError> {
+    let mut dialogue = Dialogue::new(io, Arc::clone(&plan), OPEN_LIMIT)?;
+    let up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
+    dialogue.into_disk(up)
 }
 
 /// Whether `url` makes sense and the secrets that it names can be read. Nobody is asked over the network.
@@ -62,7 +84,7 @@ pub(crate) fn image_name(url: &str) -> Option<ImageName> {
 ///
 /// When the unit cannot be reached or makes no sense.
 pub fn inspect(url: &str, at: Option<&str>, owner: &Owner) -> Result<UnitStanding, IscsiError> {
-    operator::inspect(operators_plan(url, at, owner)?)
+    operator::inspect(dialogue::plain(), operators_plan(url, at, owner)?)
 }
 
 /// Declares the lease of the unit that `url` names broken, as `owner`: its holder is fenced, what it had under way has ended, and the next who wants the lease gets
@@ -72,7 +94,16 @@ pub fn inspect(url: &str, at: Option<&str>, owner: &Owner) -> Result<UnitStandin
 ///
 /// When there is nothing to break, or it cannot be done.
 pub fn break_lease(url: &str, at: Option<&str>, owner: &Owner) -> Result<Option<Record>, IscsiError> {
-    operator::break_lease(operators_plan(url, at, owner)?)
+    operator::break_lease(dialogue::plain(), operators_plan(url, at, owner)?)
+}
+
+/// The same on a simulated host.
+pub(crate) fn break_lease_simulated(
+    io: impl Reactor,
+    url: &str,
+    owner: &Owner,
+) -> Result<Option<Record>, IscsiError> {
+    operator::break_lease(io, operators_plan(url, None, owner)?)
 }
 
 /// Makes a reserved tail for lease records at the end of the unit that `url` names. What a guest has written before the tail
@@ -82,7 +113,12 @@ pub fn break_lease(url: &str, at: Option<&str>, owner: &Owner) -> Result<Option<
 ///
 /// When somebody has the unit, when it has a tail that is not to be replaced, or when it cannot be done.
 pub fn create(url: &str, replace: Replace, owner: &Owner) -> Result<u64, IscsiError> {
-    operator::create(operators_plan(url, None, owner)?, replace)
+    operator::create(dialogue::plain(), operators_plan(url, None, owner)?, replace)
+}
+
+/// The same on a simulated host.
+pub(crate) fn create_simulated(io: impl Reactor, url: &str, owner: &Owner) -> Result<u64, IscsiError> {
+    operator::create(io, operators_plan(url, None, owner)?, Replace::Never)
 }
 
 fn operators_plan(url: &str, at: Option<&str>, owner: &Owner) -> Result<Arc<Plan>, IscsiError> {
@@ -90,10 +126,10 @@ fn operators_plan(url: &str, at: Option<&str>, owner: &Owner) -> Result<Arc<Plan
         at,
         ..Terms::new(Lock::None, owner)
     };
-    plan(url, Access::ReadWrite, &terms).map(|(plan, _)| plan)
+    plan(url, Access::ReadWrite, &terms).map(|(plan, _)| Arc::new(plan))
 }
 
-fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, ImageName), IscsiError> {
+fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName), IscsiError> {
     let url: IscsiUrl = url.parse()?;
     let initiator = match &url.options.initiator {
         Some(name) => name.clone(),
@@ -118,6 +154,7 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, Imag
         lock: terms.lock,
         owner: terms.owner.clone(),
         keys: Keyring::of(terms.owner.incarnation),
+        begun: Mutex::default(),
         chain: chain.map_err(|error| IscsiError::Records {
             image: url.to_string(),
             source: Box::new(error),
@@ -125,8 +162,9 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, Imag
         is_immutable: url.options.base_immutable,
         takes_over: terms.network.takes_over.map(ReservationKey),
         report_after: terms.network.timeout,
+        uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
     };
-    Ok((Arc::new(plan), url.image))
+    Ok((plan, url.image))
 }
 
 /// The name of the initiator of a machine: the same in each of its lives.
@@ -152,7 +190,7 @@ fn initiator_of(vm: &str) -> IscsiName {
 const INITIATOR_CHARS_MAX: usize = 190;
 
 /// The initiator's part of the name of a session: at random (RFC 7143, 11.12.5), by the incarnation.
-fn isid_of(owner: &Owner) -> Isid {
+pub(crate) fn isid_of(owner: &Owner) -> Isid {
     const RANDOM: u8 = 0x80;
     let [.., a, b, c, d, e] = owner.incarnation.bytes();
     Isid([RANDOM, a, b, c, d, e])

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::lease::{LeaseError, Phase, Record, fill_random};
+use crate::reactor::Reactor;
 
 use super::bringup::{Refused, Stop, enter, identify, identify_without_tail};
 use super::dialogue::{Dialogue, OPERATOR_LIMIT};
@@ -41,9 +42,9 @@ pub struct UnitStanding {
 const PREEMPTS_MAX: u32 = 8;
 
 /// Looks at the lease of the unit of `plan`, and changes nothing.
-pub(super) fn inspect(plan: Arc<Plan>) -> Result<UnitStanding, IscsiError> {
+pub(super) fn inspect(io: impl Reactor, plan: Arc<Plan>) -> Result<UnitStanding, IscsiError> {
     let shared = Arc::clone(&plan);
-    Dialogue::new(plan, OPERATOR_LIMIT)?.run(move |port| look(port, Arc::clone(&shared)))
+    Dialogue::new(io, plan, OPERATOR_LIMIT)?.run(move |port| look(port, Arc::clone(&shared)))
 }
 
 async fn look(port: Port, plan: Arc<Plan>) -> Result<UnitStanding, Stop> {
@@ -80,9 +81,9 @@ fn optional<T>(asked: Result<T, Stop>) -> Result<Option<T>, Stop> {
 
 /// Declares the lease of the unit of `plan` broken: fences its holder, waits until nothing of it can still be written, and says
 /// so in the record, if there is a place for one.
-pub(super) fn break_lease(plan: Arc<Plan>) -> Result<Option<Record>, IscsiError> {
+pub(super) fn break_lease(io: impl Reactor, plan: Arc<Plan>) -> Result<Option<Record>, IscsiError> {
     let shared = Arc::clone(&plan);
-    Dialogue::new(plan, OPERATOR_LIMIT)?.run(move |port| break_off(port, Arc::clone(&shared)))
+    Dialogue::new(io, plan, OPERATOR_LIMIT)?.run(move |port| break_off(port, Arc::clone(&shared)))
 }
 
 async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Option<Record>, Stop> {
@@ -206,9 +207,9 @@ async fn declare_broken(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<
 }
 
 /// Makes a reserved tail on the unit of `plan`, in place of the one that it has if `replace` is said; what lies before it stays. Returns how many bytes a guest will see.
-pub(super) fn create(plan: Arc<Plan>, replace: Replace) -> Result<u64, IscsiError> {
+pub(super) fn create(io: impl Reactor, plan: Arc<Plan>, replace: Replace) -> Result<u64, IscsiError> {
     let shared = Arc::clone(&plan);
-    Dialogue::new(plan, OPERATOR_LIMIT)?.run(move |port| format(port, Arc::clone(&shared), replace))
+    Dialogue::new(io, plan, OPERATOR_LIMIT)?.run(move |port| format(port, Arc::clone(&shared), replace))
 }
 
 /// Whether a reserved tail may be made where there is one.

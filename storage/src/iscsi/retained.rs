@@ -39,6 +39,8 @@ enum Content {
     Zeroes,
     /// In this chunk, from there on.
     Bytes(u64, usize),
+    /// On the medium: only what was there before must not be written again.
+    OnMedium,
 }
 
 /// A moment in the order of acknowledgements.
@@ -80,7 +82,7 @@ impl Retained {
 
     /// How many bytes are allocated for what is kept.
     pub(super) fn bytes(&self) -> usize {
-        self.chunks.len() * CHUNK_BYTES
+        self.chunks.len() * CHUNK_BYTES + self.entries.len() * size_of::<Entry>()
     }
 
     /// Whether it is time to have the target empty its cache: half of the room is taken.
@@ -113,6 +115,15 @@ impl Retained {
         self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes);
     }
 
+    /// Takes in that something newer was written to a range, past the cache: what is kept of it is not to be written again.
+    pub(super) fn supersede(&mut self, offset_bytes: u64, len_bytes: u64) {
+        let range = offset_bytes..offset_bytes + len_bytes;
+        let overlaps = |entry: &Entry| entry.range.start < range.end && range.start < entry.range.end;
+        if self.entries.iter().any(overlaps) {
+            self.push(range, Content::OnMedium);
+        }
+    }
+
     fn push(&mut self, range: Range<u64>, content: Content) {
         self.entries.push_back(Entry { range, content });
         self.next += 1;
@@ -131,7 +142,7 @@ impl Retained {
         self.entries.drain(..count.min(self.entries.len()));
         let oldest = self.entries.iter().find_map(|entry| match entry.content {
             Content::Bytes(chunk, _) => Some(chunk),
-            Content::Zeroes => None,
+            Content::Zeroes | Content::OnMedium => None,
         });
         let end = self.first_chunk + self.chunks.len() as u64;
         let unused = oldest.unwrap_or(end) - self.first_chunk;
@@ -146,6 +157,10 @@ impl Retained {
         let mut newer = Cover::default();
         let mut rewrites = Vec::new();
         for entry in self.entries.iter().rev() {
+            if let Content::OnMedium = entry.content {
+                newer.add(entry.range.clone());
+                continue;
+            }
             newer.uncovered(&entry.range, |piece| {
                 let mut start = piece.start;
                 while start < piece.end {
@@ -161,7 +176,7 @@ impl Retained {
 
     fn rewrite(&self, entry: &Entry, piece: Range<u64>) -> Rewrite {
         let bytes = match entry.content {
-            Content::Zeroes => None,
+            Content::Zeroes | Content::OnMedium => None,
             Content::Bytes(chunk, at) => {
                 let index = |value: u64| usize::try_from(value).expect("this is a 64-bit monitor");
                 let start = at + index(piece.start - entry.range.start);

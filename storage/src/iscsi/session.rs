@@ -15,8 +15,8 @@ use super::pdu::{
     AsyncEvent, Bhs, DataOut, LogoutReason, LogoutRequest, Lun, NopOut, R2t, ScsiCommand, Serial,
     ServiceResponse, Tag, TargetPdu, TaskAttribute, TaskFunction, TaskManagementRequest, TaskOutcome, Window,
 };
-use super::scsi::cdb::Cdb;
-use super::scsi::sense::{Sense, Status};
+use super::scsi::cdb::{self, Cdb};
+use super::scsi::sense::{Attention, Sense, Status, Verdict, verdict};
 
 /// Which parts of a PDU are protected by a CRC32C.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +82,9 @@ pub(super) enum SessionError {
     /// The target does not take what it was sent.
     #[error("the target rejected a PDU (reason {0:#04x})")]
     Rejected(u8),
+    /// Somebody else has reset the unit, and what it was doing is not answered any more.
+    #[error("the unit was reset, and its commands with it")]
+    Aborted,
     /// Nothing was heard of the target, not even an answer to a NOP.
     #[error("the target has been silent for {} ms", .0.as_millis())]
     Silent(Duration),
@@ -129,6 +132,8 @@ struct Pulse {
     heard: Instant,
     /// When a NOP was sent that is not answered.
     pinged: Option<Instant>,
+    /// When a probe was sent that is not answered.
+    probed: Option<Instant>,
     patience: Duration,
 }
 
@@ -138,6 +143,10 @@ pub(super) const STAGED_BYTES_MAX: u32 = 16 << 10;
 const PING_PERIOD: Duration = Duration::from_secs(5);
 /// A session with commands under way, of which nothing is heard, is asked so soon.
 const PING_BUSY_PERIOD: Duration = Duration::from_secs(1);
+/// A probe that is not answered may have been aborted, too: then comes the next.
+const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// The cookie of a probe; no request has so high a number.
+const PROBE: u64 = u64::MAX - 1;
 /// Tags of what is no task. A task's tag has a place below 2^16 in its lower half.
 const PING_TAG: Tag = Tag(0xffff_fffe);
 const RESET_TAG: Tag = Tag(0xffff_fffd);
@@ -163,6 +172,7 @@ impl Session {
             pulse: Pulse {
                 heard: now,
                 pinged: None,
+                probed: None,
                 patience,
             },
             news: VecDeque::new(),
@@ -262,7 +272,8 @@ impl Session {
         }
     }
 
-    /// Asks a target for a sign of life that has not given one for a while.
+    /// Asks a target for a sign of life that has not given one for a while, and the unit whether it is still at work: what another
+    /// initiator has aborted is never answered, and only the next command is told why (SAM-5, 5.6.2).
     ///
     /// # Errors
     ///
@@ -284,12 +295,29 @@ impl Session {
             exp_stat_sn: self.exp_stat_sn,
         };
         connection.send(&ping.bhs(), Payload::NONE);
+        let may_probe = self
+            .pulse
+            .probed
+            .is_none_or(|probed| probed + PROBE_AGAIN_AFTER <= now);
+        if !self.tasks.is_empty() && may_probe {
+            self.pulse.probed = Some(now);
+            self.start(
+                Command {
+                    cdb: cdb::test_unit_ready(),
+                    transfer: Transfer::None,
+                    segments: Vec::new(),
+                    cookie: PROBE,
+                },
+                connection,
+            );
+        }
         Ok(())
     }
 
     /// Every command that has not ended. The connection is closed: nothing uses their memory any more.
     pub(super) fn into_unfinished(mut self) -> Vec<Command> {
-        self.tasks.take_all().map(|task| task.command).collect()
+        let commands = self.tasks.take_all().map(|task| task.command);
+        commands.filter(|command| command.cookie != PROBE).collect()
     }
 
     fn send_waiting(&mut self, connection: &mut Connection) {
@@ -474,6 +502,14 @@ impl Session {
         let task = self.tasks.get_mut(place).expect("a known task is in its place");
         if task.answer.is_some() {
             return Err(SessionError::Protocol("a command is answered twice"));
+        }
+        if task.command.cookie == PROBE {
+            self.tasks.remove(place);
+            self.pulse.probed = None;
+            return match verdict(status, sense) {
+                Verdict::Retry(Attention::Reset | Attention::Cleared) => Err(SessionError::Aborted),
+                _ => Ok(()),
+            };
         }
         task.answer = Some((status, sense, task.at_bytes));
         self.end_if_answered(place);

@@ -30,10 +30,10 @@ pub(super) struct Flight {
     under_way_bytes: u64,
     /// The write under way is on the medium when it is acknowledged.
     is_forced: bool,
+    /// Some of what it has changed may be in the cache only.
+    is_cached: bool,
     /// What a flush under way covers.
     covers: Option<Moment>,
-    /// A command of it was sent.
-    was_sent: bool,
     /// How often the unit has put it off.
     retries: u32,
     /// Parameters that a command sends, or data of ours that it fills.
@@ -90,8 +90,8 @@ impl Flight {
                 done_bytes: 0,
                 under_way_bytes: 0,
                 is_forced: false,
+                is_cached: false,
                 covers: None,
-                was_sent: false,
                 retries: 0,
                 buffer: Vec::new(),
             }),
@@ -120,7 +120,6 @@ impl Flight {
             len = len.min(zeros.len() as u64 * ZEROS_SEGMENTS_MAX);
         }
         self.under_way_bytes = len;
-        self.was_sent = true;
         let range = unit.blocks(self.request.offset_bytes + self.done_bytes, len);
         let (cdb, transfer) = match self.stage {
             Stage::Transfer => {
@@ -173,13 +172,6 @@ impl Flight {
             segments,
             cookie,
         }
-    }
-
-    /// Whether it changes the medium, and a command of it may still be on its way there from an old connection.
-    pub(super) fn may_be_astray(&self) -> bool {
-        self.was_sent
-            && !matches!(self.stage, Stage::Flush | Stage::Capacity)
-            && self.request.operation != Operation::Read
     }
 
     /// Whether a write of `len` bytes has to pass the cache by: it is to be durable, or there is no room for a copy of it.
@@ -262,6 +254,11 @@ impl Flight {
             Stage::WriteSame | Stage::WriteZeros if may_be_forgotten => {
                 retained.keep_zeroes(offset, self.under_way_bytes);
             }
+            Stage::Transfer | Stage::WriteSame | Stage::WriteZeros
+                if self.request.operation != Operation::Read =>
+            {
+                retained.supersede(offset, self.under_way_bytes);
+            }
             Stage::Flush => {
                 if let Some(moment) = self.covers {
                     retained.covered(moment);
@@ -272,11 +269,12 @@ impl Flight {
             Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros => {}
         }
         self.done_bytes += self.under_way_bytes;
+        self.is_cached |= may_be_forgotten;
         if self.done_bytes < self.request.len_bytes {
             return Next::Send;
         }
         let is_change = self.request.operation != Operation::Read;
-        if is_change && self.request.durability == Durability::Durable && may_be_forgotten {
+        if is_change && self.request.durability == Durability::Durable && self.is_cached {
             self.stage = Stage::Flush;
             return Next::Send;
         }

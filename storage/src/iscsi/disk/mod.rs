@@ -7,7 +7,7 @@ mod rewriting;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
 use crate::metrics::{LeaseState, SessionMetrics};
@@ -25,7 +25,7 @@ use super::procedure::Procedure;
 use super::reservation::Tenure;
 use super::retained::{Moment, Retained};
 use super::scsi::cdb::{self, Blocks};
-use super::scsi::sense::Status;
+use super::scsi::sense::{Attention, Verdict, verdict};
 use super::session::{Command, Ended, Transfer};
 use super::unit::{Cache, Fua, Unit};
 
@@ -61,6 +61,8 @@ pub(crate) struct Disk {
     retained: Retained,
     /// What a SYNCHRONIZE CACHE of our own, which is under way, covers.
     emptying: Option<Moment>,
+    /// The unit was too busy for that, and is asked again then.
+    empty_after: Option<Instant>,
     zeros: Box<[u8]>,
     /// Vectors of segments, to be used again.
     spare: Vec<Vec<Segment>>,
@@ -69,6 +71,11 @@ pub(crate) struct Disk {
     backoff: Backoff,
     /// How it is to leave the reactor.
     parting: Option<Parting>,
+    /// Its lease may be given back already.
+    is_released: bool,
+    /// Changes that a connection which was left may still deliver: those of requests, of requests that were given up, and of
+    /// rewrites.
+    strays: bool,
     /// Since when it is not served.
     unserved_since: Option<Instant>,
     metrics: Arc<SessionMetrics>,
@@ -94,8 +101,8 @@ enum State {
 const REWRITE: u64 = 1 << 32;
 /// That of the SYNCHRONIZE CACHE of our own.
 const EMPTYING: u64 = 1 << 33;
-/// How much is copied and kept because a target may forget it.
-const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
+/// How long a unit that is too busy to empty its cache is left alone.
+const EMPTY_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Vectors that are kept for later.
 const SPARE_MAX: usize = 256;
 
@@ -113,7 +120,6 @@ impl Disk {
             },
         };
         let disk = Self {
-            plan,
             geometry,
             unit: up.unit,
             tenure: up.tenure,
@@ -123,13 +129,17 @@ impl Disk {
             queue: VecDeque::new(),
             put_off: Vec::new(),
             done: VecDeque::new(),
-            retained: Retained::new(UNCOMMITTED_BYTES_MAX),
+            retained: Retained::new(plan.uncommitted_bytes_max),
+            plan,
             emptying: None,
+            empty_after: None,
             zeros: Box::default(),
             spare: Vec::new(),
             socket: None,
             backoff: Backoff::default(),
             parting: None,
+            is_released: false,
+            strays: false,
             unserved_since: None,
             metrics: Arc::default(),
         };
@@ -202,7 +212,7 @@ impl Disk {
 
     /// Has the unit empty its cache before there is no room for copies any more.
     fn empty_cache_if_due(&mut self) {
-        let is_due = self.emptying.is_none() && self.retained.is_filling();
+        let is_due = self.emptying.is_none() && self.empty_after.is_none() && self.retained.is_filling();
         if is_due {
             self.emptying = Some(self.retained.now());
             self.initiator.start(Command {
@@ -248,10 +258,18 @@ impl Disk {
         let Some(moment) = self.emptying.take() else {
             return;
         };
-        if ended.status == Status::GOOD {
-            self.retained.covered(moment);
-        } else {
-            self.doubt("the unit does not empty its cache", io);
+        match verdict(ended.status, ended.sense) {
+            Verdict::Good => self.retained.covered(moment),
+            // It has none, whatever it says.
+            Verdict::Failed(Failure::Unsupported) => {
+                self.unit.has_no_cache();
+                self.retained.covered(self.retained.now());
+            }
+            Verdict::BusyLater => self.empty_after = Some(io.now() + EMPTY_AGAIN_AFTER),
+            Verdict::Retry(Attention::Parameters | Attention::Identity | Attention::Other)
+            | Verdict::CapacityChanged
+            | Verdict::ReservationChanged => {}
+            _ => self.doubt("the unit does not empty its cache", io),
         }
     }
 
@@ -426,15 +444,22 @@ impl Backend for Disk {
             _ => None,
         };
         let put_off = self.put_off.iter().map(|(due, _)| *due).min();
-        [resting, put_off, self.overdue_at(), self.initiator.alarm()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            resting,
+            put_off,
+            self.empty_after,
+            self.overdue_at(),
+            self.initiator.alarm(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn wake(&mut self, io: &mut dyn Submit) {
         let now = io.now();
         self.initiator.wake(now);
+        self.empty_after = self.empty_after.filter(|after| *after > now);
         if let State::Resting(until) = self.state
             && until <= now
         {

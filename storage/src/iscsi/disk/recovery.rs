@@ -14,9 +14,8 @@ use super::super::connection::Leave;
 use super::super::initiator::Break;
 use super::super::procedure::{Answer, Procedure, Progress};
 use super::super::reservation;
-use super::super::session::Command;
+use super::super::session::{Command, Transfer};
 use super::super::unit::Unit;
-use super::flight::Flight;
 use super::rewriting::Rewriting;
 use super::{Disk, State};
 
@@ -79,6 +78,7 @@ impl Disk {
     /// Begins to use a reactor.
     pub(super) fn begin(&mut self, io: &mut dyn Submit) {
         self.parting = None;
+        self.is_released = false;
         if self.socket.is_some() {
             self.initiator.adopt(io);
             self.state = State::Serving;
@@ -103,7 +103,7 @@ impl Disk {
         let past = Past {
             unit: Some(self.unit.clone()),
             tenure: self.tenure.clone(),
-            strays: self.flights.iter().any(Flight::may_be_astray),
+            strays: self.strays,
         };
         let plan = self.plan.clone();
         self.state = State::BringingUp(Procedure::new(|port| bringup::bring_up(port, plan, past)));
@@ -148,6 +148,7 @@ impl Disk {
             ..up.unit
         };
         self.tenure = up.tenure;
+        self.strays = false;
         self.tell_of_lease(LeaseState::Held);
         self.metrics.reconnects.add(1);
         self.state = State::Rewriting(Rewriting::new(&self.retained));
@@ -156,6 +157,11 @@ impl Disk {
 
     fn stopped(&mut self, stop: Stop, io: &mut dyn Submit) {
         match stop {
+            // It is our own last word, of which the answer was lost.
+            Stop::Lost(reason) if self.is_released => {
+                log::info!("{}: {reason}", self.plan.name);
+                self.leave(After::End, Leave::Close, io);
+            }
             Stop::Lost(reason) => {
                 log::error!("{}: {reason}; nothing more is written", self.plan.name);
                 self.leave(After::Loss(reason), Leave::Close, io);
@@ -221,6 +227,7 @@ impl Disk {
         self.emptying = None;
         // The last that keeps the connection from being reset.
         self.socket = None;
+        self.strays |= unfinished.iter().any(|command| command.transfer == Transfer::Out);
         for command in unfinished {
             // Rewrites begin anew with the next session; flights go on with the command that they were at.
             if let Ok(place) = usize::try_from(command.cookie)
@@ -245,7 +252,9 @@ impl Disk {
 
     pub(super) fn taken(&mut self, fd: RawFd) {
         // SAFETY: the reactor made the descriptor for us just now.
-        self.socket = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // It may have been hurried meanwhile; then nothing goes on.
+        self.socket = (self.parting == Some(Parting::Moves)).then_some(socket);
         self.state = State::Detached;
     }
 
@@ -274,7 +283,9 @@ impl Disk {
         match self.parting {
             Some(Parting::Moves) => self.leave(After::Move, Leave::Take, io),
             Some(Parting::Ends) => {
-                let tenure = self.tenure.take();
+                // Kept: if the connection breaks, the next one does it again.
+                let tenure = self.tenure.clone();
+                self.is_released = true;
                 let plan = self.plan.clone();
                 let unit = self.unit.clone();
                 self.state = State::Farewell(Procedure::new(|port| {

@@ -8,7 +8,7 @@ use crate::segments;
 
 use super::super::retained::{Retained, Rewrite};
 use super::super::scsi::cdb;
-use super::super::scsi::sense::{Verdict, verdict};
+use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
 use super::super::unit::Unit;
 use super::{Disk, REWRITE, State};
@@ -114,6 +114,10 @@ impl Disk {
         let rewrite = rewriting.under_way.get_mut(place).and_then(Option::take);
         match verdict(ended.status, ended.sense) {
             Verdict::Good => {}
+            // The others that are under way are not answered any more.
+            Verdict::Retry(Attention::Reset | Attention::Cleared) => {
+                return self.doubt("the unit was reset, which forgets what it was doing", io);
+            }
             Verdict::Retry(_)
             | Verdict::BusyLater
             | Verdict::CapacityChanged

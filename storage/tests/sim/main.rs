@@ -10,6 +10,7 @@
 mod buffers;
 mod lane;
 mod life;
+mod remote;
 mod workload;
 
 use coracle_storage::sim::image::KINDS;
@@ -21,4 +22,14 @@ fn every_image_keeps_its_promises_on_every_host() {
         let kind = usize::try_from(seed).unwrap() % KINDS.len();
         life::simulate(&KINDS[kind], seed);
     });
+}
+
+#[test]
+fn a_disk_on_a_target_keeps_its_promises_whatever_happens_on_the_way() {
+    seeds::run(4_000, remote::life::simulate);
+}
+
+#[test]
+fn a_unit_is_written_by_nobody_but_its_last_heir() {
+    seeds::run(2_000, remote::heirs::simulate);
 }

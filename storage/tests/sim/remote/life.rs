@@ -11,7 +11,7 @@ use coracle_storage::sim::initiator;
 use coracle_storage::sim::oracle::Effect;
 use coracle_storage::sim::reactor::Faults;
 
-use super::site::{Means, Site, Tail};
+use super::site::{Means, Site, Tail, expected};
 use crate::lane::{Excuse, Guest, Lane};
 use crate::life::{FLUSH, check_size};
 use crate::workload::Workload;
@@ -45,7 +45,7 @@ pub(crate) fn simulate(seed: u64) {
         ..Faults::default()
     };
     let io = site.host(faults, &mut dice);
-    let disk = site.open(&io, lock, &owner, means);
+    let disk = expected(site.open(io.clone(), lock, &owner, means));
     assert_eq!(disk.geometry().size_bytes, site.guest_bytes);
     let mut lane = Lane::new(disk, io);
     for _ in 0..1 + dice.below(3) {
@@ -74,7 +74,6 @@ pub(crate) fn simulate(seed: u64) {
     assert_eq!(lane.image.loss(), None, "nobody has taken the lease");
     lane.io.cut_off();
     drop(lane);
-    if std::env::var("DBG").is_ok() { for e in site.target.events() { eprintln!("{e:?}"); } }
     let verdict = guest.oracle.has_crashed(&site.durable());
     verdict.unwrap_or_else(|violation| panic!("{violation}"));
     guest.graveyard.check();
@@ -119,10 +118,10 @@ fn step(lane: &mut Lane, site: &mut Site, guest: &mut Guest, patience: Patience)
 }
 
 /// How long it takes at most until a disk is served again when everything works: until a hole is over and was noticed.
-const RECOVERY_MAX: Duration = Duration::from_secs(240);
+pub(super) const RECOVERY_MAX: Duration = Duration::from_secs(240);
 
 /// Takes every request to its end, now that everything works.
-fn drain(lane: &mut Lane, site: &mut Site, guest: &mut Guest) {
+pub(super) fn drain(lane: &mut Lane, site: &mut Site, guest: &mut Guest) {
     let start = lane.now();
     while lane.outstanding() > 0 {
         step(lane, site, guest, Patience::UntilEvent);
@@ -170,7 +169,11 @@ fn end(lane: &mut Lane, site: &mut Site, guest: &mut Guest, dice: &mut Dice) {
     }
     leave(lane, site, guest, Parting::Ends, dice);
     guest.oracle.has_succeeded(flush, Durability::Cached);
-    assert_eq!(site.target.held(super::site::LUN), None, "the reservation is left behind");
+    assert_eq!(
+        site.target.held(super::site::LUN),
+        None,
+        "the reservation is left behind"
+    );
 }
 
 fn leave(lane: &mut Lane, site: &mut Site, guest: &mut Guest, parting: Parting, dice: &mut Dice) {
@@ -190,7 +193,11 @@ fn leave(lane: &mut Lane, site: &mut Site, guest: &mut Guest, parting: Parting, 
         let time = lane.now() - start;
         assert!(time < RECOVERY_MAX, "a disk does not leave: {parting:?}");
     }
-    assert_eq!(lane.io.in_flight(), 0, "something of a disk that has left is in flight");
+    assert_eq!(
+        lane.io.in_flight(),
+        0,
+        "something of a disk that has left is in flight"
+    );
     site.calm();
 }
 
@@ -215,7 +222,7 @@ fn wait(lane: &mut Lane, site: &mut Site, guest: &mut Guest, time: Duration) -> 
 }
 
 /// What the disk holds at first.
-fn fresh(dice: &mut Dice) -> Vec<u8> {
+pub(super) fn fresh(dice: &mut Dice) -> Vec<u8> {
     let pieces = match dice.below(40) {
         0 => 600,
         1..=10 => 1 + dice.below(4),

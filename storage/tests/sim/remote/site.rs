@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend};
+use coracle_storage::iscsi::IscsiError;
 use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Terms};
+use coracle_storage::reactor::Reactor;
 use coracle_storage::sim::clock::Clock;
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::initiator;
@@ -28,6 +30,8 @@ pub(crate) struct Site {
     is_formatted: bool,
     /// When the target listens again.
     down_until: Option<Instant>,
+    /// When it is not frozen any more.
+    held_until: Option<Instant>,
 }
 
 /// The unit.
@@ -71,6 +75,7 @@ impl Site {
             guest_bytes,
             is_formatted: tail == Tail::Formatted,
             down_until: None,
+            held_until: None,
         };
         site.calm();
         site.target.adjust(|options| {
@@ -107,30 +112,25 @@ impl Site {
     /// Opens the unit as a disk.
     pub(crate) fn open(
         &self,
-        io: &SimReactor,
+        io: impl Reactor,
         lock: Lock,
         owner: &Owner,
         means: Means,
-    ) -> Box<dyn Backend> {
+    ) -> Result<Box<dyn Backend>, IscsiError> {
+        let on_error = match means.timeout {
+            Some(_) => OnError::Report,
+            None => OnError::Wait,
+        };
         let terms = Terms {
             network: NetworkTerms {
-                on_error: if means.timeout.is_some() {
-                    OnError::Report
-                } else {
-                    OnError::Wait
-                },
+                on_error,
                 timeout: means.timeout,
                 takes_over: None,
             },
             ..Terms::new(lock, owner)
         };
-        let opened = initiator::open(
-            io.clone(),
-            &self.url(&owner.vm),
-            &terms,
-            means.uncommitted_bytes_max,
-        );
-        opened.unwrap_or_else(|error| panic!("a target in peace is not opened: {}", chain(&error)))
+        let url = self.url(&owner.vm);
+        initiator::open(io, &url, &terms, means.uncommitted_bytes_max)
     }
 
     /// What the guest's part of the unit has now.
@@ -182,7 +182,8 @@ impl Site {
     }
 
     /// Holds the target until then.
-    pub(crate) fn freeze(&self, until: Instant) {
+    pub(crate) fn freeze(&mut self, until: Instant) {
+        self.held_until = self.held_until.max(Some(until));
         portals().for_each(|portal| self.network.hold(portal, until));
     }
 
@@ -192,6 +193,14 @@ impl Site {
             self.down_until = None;
             self.listen();
         }
+    }
+
+    /// Lets what befell the target end.
+    pub(crate) fn recover(&mut self) {
+        let ends = self.down_until.max(self.held_until);
+        ends.into_iter().for_each(|end| self.clock.pass_to(end));
+        self.network.advance();
+        self.look();
     }
 
     /// When it is started.
@@ -222,7 +231,9 @@ impl Site {
             5 => self.hang_up(),
             6 => self.target.reset(LUN),
             7 => self.target.redirect(Some(Redirect {
-                address: dice.pick(&["10.0.0.2:3260,1", "10.0.0.1:3260,1", "10.0.0.9:3260,1"]).to_owned(),
+                address: dice
+                    .pick(&["10.0.0.2:3260,1", "10.0.0.1:3260,1", "10.0.0.9:3260,1"])
+                    .to_owned(),
                 term: dice.pick(&[Term::Temporarily, Term::Permanently]),
             })),
             _ => self.target.redirect(None),
@@ -253,6 +264,11 @@ impl Site {
 pub(crate) struct Means {
     pub(crate) timeout: Option<Duration>,
     pub(crate) uncommitted_bytes_max: usize,
+}
+
+/// What is there, or why not.
+pub(crate) fn expected<T>(opened: Result<T, IscsiError>) -> T {
+    opened.unwrap_or_else(|error| panic!("a target in peace refuses: {}", chain(&error)))
 }
 
 /// An error and its causes.

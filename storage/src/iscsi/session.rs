@@ -12,7 +12,7 @@ use super::inbox::{Arrival, Item, StreamError};
 use super::login::Negotiated;
 use super::outbox::Payload;
 use super::pdu::{
-    AsyncEvent, Bhs, DataOut, LogoutReason, LogoutRequest, Lun, NopOut, R2t, ScsiCommand, Serial,
+    AsyncEvent, Bhs, DataOut, LogoutReason, LogoutRequest, Lun, NopOut, R2t, Residual, ScsiCommand, Serial,
     ServiceResponse, Tag, TargetPdu, TaskAttribute, TaskFunction, TaskManagementRequest, TaskOutcome, Window,
 };
 use super::scsi::cdb::{self, Cdb};
@@ -382,6 +382,7 @@ impl Session {
                     return Err(SessionError::Protocol("a command failed in the target itself"));
                 }
                 let place = self.known(response.initiator_task_tag)?;
+                self.check_whole(place, Status(response.status), response.residual)?;
                 self.answered(place, Status(response.status), Sense::of_response(data))
             }
             TargetPdu::R2t(r2t) => self.ready_to_transfer(r2t, connection),
@@ -469,7 +470,10 @@ impl Session {
         let task = self.tasks.get_mut(place).expect("a known task is in its place");
         task.at_bytes += u32::try_from(arrival.len_bytes).expect("it was seen to fit");
         match arrival.header.status {
-            Some(end) => self.answered(place, Status(end.status), None),
+            Some(end) => {
+                self.check_whole(place, Status(end.status), end.residual)?;
+                self.answered(place, Status(end.status), None)
+            }
             None => Ok(()),
         }
     }
@@ -495,6 +499,18 @@ impl Session {
             segment_bytes_max: self.terms.target_max_recv_data_segment_length,
         };
         task.send_burst(&ticket, wanted, connection);
+        Ok(())
+    }
+
+    /// A READ or WRITE that is said to have gone well has moved everything, or says how much it has not.
+    fn check_whole(&mut self, place: usize, status: Status, residual: Residual) -> Result<(), SessionError> {
+        let task = self.tasks.get_mut(place).expect("a known task is in its place");
+        let is_short = status == Status::GOOD && task.at_bytes < task.len_bytes;
+        if is_short && residual == Residual::None && cdb::moves_blocks(&task.command.cdb) {
+            return Err(SessionError::Protocol(
+                "a command is done before all of its data was moved",
+            ));
+        }
         Ok(())
     }
 

@@ -169,6 +169,7 @@ impl Disk {
         self.empty_cache_if_due();
         while let Some(&place) = self.queue.front() {
             if self.has_to_wait_for_room(place) {
+                self.empty_cache();
                 break;
             }
             self.queue.pop_front();
@@ -212,8 +213,14 @@ impl Disk {
 
     /// Has the unit empty its cache before there is no room for copies any more.
     fn empty_cache_if_due(&mut self) {
-        let is_due = self.emptying.is_none() && self.empty_after.is_none() && self.retained.is_filling();
-        if is_due {
+        if self.retained.is_filling() {
+            self.empty_cache();
+        }
+    }
+
+    /// Has the unit empty its cache, unless that is under way or was just refused.
+    fn empty_cache(&mut self) {
+        if self.emptying.is_none() && self.empty_after.is_none() {
             self.emptying = Some(self.retained.now());
             self.initiator.start(Command {
                 cdb: cdb::synchronize_cache(Blocks::ALL),

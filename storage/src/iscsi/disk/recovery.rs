@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::backend::Parting;
 use crate::metrics::LeaseState;
@@ -35,14 +35,18 @@ pub(super) enum After {
 /// When the next connection is tried, and how long it may take.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
-    /// Connections in a row that came to nothing.
+    /// Connections in a row that came to nothing, or not to much.
     failures: u32,
+    /// Since when the disk is served.
+    served_since: Option<Instant>,
     /// Those of them on which the target was silent.
     silences: u32,
     /// The portal that is tried next.
     portal: usize,
     /// Where the target has redirected to.
     elsewhere: Option<SocketAddr>,
+    /// The connection was made where it has redirected to.
+    is_redirected: bool,
 }
 
 /// Between two attempts.
@@ -65,6 +69,21 @@ impl Backoff {
         (PATIENCE_MIN * 2_u32.saturating_pow(self.silences.saturating_sub(1))).min(PATIENCE_MAX)
     }
 
+    fn served(&mut self, now: Instant) {
+        self.served_since = Some(now);
+        self.silences = 0;
+        self.elsewhere = None;
+    }
+
+    /// The connection is of no more use. If the disk was served for a while, the next one is made at once: what breaks each
+    /// connection soon after its login would keep both ends busy otherwise.
+    fn ended(&mut self, was_silent: bool, now: Instant) {
+        match self.served_since.take() {
+            Some(since) if now - since >= REST_MAX => self.failures = 0,
+            _ => self.failed(was_silent),
+        }
+    }
+
     fn failed(&mut self, was_silent: bool) {
         self.failures = self.failures.saturating_add(1);
         self.portal = self.portal.wrapping_add(1);
@@ -81,6 +100,7 @@ impl Disk {
         self.is_released = false;
         if self.socket.is_some() {
             self.initiator.adopt(io);
+            self.backoff.served(io.now());
             self.state = State::Serving;
         } else {
             self.unserved_since = Some(io.now());
@@ -92,7 +112,9 @@ impl Disk {
         let portals = &self.plan.portals;
         let listed = portals.get(self.backoff.portal % portals.len().max(1)).copied();
         // Once: the next login begins where the user said.
-        let portal = self.backoff.elsewhere.take().or(listed);
+        let elsewhere = self.backoff.elsewhere.take();
+        self.backoff.is_redirected = elsewhere.is_some();
+        let portal = elsewhere.or(listed);
         let portal = portal.expect("an address was found when the image was opened");
         self.state = State::Connecting;
         self.initiator.connect(portal, self.backoff.patience(), io);
@@ -138,10 +160,7 @@ impl Disk {
                 (io.now() - since).as_millis()
             );
         }
-        self.backoff = Backoff {
-            portal: self.backoff.portal,
-            ..Backoff::default()
-        };
+        self.backoff.served(io.now());
         // What a guest was told of the disk stays, whatever the unit says now.
         self.unit = Unit {
             size_bytes: self.unit.size_bytes,
@@ -168,13 +187,17 @@ impl Disk {
             }
             Stop::Elsewhere(portal) => {
                 log::info!("{}: redirected to {portal}", self.plan.name);
+                if self.backoff.is_redirected {
+                    // Back and forth, maybe without end.
+                    self.backoff.failed(false);
+                }
                 self.backoff.elsewhere = Some(portal);
                 self.leave(After::Reconnect, Leave::Close, io);
             }
             // An image that was open once waits for the target to be as it was.
             Stop::Later(reason) | Stop::Never(reason) => {
                 self.unserved(&reason.to_string(), io);
-                self.backoff.failed(false);
+                self.backoff.ended(false, io.now());
                 self.leave(After::Reconnect, Leave::Close, io);
             }
         }
@@ -186,6 +209,7 @@ impl Disk {
             return;
         }
         self.unserved(why, io);
+        self.backoff.ended(false, io.now());
         self.leave(After::Reconnect, Leave::Close, io);
     }
 
@@ -198,9 +222,7 @@ impl Disk {
             return;
         }
         self.unserved(&why.to_string(), io);
-        if !matches!(self.state, State::Serving) {
-            self.backoff.failed(matches!(why, Break::Silent(_)));
-        }
+        self.backoff.ended(matches!(why, Break::Silent(_)), io.now());
         self.leave(After::Reconnect, Leave::Close, io);
     }
 

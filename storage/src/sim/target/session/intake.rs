@@ -84,6 +84,11 @@ impl Session {
             self.reject(bhs, RejectReason::WAITING_FOR_LOGOUT);
             return Ok(());
         }
+        let writes = matches!(command.cdb.first(), Some(0x2a | 0x8a));
+        if writes && self.dice.one_in(state.options.mishaps.poison_one_in) {
+            self.is_over = true;
+            return Ok(());
+        }
         let may_reject = command.is_final;
         if may_reject && self.dice.one_in(state.options.mishaps.reject_one_in) {
             self.reject(bhs, RejectReason::OUT_OF_RESOURCES);

@@ -81,7 +81,7 @@ pub(crate) fn simulate(seed: u64) {
 }
 
 /// Steps in one phase at most.
-const STEPS_MAX: u64 = 1_500;
+const STEPS_MAX: u64 = 700;
 
 /// Asks this and that while things happen, up to a random moment.
 fn use_up(lane: &mut Lane, site: &mut Site, guest: &mut Guest, lock: Lock, dice: &mut Dice) {
@@ -100,7 +100,7 @@ fn use_up(lane: &mut Lane, site: &mut Site, guest: &mut Guest, lock: Lock, dice:
                 }
                 site.grow(wish.len_bytes);
             }
-            if dice.one_in(200) && matches!(wish.operation, Operation::Read | Operation::Write) {
+            if dice.one_in(60) && matches!(wish.operation, Operation::Read | Operation::Write) {
                 wish.offset_bytes = 0;
                 wish.len_bytes = guest.oracle.size_bytes();
             }
@@ -211,7 +211,7 @@ fn rest(lane: &mut Lane, site: &mut Site, guest: &mut Guest) {
 }
 
 /// Lets time pass; how often the disk woke.
-fn wait(lane: &mut Lane, site: &mut Site, guest: &mut Guest, time: Duration) -> u64 {
+pub(super) fn wait(lane: &mut Lane, site: &mut Site, guest: &mut Guest, time: Duration) -> u64 {
     let (end, before) = (lane.now() + time, lane.waits);
     while lane.now() < end {
         let limit = site.due().into_iter().chain([end]).min();
@@ -224,8 +224,8 @@ fn wait(lane: &mut Lane, site: &mut Site, guest: &mut Guest, time: Duration) -> 
 /// What the disk holds at first.
 pub(super) fn fresh(dice: &mut Dice) -> Vec<u8> {
     let pieces = match dice.below(40) {
-        0 => 600,
-        1..=10 => 1 + dice.below(4),
+        0 | 1 => 600,
+        2..=10 => 1 + dice.below(4),
         _ => 4 + dice.below(40),
     };
     // A tail begins at a multiple of this.

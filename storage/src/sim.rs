@@ -8,6 +8,7 @@ pub mod clock;
 pub mod dice;
 mod file;
 pub mod image;
+pub mod initiator;
 pub mod medium;
 pub mod net;
 pub mod oracle;

@@ -32,7 +32,7 @@ pub(super) struct Connection {
     /// How much is received into the buffer at a time.
     receive_bytes_max: usize,
     /// What is in flight, by its token, and whether it was asked to end early.
-    in_flight: [Flight; OPERATIONS],
+    in_flight: [Flight; 2 * OPERATIONS],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl Connection {
             outbox: Outbox::default(),
             digests: Digests::default(),
             receive_bytes_max: usize::MAX,
-            in_flight: [Flight::None; OPERATIONS],
+            in_flight: [Flight::None; 2 * OPERATIONS],
         }
     }
 
@@ -137,7 +137,8 @@ impl Connection {
 
     /// Begins to leave the connection. `returned` gets the tasks that had lent memory once it is closed.
     pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        if self.stage != Stage::Closed {
+        // What is at its end is not hurried.
+        if self.stage != Stage::Closed && !self.in_flight(LEAVE) {
             self.stage = Stage::Leaving(how);
             self.pump(io);
         }
@@ -261,12 +262,11 @@ impl Connection {
                 };
                 io.submit(op, Token((number + CANCEL) as u64))?;
                 self.set(number, Flight::Cancelled);
+                self.set(number + CANCEL, Flight::Going);
             }
         }
-        if [SETUP, RECEIVE, SEND]
-            .into_iter()
-            .any(|number| self.in_flight(number))
-        {
+        // An order to cancel may end after what it was to cancel.
+        if self.in_flight.iter().any(|flight| *flight != Flight::None) {
             return Ok(());
         }
         let operation = match how {
@@ -310,11 +310,12 @@ impl Connection {
         io: &mut dyn Submit,
     ) -> Option<Happening> {
         let number = usize::try_from(event.token.0).expect("this is a 64-bit monitor");
+        self.set(number, Flight::None);
         if number >= CANCEL {
             // What was to be cancelled says itself how it ended.
+            self.pump(io);
             return None;
         }
-        self.set(number, Flight::None);
         let happening = match (self.stage, number) {
             (Stage::Leaving(how), LEAVE) => Some(self.left(how, event.result, returned)),
             (Stage::Leaving(_), RECEIVE) => {

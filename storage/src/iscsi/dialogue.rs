@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Parting};
 use crate::plain::Plain;
-use crate::reactor::{Patience, Reactor, Submit, Wake};
+use crate::reactor::{NO_FILE, Patience, Reactor, Wake};
 
 use super::bringup::{Stop, Up};
 use super::connection::Leave;
@@ -18,11 +18,11 @@ use super::initiator::{Break, Initiator, Report};
 use super::plan::Plan;
 use super::procedure::{Port, Procedure, Progress};
 
-/// A session on plain system calls.
-pub(super) struct Dialogue {
+/// A session on a reactor of its own.
+pub(super) struct Dialogue<R> {
     plan: Arc<Plan>,
     initiator: Initiator,
-    io: Plain,
+    io: R,
     deadline: Instant,
     wakes: Vec<Wake>,
 }
@@ -46,18 +46,22 @@ enum Failed {
     Stop(Stop),
 }
 
-impl Dialogue {
-    /// A dialogue that ends within `limit`.
-    pub(super) fn new(plan: Arc<Plan>, limit: Duration) -> Result<Self, IscsiError> {
-        let mut io = Plain::new(OPS_MAX);
-        io.register(&[-1])?;
+/// A reactor for one dialogue, on plain system calls.
+pub(super) fn plain() -> Plain {
+    Plain::new(OPS_MAX)
+}
+
+impl<R: Reactor> Dialogue<R> {
+    /// A dialogue on `io` that ends within `limit`.
+    pub(super) fn new(mut io: R, plan: Arc<Plan>, limit: Duration) -> Result<Self, IscsiError> {
+        io.register(&[NO_FILE])?;
         let portal = plan.portals.first().copied();
         let portal = portal.expect("a name that was resolved has an address");
         Ok(Self {
             initiator: Initiator::new(portal, plan.lun),
             plan,
+            deadline: io.now() + limit,
             io,
-            deadline: Instant::now() + limit,
             wakes: Vec::new(),
         })
     }
@@ -96,11 +100,11 @@ impl Dialogue {
             self.leave()?;
             let is_round_over = attempts % u32::try_from(portals.len()).unwrap_or(1) == 0;
             let may_pass = !matches!(last, IscsiError::Portal { .. });
-            if is_round_over && (!may_pass || attempts >= ATTEMPTS_MAX || Instant::now() >= self.deadline) {
+            if is_round_over && (!may_pass || attempts >= ATTEMPTS_MAX || self.io.now() >= self.deadline) {
                 return Err(last);
             }
             if elsewhere.is_none() {
-                std::thread::sleep(AGAIN_AFTER);
+                self.rest(AGAIN_AFTER)?;
             }
         }
         unreachable!("there is a portal")
@@ -114,7 +118,7 @@ impl Dialogue {
         let begun = Instant::now();
         let patience = self
             .deadline
-            .saturating_duration_since(Instant::now())
+            .saturating_duration_since(self.io.now())
             .min(PATIENCE);
         self.initiator.connect(portal, patience, &mut self.io);
         loop {
@@ -145,6 +149,17 @@ impl Dialogue {
                 }
             }
         }
+    }
+
+    /// Lets time pass between two connections.
+    fn rest(&mut self, time: Duration) -> Result<(), IscsiError> {
+        let until = self.io.now() + time;
+        while self.io.now() < until {
+            self.io.set_timer(Some(until));
+            self.io.wait(Patience::UntilEvent, &mut self.wakes)?;
+            self.wakes.clear();
+        }
+        Ok(())
     }
 
     /// Leaves the connection, at once.
@@ -193,19 +208,19 @@ impl Drop for Disk {
 }
 
 fn end(disk: &mut Disk) -> io::Result<()> {
-    let mut reactor = Plain::new(OPS_MAX);
+    let mut reactor = plain();
     reactor.register(&disk.files())?;
     disk.attach(&mut reactor);
     part(disk, Parting::Ends, &mut reactor, Instant::now() + END_LIMIT)
 }
 
 /// Has a disk leave `io` within the time, or else at once.
-fn part(disk: &mut Disk, parting: Parting, io: &mut Plain, deadline: Instant) -> io::Result<()> {
+fn part(disk: &mut Disk, parting: Parting, io: &mut dyn Reactor, deadline: Instant) -> io::Result<()> {
     let mut wakes = Vec::new();
     disk.detach(parting, io);
     let mut is_late = false;
     while disk.is_attached() {
-        let now = Instant::now();
+        let now = io.now();
         if now >= deadline && !is_late {
             is_late = true;
             disk.detach(Parting::Breaks, io);

@@ -225,6 +225,8 @@ impl Initiator {
             Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
             Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
             Some(Happening::Closed) => {
+                // Commands that were answered, and had to wait for their memory, have ended.
+                self.take_news(io.now());
                 let session = self.session.take();
                 let mut unfinished = session.map(Session::into_unfinished).unwrap_or_default();
                 // Its buffer goes with the question.

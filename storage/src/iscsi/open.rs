@@ -2,20 +2,21 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{Chain, Lock, Owner, Terms};
+use crate::lease::{Chain, Lock, Owner, Record, Terms};
+use crate::reactor::Reactor;
 
 use super::bringup::{Past, Refused, attempt, bring_up, enter};
 use super::chap::{Authentication, Credentials};
-use super::dialogue::Dialogue;
+use super::dialogue::{self, Dialogue};
 use super::disk::Disk;
 use super::error::IscsiError;
 use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
-use super::operator::Operator;
+use super::operator::{self, Operator, Replace};
 use super::pdu::Isid;
 use super::plan::{Keyring, Plan};
 use super::portal::{Host, Portal};
@@ -33,6 +34,8 @@ const STRANGER_LIMIT: Duration = Duration::from_secs(5);
 const INITIATOR_PREFIX: &str = "iqn.2026-11.dev.coracle:";
 /// What we receive in one data segment.
 const DATA_SEGMENT_BYTES_MAX: u32 = 1 << 20;
+/// How much is copied and kept because a target may forget it.
+const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 
 /// An image that was opened, and which one it is.
 pub(crate) struct Opened {
@@ -43,7 +46,8 @@ pub(crate) struct Opened {
 /// Logs in to the target that `url` names, and takes the lease of the unit.
 pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, IscsiError> {
     let (plan, name) = plan(url, access, terms)?;
-    let mut dialogue = Dialogue::new(Arc::clone(&plan), OPEN_LIMIT)?;
+    let plan = Arc::new(plan);
+    let mut dialogue = Dialogue::new(dialogue::plain(), Arc::clone(&plan), OPEN_LIMIT)?;
     let mut up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
     let may_zero = up.unit.limits.unmap_blocks > 0 || up.unit.limits.write_same_blocks > 0;
     if plan.lock == Lock::Exclusive && may_zero && !fences_unmap(&plan) {
@@ -63,7 +67,8 @@ pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opene
 /// (SBC-3, table 13): tgtd says that it did it. What cannot be found out is taken at its worst.
 fn fences_unmap(plan: &Plan) -> bool {
     let stranger = Arc::new(plan.for_stranger());
-    let asked = Dialogue::new(Arc::clone(&stranger), STRANGER_LIMIT).and_then(|mut dialogue| {
+    let asked = Dialogue::new(dialogue::plain(), Arc::clone(&stranger), STRANGER_LIMIT);
+    let asked = asked.and_then(|mut dialogue| {
         dialogue.run(|port| {
             let plan = Arc::clone(&stranger);
             async move {
@@ -76,6 +81,23 @@ fn fences_unmap(plan: &Plan) -> bool {
         })
     });
     asked.unwrap_or(false)
+}
+
+/// The same as [`open`] on a simulated host, which keeps copies of `uncommitted_bytes_max` at most.
+pub(crate) fn open_simulated(
+    io: impl Reactor,
+    url: &str,
+    terms: &Terms<'_>,
+    uncommitted_bytes_max: usize,
+) -> Result<Disk, IscsiError> {
+    let (plan, _) = plan(url, Access::ReadWrite, terms)?;
+    let plan = Arc::new(Plan {
+        uncommitted_bytes_max,
+        ..plan
+    });
+    let mut dialogue = Dialogue::new(io, Arc::clone(&plan), OPEN_LIMIT)?;
+    let up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
+    dialogue.into_disk(up)
 }
 
 /// Whether `url` makes sense and the secrets that it names can be read. Nobody is asked over the network.
@@ -101,11 +123,27 @@ impl Operator {
             at,
             ..Terms::new(Lock::None, owner)
         };
-        plan(url, Access::ReadWrite, &terms).map(|(plan, _)| Self::of(plan))
+        plan(url, Access::ReadWrite, &terms).map(|(plan, _)| Self::of(Arc::new(plan)))
     }
 }
 
-fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, ImageName), IscsiError> {
+/// Breaks the lease of a unit on a simulated host.
+pub(crate) fn break_lease_simulated(
+    io: impl Reactor,
+    url: &str,
+    owner: &Owner,
+) -> Result<Option<Record>, IscsiError> {
+    let (plan, _) = plan(url, Access::ReadWrite, &Terms::new(Lock::None, owner))?;
+    operator::break_lease(io, &Arc::new(plan))
+}
+
+/// Makes a reserved tail on a simulated host.
+pub(crate) fn create_simulated(io: impl Reactor, url: &str, owner: &Owner) -> Result<u64, IscsiError> {
+    let (plan, _) = plan(url, Access::ReadWrite, &Terms::new(Lock::None, owner))?;
+    operator::create(io, &Arc::new(plan), Replace::Never)
+}
+
+fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName), IscsiError> {
     let url: IscsiUrl = url.parse()?;
     let initiator = match &url.options.initiator {
         Some(name) => name.clone(),
@@ -130,6 +168,7 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, Imag
         lock: terms.lock,
         owner: terms.owner.clone(),
         keys: Keyring::of(terms.owner.incarnation),
+        begun: Mutex::default(),
         chain: chain.map_err(|error| IscsiError::Records {
             image: url.to_string(),
             source: Box::new(error),
@@ -137,8 +176,9 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Arc<Plan>, Imag
         is_immutable: url.options.base_immutable,
         takes_over: terms.network.takes_over.map(ReservationKey),
         report_after: terms.network.timeout,
+        uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
     };
-    Ok((Arc::new(plan), url.image))
+    Ok((plan, url.image))
 }
 
 /// The name of the initiator of a machine: the same in each of its lives.
@@ -164,7 +204,7 @@ fn initiator_of(vm: &str) -> IscsiName {
 const INITIATOR_CHARS_MAX: usize = 190;
 
 /// The initiator's part of the name of a session: at random (RFC 7143, 11.12.5), by the incarnation.
-fn isid_of(owner: &Owner) -> Isid {
+pub(crate) fn isid_of(owner: &Owner) -> Isid {
     const RANDOM: u8 = 0x80;
     let [.., a, b, c, d, e] = owner.incarnation.bytes();
     Isid([RANDOM, a, b, c, d, e])

@@ -5,10 +5,11 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::lease::{LeaseError, Phase, Record, fill_random};
+use crate::reactor::Reactor;
 use crate::request::Durability;
 
 use super::bringup::{Refused, Stop, enter, identify, identify_without_tail, run};
-use super::dialogue::{Dialogue, OPERATOR_LIMIT};
+use super::dialogue::{self, Dialogue, OPERATOR_LIMIT};
 use super::error::IscsiError;
 use super::plan::{Keyring, Plan};
 use super::procedure::{Data, Port};
@@ -92,9 +93,30 @@ impl Operator {
     where
         F: Future<Output = Result<T, Stop>> + Send + 'static,
     {
-        let plan = Arc::clone(&self.0);
-        Dialogue::new(Arc::clone(&plan), OPERATOR_LIMIT)?.run(move |port| body(port, Arc::clone(&plan)))
+        converse(dialogue::plain(), &self.0, body)
     }
+}
+
+/// Breaks the lease as [`Operator::break_lease`] does, on this reactor.
+pub(super) fn break_lease(io: impl Reactor, plan: &Arc<Plan>) -> Result<Option<Record>, IscsiError> {
+    converse(io, plan, break_off)
+}
+
+/// Makes a tail as [`Operator::create`] does, on this reactor.
+pub(super) fn create(io: impl Reactor, plan: &Arc<Plan>, replace: Replace) -> Result<u64, IscsiError> {
+    converse(io, plan, move |port, plan| format(port, plan, replace))
+}
+
+fn converse<T, F>(
+    io: impl Reactor,
+    plan: &Arc<Plan>,
+    body: impl Fn(Port, Arc<Plan>) -> F,
+) -> Result<T, IscsiError>
+where
+    F: Future<Output = Result<T, Stop>> + Send + 'static,
+{
+    let mut dialogue = Dialogue::new(io, Arc::clone(plan), OPERATOR_LIMIT)?;
+    dialogue.run(move |port| body(port, Arc::clone(plan)))
 }
 
 /// How often a reservation may change hands while it is taken away.

@@ -1,6 +1,5 @@
 //! What was asked for, parsed and resolved: all that one session after the other of an image is made from.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -8,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{Chain, Incarnation, Lock, Owner};
+use crate::lease::{Chain, Incarnation, Lock, Owner, Record};
 
 use super::login::LoginPlan;
 use super::pdu::{Isid, Lun};
@@ -30,6 +29,8 @@ pub(super) struct Plan {
     pub(super) owner: Owner,
     /// Keys of this process.
     pub(super) keys: Keyring,
+    /// The record that an attempt to take the lease has begun to write; nobody may have been told that it was written.
+    pub(super) begun: Mutex<Option<Record>>,
     /// Where records are kept, if the user has named a place.
     pub(super) chain: Option<Chain>,
     /// Its user vouches for it that nobody writes the unit.
@@ -38,6 +39,8 @@ pub(super) struct Plan {
     pub(super) takes_over: Option<ReservationKey>,
     /// How long a request waits for the target before it fails; for ever if nothing is said.
     pub(super) report_after: Option<Duration>,
+    /// How much is copied and kept because the target may forget it.
+    pub(super) uncommitted_bytes_max: usize,
 }
 
 /// Where the records of a lease are.
@@ -82,11 +85,28 @@ impl Plan {
             access: self.access,
             lock: Lock::None,
             owner: self.owner.clone(),
-            keys: self.keys.clone(),
+            keys: Keyring::of(self.owner.incarnation),
             chain: None,
             is_immutable: self.is_immutable,
             takes_over: None,
             report_after: self.report_after,
+            uncommitted_bytes_max: self.uncommitted_bytes_max,
+            begun: Mutex::default(),
+        }
+    }
+
+    /// Whether `record` is one that an earlier attempt to take the lease has begun to write.
+    pub(super) fn has_begun(&self, record: &Record) -> bool {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(record)
+    }
+
+    /// What is to be written as `record`: the same that was begun for this step before. A connection that broke off may still
+    /// deliver that, and then it must be no other.
+    pub(super) fn begin(&self, record: Record) -> Record {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*begun {
+            Some(before) if before.epoch == record.epoch => before.clone(),
+            _ => begun.insert(record).clone(),
         }
     }
 
@@ -97,54 +117,62 @@ impl Plan {
 }
 
 /// The reservation keys of one incarnation: 48 bits of it, and the number of the session below.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Keyring {
     prefix: u64,
-    /// Keys of sessions that have begun and of which it is not known how far they came.
-    tried: Arc<Mutex<BTreeSet<ReservationKey>>>,
+    /// Those that the reservation may be under: a session that broke off may have got it, and nobody was told.
+    tried: Mutex<Vec<ReservationKey>>,
 }
 
-/// The number of the next key of this process: two images never have the same.
+/// Two images of one process have no key in common.
 static NEXT: AtomicU16 = AtomicU16::new(1);
+
+/// So many sessions may break off, one after the other, until the first of them is forgotten.
+const TRIED_MAX: usize = 1 << 12;
 
 impl Keyring {
     pub(super) fn of(incarnation: Incarnation) -> Self {
         let [a, b, c, d, e, f, ..] = incarnation.bytes();
         Self {
             prefix: u64::from_be_bytes([a, b, c, d, e, f, 0, 0]),
-            tried: Arc::default(),
+            tried: Mutex::default(),
         }
     }
 
-    /// A key that was not used for the last 65,535 sessions; never 0, which is no key.
+    /// A key that was not used for the last 65,535 sessions of this process; never 0, which is no key.
     pub(super) fn next(&self) -> ReservationKey {
-        let number = match NEXT.fetch_add(1, Ordering::Relaxed) {
-            0 => NEXT.fetch_add(1, Ordering::Relaxed),
-            number => number,
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = if number == 0 {
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        } else {
+            number
         };
         let key = ReservationKey(self.prefix | u64::from(number));
-        self.tried().insert(key);
+        let mut tried = self.tried();
+        if tried.len() == TRIED_MAX {
+            tried.remove(0);
+        }
+        tried.push(key);
         key
     }
 
-    /// Whether `key` was one of [`Self::next`] since [`Self::settled`]: if it has a reservation, that is of a session of ours which
-    /// broke off before it could say so.
+    /// Whether `key` is one of this incarnation.
+    pub(super) fn contains(&self, key: ReservationKey) -> bool {
+        key.0 & !0xffff == self.prefix
+    }
+
+    /// Whether a session of this image that broke off, or the last that did not, may have the reservation under `key`.
     pub(super) fn has_tried(&self, key: ReservationKey) -> bool {
         self.tried().contains(&key)
     }
 
-    /// A session is up, and has ended whatever earlier ones had.
-    pub(super) fn settled(&self) {
-        self.tried().clear();
+    /// The reservation is that of `key`, and of no key before.
+    pub(super) fn settle(&self, key: ReservationKey) {
+        self.tried().retain(|tried| *tried == key);
     }
 
-    fn tried(&self) -> MutexGuard<'_, BTreeSet<ReservationKey>> {
+    fn tried(&self) -> MutexGuard<'_, Vec<ReservationKey>> {
         self.tried.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether `key` is one of these.
-    pub(super) fn contains(&self, key: ReservationKey) -> bool {
-        key.0 & !0xffff == self.prefix
     }
 }
 
@@ -159,20 +187,11 @@ mod tests {
         assert_ne!(first, second);
         assert!(ours.contains(first) && ours.contains(second));
         assert!(!ours.contains(ReservationKey(first.0 ^ 1 << 16)));
+        let others = Keyring::of(Incarnation::of_this_process());
+        assert!(ours.has_tried(first) && !others.has_tried(first));
+        ours.settle(second);
+        assert!(!ours.has_tried(first) && ours.has_tried(second));
         let rest: Vec<ReservationKey> = (0..70_000).map(|_| ours.next()).collect();
         assert!(rest.iter().all(|key| ours.contains(*key) && key.0 & 0xffff != 0));
-    }
-
-    #[test]
-    fn a_key_that_was_tried_is_known_again_until_a_session_is_up_and_only_by_its_image() {
-        let (ours, other) = (
-            Keyring::of(Incarnation::of_this_process()),
-            Keyring::of(Incarnation::of_this_process()),
-        );
-        let key = ours.next();
-        assert!(ours.has_tried(key) && !other.has_tried(key));
-        assert_ne!(key, other.next());
-        ours.settled();
-        assert!(!ours.has_tried(key));
     }
 }

@@ -21,6 +21,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::Access;
 use crate::lease::{ChainError, LeaseError, Owner, Phase, Record};
 use crate::request::Durability;
 
@@ -51,17 +52,21 @@ const USURPER_WAITS_MAX: u32 = 20;
 /// Takes the lease of a unit that this process does not have yet.
 pub(super) async fn claim(port: &Port, plan: &Plan, unit: &Unit) -> Result<Tenure, Stop> {
     let before = read_record(port, plan, unit).await?;
-    let heir_of = plan.takes_over;
     check_free(port, plan, before.as_ref()).await?;
     let key = plan.keys.next();
     register(port, key).await?;
-    let taken = take(port, plan, key, heir_of).await;
+    let mut taken = take(port, plan, key).await;
+    if taken.is_ok() && before.as_ref().is_some_and(|last| last.phase == Phase::Broken) {
+        // Since then the unit had no reservation: whoever had lost it may have got commands in until now.
+        taken = reset(port).await;
+    }
     let settled = match taken {
         Ok(()) => record_tenure(port, plan, unit, before.as_ref(), key).await,
         Err(stop) => Err(stop),
     };
-    if settled.is_err() {
-        give_up(port, key).await;
+    match &settled {
+        Ok(_) => plan.keys.settle(key),
+        Err(_) => give_up(port, key).await,
     }
     settled
 }
@@ -71,6 +76,9 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
     let Some(last) = last.filter(|last| last.phase == Phase::Held) else {
         return Ok(());
     };
+    if plan.has_begun(last) {
+        return Ok(());
+    }
     if last.owner.incarnation == plan.owner.incarnation {
         // Written by a session of this image that broke off right after.
         if holder(port).await?.is_some_and(|key| plan.keys.has_tried(key)) {
@@ -102,21 +110,16 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
     }))
 }
 
-/// Takes the reservation, from the key `heir_of` if that has it.
-async fn take(
-    port: &Port,
-    plan: &Plan,
-    key: ReservationKey,
-    heir_of: Option<ReservationKey>,
-) -> Result<(), Stop> {
+/// Takes the reservation, also from a process whose heir this one is, and from an attempt of our own that broke off.
+async fn take(port: &Port, plan: &Plan, key: ReservationKey) -> Result<(), Stop> {
     match reserve_out(port, ReserveOut::Reserve { key }).await {
         Ok(()) => return Ok(()),
         Err(Refused::Stop(stop)) => return Err(stop),
         Err(Refused::Conflict(_)) => {}
     }
     let holder = holder(port).await?;
-    if let Some(victim) = holder
-        && (heir_of == Some(victim) || plan.keys.has_tried(victim))
+    if let Some(victim) =
+        holder.filter(|holder| plan.takes_over == Some(*holder) || plan.keys.has_tried(*holder))
         && preempt(port, key, victim).await?
     {
         return reset(port).await;
@@ -149,7 +152,11 @@ async fn record_tenure(
             image: plan.name.clone(),
         }));
     }
-    let record = next_record(now.as_ref(), Phase::Held, &plan.owner, plan)?;
+    let record = match now {
+        // Once more: it may not be durable.
+        Some(begun) if plan.has_begun(&begun) => begun,
+        now => plan.begin(next_record(now.as_ref(), Phase::Held, &plan.owner, plan)?),
+    };
     write_record(port, plan, unit, &record).await?;
     Ok(Tenure {
         key,
@@ -161,15 +168,18 @@ async fn record_tenure(
 pub(super) async fn reclaim(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<Tenure, Stop> {
     let key = plan.keys.next();
     register(port, key).await?;
-    let preempted = preempt(port, key, tenure.key).await? || preempt_tried(port, plan, key).await?;
-    if !preempted {
+    let victim = tenure.key;
+    if !preempt(port, key, victim).await? && !succeed(port, plan, key).await? {
         retake(port, plan, unit, tenure, key).await?;
     }
     match still_ours(port, plan, unit, tenure).await {
-        Ok(()) => Ok(Tenure {
-            key,
-            record: tenure.record.clone(),
-        }),
+        Ok(()) => {
+            plan.keys.settle(key);
+            Ok(Tenure {
+                key,
+                record: tenure.record.clone(),
+            })
+        }
         Err(stop) => {
             give_up(port, key).await;
             Err(stop)
@@ -177,20 +187,20 @@ pub(super) async fn reclaim(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenu
     }
 }
 
-/// Takes the reservation from the key `victim`; whether it is registered still.
+/// Takes the reservation from a session that broke off before anybody was told that it had got it.
+async fn succeed(port: &Port, plan: &Plan, key: ReservationKey) -> Result<bool, Stop> {
+    match holder(port).await? {
+        Some(victim) if plan.keys.has_tried(victim) => preempt(port, key, victim).await,
+        _ => Ok(false),
+    }
+}
+
+/// Takes the reservation from `victim`; `false` if that does not have it any more.
 async fn preempt(port: &Port, key: ReservationKey, victim: ReservationKey) -> Result<bool, Stop> {
     match reserve_out(port, ReserveOut::Preempt { key, victim }).await {
         Ok(()) => Ok(true),
         Err(Refused::Stop(stop)) => Err(stop),
         Err(Refused::Conflict(_)) => Ok(false),
-    }
-}
-
-/// Takes the reservation from a session of this image that broke off before it was up; whether one had it.
-async fn preempt_tried(port: &Port, plan: &Plan, key: ReservationKey) -> Result<bool, Stop> {
-    match holder(port).await? {
-        Some(holder) if plan.keys.has_tried(holder) => preempt(port, key, holder).await,
-        Some(_) | None => Ok(false),
     }
 }
 
@@ -258,23 +268,22 @@ fn lost_unrecorded(plan: &Plan, holder: Option<ReservationKey>) -> String {
     }
 }
 
-/// Gives the lease back in good order, and ends the session. What cannot be done is said.
+/// Has everything on the medium, gives the lease back in good order, and ends the session. What cannot be done is said.
 pub(super) async fn release(port: Port, plan: Arc<Plan>, unit: Unit, tenure: Option<Tenure>) {
-    if let Some(tenure) = tenure
-        && let Err(stop) = try_release(&port, &plan, &unit, &tenure).await
-    {
+    if let Err(stop) = try_release(&port, &plan, &unit, tenure.as_ref()).await {
         log::warn!(
-            "the lease of {} is not released in good order, and has to be broken before the next start: {stop}",
+            "{} is not given back in good order; if it was leased, the lease has to be broken before the next start: {stop}",
             plan.name
         );
     }
     port.logout().await;
 }
 
-async fn try_release(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<(), Stop> {
-    if unit.cache() != Cache::None {
+async fn try_release(port: &Port, plan: &Plan, unit: &Unit, tenure: Option<&Tenure>) -> Result<(), Stop> {
+    if plan.access == Access::ReadWrite && unit.cache() != Cache::None {
         run(port, cdb::synchronize_cache(Blocks::ALL), Data::None).await?;
     }
+    let Some(tenure) = tenure else { return Ok(()) };
     if let Some(record) = &tenure.record {
         let released = next_record(Some(record), Phase::Released, &plan.owner, plan)?;
         write_record(port, plan, unit, &released).await?;

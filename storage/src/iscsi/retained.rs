@@ -43,8 +43,8 @@ enum Content {
     Zeroes,
     /// In this chunk, from there on.
     Bytes(u64, usize),
-    /// Something that need not be written again; what was kept of the range before must not be.
-    Settled,
+    /// On the medium: only what was there before must not be written again.
+    OnMedium,
 }
 
 /// A moment in the order of acknowledgements.
@@ -122,10 +122,12 @@ impl Retained {
         self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes);
     }
 
-    /// Forgets what was kept of a range: the medium has something newer there, or nothing that anybody asked for.
+    /// Takes in that something newer was written to a range, past the cache: what is kept of it is not to be written again.
     pub(super) fn supersede(&mut self, offset_bytes: u64, len_bytes: u64) {
-        if !self.is_empty() {
-            self.push(offset_bytes..offset_bytes + len_bytes, Content::Settled);
+        let range = offset_bytes..offset_bytes + len_bytes;
+        let overlaps = |entry: &Entry| entry.range.start < range.end && range.start < entry.range.end;
+        if self.entries.iter().any(overlaps) {
+            self.push(range, Content::OnMedium);
         }
     }
 
@@ -147,7 +149,7 @@ impl Retained {
         self.entries.drain(..count.min(self.entries.len()));
         let oldest = self.entries.iter().find_map(|entry| match entry.content {
             Content::Bytes(chunk, _) => Some(chunk),
-            Content::Zeroes | Content::Settled => None,
+            Content::Zeroes | Content::OnMedium => None,
         });
         let end = self.first_chunk + self.chunks.len() as u64;
         let unused = oldest.unwrap_or(end) - self.first_chunk;
@@ -170,10 +172,11 @@ impl Retained {
         let mut newer = Cover::default();
         let mut rewrites = Vec::new();
         for entry in self.entries.iter().rev() {
+            if let Content::OnMedium = entry.content {
+                newer.add(entry.range.clone());
+                continue;
+            }
             newer.uncovered(&entry.range, |piece| {
-                if matches!(entry.content, Content::Settled) {
-                    return;
-                }
                 let mut start = piece.start;
                 while start < piece.end {
                     let end = piece.end.min(start + REWRITE_BYTES_MAX);
@@ -188,7 +191,7 @@ impl Retained {
 
     fn rewrite(&self, entry: &Entry, piece: Range<u64>) -> Rewrite {
         let bytes = match entry.content {
-            Content::Zeroes | Content::Settled => None,
+            Content::Zeroes | Content::OnMedium => None,
             Content::Bytes(chunk, at) => {
                 let index = |value: u64| usize::try_from(value).expect("this is a 64-bit monitor");
                 let start = at + index(piece.start - entry.range.start);

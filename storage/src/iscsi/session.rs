@@ -12,11 +12,11 @@ use super::inbox::{Arrival, Item, StreamError};
 use super::login::Negotiated;
 use super::outbox::Payload;
 use super::pdu::{
-    AsyncEvent, Bhs, DataOut, LogoutReason, LogoutRequest, Lun, NopOut, R2t, ScsiCommand, Serial,
+    AsyncEvent, Bhs, DataOut, LogoutReason, LogoutRequest, Lun, NopOut, R2t, Residual, ScsiCommand, Serial,
     ServiceResponse, Tag, TargetPdu, TaskAttribute, TaskFunction, TaskManagementRequest, TaskOutcome, Window,
 };
-use super::scsi::cdb::Cdb;
-use super::scsi::sense::{Sense, Status};
+use super::scsi::cdb::{self, Cdb};
+use super::scsi::sense::{Attention, Sense, Status, Verdict, verdict};
 
 /// Which parts of a PDU are protected by a CRC32C.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +82,9 @@ pub(super) enum SessionError {
     /// The target does not take what it was sent.
     #[error("the target rejected a PDU (reason {0:#04x})")]
     Rejected(u8),
+    /// Somebody else has reset the unit, and what it was doing is not answered any more.
+    #[error("the unit was reset, and its commands with it")]
+    Aborted,
     /// Nothing was heard of the target, not even an answer to a NOP.
     #[error("the target has been silent for {} ms", .0.as_millis())]
     Silent(Duration),
@@ -129,6 +132,8 @@ struct Pulse {
     heard: Instant,
     /// When a NOP was sent that is not answered.
     pinged: Option<Instant>,
+    /// When a probe was sent that is not answered.
+    probed: Option<Instant>,
     patience: Duration,
     /// How many of its pings were answered since so many batches had been sent.
     pongs: (u64, u32),
@@ -142,6 +147,10 @@ const PING_PERIOD: Duration = Duration::from_secs(5);
 const PING_BUSY_PERIOD: Duration = Duration::from_secs(1);
 /// A target that pings more often than this without taking the answers only wants to fill our memory.
 const PONGS_MAX: u32 = 1_024;
+/// A probe that is not answered may have been aborted, too: then comes the next.
+const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// The cookie of a probe; no request has so high a number.
+const PROBE: u64 = u64::MAX - 1;
 /// Tags of what is no task. A task's tag has a place below 2^16 in its lower half.
 const PING_TAG: Tag = Tag(0xffff_fffe);
 const RESET_TAG: Tag = Tag(0xffff_fffd);
@@ -168,6 +177,7 @@ impl Session {
             pulse: Pulse {
                 heard: now,
                 pinged: None,
+                probed: None,
                 patience,
                 pongs: (0, 0),
             },
@@ -268,7 +278,8 @@ impl Session {
         }
     }
 
-    /// Asks a target for a sign of life that has not given one for a while.
+    /// Asks a target for a sign of life that has not given one for a while, and the unit whether it is still at work: what another
+    /// initiator has aborted is never answered, and only the next command is told why (SAM-5, 5.6.2).
     ///
     /// # Errors
     ///
@@ -290,12 +301,29 @@ impl Session {
             exp_stat_sn: self.exp_stat_sn,
         };
         connection.send(&ping.bhs(), Payload::NONE);
+        let may_probe = self
+            .pulse
+            .probed
+            .is_none_or(|probed| probed + PROBE_AGAIN_AFTER <= now);
+        if !self.tasks.is_empty() && may_probe {
+            self.pulse.probed = Some(now);
+            self.start(
+                Command {
+                    cdb: cdb::test_unit_ready(),
+                    transfer: Transfer::None,
+                    segments: Vec::new(),
+                    cookie: PROBE,
+                },
+                connection,
+            );
+        }
         Ok(())
     }
 
     /// Every command that has not ended. The connection is closed: nothing uses their memory any more.
     pub(super) fn into_unfinished(mut self) -> Vec<Command> {
-        self.tasks.take_all().map(|task| task.command).collect()
+        let commands = self.tasks.take_all().map(|task| task.command);
+        commands.filter(|command| command.cookie != PROBE).collect()
     }
 
     fn send_waiting(&mut self, connection: &mut Connection) {
@@ -360,6 +388,7 @@ impl Session {
                     return Err(SessionError::Protocol("a command failed in the target itself"));
                 }
                 let place = self.known(response.initiator_task_tag)?;
+                self.check_whole(place, Status(response.status), response.residual)?;
                 self.answered(place, Status(response.status), Sense::of_response(data))
             }
             TargetPdu::R2t(r2t) => self.ready_to_transfer(r2t, connection),
@@ -448,7 +477,10 @@ impl Session {
         let task = self.tasks.get_mut(place).expect("a known task is in its place");
         task.at_bytes += u32::try_from(arrival.len_bytes).expect("it was seen to fit");
         match arrival.header.status {
-            Some(end) => self.answered(place, Status(end.status), None),
+            Some(end) => {
+                self.check_whole(place, Status(end.status), end.residual)?;
+                self.answered(place, Status(end.status), None)
+            }
             None => Ok(()),
         }
     }
@@ -477,10 +509,30 @@ impl Session {
         Ok(())
     }
 
+    /// A READ or WRITE that is said to have gone well has moved everything, or says how much it has not.
+    fn check_whole(&mut self, place: usize, status: Status, residual: Residual) -> Result<(), SessionError> {
+        let task = self.tasks.get_mut(place).expect("a known task is in its place");
+        let is_short = status == Status::GOOD && task.at_bytes < task.len_bytes;
+        if is_short && residual == Residual::None && cdb::moves_blocks(&task.command.cdb) {
+            return Err(SessionError::Protocol(
+                "a command is done before all of its data was moved",
+            ));
+        }
+        Ok(())
+    }
+
     fn answered(&mut self, place: usize, status: Status, sense: Option<Sense>) -> Result<(), SessionError> {
         let task = self.tasks.get_mut(place).expect("a known task is in its place");
         if task.answer.is_some() {
             return Err(SessionError::Protocol("a command is answered twice"));
+        }
+        if task.command.cookie == PROBE {
+            self.tasks.remove(place);
+            self.pulse.probed = None;
+            return match verdict(status, sense) {
+                Verdict::Retry(Attention::Reset | Attention::Cleared) => Err(SessionError::Aborted),
+                _ => Ok(()),
+            };
         }
         task.answer = Some((status, sense, task.at_bytes));
         self.end_if_answered(place);
@@ -596,6 +648,7 @@ mod tests {
     fn a_target_that_pings_without_taking_the_answers_is_left() {
         let mut pulse = Pulse {
             heard: Instant::now(),
+            probed: None,
             pinged: None,
             patience: Duration::ZERO,
             pongs: (0, 0),

@@ -14,6 +14,11 @@ impl Incarnation {
         *OURS.get_or_init(Self::random)
     }
 
+    /// That of a process of a simulation.
+    pub(crate) fn simulated(high: u64, low: u64) -> Self {
+        Self(u128::from(high) << 64 | u128::from(low))
+    }
+
     fn random() -> Self {
         let mut bytes = [0; 16];
         fill_random(&mut bytes);

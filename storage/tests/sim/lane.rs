@@ -1,9 +1,10 @@
 //! One image in service: starts requests, takes their ends, and holds the image to its contract.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use coracle_storage::backend::{Backend, Step};
-use coracle_storage::reactor::{Patience, Reactor, Wake};
+use coracle_storage::reactor::{Patience, Reactor, Submit, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request};
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::oracle::{Oracle, Ticket};
@@ -16,8 +17,21 @@ use crate::workload::Wish;
 pub(crate) struct Guest {
     pub(crate) oracle: Oracle,
     pub(crate) graveyard: Graveyard,
-    pub(crate) faults: Faults,
+    pub(crate) excuse: Excuse,
     next_tag: u64,
+}
+
+/// Why requests may fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Excuse {
+    /// A host with these faults has said so.
+    Host(Faults),
+    /// The server was not there for too long.
+    Timeout,
+    /// For no reason at all.
+    Nothing,
+    /// Whatever it is: nobody looks at this guest any more, nor at what it reads.
+    Anything,
 }
 
 /// An image, the reactor that it works on, and the requests that it has taken.
@@ -28,6 +42,8 @@ pub(crate) struct Lane {
     asked: BTreeMap<u64, Asked>,
     /// Was refused for want of room; it is offered again after the next event.
     held: Option<Request>,
+    /// How often it has waited.
+    pub(crate) waits: u64,
 }
 
 /// A request that has not ended.
@@ -42,11 +58,11 @@ struct Asked {
 const WAITS_MAX: u32 = 100_000;
 
 impl Guest {
-    pub(crate) fn new(content: &[u8], faults: Faults) -> Self {
+    pub(crate) fn new(content: &[u8], excuse: Excuse) -> Self {
         Self {
             oracle: Oracle::new(content),
             graveyard: Graveyard::default(),
-            faults,
+            excuse,
             next_tag: 0,
         }
     }
@@ -55,12 +71,20 @@ impl Guest {
 impl Lane {
     pub(crate) fn new(image: Box<dyn Backend>, mut io: SimReactor) -> Self {
         io.register(&image.files()).unwrap();
-        Self {
+        let mut lane = Self {
             io,
             image,
             asked: BTreeMap::new(),
             held: None,
-        }
+            waits: 0,
+        };
+        lane.attach();
+        lane
+    }
+
+    /// Has the image use its reactor.
+    pub(crate) fn attach(&mut self) {
+        self.image.attach(&mut self.io);
     }
 
     /// How many requests have not ended.
@@ -139,10 +163,19 @@ impl Lane {
 
     /// Waits until something ends, and takes it in.
     pub(crate) fn go_on(&mut self, patience: Patience, guest: &mut Guest) {
+        self.go_on_until(None, patience, guest);
+    }
+
+    /// The same, until `limit` at most.
+    pub(crate) fn go_on_until(&mut self, limit: Option<Instant>, patience: Patience, guest: &mut Guest) {
         let mut wakes = Vec::new();
+        self.image.before_wait(&mut self.io);
+        self.io
+            .set_timer(self.image.alarm().into_iter().chain(limit).min());
         self.io.wait(patience, &mut wakes).unwrap();
+        self.waits += 1;
         assert!(
-            !self.io.is_idle() || self.asked.is_empty(),
+            !self.io.is_idle() || self.asked.is_empty() || self.image.loss().is_some(),
             "{} requests are lost: nothing is in flight that could end them",
             self.asked.len()
         );
@@ -156,6 +189,8 @@ impl Lane {
             }
             self.take_others(guest);
         }
+        self.image.wake(&mut self.io);
+        self.take_others(guest);
         if any && let Some(request) = self.held.take() {
             self.start(request, guest);
         }
@@ -171,11 +206,15 @@ impl Lane {
             left = self.outstanding();
             assert!(waits < WAITS_MAX, "{left} requests make no progress");
         }
-        assert_eq!(
-            self.io.in_flight(),
-            0,
+        assert!(
+            self.io.in_flight() == 0 || self.image.is_attached(),
             "operations are in flight when every request has ended"
         );
+    }
+
+    /// The time on the clock of its host.
+    pub(crate) fn now(&self) -> Instant {
+        self.io.now()
     }
 
     fn start(&mut self, request: Request, guest: &mut Guest) {
@@ -226,6 +265,9 @@ impl Lane {
         let Asked {
             wish, ticket, buffer, ..
         } = asked;
+        if matches!(guest.excuse, Excuse::Anything) {
+            return guest.graveyard.bury(request, buffer);
+        }
         let context = format!("request {} ({wish:?})", request.tag);
         if wish.operation == Operation::Write {
             let written = Oracle::bytes_of(ticket, wish.offset_bytes, buffer.bytes().len());
@@ -242,7 +284,7 @@ impl Lane {
             (_, Ok(())) => guest.oracle.has_succeeded(ticket, wish.durability),
             (_, Err(failure)) => {
                 assert!(
-                    self.is_excused(wish.operation, failure, &guest.faults),
+                    self.is_excused(wish.operation, failure, guest.excuse),
                     "{context} failed without a reason: {failure:?}"
                 );
                 guest.oracle.has_failed(ticket);
@@ -251,12 +293,16 @@ impl Lane {
         guest.graveyard.bury(request, buffer);
     }
 
-    /// Whether the host has given a reason for this failure.
-    fn is_excused(&self, operation: Operation, failure: Failure, faults: &Faults) -> bool {
-        match failure {
-            Failure::Host(errno) => self.io.has_failed_with(errno),
-            Failure::Unsupported => operation == Operation::Discard && faults.refuses_holes,
-            Failure::OutOfRange | Failure::ReadOnly | Failure::TooLarge { .. } | Failure::Truncated => false,
+    /// Whether there is a reason for this failure.
+    fn is_excused(&self, operation: Operation, failure: Failure, excuse: Excuse) -> bool {
+        match (excuse, failure) {
+            (Excuse::Anything, _) => true,
+            (Excuse::Host(_), Failure::Host(errno)) => self.io.has_failed_with(errno),
+            (Excuse::Timeout, Failure::Host(errno)) => errno == libc::ETIMEDOUT,
+            (Excuse::Host(faults), Failure::Unsupported) => {
+                operation == Operation::Discard && faults.refuses_holes
+            }
+            _ => false,
         }
     }
 }

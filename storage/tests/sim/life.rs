@@ -7,7 +7,7 @@ use coracle_storage::sim::image::{self, Kind};
 use coracle_storage::sim::medium::Medium;
 use coracle_storage::sim::reactor::{Faults, SimReactor};
 
-use crate::lane::{Guest, Lane};
+use crate::lane::{Excuse, Guest, Lane};
 use crate::workload::{Wish, Workload};
 
 /// Runs what `seed` says, and panics when an image breaks a promise.
@@ -16,7 +16,7 @@ pub(crate) fn simulate(kind: &Kind, seed: u64) {
     let medium = Medium::default();
     let content = (kind.create)(&medium, &mut dice);
     let faults = Faults::draw(&mut dice);
-    let mut guest = Guest::new(&content, faults);
+    let mut guest = Guest::new(&content, Excuse::Host(faults));
     for _ in 0..1 + dice.below(3) {
         let mut lanes = open(kind, &medium, &faults, &mut dice);
         use_up(&mut lanes, &mut guest, &mut dice);
@@ -85,14 +85,14 @@ fn settle(lanes: &mut [Lane], guest: &mut Guest, dice: &mut Dice) {
     }
 }
 
-const FLUSH: Wish = Wish {
+pub(crate) const FLUSH: Wish = Wish {
     operation: Operation::Flush,
     offset_bytes: 0,
     len_bytes: 0,
     durability: Durability::Cached,
 };
 
-fn check_size(lanes: &[Lane], guest: &Guest) {
+pub(crate) fn check_size(lanes: &[Lane], guest: &Guest) {
     if lanes.iter().any(Lane::is_growing) {
         return;
     }

@@ -10,10 +10,14 @@
 mod buffers;
 mod lane;
 mod life;
+mod remote;
 mod workload;
 
 use coracle_storage::sim::image::KINDS;
 use coracle_storage::sim::seeds;
+
+/// Fewer: a network and a target take their time, and `make sim` runs thousands.
+const REMOTE_SEEDS: u64 = 200;
 
 #[test]
 fn every_image_keeps_its_promises_on_every_host() {
@@ -21,4 +25,29 @@ fn every_image_keeps_its_promises_on_every_host() {
         let kind = usize::try_from(seed).unwrap() % KINDS.len();
         life::simulate(&KINDS[kind], seed);
     });
+}
+
+#[test]
+fn a_disk_on_a_target_keeps_its_promises_whatever_happens_on_the_way() {
+    seeds::run(REMOTE_SEEDS, remote::life::simulate);
+}
+
+#[test]
+fn a_unit_is_written_by_nobody_but_its_last_heir() {
+    seeds::run(REMOTE_SEEDS, remote::heirs::simulate);
+}
+
+#[test]
+fn a_hostile_target_breaks_nothing_for_good() {
+    seeds::run(REMOTE_SEEDS, remote::hostile::simulate);
+}
+
+#[test]
+fn a_mistake_of_a_target_is_never_believed() {
+    seeds::run(REMOTE_SEEDS, remote::hostile::simulate_mistakes);
+}
+
+#[test]
+fn a_disk_is_soon_served_again_and_sleeps_until_then() {
+    seeds::run(REMOTE_SEEDS, remote::outage::simulate);
 }

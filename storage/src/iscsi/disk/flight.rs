@@ -30,10 +30,10 @@ pub(super) struct Flight {
     under_way_bytes: u64,
     /// The write under way is on the medium when it is acknowledged.
     is_forced: bool,
+    /// Some of what it has changed may be in the cache only.
+    is_cached: bool,
     /// What a flush under way covers.
     covers: Option<Moment>,
-    /// A command of it was sent.
-    was_sent: bool,
     /// How often the unit has put it off.
     retries: u32,
     /// Parameters that a command sends, or data of ours that it fills.
@@ -90,8 +90,8 @@ impl Flight {
                 done_bytes: 0,
                 under_way_bytes: 0,
                 is_forced: false,
+                is_cached: false,
                 covers: None,
-                was_sent: false,
                 retries: 0,
                 buffer: Vec::new(),
             }),
@@ -120,7 +120,6 @@ impl Flight {
             len = len.min(zeros.len() as u64 * ZEROS_SEGMENTS_MAX);
         }
         self.under_way_bytes = len;
-        self.was_sent = true;
         let range = unit.blocks(self.request.offset_bytes + self.done_bytes, len);
         let (cdb, transfer) = match self.stage {
             Stage::Transfer => {
@@ -173,13 +172,6 @@ impl Flight {
             segments,
             cookie,
         }
-    }
-
-    /// Whether it changes the medium, and a command of it may still be on its way there from an old connection.
-    pub(super) fn may_be_astray(&self) -> bool {
-        self.was_sent
-            && !matches!(self.stage, Stage::Flush | Stage::Capacity)
-            && self.request.operation != Operation::Read
     }
 
     /// Whether a write has to pass the cache by, and can.
@@ -263,10 +255,9 @@ impl Flight {
                 retained.keep_zeroes(offset, self.under_way_bytes);
             }
             // What an earlier write left in the cache must not be written over it again.
-            Stage::Transfer if self.request.operation == Operation::Write => {
-                retained.supersede(offset, self.under_way_bytes);
-            }
-            Stage::Unmap | Stage::WriteSame | Stage::WriteZeros => {
+            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros
+                if self.request.operation != Operation::Read =>
+            {
                 retained.supersede(offset, self.under_way_bytes);
             }
             Stage::Flush => {
@@ -276,14 +267,15 @@ impl Flight {
                 return Next::End(Ok(()));
             }
             Stage::Capacity => return Next::End(self.grown(ended, unit)),
-            Stage::Transfer => {}
+            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros => {}
         }
         self.done_bytes += self.under_way_bytes;
+        self.is_cached |= may_be_forgotten;
         if self.done_bytes < self.request.len_bytes {
             return Next::Send;
         }
         let is_change = self.request.operation != Operation::Read;
-        if is_change && self.request.durability == Durability::Durable && may_be_forgotten {
+        if is_change && self.request.durability == Durability::Durable && self.is_cached {
             self.stage = Stage::Flush;
             return Next::Send;
         }

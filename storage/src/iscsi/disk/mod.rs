@@ -25,7 +25,7 @@ use super::procedure::Procedure;
 use super::reservation::Tenure;
 use super::retained::{Moment, Retained};
 use super::scsi::cdb::{self, Blocks};
-use super::scsi::sense::Status;
+use super::scsi::sense::{Attention, Verdict, verdict};
 use super::session::{Command, Ended, Transfer};
 use super::unit::Unit;
 
@@ -61,8 +61,8 @@ pub(crate) struct Disk {
     retained: Retained,
     /// What a SYNCHRONIZE CACHE of our own, which is under way, covers.
     emptying: Option<Moment>,
-    /// An old connection may still deliver changes that no flight is there for any more.
-    has_strays: bool,
+    /// The unit was too busy for that, and is asked again then.
+    empty_after: Option<Instant>,
     zeros: Box<[u8]>,
     /// Vectors of segments, to be used again.
     spare: Vec<Vec<Segment>>,
@@ -71,6 +71,11 @@ pub(crate) struct Disk {
     backoff: Backoff,
     /// How it is to leave the reactor.
     parting: Option<Parting>,
+    /// Its lease may be given back already.
+    is_released: bool,
+    /// Changes that a connection which was left may still deliver: those of requests, of requests that were given up, and of
+    /// rewrites.
+    strays: bool,
     /// Since when it is not served.
     unserved_since: Option<Instant>,
     /// When the last request ended, until memory was given back after it.
@@ -98,17 +103,16 @@ enum State {
 const REWRITE: u64 = 1 << 32;
 /// That of the SYNCHRONIZE CACHE of our own.
 const EMPTYING: u64 = 1 << 33;
-/// How much is copied and kept because a target may forget it.
-const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// An idle disk gives memory back after so long, when it looks after its target.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
+/// How long a unit that is too busy to empty its cache is left alone.
+const EMPTY_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Vectors that are kept for later.
 const SPARE_MAX: usize = 256;
 
 impl Disk {
     /// The image of `plan`, which `up` has found and leased, on the connection `socket` or on one that is yet to be made.
     pub(super) fn new(plan: Arc<Plan>, up: Up, initiator: Initiator) -> Self {
-        plan.keys.settled();
         let geometry = Geometry {
             size_bytes: up.unit.size_bytes,
             logical_block_bytes: up.unit.block_bytes,
@@ -120,7 +124,6 @@ impl Disk {
             },
         };
         let disk = Self {
-            plan,
             geometry,
             unit: up.unit,
             tenure: up.tenure,
@@ -130,14 +133,17 @@ impl Disk {
             queue: VecDeque::new(),
             put_off: Vec::new(),
             done: VecDeque::new(),
-            retained: Retained::new(UNCOMMITTED_BYTES_MAX),
+            retained: Retained::new(plan.uncommitted_bytes_max),
+            plan,
             emptying: None,
-            has_strays: false,
+            empty_after: None,
             zeros: Box::default(),
             spare: Vec::new(),
             socket: None,
             backoff: Backoff::default(),
             parting: None,
+            is_released: false,
+            strays: false,
             unserved_since: None,
             last_ended: None,
             metrics: Arc::default(),
@@ -169,6 +175,7 @@ impl Disk {
         let mut held = VecDeque::new();
         while let Some(place) = self.queue.pop_front() {
             if self.has_to_wait_for_room(place) {
+                self.empty_cache();
                 held.push_back(place);
             } else {
                 self.send(place);
@@ -201,19 +208,24 @@ impl Disk {
     /// Whether it is a write that the unit might forget, and of which no copy can be kept until the unit has emptied its cache.
     /// (FUA would need no copy, and wait for the medium with every write.)
     fn has_to_wait_for_room(&self, place: usize) -> bool {
-        if self.emptying.is_none() {
-            return false;
-        }
         let flight = self.flights.get(place);
         flight.is_some_and(|flight| {
-            flight.request.operation == Operation::Write && !self.retained.has_room(flight.request.len_bytes)
+            flight.request.operation == Operation::Write
+                && !self.retained.is_empty()
+                && !self.retained.has_room(flight.request.len_bytes)
         })
     }
 
     /// Has the unit empty its cache before there is no room for copies any more.
     fn empty_cache_if_due(&mut self) {
-        let is_due = self.emptying.is_none() && self.retained.is_filling();
-        if is_due {
+        if self.retained.is_filling() {
+            self.empty_cache();
+        }
+    }
+
+    /// Has the unit empty its cache, unless that is under way or was just refused.
+    fn empty_cache(&mut self) {
+        if self.emptying.is_none() && self.empty_after.is_none() {
             self.emptying = Some(self.retained.now());
             self.initiator.start(Command {
                 cdb: cdb::synchronize_cache(Blocks::ALL),
@@ -258,10 +270,18 @@ impl Disk {
         let Some(moment) = self.emptying.take() else {
             return;
         };
-        if ended.status == Status::GOOD {
-            self.retained.covered(moment);
-        } else {
-            self.doubt("the unit does not empty its cache", io);
+        match verdict(ended.status, ended.sense) {
+            Verdict::Good => self.retained.covered(moment),
+            // It has none, whatever it says.
+            Verdict::Failed(Failure::Unsupported) => {
+                self.unit.has_no_cache();
+                self.retained.covered(self.retained.now());
+            }
+            Verdict::BusyLater => self.empty_after = Some(io.now() + EMPTY_AGAIN_AFTER),
+            Verdict::Retry(Attention::Parameters | Attention::Identity | Attention::Other)
+            | Verdict::CapacityChanged
+            | Verdict::ReservationChanged => {}
+            _ => self.doubt("the unit does not empty its cache", io),
         }
     }
 
@@ -282,7 +302,7 @@ impl Disk {
         }
         self.last_ended = Some(now);
         if outcome.is_ok() {
-            self.backoff.served();
+            self.backoff.request_ended();
         }
         self.metrics.latency.record(now - flight.accepted);
         let request = flight.request;
@@ -327,9 +347,6 @@ impl Disk {
             !is_overdue
         });
         for place in overdue {
-            let flight = self.flights.get_mut(place);
-            // Its guest may write there again before the target has ended what it was sent.
-            self.has_strays |= flight.is_some_and(|flight| flight.may_be_astray());
             self.end(place, Err(Failure::Host(libc::ETIMEDOUT)), now);
         }
         if self.overdue_at().is_some_and(|due| due <= now) {
@@ -453,10 +470,16 @@ impl Backend for Disk {
             _ => None,
         };
         let put_off = self.put_off.iter().map(|(due, _)| *due).min();
-        [resting, put_off, self.overdue_at(), self.initiator.alarm()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            resting,
+            put_off,
+            self.empty_after,
+            self.overdue_at(),
+            self.initiator.alarm(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn wake(&mut self, io: &mut dyn Submit) {
@@ -466,6 +489,7 @@ impl Backend for Disk {
             self.last_ended = None;
             self.retained.trim();
         }
+        self.empty_after = self.empty_after.filter(|after| *after > now);
         if let State::Resting(until) = self.state
             && until <= now
         {

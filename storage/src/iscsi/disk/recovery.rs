@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::backend::Parting;
 use crate::metrics::LeaseState;
@@ -14,11 +14,10 @@ use super::super::connection::Leave;
 use super::super::initiator::Break;
 use super::super::procedure::{Answer, Procedure, Progress};
 use super::super::reservation;
-use super::super::session::Command;
+use super::super::session::{Command, Transfer};
 use super::super::unit::Unit;
-use super::flight::Flight;
 use super::rewriting::Rewriting;
-use super::{Disk, REWRITE, State};
+use super::{Disk, State};
 
 /// What comes after a connection was left.
 #[derive(Debug)]
@@ -36,8 +35,10 @@ pub(super) enum After {
 /// When the next connection is tried, and how long it may take.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
-    /// Connections in a row that came to nothing.
+    /// Connections in a row that came to nothing, or not to much.
     failures: u32,
+    /// Since when the disk is served.
+    served_since: Option<Instant>,
     /// Those of them on which the target was silent.
     silences: u32,
     /// Sessions and redirections in a row by which no request has ended.
@@ -46,6 +47,8 @@ pub(super) struct Backoff {
     portal: usize,
     /// Where the target has redirected to.
     elsewhere: Option<SocketAddr>,
+    /// The connection was made where it has redirected to.
+    is_redirected: bool,
 }
 
 /// Between two attempts.
@@ -70,8 +73,23 @@ impl Backoff {
     }
 
     /// A request has ended well.
-    pub(super) fn served(&mut self) {
+    pub(super) fn request_ended(&mut self) {
         self.in_vain = 0;
+    }
+
+    fn served(&mut self, now: Instant) {
+        self.served_since = Some(now);
+        self.silences = 0;
+        self.elsewhere = None;
+    }
+
+    /// The connection is of no more use. If the disk was served for a while, the next one is made at once: what breaks each
+    /// connection soon after its login would keep both ends busy otherwise.
+    fn ended(&mut self, was_silent: bool, now: Instant) {
+        match self.served_since.take() {
+            Some(since) if now - since >= REST_MAX => self.failures = 0,
+            _ => self.failed(was_silent),
+        }
     }
 
     fn failed(&mut self, was_silent: bool) {
@@ -87,8 +105,10 @@ impl Disk {
     /// Begins to use a reactor.
     pub(super) fn begin(&mut self, io: &mut dyn Submit) {
         self.parting = None;
+        self.is_released = false;
         if self.socket.is_some() {
             self.initiator.adopt(io);
+            self.backoff.served(io.now());
             self.state = State::Serving;
         } else {
             self.unserved_since = Some(io.now());
@@ -100,7 +120,9 @@ impl Disk {
         let portals = &self.plan.portals;
         let listed = portals.get(self.backoff.portal % portals.len().max(1)).copied();
         // Once: the next login begins where the user said.
-        let portal = self.backoff.elsewhere.take().or(listed);
+        let elsewhere = self.backoff.elsewhere.take();
+        self.backoff.is_redirected = elsewhere.is_some();
+        let portal = elsewhere.or(listed);
         let portal = portal.expect("an address was found when the image was opened");
         self.state = State::Connecting;
         self.initiator.connect(portal, self.backoff.patience(), io);
@@ -111,7 +133,7 @@ impl Disk {
         let past = Past {
             unit: Some(self.unit.clone()),
             tenure: self.tenure.clone(),
-            strays: self.has_strays || self.flights.iter().any(Flight::may_be_astray),
+            strays: self.strays,
         };
         let plan = self.plan.clone();
         self.state = State::BringingUp(Procedure::new(|port| bringup::bring_up(port, plan, past)));
@@ -146,11 +168,8 @@ impl Disk {
                 (io.now() - since).as_millis()
             );
         }
-        self.backoff = Backoff {
-            portal: self.backoff.portal,
-            in_vain: self.backoff.in_vain.saturating_add(1),
-            ..Backoff::default()
-        };
+        self.backoff.served(io.now());
+        self.backoff.in_vain = self.backoff.in_vain.saturating_add(1);
         // What a guest was told of the disk stays, whatever the unit says now.
         self.unit = Unit {
             size_bytes: self.unit.size_bytes,
@@ -158,8 +177,7 @@ impl Disk {
             ..up.unit
         };
         self.tenure = up.tenure;
-        self.plan.keys.settled();
-        self.has_strays = false;
+        self.strays = false;
         self.tell_of_lease(LeaseState::Held);
         self.metrics.reconnects.add(1);
         self.state = State::Rewriting(Rewriting::new(&self.retained));
@@ -168,8 +186,8 @@ impl Disk {
 
     fn stopped(&mut self, stop: Stop, io: &mut dyn Submit) {
         match stop {
-            // The session that gave the lease back broke off, and had come so far; or there is nothing left to give.
-            Stop::Lost(reason) if self.parting == Some(Parting::Ends) => {
+            // It is our own last word, of which the answer was lost.
+            Stop::Lost(reason) if self.is_released => {
                 log::info!("{}: {reason}", self.plan.name);
                 self.leave(After::End, Leave::Close, io);
             }
@@ -179,6 +197,10 @@ impl Disk {
             }
             Stop::Elsewhere(portal) => {
                 log::info!("{}: redirected to {portal}", self.plan.name);
+                if self.backoff.is_redirected {
+                    // Back and forth, maybe without end.
+                    self.backoff.failed(false);
+                }
                 self.backoff.elsewhere = Some(portal);
                 self.backoff.in_vain = self.backoff.in_vain.saturating_add(1);
                 self.leave(After::Reconnect, Leave::Close, io);
@@ -186,7 +208,7 @@ impl Disk {
             // An image that was open once waits for the target to be as it was.
             Stop::Later(reason) | Stop::Never(reason) => {
                 self.unserved(&reason.to_string(), io);
-                self.backoff.failed(false);
+                self.backoff.ended(false, io.now());
                 self.leave(After::Reconnect, Leave::Close, io);
             }
         }
@@ -198,6 +220,7 @@ impl Disk {
             return;
         }
         self.unserved(why, io);
+        self.backoff.ended(false, io.now());
         self.leave(After::Reconnect, Leave::Close, io);
     }
 
@@ -210,9 +233,7 @@ impl Disk {
             return;
         }
         self.unserved(&why.to_string(), io);
-        if !matches!(self.state, State::Serving) {
-            self.backoff.failed(matches!(why, Break::Silent(_)));
-        }
+        self.backoff.ended(matches!(why, Break::Silent(_)), io.now());
         self.leave(After::Reconnect, Leave::Close, io);
     }
 
@@ -239,9 +260,9 @@ impl Disk {
         self.emptying = None;
         // The last that keeps the connection from being reset.
         self.socket = None;
+        self.strays |= unfinished.iter().any(|command| command.transfer == Transfer::Out);
         for command in unfinished {
             // Rewrites begin anew with the next session; flights go on with the command that they were at.
-            self.has_strays |= command.cookie & REWRITE != 0;
             if let Ok(place) = usize::try_from(command.cookie)
                 && self.flights.get_mut(place).is_some()
             {
@@ -264,7 +285,9 @@ impl Disk {
 
     pub(super) fn taken(&mut self, fd: RawFd) {
         // SAFETY: the reactor made the descriptor for us just now.
-        self.socket = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // It may have been hurried meanwhile; then nothing goes on.
+        self.socket = (self.parting == Some(Parting::Moves)).then_some(socket);
         self.state = State::Detached;
     }
 
@@ -293,8 +316,9 @@ impl Disk {
         match self.parting {
             Some(Parting::Moves) => self.leave(After::Move, Leave::Take, io),
             Some(Parting::Ends) => {
-                // Kept: should this session break off, the next one needs it to go on.
+                // Kept: if the connection breaks, the next one does it again.
                 let tenure = self.tenure.clone();
+                self.is_released = true;
                 let plan = self.plan.clone();
                 let unit = self.unit.clone();
                 self.state = State::Farewell(Procedure::new(|port| {

@@ -118,11 +118,9 @@ impl Disk {
         let rewrite = rewriting.under_way.get_mut(place).and_then(Option::take);
         match verdict(ended.status, ended.sense) {
             Verdict::Good => {}
+            // The others that are under way are not answered any more.
             Verdict::Retry(Attention::Reset | Attention::Cleared) => {
-                return self.doubt(
-                    "the unit was reset, and may have forgotten what was written again",
-                    io,
-                );
+                return self.doubt("the unit was reset, which forgets what it was doing", io);
             }
             Verdict::Retry(_)
             | Verdict::BusyLater

@@ -43,18 +43,13 @@ fn url(served: &Served) -> String {
 
 fn planned(served: &Served) -> Arc<Plan> {
     let owner = Owner::of_this_process("vm");
-    plan(
-        &url(served),
-        Access::ReadWrite,
-        &Terms::new(Lock::Exclusive, &owner),
-    )
-    .unwrap()
-    .0
+    let terms = Terms::new(Lock::Exclusive, &owner);
+    Arc::new(plan(&url(served), Access::ReadWrite, &terms).unwrap().0)
 }
 
 /// A session of `plan` that breaks off when this is dropped, and what it found.
-fn begun(plan: &Arc<Plan>, past: &Past) -> Result<(Dialogue, Up), IscsiError> {
-    let mut dialogue = Dialogue::new(Arc::clone(plan), OPEN_LIMIT)?;
+fn begun(plan: &Arc<Plan>, past: &Past) -> Result<(Dialogue<Plain>, Up), IscsiError> {
+    let mut dialogue = Dialogue::new(dialogue::plain(), Arc::clone(plan), OPEN_LIMIT)?;
     let up = dialogue.run(|port| bring_up(port, Arc::clone(plan), past.clone()))?;
     Ok((dialogue, up))
 }
@@ -64,7 +59,7 @@ fn a_session_that_broke_off_before_it_was_up_does_not_take_the_lease_from_the_ne
     let served = served();
     let plan = planned(&served);
     let (_first, up) = begun(&plan, &Past::default()).unwrap();
-    plan.keys.settled();
+    plan.keys.settle(up.tenure.as_ref().unwrap().key);
     let past = Past {
         unit: Some(up.unit),
         tenure: up.tenure,
@@ -95,7 +90,8 @@ fn a_target_that_has_no_end_of_questions_does_not_keep_whoever_opens_it() {
     let served = served();
     let plan = planned(&served);
     let begun = std::time::Instant::now();
-    let mut dialogue = Dialogue::new(Arc::clone(&plan), Duration::from_millis(300)).unwrap();
+    let mut dialogue =
+        Dialogue::new(dialogue::plain(), Arc::clone(&plan), Duration::from_millis(300)).unwrap();
     let endless = dialogue.run(|port| {
         let plan = Arc::clone(&plan);
         async move {

@@ -30,7 +30,7 @@ fn applied(rewrites: &[Rewrite]) -> Vec<Option<u8>> {
 enum Step {
     Write(u64, Vec<u8>),
     Zero(u64, u64),
-    Supersede(u64, u64),
+    PastTheCache(u64, u64),
     Begin,
     End,
 }
@@ -39,7 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0_u64..50, prop::collection::vec(1_u8.., 1..14)).prop_map(|(at, bytes)| Step::Write(at, bytes)),
         1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::Zero(at, len)),
-        1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::Supersede(at, len)),
+        1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::PastTheCache(at, len)),
         1 => Just(Step::Begin),
         1 => Just(Step::End),
     ]
@@ -62,11 +62,9 @@ proptest! {
                     retained.keep_zeroes(at, len);
                     log.push((at, vec![Some(0); usize::try_from(len).unwrap()]));
                 }
-                Step::Supersede(at, len) => {
+                Step::PastTheCache(at, len) => {
                     retained.supersede(at, len);
-                    if !log.is_empty() {
-                        log.push((at, vec![None; usize::try_from(len).unwrap()]));
-                    }
+                    log.push((at, vec![None; usize::try_from(len).unwrap()]));
                 }
                 Step::Begin => flush = Some((retained.now(), log.len())),
                 Step::End => if let Some((moment, count)) = flush.take() {
@@ -82,7 +80,7 @@ proptest! {
             }
         }
         prop_assert_eq!(applied(&retained.replay()), expected);
-        prop_assert_eq!(retained.is_empty(), log.is_empty());
+        prop_assert!(retained.is_empty() || !log.is_empty());
     }
 }
 

@@ -203,6 +203,12 @@ pub fn read(blocks: Blocks, durability: Durability) -> Cdb {
     transfer([0x28, 0x88], blocks, durability)
 }
 
+/// Whether this is a READ or a WRITE, which moves as many blocks as it says.
+pub fn moves_blocks(cdb: &Cdb) -> bool {
+    let [opcode, ..] = cdb;
+    matches!(opcode, 0x28 | 0x88 | 0x2a | 0x8a)
+}
+
 /// WRITE (10) or (16) (SBC-3, 5.33 and 5.35).
 pub fn write(blocks: Blocks, durability: Durability) -> Cdb {
     transfer([0x2a, 0x8a], blocks, durability)

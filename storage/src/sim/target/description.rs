@@ -114,7 +114,7 @@ impl LogicalUnit {
             Access::ReadWrite => 0,
         };
         // WP, and DPO with FUA.
-        let parameter = protection | 0x10;
+        let parameter = protection | if self.takes_fua { 0x10 } else { 0 };
         let body_bytes = u8::try_from(body.len()).expect("the pages are short");
         let mut data = match form {
             ModeForm::Six => vec![body_bytes + 3, 0, parameter, 0],

@@ -21,6 +21,8 @@ pub(super) struct LogicalUnit {
     pub(super) size_bytes: u64,
     pub(super) access: Access,
     pub(super) reservations: Reservations,
+    /// Whether a WRITE may ask to be on the medium when it is acknowledged.
+    pub(super) takes_fua: bool,
     /// How often it was reset: what arrived before the last time is not carried out.
     pub(super) resets: u64,
     /// What each session has not been told yet.
@@ -42,6 +44,7 @@ impl LogicalUnit {
             size_bytes,
             access,
             reservations: Reservations::new(quirks),
+            takes_fua: quirks.takes_fua,
             resets: 0,
             attentions: BTreeMap::new(),
         }
@@ -50,6 +53,7 @@ impl LogicalUnit {
     /// Forgets what does not survive the target's process.
     pub(super) fn power_on(&mut self, quirks: Quirks) {
         self.reservations = Reservations::new(quirks);
+        self.takes_fua = quirks.takes_fua;
         self.attentions.clear();
     }
 

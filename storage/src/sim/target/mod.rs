@@ -234,6 +234,16 @@ impl Target {
         self.state().end(Ending::Restart);
     }
 
+    /// Another initiator, of which nothing else is known, resets a logical unit.
+    pub fn reset(&self, lun: u16) {
+        let stranger = Rc::new(Nexus {
+            session: 0,
+            initiator: "iqn.2026-01.test:stranger".to_owned(),
+            isid: [0; 6],
+        });
+        self.state().reset(&stranger, Some(lun));
+    }
+
     /// Where logins are sent from now on.
     pub fn redirect(&self, redirect: Option<Redirect>) {
         self.state().redirect = redirect;

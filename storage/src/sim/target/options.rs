@@ -114,6 +114,8 @@ pub struct Quirks {
     pub compare_and_write: Support,
     /// Whether UNMAP and WRITE SAME are refused under a reservation as WRITE is. In tgtd they are not.
     pub fences_unmap: bool,
+    /// Whether a WRITE may ask to be on the medium when it is acknowledged (DPOFUA). One that may not is refused.
+    pub takes_fua: bool,
     /// Whether PREEMPT raises REGISTRATIONS PREEMPTED (SPC-4, 5.12.11.4). tgtd raises RESERVATIONS PREEMPTED.
     pub names_preempted_registrations: bool,
     /// Whether the end of a reservation is told its holder, if the type trusts no registrants, and nobody otherwise. By
@@ -134,6 +136,7 @@ impl Default for Quirks {
             preempt_and_abort: Support::Missing,
             compare_and_write: Support::Missing,
             fences_unmap: false,
+            takes_fua: true,
             names_preempted_registrations: false,
             alarms_releaser: true,
             alarms_login: true,
@@ -151,6 +154,7 @@ impl Quirks {
             preempt_and_abort: Support::Works,
             compare_and_write: Support::Works,
             fences_unmap: true,
+            takes_fua: true,
             names_preempted_registrations: true,
             alarms_releaser: false,
             alarms_login: true,
@@ -164,6 +168,7 @@ impl Quirks {
         Self {
             alarms_login: dice.one_in(2),
             fences_unmap: dice.one_in(2),
+            takes_fua: !dice.one_in(3),
             ..quirks
         }
     }
@@ -204,6 +209,8 @@ pub struct Mishaps {
     pub session_drop_one_in: u64,
     /// Commands that are rejected, without being carried out.
     pub reject_one_in: u64,
+    /// WRITEs on which the target ends the session without an answer: whatever it is that it cannot bear about them.
+    pub poison_one_in: u64,
     /// Answers that leave the command window closed, which a later PDU opens again.
     pub closed_window_one_in: u64,
 }
@@ -218,6 +225,7 @@ impl Mishaps {
             logout_request_one_in: dice.pick(&[0, 0, 0, 500]),
             session_drop_one_in: dice.pick(&[0, 0, 0, 500]),
             reject_one_in: dice.pick(&[0, 0, 0, 200]),
+            poison_one_in: 0,
             closed_window_one_in: dice.pick(&[0, 5, 50]),
         }
     }

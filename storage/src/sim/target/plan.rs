@@ -54,6 +54,9 @@ impl Plan {
                 })
             }
             Command::Write { blocks, durability } => {
+                if durability == Durability::OnMedium && !unit.takes_fua {
+                    return Err(Illegal::FieldInCdb);
+                }
                 let extent = unit.extent(blocks)?;
                 let bytes = data.get(..index(extent.len_bytes)).ok_or(Illegal::FieldInCdb)?;
                 Ok(Self::doing(vec![Effect::Write {

@@ -31,6 +31,8 @@ pub(super) struct Session {
     /// Commands that have not been answered, with the number of their R2Ts.
     active: BTreeMap<u32, (ScsiCommand, u32)>,
     transfers: Vec<Transfer>,
+    /// The tags of commands that were aborted or reset before their data was whole: the rest may be on its way.
+    cut_short: BTreeSet<u32>,
     management: Vec<TaskManagementRequest>,
     outbox: Outbox,
     next_transfer_tag: u32,
@@ -87,6 +89,7 @@ impl Session {
             next_stat_sn,
             active: BTreeMap::new(),
             transfers: Vec::new(),
+            cut_short: BTreeSet::new(),
             management: Vec::new(),
             outbox: Outbox::default(),
             next_transfer_tag: 0,

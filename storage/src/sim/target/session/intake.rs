@@ -80,7 +80,13 @@ impl Session {
             return Err(SessionError::TagInUse(tag.0));
         }
         if self.is_parting {
+            self.cut_short.insert(tag.0);
             self.reject(bhs, RejectReason::WAITING_FOR_LOGOUT);
+            return Ok(());
+        }
+        let writes = matches!(command.cdb.first(), Some(0x2a | 0x8a));
+        if writes && self.dice.one_in(state.options.mishaps.poison_one_in) {
+            self.is_over = true;
             return Ok(());
         }
         let may_reject = command.is_final;
@@ -101,6 +107,7 @@ impl Session {
             state.receive(&self.nexus, command, data);
         }
         self.active.insert(tag.0, (command, 0));
+        self.cut_short.remove(&tag.0);
         self.hand_over(state);
         Ok(())
     }
@@ -111,7 +118,11 @@ impl Session {
         let found = transfers.find(|transfer| transfer.command.initiator_task_tag.0 == tag);
         let Some(transfer) = found else {
             // The command may have been aborted or reset while the data was on its way.
-            return if pdu.target_transfer_tag.0 < self.next_transfer_tag {
+            let is_late = match pdu.target_transfer_tag {
+                Tag::RESERVED => self.cut_short.contains(&tag),
+                asked => asked.0 < self.next_transfer_tag,
+            };
+            return if is_late {
                 Ok(())
             } else {
                 Err(SessionError::NoTransfer(tag))
@@ -125,11 +136,12 @@ impl Session {
 
     /// Gives commands whose data is whole to the target, and forgets those that were reset before.
     pub(super) fn hand_over(&mut self, state: &mut State) {
-        let (nexus, active) = (&self.nexus, &mut self.active);
+        let (nexus, active, cut_short) = (&self.nexus, &mut self.active, &mut self.cut_short);
         self.transfers.retain_mut(|transfer| {
             let command = transfer.command;
             if transfer.resets != resets(command.lun, state) {
                 active.remove(&command.initiator_task_tag.0);
+                cut_short.insert(command.initiator_task_tag.0);
                 return false;
             }
             let Some(data) = transfer.take_whole() else {

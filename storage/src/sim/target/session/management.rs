@@ -8,6 +8,7 @@ use crate::iscsi::pdu::{
 use crate::sim::target::State;
 use crate::sim::target::options::Pace;
 use crate::sim::target::outbox::Outgoing;
+use crate::sim::target::transfer::Transfer;
 
 impl Session {
     /// Carries task management out, at once or later.
@@ -71,8 +72,10 @@ impl Session {
         state.abort(self.nexus.session, tag);
         self.outbox.forget(tag);
         self.active.remove(&tag);
-        self.transfers
-            .retain(|transfer| transfer.command.initiator_task_tag.0 != tag);
+        let (cut_short, is_of) = (&mut self.cut_short, |transfer: &mut Transfer| {
+            transfer.command.initiator_task_tag.0 == tag
+        });
+        cut_short.extend(self.transfers.extract_if(.., is_of).map(|_| tag));
     }
 
     /// Forgets the commands that a reset, by this session or another, has ended.

@@ -118,11 +118,16 @@ impl Disk {
         let rewrite = rewriting.under_way.get_mut(place).and_then(Option::take);
         match verdict(ended.status, ended.sense) {
             Verdict::Good => {}
-            Verdict::Retry(Attention::Reset | Attention::Cleared) => {
+            Verdict::Retry(Attention::Reset | Attention::Cleared | Attention::Identity) => {
                 return self.doubt(
                     "the unit was reset, and may have forgotten what was written again",
                     io,
                 );
+            }
+            Verdict::Retry(Attention::Parameters) if rewriting.retries < RETRIES_MAX => {
+                self.unit.has_other_parameters();
+                rewriting.retries += 1;
+                rewriting.waiting.extend(rewrite);
             }
             Verdict::Retry(_)
             | Verdict::BusyLater

@@ -86,6 +86,14 @@ impl Unit {
         }
     }
 
+    /// Takes in that its mode parameters have changed: it may have a cache now, and FUA may be gone. What they are is asked
+    /// when the next session begins.
+    pub(super) fn has_other_parameters(&mut self) {
+        if let Some(mode) = &mut self.mode {
+            mode.cache = Cache::Volatile(Fua::Missing);
+        }
+    }
+
     /// A range of bytes as blocks; it starts and ends at one.
     pub(super) fn blocks(&self, offset_bytes: u64, len_bytes: u64) -> Blocks {
         let block = u64::from(self.block_bytes);

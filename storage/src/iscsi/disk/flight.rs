@@ -201,6 +201,13 @@ impl Flight {
             Verdict::Retry(Attention::Reset | Attention::Cleared) => {
                 Next::Reconnect("the unit was reset, which forgets what it was doing")
             }
+            Verdict::Retry(Attention::Identity) => {
+                Next::Reconnect("the unit is not what it was, by its own account")
+            }
+            Verdict::Retry(Attention::Parameters) => {
+                unit.has_other_parameters();
+                self.retry(ATTENTIONS_MAX, Duration::ZERO)
+            }
             Verdict::Deferred(_) => Next::Reconnect("the unit has lost something that it had only cached"),
             Verdict::Conflict => Next::Reconnect("somebody else has the reservation of the unit"),
             Verdict::LunMissing => Next::Reconnect("the target does not know the unit any more"),
@@ -334,3 +341,6 @@ fn first_stage(request: &Request, geometry: &Geometry, unit: &Unit) -> Result<St
         Operation::WriteZeroes { .. } | Operation::Grow => Ok(Stage::WriteZeros),
     }
 }
+
+#[cfg(test)]
+mod tests;

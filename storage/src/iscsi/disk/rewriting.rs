@@ -119,8 +119,13 @@ impl Disk {
         match verdict(ended.status, ended.sense) {
             Verdict::Good => {}
             // The others that are under way are not answered any more.
-            Verdict::Retry(Attention::Reset | Attention::Cleared) => {
+            Verdict::Retry(Attention::Reset | Attention::Cleared | Attention::Identity) => {
                 return self.doubt("the unit was reset, which forgets what it was doing", io);
+            }
+            Verdict::Retry(Attention::Parameters) if rewriting.retries < RETRIES_MAX => {
+                self.unit.has_other_parameters();
+                rewriting.retries += 1;
+                rewriting.waiting.extend(rewrite);
             }
             Verdict::Retry(_)
             | Verdict::BusyLater

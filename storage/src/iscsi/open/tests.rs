@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use super::*;
-use crate::backend::{Backend, Step};
+use crate::backend::{Backend, Parting, Step};
 use crate::iscsi::bringup::{Stop, Up};
 use crate::lease::Owner;
 use crate::plain::Plain;
@@ -118,7 +118,10 @@ impl Host {
     fn of(served: &Served) -> Self {
         let owner = Owner::of_this_process("vm");
         let terms = Terms::new(Lock::None, &owner);
-        let mut disk = open(&url(served), Access::ReadWrite, &terms).unwrap().disk;
+        Self::using(open(&url(served), Access::ReadWrite, &terms).unwrap().disk)
+    }
+
+    fn using(mut disk: Disk) -> Self {
         let mut io = Plain::new(16);
         io.register(&disk.files()).unwrap();
         disk.attach(&mut io);
@@ -190,6 +193,27 @@ fn what_was_only_cached_is_not_written_again_over_what_is_durable() {
     host.writes(2, Durability::Durable);
     served.with(Target::restart);
     assert_eq!(host.reads(), 2);
+}
+
+#[test]
+fn a_lease_is_given_back_though_the_session_that_began_to_breaks_off() {
+    let served = served();
+    let owner = Owner::of_this_process("vm");
+    let terms = Terms::new(Lock::Exclusive, &owner);
+    let disk = open(&url(&served), Access::ReadWrite, &terms).unwrap().disk;
+    let mut host = Host::using(disk);
+    assert!(served.with(|target| target.held(1)).is_some());
+    host.disk.detach(Parting::Ends, &mut host.io);
+    // Its first farewell goes to a target that has forgotten it.
+    served.with(Target::restart);
+    let begun = std::time::Instant::now();
+    while host.disk.is_attached() {
+        host.round();
+        assert!(begun.elapsed() < Duration::from_secs(10), "it never ends");
+    }
+    assert_eq!(served.with(|target| target.held(1)), None);
+    assert_eq!(served.with(|target| target.keys(1)), Vec::<u64>::new());
+    assert_eq!(host.disk.loss(), None);
 }
 
 #[test]

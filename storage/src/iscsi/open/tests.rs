@@ -199,7 +199,12 @@ fn what_was_only_cached_is_not_written_again_over_what_is_durable() {
 fn a_lease_is_given_back_though_the_session_that_began_to_breaks_off() {
     let served = served();
     let owner = Owner::of_this_process("vm");
-    let terms = Terms::new(Lock::Exclusive, &owner);
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().join("disk");
+    let terms = Terms {
+        at: at.to_str(),
+        ..Terms::new(Lock::Exclusive, &owner)
+    };
     let disk = open(&url(&served), Access::ReadWrite, &terms).unwrap().disk;
     let mut host = Host::using(disk);
     assert!(served.with(|target| target.held(1)).is_some());

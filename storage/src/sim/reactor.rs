@@ -316,9 +316,9 @@ impl State {
             if !news.is_empty() || patience == Patience::None {
                 break;
             }
+            // Peers go on where room was made for them just now.
+            self.network.iter().for_each(Network::advance);
             if self.flights.is_empty() && !self.talks_are_ready() {
-                // Peers go on where room was made for them just now.
-                self.network.iter().for_each(Network::advance);
                 let network = self.network.as_ref().and_then(Network::next);
                 let network = network.filter(|next| *next < latest);
                 let Some(next) = self.deadline.into_iter().chain(network).min() else {

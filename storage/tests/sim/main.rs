@@ -51,3 +51,8 @@ fn a_mistake_of_a_target_is_never_believed() {
 fn a_disk_is_soon_served_again_and_sleeps_until_then() {
     seeds::run(REMOTE_SEEDS, remote::outage::simulate);
 }
+
+#[test]
+fn what_an_old_connection_has_delivered_is_stopped() {
+    seeds::run(REMOTE_SEEDS, remote::outage::simulate_strays);
+}

@@ -209,6 +209,8 @@ pub struct Mishaps {
     pub session_drop_one_in: u64,
     /// Commands that are rejected, without being carried out.
     pub reject_one_in: u64,
+    /// Commands that were let in and lie in a queue for long before anything is done about them.
+    pub slow_one_in: u64,
     /// WRITEs on which the target ends the session without an answer: whatever it is that it cannot bear about them.
     pub poison_one_in: u64,
     /// Answers that leave the command window closed, which a later PDU opens again.
@@ -225,6 +227,7 @@ impl Mishaps {
             logout_request_one_in: dice.pick(&[0, 0, 0, 500]),
             session_drop_one_in: dice.pick(&[0, 0, 0, 500]),
             reject_one_in: dice.pick(&[0, 0, 0, 200]),
+            slow_one_in: dice.pick(&[0, 0, 0, 10]),
             poison_one_in: 0,
             closed_window_one_in: dice.pick(&[0, 5, 50]),
         }

@@ -29,6 +29,8 @@ pub(super) struct Task {
     data: Vec<u8>,
     /// What a SYNCHRONIZE CACHE covers at least.
     arrived: Option<Horizon>,
+    /// How many of its turns pass until anything is done.
+    idle_turns: u32,
     stage: Stage,
 }
 
@@ -55,7 +57,13 @@ impl Task {
 impl State {
     /// Takes on a command that has arrived whole.
     pub(super) fn receive(&mut self, nexus: &Rc<Nexus>, command: ScsiCommand, data: Vec<u8>) {
+        let idle_turns = if self.dice.one_in(self.options.mishaps.slow_one_in) {
+            self.dice.pick(&[30, 500])
+        } else {
+            0
+        };
         let task = Task {
+            idle_turns,
             nexus: Rc::clone(nexus),
             command,
             data,
@@ -145,6 +153,10 @@ impl State {
                 Ok((command, plan)) => Stage::Underway(command, plan),
                 Err(refusal) => Stage::Done(Err(refusal)),
             },
+            Stage::Underway(..) if task.idle_turns > 0 => {
+                task.idle_turns -= 1;
+                task.stage
+            }
             Stage::Underway(command, mut plan) => match plan.effects.pop() {
                 None => Stage::Done(Ok(plan.data)),
                 Some(effect) => match self.carry_out(&task.nexus, &task.command, effect, &mut plan.data) {

@@ -12,7 +12,7 @@ use coracle_storage::sim::reactor::Faults;
 use coracle_storage::sim::target::options::Mishaps;
 use coracle_storage::sim::target::{Redirect, Term};
 
-use super::life::wait;
+use super::life::{drain, wait};
 use super::site::{Means, Site, Tail, expected};
 use crate::lane::{Excuse, Guest, Lane};
 use crate::workload::Wish;
@@ -85,6 +85,54 @@ pub(crate) fn simulate(seed: u64) {
     }
     refuse(&mut lane, &mut site, &mut guest, &mut dice);
     site.check();
+}
+
+/// Commands that an old connection has delivered and that the target has not carried out yet: they do no harm any more when their
+/// requests have ended on the next one.
+pub(crate) fn simulate_strays(seed: u64) {
+    let mut dice = Dice::new(seed);
+    let content = vec![0; 4096];
+    let (lock, tail) = dice.pick(&[(Lock::Exclusive, Tail::Formatted), (Lock::None, Tail::None)]);
+    let mut site = Site::new(&content, tail, &mut dice);
+    let owner = initiator::owner("vm", &mut dice);
+    let io = site.host(Faults::default(), &mut dice);
+    let means = Means {
+        timeout: None,
+        uncommitted_bytes_max: 32 << 20,
+    };
+    let disk = expected(site.open(io.clone(), lock, &owner, means));
+    let mut lane = Lane::new(disk, io);
+    let mut guest = Guest::new(&content, Excuse::Nothing);
+    for _ in 0..4 {
+        let slow_one_in = dice.pick(&[1, 2]);
+        site.target
+            .adjust(|options| options.mishaps.slow_one_in = slow_one_in);
+        lane.ask(wish(Operation::Write), &mut guest, &mut dice);
+        for _ in 0..dice.below(20) {
+            lane.go_on(Patience::UntilEvent, &mut guest);
+        }
+        site.calm();
+        site.hang_up();
+        drain(&mut lane, &mut site, &mut guest);
+        lane.ask(wish(Operation::Write), &mut guest, &mut dice);
+        drain(&mut lane, &mut site, &mut guest);
+        while site.target.is_working() {
+            site.target.advance();
+        }
+        lane.ask(wish(Operation::Read), &mut guest, &mut dice);
+        drain(&mut lane, &mut site, &mut guest);
+    }
+    lane.io.cut_off();
+    site.check();
+}
+
+fn wish(operation: Operation) -> Wish {
+    Wish {
+        operation,
+        offset_bytes: 0,
+        len_bytes: 4096,
+        durability: Durability::Cached,
+    }
 }
 
 /// How long a disk may take until it is served again.

@@ -115,7 +115,7 @@ impl<R: Reactor> Dialogue<R> {
         portal: SocketAddr,
         mut procedure: Procedure<Result<T, Stop>>,
     ) -> Result<T, Failed> {
-        let begun = Instant::now();
+        let begun = self.io.now();
         let patience = self
             .deadline
             .saturating_duration_since(self.io.now())
@@ -139,8 +139,8 @@ impl<R: Reactor> Dialogue<R> {
                 Some(Progress::Ends(Ok(outcome))) => return Ok(outcome),
                 Some(Progress::Ends(Err(stop))) => return Err(Failed::Stop(stop)),
                 // A target that always has one more thing to say gets no more time than a silent one.
-                None if Instant::now() >= self.deadline => {
-                    return Err(Failed::Break(Break::Silent(begun.elapsed())));
+                None if self.io.now() >= self.deadline => {
+                    return Err(Failed::Break(Break::Silent(self.io.now() - begun)));
                 }
                 None => {
                     let limit = Some(self.deadline);

@@ -325,13 +325,9 @@ async fn format(port: Port, plan: Arc<Plan>, replace: Replace) -> Result<u64, St
     }
     let key = plan.keys.next();
     register(&port, key).await?;
-    let made = match reserve_out(&port, ReserveOut::Reserve { key }).await {
+    let made = match reservation::take(&port, &plan, key).await {
         Ok(()) => make_tail(&port, &plan, &unit, replace).await,
-        Err(Refused::Conflict(_)) => Err(Stop::Never(IscsiError::Reserved {
-            image: plan.name.clone(),
-            key: reservation::holder(&port).await?,
-        })),
-        Err(Refused::Stop(stop)) => Err(stop),
+        Err(stop) => Err(stop),
     };
     reservation::give_up(&port, key).await;
     if made.is_ok() {

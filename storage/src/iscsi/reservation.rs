@@ -111,7 +111,7 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
 }
 
 /// Takes the reservation, also from a process whose heir this one is, and from an attempt of our own that broke off.
-async fn take(port: &Port, plan: &Plan, key: ReservationKey) -> Result<(), Stop> {
+pub(super) async fn take(port: &Port, plan: &Plan, key: ReservationKey) -> Result<(), Stop> {
     match reserve_out(port, ReserveOut::Reserve { key }).await {
         Ok(()) => return Ok(()),
         Err(Refused::Stop(stop)) => return Err(stop),

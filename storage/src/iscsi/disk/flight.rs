@@ -258,7 +258,8 @@ impl Flight {
             Stage::Transfer if self.request.operation == Operation::Write && may_be_forgotten => {
                 retained.keep(offset, &ended.command.segments);
             }
-            Stage::WriteSame | Stage::WriteZeros if may_be_forgotten => {
+            // A range that was discarded may read as anything, but not as one thing now and as another later.
+            Stage::Unmap | Stage::WriteSame | Stage::WriteZeros if may_be_forgotten => {
                 retained.keep_zeroes(offset, self.under_way_bytes);
             }
             // What an earlier write left in the cache must not be written over it again.

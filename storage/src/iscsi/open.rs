@@ -87,7 +87,8 @@ pub fn inspect(url: &str, at: Option<&str>, owner: &Owner) -> Result<UnitStandin
     operator::inspect(dialogue::plain(), operators_plan(url, at, owner)?)
 }
 
-/// Declares the lease of the unit that `url` names broken, as `owner`: its holder is fenced, what it had under way has ended, and the next who wants the lease gets
+/// Declares the lease of the unit that `url` names broken, as `owner`: its holder is fenced, what it had under way
+/// has ended, and the next who wants the lease gets
 /// it. The record that says so, if there is a place for records.
 ///
 /// # Errors

@@ -206,7 +206,8 @@ async fn declare_broken(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<
     Ok(Some(record))
 }
 
-/// Makes a reserved tail on the unit of `plan`, in place of the one that it has if `replace` is said; what lies before it stays. Returns how many bytes a guest will see.
+/// Makes a reserved tail on the unit of `plan`, in place of the one that it has if `replace` is said; what lies
+/// before it stays. Returns how many bytes a guest will see.
 pub(super) fn create(io: impl Reactor, plan: Arc<Plan>, replace: Replace) -> Result<u64, IscsiError> {
     let shared = Arc::clone(&plan);
     Dialogue::new(io, plan, OPERATOR_LIMIT)?.run(move |port| format(port, Arc::clone(&shared), replace))

@@ -157,7 +157,8 @@ const GENERATION_MAX: u16 = 0x7fff;
 const TASKS_MAX: usize = 1 << 16;
 
 impl Session {
-    /// A session with a logical unit, on the `terms` of a login that has just ended. `patience`: how long an answer to a NOP may take.
+    /// A session with a logical unit, on the `terms` of a login that has just ended. `patience`: how long an answer
+    /// to a NOP may take.
     pub(super) fn new(terms: Negotiated, lun: Lun, patience: Duration, now: Instant) -> Self {
         Self {
             cmd_sn: terms.cmd_sn,
@@ -272,7 +273,8 @@ impl Session {
         }
     }
 
-    /// Asks a target for a sign of life that has not given one for a while, and the unit whether it is still at work: what another
+    /// Asks a target for a sign of life that has not given one for a while, and the unit whether it is still at work:
+    /// what another
     /// initiator has aborted is never answered, and only the next command is told why (SAM-5, 5.6.2).
     ///
     /// # Errors

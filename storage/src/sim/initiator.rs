@@ -21,7 +21,8 @@ pub fn isid(owner: &Owner) -> [u8; 6] {
     iscsi::isid_of(owner).0
 }
 
-/// Opens the image that `url` names, to be written, on a reactor of a host that has joined the network of its target. What the target may
+/// Opens the image that `url` names, to be written, on a reactor of a host that has joined the network of its target.
+/// What the target may
 /// forget is kept up to `uncommitted_bytes_max`.
 ///
 /// # Errors

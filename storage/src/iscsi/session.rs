@@ -278,8 +278,8 @@ impl Session {
         }
     }
 
-    /// Asks a target for a sign of life that has not given one for a while, and the unit whether it is still at work: what another
-    /// initiator has aborted is never answered, and only the next command is told why (SAM-5, 5.6.2).
+    /// Asks a target for a sign of life that has not given one for a while, and the unit whether it is still at work: what
+    /// another initiator has aborted is never answered, and only the next command is told why (SAM-5, 5.6.2).
     ///
     /// # Errors
     ///

@@ -43,7 +43,8 @@ pub enum ControlError {
     Register(#[source] io::Error),
     /// The image is on a network, and the disk was started without a way there.
     #[error(
-        "the new image is on a network, and the disk's ring was restricted to files when the machine was started: start one          that has the new image from the beginning, or whose drive has `io_engine` Sync"
+        "the new image is on a network, and the disk's ring was restricted to files when the machine was started: start \
+         one that has the new image from the beginning, or whose drive has `io_engine` Sync"
     )]
     Reach,
     /// The disk is served by several threads, and the image cannot be.

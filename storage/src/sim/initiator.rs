@@ -38,7 +38,7 @@ pub fn open(
     Ok(Box::new(disk))
 }
 
-/// [`iscsi::break_lease`] on a simulated host, which is cut off afterwards: something may be in flight there.
+/// [`iscsi::Operator::break_lease`] on a simulated host, which is cut off afterwards: something may be in flight there.
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ pub fn break_lease(io: impl Reactor, url: &str, owner: &Owner) -> Result<Option<
     iscsi::break_lease_simulated(io, url, owner)
 }
 
-/// [`iscsi::create`] on a simulated host, which is cut off afterwards: something may be in flight there.
+/// [`iscsi::Operator::create`] on a simulated host, which is cut off afterwards: something may be in flight there.
 ///
 /// # Errors
 ///

@@ -53,7 +53,7 @@ pub(super) struct Backoff {
 
 /// Between two attempts.
 const REST_MIN: Duration = Duration::from_millis(50);
-const REST_MAX: Duration = Duration::from_millis(500);
+const REST_MAX: Duration = Duration::from_millis(1_000);
 /// How long each answer may take while a session is begun. A target that was silent is given twice as long next time: it
 /// may be behind a slow link, and a connection that waits is served as soon as a frozen target goes on.
 const PATIENCE_MIN: Duration = Duration::from_secs(1);

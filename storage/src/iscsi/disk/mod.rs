@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
 use crate::metrics::{LeaseState, SessionMetrics};
-use crate::reactor::{Event, Reach, Submit};
+use crate::reactor::{Event, NO_FILE, Reach, Submit};
 use crate::request::{Completion, Failure, Operation, Request, Segment};
 use crate::slab::Slab;
 
@@ -172,16 +172,18 @@ impl Disk {
             return;
         }
         self.empty_cache_if_due();
-        let mut held = VecDeque::new();
-        while let Some(place) = self.queue.pop_front() {
+        // Once around, so that those that have to wait keep their order, and the queue its memory.
+        for _ in 0..self.queue.len() {
+            let Some(place) = self.queue.pop_front() else {
+                break;
+            };
             if self.has_to_wait_for_room(place) {
                 self.empty_cache();
-                held.push_back(place);
+                self.queue.push_back(place);
             } else {
                 self.send(place);
             }
         }
-        self.queue = held;
         if self.parting.is_some() && self.flights.is_empty() && self.emptying.is_none() {
             self.part(io);
         }
@@ -330,22 +332,16 @@ impl Disk {
             return;
         };
         let mut overdue = Vec::new();
-        self.queue.retain(|place| {
-            let flight = self.flights.get(*place);
+        let mut may_wait = |place: usize| {
+            let flight = self.flights.get(place);
             let is_overdue = flight.is_none_or(|flight| flight.accepted + limit <= now);
             if is_overdue {
-                overdue.push(*place);
+                overdue.push(place);
             }
             !is_overdue
-        });
-        self.put_off.retain(|(_, place)| {
-            let flight = self.flights.get(*place);
-            let is_overdue = flight.is_none_or(|flight| flight.accepted + limit <= now);
-            if is_overdue {
-                overdue.push(*place);
-            }
-            !is_overdue
-        });
+        };
+        self.queue.retain(|place| may_wait(*place));
+        self.put_off.retain(|(_, place)| may_wait(*place));
         for place in overdue {
             self.end(place, Err(Failure::Host(libc::ETIMEDOUT)), now);
         }
@@ -396,7 +392,7 @@ impl Backend for Disk {
 
     /// The socket, or something in its place: a reactor makes the next one there.
     fn files(&self) -> Vec<RawFd> {
-        vec![self.socket.as_ref().map_or(-1, AsRawFd::as_raw_fd)]
+        vec![self.socket.as_ref().map_or(NO_FILE, AsRawFd::as_raw_fd)]
     }
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {

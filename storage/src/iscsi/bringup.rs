@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::portal::{Host, Portal};
 use super::procedure::{Data, Port};
 use super::reservation::{self, Tenure};
-use super::scsi::capacity::Capacity;
+use super::scsi::capacity::{CAPACITY_BYTES, Capacity};
 use super::scsi::cdb::{self, Cdb, ModePage, VpdPage};
 use super::scsi::designator::Designator;
 use super::scsi::inquiry::{Inquiry, Qualifier};
@@ -174,7 +174,8 @@ pub(super) async fn identify_without_tail(port: &Port, plan: &Plan) -> Result<Un
     }
     run(port, cdb::test_unit_ready(), Data::None).await?;
     let pages = Pages::of(port).await?;
-    let capacity = run(port, cdb::read_capacity(32), Data::In(32)).await?;
+    let cdb = cdb::read_capacity(CAPACITY_BYTES);
+    let capacity = run(port, cdb, Data::In(CAPACITY_BYTES as usize)).await?;
     let capacity = Capacity::parse(&capacity).map_err(|source| Stop::data("READ CAPACITY(16)", source))?;
     let unit = Unit {
         block_bytes: capacity.block_bytes,

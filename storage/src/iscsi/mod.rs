@@ -32,7 +32,7 @@ pub mod url;
 
 pub use error::IscsiError;
 pub(crate) use open::{Opened, check, image_name, open};
-pub(crate) use open::{break_lease_simulated, create_simulated, isid_of, open_simulated};
+pub(crate) use open::{isid_of, open_simulated};
 pub use operator::{Operator, Replace, UnitStanding};
 pub(crate) use url::shown;
 pub use url::{ImageName, IscsiUrl};

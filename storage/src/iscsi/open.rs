@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{Chain, Lock, Owner, Record, Terms};
+use crate::lease::{Chain, Lock, Owner, Terms};
 use crate::reactor::Reactor;
 
-use super::bringup::{Past, Refused, attempt, bring_up, enter};
+use super::bringup::{Past, Refused, Up, attempt, bring_up, enter};
 use super::chap::{Authentication, Credentials};
 use super::dialogue::{self, Dialogue};
 use super::disk::Disk;
 use super::error::IscsiError;
 use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
-use super::operator::{self, Operator, Replace};
+use super::operator::Operator;
 use super::pdu::Isid;
 use super::plan::{Keyring, Plan};
 use super::portal::{Host, Portal};
@@ -47,8 +47,7 @@ pub(crate) struct Opened {
 pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, IscsiError> {
     let (plan, name) = plan(url, access, terms)?;
     let plan = Arc::new(plan);
-    let mut dialogue = Dialogue::new(dialogue::plain(), Arc::clone(&plan), OPEN_LIMIT)?;
-    let mut up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
+    let (dialogue, mut up) = begun(dialogue::plain(), &plan, &Past::default())?;
     let may_zero = up.unit.limits.unmap_blocks > 0 || up.unit.limits.write_same_blocks > 0;
     if plan.lock == Lock::Exclusive && may_zero && !fences_unmap(&plan) {
         log::warn!(
@@ -95,9 +94,15 @@ pub(crate) fn open_simulated(
         uncommitted_bytes_max,
         ..plan
     });
-    let mut dialogue = Dialogue::new(io, Arc::clone(&plan), OPEN_LIMIT)?;
-    let up = dialogue.run(|port| bring_up(port, Arc::clone(&plan), Past::default()))?;
+    let (dialogue, up) = begun(io, &plan, &Past::default())?;
     dialogue.into_disk(up)
+}
+
+/// A session of `plan` after those of the `past`, and what it has found; it breaks off when it is dropped.
+fn begun<R: Reactor>(io: R, plan: &Arc<Plan>, past: &Past) -> Result<(Dialogue<R>, Up), IscsiError> {
+    let mut dialogue = Dialogue::new(io, Arc::clone(plan), OPEN_LIMIT)?;
+    let up = dialogue.run(|port| bring_up(port, Arc::clone(plan), past.clone()))?;
+    Ok((dialogue, up))
 }
 
 /// Whether `url` makes sense and the secrets that it names can be read. Nobody is asked over the network.
@@ -125,22 +130,6 @@ impl Operator {
         };
         plan(url, Access::ReadWrite, &terms).map(|(plan, _)| Self::of(Arc::new(plan)))
     }
-}
-
-/// Breaks the lease of a unit on a simulated host.
-pub(crate) fn break_lease_simulated(
-    io: impl Reactor,
-    url: &str,
-    owner: &Owner,
-) -> Result<Option<Record>, IscsiError> {
-    let (plan, _) = plan(url, Access::ReadWrite, &Terms::new(Lock::None, owner))?;
-    operator::break_lease(io, &Arc::new(plan))
-}
-
-/// Makes a reserved tail on a simulated host.
-pub(crate) fn create_simulated(io: impl Reactor, url: &str, owner: &Owner) -> Result<u64, IscsiError> {
-    let (plan, _) = plan(url, Access::ReadWrite, &Terms::new(Lock::None, owner))?;
-    operator::create(io, &Arc::new(plan), Replace::Never)
 }
 
 fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName), IscsiError> {

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::lease::{LeaseError, Phase, Record, fill_random};
+use crate::lease::{ChainError, LeaseError, Phase, Record, fill_random};
 use crate::reactor::Reactor;
 use crate::request::Durability;
 
@@ -66,7 +66,7 @@ impl Operator {
     ///
     /// When the unit cannot be reached or makes no sense.
     pub fn inspect(&self) -> Result<UnitStanding, IscsiError> {
-        self.converse(look)
+        self.converse(dialogue::plain(), look)
     }
 
     /// Declares the lease of the unit broken: its holder is fenced, what it had under way has ended, and the next who wants
@@ -76,7 +76,12 @@ impl Operator {
     ///
     /// When there is nothing to break, or it cannot be done.
     pub fn break_lease(&self) -> Result<Option<Record>, IscsiError> {
-        self.converse(break_off)
+        self.break_lease_on(dialogue::plain())
+    }
+
+    /// The same on this reactor.
+    pub(crate) fn break_lease_on(&self, io: impl Reactor) -> Result<Option<Record>, IscsiError> {
+        self.converse(io, break_off)
     }
 
     /// Makes a reserved tail for lease records at the end of the unit. What lies before the tail stays. Returns how many bytes
@@ -86,37 +91,21 @@ impl Operator {
     ///
     /// When somebody has the unit, when something is lost that is not to be replaced, or when it cannot be done.
     pub fn create(&self, replace: Replace) -> Result<u64, IscsiError> {
-        self.converse(move |port, plan| format(port, plan, replace))
+        self.create_on(dialogue::plain(), replace)
     }
 
-    fn converse<T, F>(&self, body: impl Fn(Port, Arc<Plan>) -> F) -> Result<T, IscsiError>
+    /// The same on this reactor.
+    pub(crate) fn create_on(&self, io: impl Reactor, replace: Replace) -> Result<u64, IscsiError> {
+        self.converse(io, move |port, plan| format(port, plan, replace))
+    }
+
+    fn converse<T, F>(&self, io: impl Reactor, body: impl Fn(Port, Arc<Plan>) -> F) -> Result<T, IscsiError>
     where
         F: Future<Output = Result<T, Stop>> + Send + 'static,
     {
-        converse(dialogue::plain(), &self.0, body)
+        let mut dialogue = Dialogue::new(io, Arc::clone(&self.0), OPERATOR_LIMIT)?;
+        dialogue.run(|port| body(port, Arc::clone(&self.0)))
     }
-}
-
-/// Breaks the lease as [`Operator::break_lease`] does, on this reactor.
-pub(super) fn break_lease(io: impl Reactor, plan: &Arc<Plan>) -> Result<Option<Record>, IscsiError> {
-    converse(io, plan, break_off)
-}
-
-/// Makes a tail as [`Operator::create`] does, on this reactor.
-pub(super) fn create(io: impl Reactor, plan: &Arc<Plan>, replace: Replace) -> Result<u64, IscsiError> {
-    converse(io, plan, move |port, plan| format(port, plan, replace))
-}
-
-fn converse<T, F>(
-    io: impl Reactor,
-    plan: &Arc<Plan>,
-    body: impl Fn(Port, Arc<Plan>) -> F,
-) -> Result<T, IscsiError>
-where
-    F: Future<Output = Result<T, Stop>> + Send + 'static,
-{
-    let mut dialogue = Dialogue::new(io, Arc::clone(plan), OPERATOR_LIMIT)?;
-    dialogue.run(move |port| body(port, Arc::clone(plan)))
 }
 
 /// How often a reservation may change hands while it is taken away.
@@ -226,10 +215,7 @@ async fn newest_or_number(port: &Port, plan: &Plan, unit: &Unit) -> Result<Last,
             match reservation::unreadable_number(source.as_ref()) {
                 Some((number, slots)) => Ok(Last::Unreadable(number, slots)),
                 None if source.is::<UnreadableTail>() => Ok(Last::Gone(source)),
-                None => Err(Stop::Never(IscsiError::Records {
-                    image: plan.name.clone(),
-                    source,
-                })),
+                None => Err(plan.unrecorded(source)),
             }
         }
         Err(stop) => Err(stop),
@@ -242,16 +228,10 @@ async fn declare_broken(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<
     }
     // Again, now that nobody else writes.
     let last = newest_or_number(port, plan, unit).await?;
-    let exhausted = || {
-        Stop::Never(IscsiError::Records {
-            image: plan.name.clone(),
-            source: Box::new(crate::lease::ChainError::Exhausted),
-        })
-    };
     let (record, damaged) = match last {
         Last::Known(last) if last.as_ref().is_none_or(|last| last.phase != Phase::Held) => return Ok(last),
         Last::Known(last) => (
-            Record::after(last.as_ref(), Phase::Broken, &plan.owner).ok_or_else(exhausted)?,
+            reservation::next_record(last.as_ref(), Phase::Broken, plan)?,
             Vec::new(),
         ),
         Last::Gone(source) => {
@@ -261,7 +241,8 @@ async fn declare_broken(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<
             }));
         }
         Last::Unreadable(number, slots) => (
-            Record::over_unreadable(number, &plan.owner).ok_or_else(exhausted)?,
+            Record::over_unreadable(number, &plan.owner)
+                .ok_or_else(|| plan.unrecorded(ChainError::Exhausted))?,
             slots,
         ),
     };

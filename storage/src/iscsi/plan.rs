@@ -1,5 +1,6 @@
 //! What was asked for, parsed and resolved: all that one session after the other of an image is made from.
 
+use std::error::Error;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -9,6 +10,8 @@ use std::time::Duration;
 use crate::backend::Access;
 use crate::lease::{Chain, Incarnation, Lock, Owner, Record};
 
+use super::bringup::Stop;
+use super::error::IscsiError;
 use super::login::LoginPlan;
 use super::pdu::{Isid, Lun};
 use super::scsi::reservation::ReservationKey;
@@ -110,9 +113,12 @@ impl Plan {
         }
     }
 
-    /// The keys of another owner.
-    pub(super) fn keys_of(&self, owner: &Owner) -> Keyring {
-        Keyring::of(owner.incarnation)
+    /// That who has the lease cannot be told, or not be written down, and why.
+    pub(super) fn unrecorded(&self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Stop {
+        Stop::Never(IscsiError::Records {
+            image: self.name.clone(),
+            source: source.into(),
+        })
     }
 }
 

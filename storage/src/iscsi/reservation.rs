@@ -18,16 +18,17 @@
 //! every key, and whoever comes first gets the reservation; the record tells whether it is rightly theirs.
 
 use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{ChainError, LeaseError, Owner, Phase, Record};
+use crate::lease::{ChainError, LeaseError, Phase, Record};
 use crate::request::Durability;
 
 use super::bringup::{Refused, Stop, attempt, run};
 use super::error::IscsiError;
-use super::plan::{Plan, Records};
+use super::plan::{Keyring, Plan, Records};
 use super::procedure::{Data, Port};
 use super::scsi::cdb::{self, Blocks, Persistence, ReserveIn, ReserveOut};
 use super::scsi::reservation::{Capabilities, Keys, Reservation, ReservationKey};
@@ -80,10 +81,6 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
         return Ok(());
     }
     if last.owner.incarnation == plan.owner.incarnation {
-        // Written by a session of this image that broke off right after.
-        if holder(port).await?.is_some_and(|key| plan.keys.has_tried(key)) {
-            return Ok(());
-        }
         return Err(Stop::Never(
             LeaseError::HeldHere {
                 path: plan.name.clone(),
@@ -92,7 +89,7 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
         ));
     }
     if let Some(key) = plan.takes_over {
-        return if plan.keys_of(&last.owner).contains(key) {
+        return if Keyring::of(last.owner.incarnation).contains(key) {
             Ok(())
         } else {
             Err(Stop::Never(IscsiError::NotTheHeir {
@@ -155,7 +152,7 @@ async fn record_tenure(
     let record = match now {
         // Once more: it may not be durable.
         Some(begun) if plan.has_begun(&begun) => begun,
-        now => plan.begin(next_record(now.as_ref(), Phase::Held, &plan.owner, plan)?),
+        now => plan.begin(next_record(now.as_ref(), Phase::Held, plan)?),
     };
     write_record(port, plan, unit, &record).await?;
     Ok(Tenure {
@@ -285,7 +282,7 @@ async fn try_release(port: &Port, plan: &Plan, unit: &Unit, tenure: Option<&Tenu
     }
     let Some(tenure) = tenure else { return Ok(()) };
     if let Some(record) = &tenure.record {
-        let released = next_record(Some(record), Phase::Released, &plan.owner, plan)?;
+        let released = next_record(Some(record), Phase::Released, plan)?;
         write_record(port, plan, unit, &released).await?;
     }
     give_up(port, tenure.key).await;
@@ -362,32 +359,16 @@ pub(super) async fn reserve_out(port: &Port, what: ReserveOut) -> Result<(), Ref
 }
 
 /// The record that comes after `last`.
-pub(super) fn next_record(
-    last: Option<&Record>,
-    phase: Phase,
-    owner: &Owner,
-    plan: &Plan,
-) -> Result<Record, Stop> {
-    Record::after(last, phase, owner).ok_or_else(|| {
-        Stop::Never(IscsiError::Records {
-            image: plan.name.clone(),
-            source: Box::new(ChainError::Exhausted),
-        })
-    })
+pub(super) fn next_record(last: Option<&Record>, phase: Phase, plan: &Plan) -> Result<Record, Stop> {
+    Record::after(last, phase, &plan.owner).ok_or_else(|| plan.unrecorded(ChainError::Exhausted))
 }
 
 /// The newest record, if there is a place for records and one is there.
 pub(super) async fn read_record(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<Record>, Stop> {
-    let unreadable = |source| {
-        Stop::Never(IscsiError::Records {
-            image: plan.name.clone(),
-            source,
-        })
-    };
     match plan.records(unit) {
         None => Ok(None),
         // A directory of this host, or one that the user has mounted: as quick as that is.
-        Some(Records::Chain(chain)) => chain.newest().map_err(|error| unreadable(Box::new(error))),
+        Some(Records::Chain(chain)) => chain.newest().map_err(|error| plan.unrecorded(error)),
         Some(Records::Tail(tail)) => {
             let range = tail.slots();
             let len = usize::try_from(range.end - range.start).expect("a tail is short");
@@ -397,26 +378,18 @@ pub(super) async fn read_record(port: &Port, plan: &Plan, unit: &Unit) -> Result
             );
             let bytes = run(port, cdb, Data::In(len)).await?;
             if bytes.len() < len {
-                return Err(unreadable(Box::new(std::io::Error::from(
-                    std::io::ErrorKind::UnexpectedEof,
-                ))));
+                return Err(plan.unrecorded(io::Error::from(io::ErrorKind::UnexpectedEof)));
             }
-            tail.newest(&bytes).map_err(|error| unreadable(Box::new(error)))
+            tail.newest(&bytes).map_err(|error| plan.unrecorded(error))
         }
     }
 }
 
 /// Makes `record` the newest, durably. Only under the fence.
 pub(super) async fn write_record(port: &Port, plan: &Plan, unit: &Unit, record: &Record) -> Result<(), Stop> {
-    let failed = |source| {
-        Stop::Never(IscsiError::Records {
-            image: plan.name.clone(),
-            source,
-        })
-    };
     match plan.records(unit) {
         None => Ok(()),
-        Some(Records::Chain(chain)) => chain.append(record).map_err(|error| failed(Box::new(error))),
+        Some(Records::Chain(chain)) => chain.append(record).map_err(|error| plan.unrecorded(error)),
         Some(Records::Tail(tail)) => {
             let start = tail.slot_of(record.epoch).start;
             write_durably(port, unit, start, tail.encode_record(record)).await

@@ -1,7 +1,7 @@
 //! The initiator on simulated hosts: images of simulated targets, and what an operator does about their leases.
 
 use crate::backend::Backend;
-use crate::iscsi::{self, IscsiError};
+use crate::iscsi::{self, IscsiError, Operator, Replace};
 use crate::lease::{Incarnation, Owner, Record, Terms};
 use crate::reactor::Reactor;
 use crate::sim::dice::Dice;
@@ -21,9 +21,8 @@ pub fn isid(owner: &Owner) -> [u8; 6] {
     iscsi::isid_of(owner).0
 }
 
-/// Opens the image that `url` names, to be written, on a reactor of a host that has joined the network of its target.
-/// What the target may
-/// forget is kept up to `uncommitted_bytes_max`.
+/// Opens the image that `url` names, to be written, on a reactor of a host that has joined the network of its target. What
+/// the target may forget is kept up to `uncommitted_bytes_max`.
 ///
 /// # Errors
 ///
@@ -38,20 +37,20 @@ pub fn open(
     Ok(Box::new(disk))
 }
 
-/// [`iscsi::Operator::break_lease`] on a simulated host, which is cut off afterwards: something may be in flight there.
+/// [`Operator::break_lease`] on a simulated host, which is cut off afterwards: something may be in flight there.
 ///
 /// # Errors
 ///
 /// As there.
 pub fn break_lease(io: impl Reactor, url: &str, owner: &Owner) -> Result<Option<Record>, IscsiError> {
-    iscsi::break_lease_simulated(io, url, owner)
+    Operator::new(url, None, owner)?.break_lease_on(io)
 }
 
-/// [`iscsi::Operator::create`] on a simulated host, which is cut off afterwards: something may be in flight there.
+/// [`Operator::create`] on a simulated host, which is cut off afterwards: something may be in flight there.
 ///
 /// # Errors
 ///
 /// As there.
 pub fn create(io: impl Reactor, url: &str, owner: &Owner) -> Result<u64, IscsiError> {
-    iscsi::create_simulated(io, url, owner)
+    Operator::new(url, None, owner)?.create_on(io, Replace::Never)
 }

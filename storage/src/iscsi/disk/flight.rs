@@ -7,7 +7,7 @@ use crate::request::{Durability, Failure, Operation, Request, Segment, Space};
 use crate::segments;
 
 use super::super::retained::{Moment, Retained};
-use super::super::scsi::capacity::Capacity;
+use super::super::scsi::capacity::{CAPACITY_BYTES, Capacity};
 use super::super::scsi::cdb::{self, Blocks};
 use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
@@ -71,8 +71,6 @@ const ATTENTIONS_MAX: u32 = 32;
 /// Zeros that are written where a range cannot be zeroed in a better way.
 pub(super) const ZEROS_BYTES: usize = 64 << 10;
 const ZEROS_SEGMENTS_MAX: u64 = 16;
-/// The data of READ CAPACITY(16).
-const CAPACITY_BYTES: u32 = 32;
 
 impl Flight {
     /// A flight of `request`, or how that ends at once.

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use super::*;
 use crate::backend::{Backend, Parting, Step};
-use crate::iscsi::bringup::{Stop, Up};
+use crate::iscsi::bringup::Stop;
 use crate::lease::Owner;
 use crate::plain::Plain;
 use crate::reactor::{Patience, Reactor, Submit, Wake};
@@ -47,18 +47,11 @@ fn planned(served: &Served) -> Arc<Plan> {
     Arc::new(plan(&url(served), Access::ReadWrite, &terms).unwrap().0)
 }
 
-/// A session of `plan` that breaks off when this is dropped, and what it found.
-fn begun(plan: &Arc<Plan>, past: &Past) -> Result<(Dialogue<Plain>, Up), IscsiError> {
-    let mut dialogue = Dialogue::new(dialogue::plain(), Arc::clone(plan), OPEN_LIMIT)?;
-    let up = dialogue.run(|port| bring_up(port, Arc::clone(plan), past.clone()))?;
-    Ok((dialogue, up))
-}
-
 #[test]
 fn a_session_that_broke_off_before_it_was_up_does_not_take_the_lease_from_the_next() {
     let served = served();
     let plan = planned(&served);
-    let (_first, up) = begun(&plan, &Past::default()).unwrap();
+    let (_first, up) = begun(dialogue::plain(), &plan, &Past::default()).unwrap();
     plan.keys.settle(up.tenure.as_ref().unwrap().key);
     let past = Past {
         unit: Some(up.unit),
@@ -66,8 +59,8 @@ fn a_session_that_broke_off_before_it_was_up_does_not_take_the_lease_from_the_ne
         strays: false,
     };
     // As far as its PREEMPT, and not as far as its end: the disk still knows the first key only.
-    drop(begun(&plan, &past).unwrap());
-    let (_third, up) = begun(&plan, &past).unwrap();
+    drop(begun(dialogue::plain(), &plan, &past).unwrap());
+    let (_third, up) = begun(dialogue::plain(), &plan, &past).unwrap();
     let holder = served.with(|target| target.held(1)).unwrap().0;
     assert_eq!(up.tenure.unwrap().key, ReservationKey(holder));
 }
@@ -76,13 +69,13 @@ fn a_session_that_broke_off_before_it_was_up_does_not_take_the_lease_from_the_ne
 fn the_first_session_may_break_off_too_and_another_image_of_the_process_is_still_refused() {
     let served = served();
     let ours = planned(&served);
-    drop(begun(&ours, &Past::default()).unwrap());
+    drop(begun(dialogue::plain(), &ours, &Past::default()).unwrap());
     let other = planned(&served);
     assert!(matches!(
-        begun(&other, &Past::default()),
+        begun(dialogue::plain(), &other, &Past::default()),
         Err(IscsiError::Reserved { .. })
     ));
-    begun(&ours, &Past::default()).unwrap();
+    begun(dialogue::plain(), &ours, &Past::default()).unwrap();
 }
 
 #[test]

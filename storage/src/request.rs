@@ -98,6 +98,26 @@ impl Segment {
     }
 }
 
+/// Drops the first `bytes` of `segments`, and every segment that is empty then.
+///
+/// # Panics
+///
+/// When they have fewer.
+pub fn cut_first_bytes(segments: &mut Vec<Segment>, mut bytes: usize) {
+    let mut whole = 0;
+    for segment in segments.iter_mut() {
+        let cut_bytes = bytes.min(segment.len_bytes());
+        segment.advance(cut_bytes);
+        bytes -= cut_bytes;
+        if segment.len_bytes() > 0 {
+            break;
+        }
+        whole += 1;
+    }
+    assert!(bytes == 0, "segments end before what is cut off them");
+    segments.drain(..whole);
+}
+
 /// One request; it travels to the backend and comes back in its [`Completion`], so that the
 /// vector of segments is used again instead of allocated again.
 #[derive(Debug)]

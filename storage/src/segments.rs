@@ -39,26 +39,6 @@ pub(crate) fn total(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| segment.len_bytes() as u64).sum()
 }
 
-/// Drops the first `bytes` of `segments`, and every segment that is empty then.
-///
-/// # Panics
-///
-/// When they have fewer.
-pub(crate) fn advance(segments: &mut Vec<Segment>, mut bytes: usize) {
-    let mut whole = 0;
-    for segment in segments.iter_mut() {
-        let step = bytes.min(segment.len_bytes());
-        segment.advance(step);
-        bytes -= step;
-        if segment.len_bytes() > 0 {
-            break;
-        }
-        whole += 1;
-    }
-    assert!(bytes == 0, "segments end before what was transferred");
-    segments.drain(..whole);
-}
-
 /// Copies `bytes` to the start of `segments`, which have room for them.
 pub(crate) fn fill(segments: &[Segment], mut bytes: &[u8]) {
     for segment in segments {

@@ -1,7 +1,7 @@
 //! What was received on a connection, cut into PDUs.
 
 use crate::reactor::Wanted;
-use crate::request::Segment;
+use crate::request::{Segment, cut_first_bytes};
 use crate::segments;
 
 use super::connection::SEGMENTS_MAX;
@@ -142,7 +142,7 @@ impl Inbox {
             self.end = (self.end + bytes).min(self.staging.len());
             return;
         }
-        segments::advance(&mut self.rest, bytes);
+        cut_first_bytes(&mut self.rest, bytes);
         if let Stage::Filling(arrival, left) = self.stage {
             self.stage = Self::after_filling(arrival, left.saturating_sub(bytes));
         }
@@ -243,7 +243,7 @@ impl Inbox {
             self.digest.add(piece);
         }
         let len = piece.len();
-        segments::advance(&mut self.rest, len);
+        cut_first_bytes(&mut self.rest, len);
         self.start += len;
         self.stage = Self::after_filling(arrival, left - len);
     }

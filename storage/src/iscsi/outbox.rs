@@ -1,6 +1,6 @@
 //! What waits to be sent on a connection, and what is being sent: every PDU that is queued goes in one send.
 
-use crate::request::Segment;
+use crate::request::{Segment, cut_first_bytes};
 use crate::segments;
 
 use super::connection::SEGMENTS_MAX;
@@ -140,7 +140,7 @@ impl Outbox {
 
     /// Takes in that `bytes` were sent. When the whole batch was, `returned` gets the tasks that have their memory back.
     pub(super) fn sent(&mut self, bytes: usize, returned: &mut Vec<Tag>) {
-        segments::advance(&mut self.unsent, bytes);
+        cut_first_bytes(&mut self.unsent, bytes);
         if self.unsent.is_empty() {
             returned.append(&mut self.sending.lenders);
             self.sending.clear();

@@ -4,7 +4,7 @@
 use std::mem;
 
 use coracle_storage::backend::{Access, Geometry};
-use coracle_storage::request::{Failure, Operation, Segment, Space};
+use coracle_storage::request::{Failure, Operation, Segment, Space, cut_first_bytes};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -195,21 +195,6 @@ fn cut_last_byte(segments: &mut Vec<Segment>) -> Option<Segment> {
         }
     }
     None
-}
-
-/// Cuts `bytes` off the front, which has that many.
-fn cut_first_bytes(segments: &mut Vec<Segment>, bytes: usize) {
-    let (mut left_bytes, mut whole) = (bytes, 0);
-    for segment in segments.iter_mut() {
-        let cut_bytes = left_bytes.min(segment.len_bytes());
-        segment.advance(cut_bytes);
-        left_bytes -= cut_bytes;
-        if segment.len_bytes() > 0 {
-            break;
-        }
-        whole += 1;
-    }
-    segments.drain(..whole);
 }
 
 /// Moves the data segments of a transfer out of `chain`, which gets the empty `spare` to fill again.

@@ -70,7 +70,6 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const ATTENTIONS_MAX: u32 = 32;
 /// Zeros that are written where a range cannot be zeroed in a better way.
 pub(super) const ZEROS_BYTES: usize = 64 << 10;
-const ZEROS_SEGMENTS_MAX: u64 = 16;
 
 impl Flight {
     /// A flight of `request`, or how that ends at once.
@@ -108,15 +107,12 @@ impl Flight {
     ) -> Command {
         let left = self.request.len_bytes - self.done_bytes;
         let blocks_max = match self.stage {
-            Stage::Transfer => unit.limits.transfer_blocks,
+            Stage::Transfer | Stage::WriteZeros => unit.limits.transfer_blocks,
             Stage::Unmap => unit.limits.unmap_blocks,
             Stage::WriteSame => unit.limits.write_same_blocks,
-            Stage::WriteZeros | Stage::Flush | Stage::Capacity => u32::MAX,
+            Stage::Flush | Stage::Capacity => u32::MAX,
         };
-        let mut len = left.min(u64::from(blocks_max) * u64::from(unit.block_bytes));
-        if self.stage == Stage::WriteZeros {
-            len = len.min(zeros.len() as u64 * ZEROS_SEGMENTS_MAX);
-        }
+        let len = left.min(u64::from(blocks_max) * u64::from(unit.block_bytes));
         self.under_way_bytes = len;
         let range = unit.blocks(self.request.offset_bytes + self.done_bytes, len);
         let (cdb, transfer) = match self.stage {

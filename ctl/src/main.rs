@@ -1,6 +1,7 @@
 //! `coraclectl`: the client that people and CI jobs type.
 
 mod api;
+mod binary;
 mod client;
 mod completions;
 mod confirm;

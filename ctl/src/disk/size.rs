@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::binary;
+
 /// A size that a disk can have, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SizeBytes(pub(super) u64);
@@ -24,18 +26,8 @@ impl FromStr for SizeBytes {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
-        let digits_bytes = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (digits, unit) = text.split_at(digits_bytes);
-        let number: u64 = digits.parse().map_err(|_| SizeError)?;
-        let shift = match unit.to_ascii_uppercase().as_str() {
-            "" | "B" => 0,
-            "K" | "KB" | "KIB" => 10,
-            "M" | "MB" | "MIB" => 20,
-            "G" | "GB" | "GIB" => 30,
-            "T" | "TB" | "TIB" => 40,
-            _ => return Err(SizeError),
-        };
-        match number.checked_mul(1 << shift) {
+        let (number, shift) = binary::number(text).ok_or(SizeError)?;
+        match number.checked_mul(1 << shift.unwrap_or(0)) {
             Some(bytes) if (1..=SIZE_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(SECTOR_BYTES) => {
                 Ok(Self(bytes))
             }

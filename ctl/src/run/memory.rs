@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::binary;
+
 /// A size of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryMib(pub(super) u64);
@@ -13,20 +15,16 @@ pub(crate) struct MemoryMib(pub(super) u64);
 #[error("a memory size is a whole number of MiB (512, 128M, 128MB, 128MiB) or of GiB (2G, 2GB, 2GiB)")]
 pub(crate) struct MemoryError;
 
+/// A MiB is two to this power, in bytes.
+const MIB_SHIFT: u32 = 20;
+
 impl FromStr for MemoryMib {
     type Err = MemoryError;
 
     fn from_str(text: &str) -> Result<Self, MemoryError> {
-        let digits_bytes = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (digits, unit) = text.split_at(digits_bytes);
-        let number: u64 = digits.parse().map_err(|_| MemoryError)?;
-        let unit_mib = match unit.to_ascii_uppercase().as_str() {
-            "" | "M" | "MB" | "MIB" => 1,
-            "G" | "GB" | "GIB" => 1024,
-            "T" | "TB" | "TIB" => 1024 * 1024,
-            _ => return Err(MemoryError),
-        };
-        match number.checked_mul(unit_mib) {
+        let (number, shift) = binary::number(text).ok_or(MemoryError)?;
+        let mib_shift = shift.unwrap_or(MIB_SHIFT).checked_sub(MIB_SHIFT);
+        match number.checked_mul(1 << mib_shift.ok_or(MemoryError)?) {
             Some(mib) if mib > 0 => Ok(Self(mib)),
             _ => Err(MemoryError),
         }

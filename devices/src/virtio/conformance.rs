@@ -39,6 +39,17 @@ struct Bench {
 }
 
 impl Bench {
+    /// Drops the device: nothing of it touches memory afterwards.
+    fn expect_gone(self) {
+        drop(self.device);
+        let before = self.driver.read(0, MEMORY_BYTES);
+        std::thread::sleep(Duration::from_millis(STILL_MS));
+        assert!(
+            before == self.driver.read(0, MEMORY_BYTES),
+            "a device that is gone does not touch memory"
+        );
+    }
+
     fn new(subject: &Subject, features: u64) -> Self {
         let memory = memory(MEMORY_BYTES);
         let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
@@ -264,26 +275,14 @@ fn it_ends_while_it_is_asked_to_stop(mut bench: Bench) {
     bench.offer();
     bench.start();
     bench.device.begin_stop(&Notice::default());
-    drop(bench.device);
-    let before = bench.driver.read(0, MEMORY_BYTES);
-    std::thread::sleep(Duration::from_millis(STILL_MS));
-    assert!(
-        before == bench.driver.read(0, MEMORY_BYTES),
-        "a device that is gone does not touch memory"
-    );
+    bench.expect_gone();
 }
 
 fn it_ends_while_it_serves(mut bench: Bench) {
     bench.start();
     bench.offer();
     bench.kick();
-    drop(bench.device);
-    let before = bench.driver.read(0, MEMORY_BYTES);
-    std::thread::sleep(Duration::from_millis(STILL_MS));
-    assert!(
-        before == bench.driver.read(0, MEMORY_BYTES),
-        "a device that is gone does not touch memory"
-    );
+    bench.expect_gone();
 }
 
 fn it_survives_chains_that_make_no_sense(mut bench: Bench) {

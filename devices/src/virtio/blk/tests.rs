@@ -568,25 +568,40 @@ fn a_disk_serves_on_when_a_system_call_returns_after_its_stop_was_given_up() {
     assert!(rig.device.stop().unwrap().is_some());
 }
 
-/// An image that takes long to name its files.
-struct Late(Raw);
+/// A file that makes itself out to be something else.
+struct Posing {
+    image: Raw,
+    /// How long it takes to name its files.
+    names_after: Duration,
+    reach: Reach,
+}
 
-impl Backend for Late {
+impl Posing {
+    fn new(image: Raw) -> Self {
+        Self {
+            image,
+            names_after: Duration::ZERO,
+            reach: Reach::Files,
+        }
+    }
+}
+
+impl Backend for Posing {
     fn geometry(&self) -> Geometry {
-        self.0.geometry()
+        self.image.geometry()
     }
 
     fn files(&self) -> Vec<RawFd> {
-        thread::sleep(Duration::from_millis(2_500));
-        self.0.files()
+        thread::sleep(self.names_after);
+        self.image.files()
     }
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
-        self.0.start(request, io)
+        self.image.start(request, io)
     }
 
     fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
-        self.0.resume(event, io)
+        self.image.resume(event, io)
     }
 
     fn fork(&self) -> Option<Box<dyn Backend>> {
@@ -594,7 +609,11 @@ impl Backend for Late {
     }
 
     fn in_flight(&self) -> usize {
-        self.0.in_flight()
+        self.image.in_flight()
+    }
+
+    fn reach(&self) -> Reach {
+        self.reach
     }
 }
 
@@ -605,44 +624,14 @@ fn an_image_that_comes_too_late_is_not_used_after_all() {
     other.as_file().write_all_at(&[0xcc; 512], 0).unwrap();
     let session = rig.device.stop().unwrap().unwrap();
     let geometry = rig.control.geometry();
-    let late = Late(Raw::new(other.reopen().unwrap(), geometry));
+    let late = Posing {
+        names_after: Duration::from_millis(2_500),
+        ..Posing::new(Raw::new(other.reopen().unwrap(), geometry))
+    };
     let refused = rig.control.replace(Box::new(late));
     assert!(matches!(refused, Err(ControlError::Late)), "{refused:?}");
     rig.device.start(session).unwrap();
     assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]), (OK, vec![0; 512]));
-}
-
-/// An image that has to reach sockets.
-struct Remote(Raw);
-
-impl Backend for Remote {
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
-    }
-
-    fn files(&self) -> Vec<RawFd> {
-        self.0.files()
-    }
-
-    fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
-        self.0.start(request, io)
-    }
-
-    fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
-        self.0.resume(event, io)
-    }
-
-    fn fork(&self) -> Option<Box<dyn Backend>> {
-        None
-    }
-
-    fn in_flight(&self) -> usize {
-        self.0.in_flight()
-    }
-
-    fn reach(&self) -> Reach {
-        Reach::FilesAndSockets
-    }
 }
 
 fn an_image_on_a_network_takes_no_place_from_where_there_is_no_way_to_it(engine: Engine) {
@@ -650,7 +639,10 @@ fn an_image_on_a_network_takes_no_place_from_where_there_is_no_way_to_it(engine:
     let other = image_file();
     other.as_file().write_all_at(&[0xcc; 512], 0).unwrap();
     let session = rig.device.stop().unwrap().unwrap();
-    let remote = Remote(Raw::new(other.reopen().unwrap(), rig.control.geometry()));
+    let remote = Posing {
+        reach: Reach::FilesAndSockets,
+        ..Posing::new(Raw::new(other.reopen().unwrap(), rig.control.geometry()))
+    };
     let replaced = rig.control.replace(Box::new(remote));
     rig.device.start(session).unwrap();
     let first = rig.request(VIRTIO_BLK_T_IN, 0, &[0; 512]);

@@ -9,6 +9,7 @@ pub mod qemu;
 pub mod row;
 pub mod series;
 pub mod table;
+pub mod tally;
 pub mod target;
 
 use std::path::PathBuf;

@@ -8,15 +8,6 @@ use super::target::Target;
 /// Who took part, and what came of it.
 pub type Field<'a> = [(&'a str, &'a Results)];
 
-/// What became of the targets of a row.
-#[derive(Debug, Default)]
-pub struct Verdicts {
-    /// How many were met.
-    pub met: usize,
-    /// What was not reached, in words.
-    pub missed: Vec<String>,
-}
-
 /// Prints the figures that anybody has.
 pub fn print(field: &Field<'_>) {
     let is_there = |figure: &Figure| field.iter().any(|(_, results)| results.contains_key(figure));
@@ -39,26 +30,6 @@ pub fn print(field: &Field<'_>) {
             .collect();
         println!("  {name:<24}{cells}");
     }
-}
-
-/// Judges the targets, and prints what became of each.
-pub fn print_targets(targets: &[Target], field: &Field<'_>) -> Verdicts {
-    let mut verdicts = Verdicts::default();
-    for target in targets {
-        let text = target.text();
-        let Some(verdict) = target.judge(field.iter().copied()) else {
-            println!("  {text}: not measured");
-            continue;
-        };
-        if verdict.is_met {
-            println!("  {text}: {:.2}x, met", verdict.reached);
-            verdicts.met += 1;
-        } else {
-            println!("  {text}: {:.2}x, NOT MET", verdict.reached);
-            verdicts.missed.push(format!("{text}: {:.2}x", verdict.reached));
-        }
-    }
-    verdicts
 }
 
 /// The figures for the results.

@@ -13,6 +13,7 @@ use coracle_tests::bench::image::{Image, MIB, Pieces};
 use coracle_tests::bench::measurement::{Load, Results, measure};
 use coracle_tests::bench::row::{Row, rows};
 use coracle_tests::bench::table;
+use coracle_tests::bench::tally::Tally;
 use coracle_tests::environment::Environment;
 use coracle_tests::{Outcome, bench, ensure};
 use serde_json::{Value, json};
@@ -36,9 +37,7 @@ fn run() -> Outcome {
         environment,
         plan,
         rows: vec![],
-        targets_met: 0,
-        targets_missed: vec![],
-        failures: vec![],
+        tally: Tally::default(),
     };
     let disk = std::env::var_os("DISK").map_or_else(bench::directory, |path| Ok(PathBuf::from(path)))?;
     for (place, directory) in [("tmpfs", PathBuf::from("/dev/shm")), ("disk", disk)] {
@@ -99,11 +98,7 @@ struct Bench {
     plan: Plan,
     /// The finished rows, for the results.
     rows: Vec<Value>,
-    targets_met: usize,
-    /// What was not reached, in words.
-    targets_missed: Vec<String>,
-    /// Who could not be measured, and why.
-    failures: Vec<String>,
+    tally: Tally,
 }
 
 impl Bench {
@@ -126,22 +121,14 @@ impl Bench {
             field.retain_mut(|(contender, results)| {
                 let measured = measure(contender, &self.environment, image.path(), load, results);
                 if let Err(failure) = &measured {
-                    let reason = failure.message().unwrap_or("failed").trim();
-                    self.failures
-                        .push(format!("{}: {}: {reason}", row.name, contender.name));
+                    self.tally.fail(&row.name, contender.name, failure);
                 }
                 measured.is_ok()
             });
             image.settle()?;
         }
         table::print(&table(&field));
-        let missed = table::print_targets(&row.targets, &table(&field));
-        self.targets_met += missed.met;
-        let missed = missed
-            .missed
-            .into_iter()
-            .map(|text| format!("{}: {text}", row.name));
-        self.targets_missed.extend(missed);
+        self.tally.judge(&row.name, &row.targets, &table(&field));
         self.rows.push(json!({
             "row": row.name, "load": row.load, "contenders": table::report(&table(&field)),
             "targets": table::judged(&row.targets, &table(&field)),
@@ -153,27 +140,14 @@ impl Bench {
     fn keep(&self) -> Outcome {
         let report = json!({
             "runs": self.plan.runs, "milliseconds": self.plan.milliseconds, "image_mib": MIB,
-            "rows": self.rows, "failures": self.failures,
+            "rows": self.rows, "failures": self.tally.failures(),
         });
         bench::keep("disk", &report)
     }
 
     fn finish(self) -> Outcome {
         ensure!(!self.rows.is_empty(), "no row and contender match WORK and ONLY");
-        println!(
-            "\ntargets: {} met, {} not met",
-            self.targets_met,
-            self.targets_missed.len()
-        );
-        for missed in &self.targets_missed {
-            println!("  {missed}");
-        }
-        ensure!(
-            self.failures.is_empty(),
-            "could not measure\n{}",
-            self.failures.join("\n")
-        );
-        Ok(())
+        self.tally.finish()
     }
 }
 

@@ -13,6 +13,7 @@ use coracle_tests::bench::contender::{CORACLE_ASYNC, Contender, QEMU};
 use coracle_tests::bench::image::{Image, MIB, Pieces};
 use coracle_tests::bench::iscsi::{Row, Unit, rows};
 use coracle_tests::bench::measurement::{Results, idle_cost};
+use coracle_tests::bench::tally::Tally;
 use coracle_tests::bench::{program, table};
 use coracle_tests::environment::Environment;
 use coracle_tests::harness::iscsi::target::{Lun, Plan, Target};
@@ -36,11 +37,7 @@ struct Bench {
     only: Vec<String>,
     rows: Vec<Value>,
     idle: Value,
-    targets_met: usize,
-    /// What was not reached, in words.
-    targets_missed: Vec<String>,
-    /// Who could not be measured, and why.
-    failures: Vec<String>,
+    tally: Tally,
 }
 
 /// The row of the idle disk.
@@ -71,9 +68,7 @@ fn run() -> Outcome {
         only: bench::words("ONLY"),
         rows: vec![],
         idle: Value::Null,
-        targets_met: 0,
-        targets_missed: vec![],
-        failures: vec![],
+        tally: Tally::default(),
     };
     println!(
         "an image of {MIB} MiB on {}",
@@ -106,9 +101,7 @@ impl Bench {
             field.retain_mut(|(client, results)| {
                 let measured = client.measure(&self.environment, &url, row.shape, self.milliseconds, results);
                 if let Err(failure) = &measured {
-                    let reason = failure.message().unwrap_or("failed").trim();
-                    self.failures
-                        .push(format!("{}: {}: {reason}", row.name, client.name()));
+                    self.tally.fail(&row.name, client.name(), failure);
                 }
                 measured.is_ok()
             });
@@ -118,13 +111,7 @@ impl Bench {
             .map(|(client, results)| (client.name(), results))
             .collect();
         table::print(&field);
-        let verdicts = table::print_targets(&row.targets, &field);
-        self.targets_met += verdicts.met;
-        let missed = verdicts
-            .missed
-            .into_iter()
-            .map(|text| format!("{}: {text}", row.name));
-        self.targets_missed.extend(missed);
+        self.tally.judge(&row.name, &row.targets, &field);
         self.rows.push(json!({
             "row": row.name, "contenders": table::report(&field), "targets": table::judged(&row.targets, &field),
         }));
@@ -146,34 +133,27 @@ impl Bench {
         ];
         let exchanges = u32::try_from(seconds.div_ceil(SECONDS_PER_EXCHANGE))?;
         let allowed_us = EXCHANGE_US_MAX * f64::from(exchanges);
-        let (mut costs, mut missed, mut met, mut failures) = (Map::new(), vec![], 0, vec![]);
-        for (name, measure) in clients.into_iter().filter(|(name, _)| self.admits(name)) {
+        let admitted: Vec<_> = clients
+            .into_iter()
+            .filter(|(name, _)| self.admits(name))
+            .collect();
+        let mut costs = Map::new();
+        for (name, measure) in admitted {
             let us = match measure() {
                 Ok(cost) => cost.as_secs_f64() * 1e6,
                 Err(failure) => {
-                    let reason = failure.message().unwrap_or("failed").trim();
-                    failures.push(format!("{IDLE}: {name}: {reason}"));
+                    self.tally.fail(IDLE, name, &failure);
                     continue;
                 }
             };
             println!("  {name:<24}{us:>12.0} us");
             costs.insert(name.to_owned(), json!(us.round()));
-            if name == QEMU.name {
-                continue;
-            }
-            let target = format!("{name} idle: <= {allowed_us:.0} us, {exchanges} exchanges");
-            if us <= allowed_us {
-                println!("  {target}: met");
-                met += 1;
-            } else {
-                println!("  {target}: NOT MET");
-                missed.push(format!("{target}: {us:.0} us"));
+            if name != QEMU.name {
+                let target = format!("{name} idle: <= {allowed_us:.0} us, {exchanges} exchanges");
+                self.tally.judge_us(&target, us, allowed_us);
             }
         }
         self.idle = json!({ "seconds": seconds, "allowed_us": allowed_us, "cpu_us": costs });
-        self.targets_met += met;
-        self.targets_missed.extend(missed);
-        self.failures.extend(failures);
         self.keep()
     }
 
@@ -181,7 +161,7 @@ impl Bench {
     fn keep(&self) -> Outcome {
         let report = json!({
             "runs": self.runs, "milliseconds": self.milliseconds, "image_mib": MIB,
-            "rows": self.rows, "idle": self.idle, "failures": self.failures,
+            "rows": self.rows, "idle": self.idle, "failures": self.tally.failures(),
         });
         bench::keep("iscsi", &report)
     }
@@ -189,19 +169,6 @@ impl Bench {
     fn finish(self) -> Outcome {
         let is_empty = self.rows.is_empty() && self.idle.is_null();
         ensure!(!is_empty, "no row and client match WORK and ONLY");
-        println!(
-            "\ntargets: {} met, {} not met",
-            self.targets_met,
-            self.targets_missed.len()
-        );
-        for missed in &self.targets_missed {
-            println!("  {missed}");
-        }
-        ensure!(
-            self.failures.is_empty(),
-            "could not measure\n{}",
-            self.failures.join("\n")
-        );
-        Ok(())
+        self.tally.finish()
     }
 }

@@ -16,6 +16,7 @@ pub mod overlay;
 pub mod plain;
 pub mod raw;
 pub mod reactor;
+mod remote;
 pub mod request;
 pub mod ring;
 mod segments;

@@ -4,10 +4,14 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
 use crate::reactor::{Event, FileSlot, Full, KernelOp, SocketAddress, SocketOp, SocketOption, Submit, Token};
+use crate::remote::outbox::Outbox;
 
+use crate::request::Segment;
+use crate::segments;
+
+use super::digest::{Digest, header_digest};
 use super::inbox::{HYBRID_BYTES, Inbox, Item, StreamError};
-use super::outbox::{Outbox, Payload};
-use super::pdu::{Bhs, Tag};
+use super::pdu::{Bhs, Tag, padding_bytes};
 use super::session::Digests;
 
 /// A connection and its two halves.
@@ -27,7 +31,7 @@ pub(super) struct Connection {
     /// In place for the kernel.
     peer: Box<SocketAddress>,
     inbox: Inbox,
-    outbox: Outbox,
+    outbox: Outbox<Tag>,
     digests: Digests,
     /// How much is received into the buffer at a time.
     receive_bytes_max: usize,
@@ -86,11 +90,24 @@ pub(super) enum Happening {
     Taken(RawFd),
 }
 
+/// The data segment of a PDU.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Payload<'a> {
+    /// Bytes of our own, copied now.
+    Own(&'a [u8]),
+    /// Memory of a request, copied now: it is short, or what is sent has a digest and must not change any more.
+    Copied(&'a [Segment]),
+    /// Memory of the request of this task, which stays in place until the payload was sent.
+    Lent(&'a [Segment], Tag),
+}
+
+impl Payload<'_> {
+    /// No data segment.
+    pub(super) const NONE: Self = Self::Own(&[]);
+}
+
 /// The place of the socket among the files of its image.
 pub(super) const SOCKET: FileSlot = FileSlot(0);
-
-/// Segments of one send or receive (IOV_MAX of Linux).
-pub(super) const SEGMENTS_MAX: usize = 1024;
 
 /// Tokens, which are also places in `in_flight`.
 const SETUP: usize = 0;
@@ -172,7 +189,36 @@ impl Connection {
 
     /// Queues a PDU, to be sent with the others of this round.
     pub(super) fn send(&mut self, header: &Bhs, payload: Payload<'_>) {
-        self.outbox.push(header, payload, self.digests);
+        self.outbox.write(&header.0);
+        if self.digests.header {
+            self.outbox.write(&header_digest(header, &[]));
+        }
+        let mut digest = Digest::default();
+        let mut add = |data: &[u8]| {
+            if self.digests.data {
+                digest.add(data);
+            }
+            data.len()
+        };
+        let len = match payload {
+            Payload::Own(bytes) => {
+                self.outbox.write(bytes);
+                add(bytes)
+            }
+            Payload::Copied(pieces) => add(self.outbox.gather(pieces)),
+            Payload::Lent(pieces, task) => {
+                assert!(!self.digests.data, "what has a digest is copied");
+                self.outbox.lend(pieces, task);
+                usize::try_from(segments::total(pieces)).expect("this is a 64-bit monitor")
+            }
+        };
+        let padding = [0; 3];
+        let padding = padding.get(..padding_bytes(len)).unwrap_or_default();
+        add(padding);
+        self.outbox.write(padding);
+        if self.digests.data && len > 0 {
+            self.outbox.write(&digest.finish());
+        }
     }
 
     /// How many batches of PDUs have begun to be sent, each when the last one was sent whole.

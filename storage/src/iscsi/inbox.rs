@@ -1,10 +1,10 @@
 //! What was received on a connection, cut into PDUs.
 
 use crate::reactor::Wanted;
+use crate::remote::outbox::SEGMENTS_MAX;
 use crate::request::{Segment, cut_first_bytes};
 use crate::segments;
 
-use super::connection::SEGMENTS_MAX;
 use super::digest::{DIGEST_BYTES, Digest, header_digest};
 use super::pdu::{BHS_BYTES, Bhs, DataIn, PduError, TargetPdu, padding_bytes};
 use super::session::Digests;

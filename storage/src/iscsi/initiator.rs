@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use crate::reactor::{Event, Submit};
 use crate::segments;
 
-use super::connection::{Connection, Happening, Leave};
+use super::connection::{Connection, Happening, Leave, Payload};
 use super::digest::DigestKind;
 use super::inbox::Item;
 use super::login::Negotiated;
-use super::outbox::Payload;
 use super::pdu::{Lun, Tag, TargetPdu};
 use super::procedure::{Answer, Ask, Data, Reply};
 use super::session::{Command, Digests, Ended, News, Session, SessionError, Transfer};

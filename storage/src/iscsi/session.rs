@@ -7,10 +7,9 @@ use crate::request::Segment;
 use crate::segments;
 use crate::slab::Slab;
 
-use super::connection::Connection;
+use super::connection::{Connection, Payload};
 use super::inbox::{Arrival, Item, StreamError};
 use super::login::Negotiated;
-use super::outbox::Payload;
 use super::pdu::{
     AsyncEvent, Bhs, DataOut, LogoutReason, LogoutRequest, Lun, NopOut, R2t, Residual, ScsiCommand, Serial,
     ServiceResponse, Tag, TargetPdu, TaskAttribute, TaskFunction, TaskManagementRequest, TaskOutcome, Window,

@@ -6,12 +6,12 @@ use crate::backend::{Access, Discard, Geometry};
 use crate::request::{Durability, Failure, Operation, Request, Segment, Space};
 use crate::segments;
 
-use super::super::retained::{Moment, Retained};
 use super::super::scsi::capacity::{CAPACITY_BYTES, Capacity};
 use super::super::scsi::cdb::{self, Blocks};
 use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
 use super::super::unit::{Cache, Fua, Unit};
+use crate::remote::retained::{Moment, Retained};
 
 /// A request that was accepted.
 ///

@@ -23,11 +23,11 @@ use super::initiator::{Initiator, Report};
 use super::plan::Plan;
 use super::procedure::Procedure;
 use super::reservation::Tenure;
-use super::retained::{Moment, Retained};
 use super::scsi::cdb::{self, Blocks};
 use super::scsi::sense::{Attention, Verdict, verdict};
 use super::session::{Command, Ended, Transfer};
 use super::unit::Unit;
+use crate::remote::retained::{Moment, Retained};
 
 /// An image on a logical unit, with the one session that serves it.
 ///

@@ -6,12 +6,12 @@ use crate::reactor::Submit;
 use crate::request::Durability;
 use crate::segments;
 
-use super::super::retained::{Retained, Rewrite};
 use super::super::scsi::cdb;
 use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
 use super::super::unit::{Cache, Unit};
 use super::{Disk, REWRITE, State};
+use crate::remote::retained::{Retained, Rewrite};
 
 /// Rewrites, some of which are under way. They do not overlap, so they need no order.
 #[derive(Debug)]

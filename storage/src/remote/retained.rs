@@ -1,7 +1,7 @@
-//! Writes that a target has acknowledged and may still forget: they lie in its cache until a SYNCHRONIZE CACHE.
+//! Writes that a server has acknowledged and may still forget: they lie in its cache until a flush (SYNCHRONIZE CACHE, COMMIT).
 //!
 //! The guest uses its buffers again as soon as it has been answered, so what it wrote is copied when it is acknowledged. After a
-//! reconnection nobody can tell whether the target has forgotten it; it is then written again, before anything else is.
+//! reconnection nobody can tell whether the server has forgotten it; it is then written again, before anything else is.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,9 +17,9 @@ use crate::segments;
 ///               └── replay: each byte as it was written last, and none twice
 /// ```
 ///
-/// A change that the target cannot forget is not kept, but noted where older ones are: they must not be written over it.
+/// A change that the server cannot forget is not kept, but noted where older ones are: they must not be written over it.
 #[derive(Debug)]
-pub(super) struct Retained {
+pub(crate) struct Retained {
     entries: VecDeque<Entry>,
     /// Where the bytes of the entries are, oldest first; the last is being filled.
     chunks: VecDeque<Vec<u8>>,
@@ -49,17 +49,17 @@ enum Content {
 
 /// A moment in the order of acknowledgements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment(u64);
+pub(crate) struct Moment(u64);
 
 /// Something to be written again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rewrite {
+pub(crate) struct Rewrite {
     /// Where, in bytes.
-    pub(super) offset_bytes: u64,
+    pub(crate) offset_bytes: u64,
     /// What; nothing stands for zeros.
-    pub(super) bytes: Option<Arc<[u8]>>,
+    pub(crate) bytes: Option<Arc<[u8]>>,
     /// How much, in bytes.
-    pub(super) len_bytes: u64,
+    pub(crate) len_bytes: u64,
 }
 
 /// What is allocated at a time.
@@ -69,7 +69,7 @@ const REWRITE_BYTES_MAX: u64 = 256 << 10;
 
 impl Retained {
     /// Nothing, with room for `bytes_max`.
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize) -> Self {
         Self {
             entries: VecDeque::new(),
             chunks: VecDeque::new(),
@@ -81,27 +81,27 @@ impl Retained {
     }
 
     /// Whether nothing is kept.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
     /// How many bytes are allocated for what is kept. Entries count: zeros have nothing else.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.chunks.len() * CHUNK_BYTES + self.entries.len() * size_of::<Entry>()
     }
 
-    /// Whether it is time to have the target empty its cache: half of the room is taken.
-    pub(super) fn is_filling(&self) -> bool {
+    /// Whether it is time to have the server empty its cache: half of the room is taken.
+    pub(crate) fn is_filling(&self) -> bool {
         self.bytes() * 2 > self.bytes_max
     }
 
     /// Whether `len_bytes` more can be kept. What cannot is not to be written before there is room.
-    pub(super) fn has_room(&self, len_bytes: u64) -> bool {
+    pub(crate) fn has_room(&self, len_bytes: u64) -> bool {
         usize::try_from(len_bytes).is_ok_and(|len| self.bytes() + len <= self.bytes_max)
     }
 
     /// Keeps what `segments` contain, which was written at `offset_bytes`.
-    pub(super) fn keep(&mut self, offset_bytes: u64, segments: &[Segment]) {
+    pub(crate) fn keep(&mut self, offset_bytes: u64, segments: &[Segment]) {
         let len = segments::total(segments);
         let needed = usize::try_from(len).expect("this is a 64-bit monitor");
         let fits = |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= needed;
@@ -118,12 +118,12 @@ impl Retained {
     }
 
     /// Keeps that a range was zeroed.
-    pub(super) fn keep_zeroes(&mut self, offset_bytes: u64, len_bytes: u64) {
+    pub(crate) fn keep_zeroes(&mut self, offset_bytes: u64, len_bytes: u64) {
         self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes);
     }
 
     /// Takes in that something newer was written to a range, past the cache: what is kept of it is not to be written again.
-    pub(super) fn supersede(&mut self, offset_bytes: u64, len_bytes: u64) {
+    pub(crate) fn supersede(&mut self, offset_bytes: u64, len_bytes: u64) {
         let range = offset_bytes..offset_bytes + len_bytes;
         let overlaps = |entry: &Entry| entry.range.start < range.end && range.start < entry.range.end;
         if self.entries.iter().any(overlaps) {
@@ -137,12 +137,12 @@ impl Retained {
     }
 
     /// Now: a flush that is sent from here on covers all that was kept before.
-    pub(super) fn now(&self) -> Moment {
+    pub(crate) fn now(&self) -> Moment {
         Moment(self.next)
     }
 
     /// Drops what was kept before `moment`: it is on the medium.
-    pub(super) fn covered(&mut self, moment: Moment) {
+    pub(crate) fn covered(&mut self, moment: Moment) {
         let first = self.next - self.entries.len() as u64;
         let count = moment.0.saturating_sub(first);
         let count = usize::try_from(count).expect("this is a 64-bit monitor");
@@ -162,13 +162,13 @@ impl Retained {
     }
 
     /// Gives memory back that is not in use: the disk is idle.
-    pub(super) fn trim(&mut self) {
+    pub(crate) fn trim(&mut self) {
         self.spare = Vec::new();
     }
 
     /// Each byte that is kept, as it was written last; pieces do not overlap, and each starts and ends where a write
     /// did or at a multiple of `REWRITE_BYTES_MAX` from its start.
-    pub(super) fn replay(&self) -> Vec<Rewrite> {
+    pub(crate) fn replay(&self) -> Vec<Rewrite> {
         let mut newer = Cover::default();
         let mut rewrites = Vec::new();
         for entry in self.entries.iter().rev() {

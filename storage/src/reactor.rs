@@ -93,14 +93,13 @@ pub enum SocketOp {
         /// How many segments, at most IOV_MAX.
         segment_count: u32,
     },
-    /// `recvmsg`: result is the number of bytes received; 0 is the end of the stream.
+    /// `recvmsg`: result is the number of bytes received, as many as are there and fit; 0 is the end of the stream. Where
+    /// nothing is there at first, it waits for as much as [`SocketOption::LowWater`] says, or the end of the stream.
     Receive {
         /// First of `segment_count` segments; they stay in place until the operation ends.
         segments: *const Segment,
         /// How many segments, at most IOV_MAX.
         segment_count: u32,
-        /// When it ends.
-        wanted: Wanted,
     },
     /// Ends another operation on the same socket early: that one ends with -ECANCELED, or as it would have. Result is 0,
     /// or a negative errno where there was nothing to cancel any more.
@@ -112,15 +111,6 @@ pub enum SocketOp {
     Take,
     /// Empties the place: result is 0. Nothing else may be in flight there.
     Close,
-}
-
-/// How many bytes a receive waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// Any.
-    Some,
-    /// As many as fit (MSG_WAITALL); fewer only at the end of the stream, after an error, or when it is cancelled.
-    All,
 }
 
 /// An address family.
@@ -139,6 +129,42 @@ pub enum SocketOption {
     NoDelay,
     /// SO_LINGER with no time: closing resets the connection, and nothing of it is delivered later.
     ResetOnClose,
+    /// SO_RCVLOWAT: a receive that waits goes on waiting until so much is there. It holds at once, for one that waits
+    /// already, too. A kernel that has no room for so much goes on earlier.
+    LowWater(LowWater),
+}
+
+/// How much a receive waits for: any byte, or a number of steps of [`LowWater::STEP_BYTES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LowWater(&'static libc::c_int);
+
+/// Every mark there is. They lie here for good: the kernel may read one when its operation is long submitted.
+static MARKS: [libc::c_int; 17] = [
+    1, 16_384, 32_768, 49_152, 65_536, 81_920, 98_304, 114_688, 131_072, 147_456, 163_840, 180_224, 196_608,
+    212_992, 229_376, 245_760, 262_144,
+];
+
+impl LowWater {
+    /// Any byte: that of a new socket.
+    pub const ANY: Self = Self(&1);
+    /// From one mark to the next.
+    pub const STEP_BYTES: usize = 16 << 10;
+
+    /// The highest mark that `bytes` reach.
+    pub fn reached_by(bytes: usize) -> Self {
+        let highest = MARKS.iter().map(Self).rfind(|mark| mark.bytes() <= bytes);
+        highest.unwrap_or(Self::ANY)
+    }
+
+    /// How much that is.
+    pub fn bytes(self) -> usize {
+        usize::try_from(*self.0).expect("a mark is no negative number")
+    }
+
+    /// The same as the kernel reads it.
+    pub(crate) fn value(self) -> &'static libc::c_int {
+        self.0
+    }
 }
 
 /// Where a peer listens, laid out as the kernel reads it.
@@ -367,4 +393,20 @@ pub enum Patience {
     None,
     /// Block until something happens.
     UntilEvent,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_reached_by_no_less_than_itself_and_lies_a_step_above_the_last() {
+        for (steps, mark) in MARKS.iter().map(LowWater).enumerate() {
+            assert_eq!(mark.bytes(), (steps * LowWater::STEP_BYTES).max(1));
+            assert_eq!(LowWater::reached_by(mark.bytes()), mark);
+            assert!(LowWater::reached_by(mark.bytes() - 1) < mark || steps == 0);
+        }
+        assert_eq!(LowWater::reached_by(0), LowWater::ANY);
+        assert_eq!(LowWater::reached_by(usize::MAX).bytes(), 256 << 10);
+    }
 }

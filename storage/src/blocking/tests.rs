@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::backend::{Access, Discard};
-use crate::reactor::{Event, FileSlot, KernelOp, SocketOp, Token, Wanted};
+use crate::reactor::{Event, FileSlot, KernelOp, SocketOp, Token};
 
 /// What a test learns of its image, which it has given away.
 #[derive(Debug, Default)]
@@ -69,7 +69,6 @@ impl Server {
         let receive = SocketOp::Receive {
             segments: self.segment.as_ref(),
             segment_count: 1,
-            wanted: Wanted::All,
         };
         self.submit(receive, RECEIVE, io);
     }

@@ -1,12 +1,11 @@
 //! The beginning of each session: who the target is, what the unit is, and whose it is.
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Access;
 use crate::lease::Lock;
+use crate::remote::dialogue;
 use crate::request::{Durability, Failure};
 
 use super::error::IscsiError;
@@ -46,17 +45,7 @@ pub(super) struct Up {
 }
 
 /// Why there is none.
-#[derive(Debug)]
-pub(super) enum Stop {
-    /// It may be better next time.
-    Later(IscsiError),
-    /// It will not be, unless somebody does something about it.
-    Never(IscsiError),
-    /// The target is to be looked for there.
-    Elsewhere(SocketAddr),
-    /// The lease is another's: for good.
-    Lost(String),
-}
+pub(super) type Stop = dialogue::Stop<IscsiError>;
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -461,19 +450,5 @@ impl Stop {
     /// An answer that makes no sense.
     pub(super) fn data(command: &'static str, source: ParameterError) -> Self {
         Self::Later(IscsiError::Data { command, source })
-    }
-}
-
-impl fmt::Display for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Later(error) | Self::Never(error) => {
-                error.fmt(f)?;
-                let causes = std::iter::successors(std::error::Error::source(error), |&cause| cause.source());
-                causes.into_iter().try_for_each(|cause| write!(f, ": {cause}"))
-            }
-            Self::Elsewhere(portal) => write!(f, "the target redirects to {portal}"),
-            Self::Lost(reason) => f.write_str(reason),
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! What was received on a connection, cut into PDUs.
 
-use crate::reactor::Wanted;
+use crate::remote::connection::Incoming;
 use crate::remote::outbox::SEGMENTS_MAX;
 use crate::request::{Segment, cut_first_bytes};
 use crate::segments;
@@ -33,6 +33,8 @@ pub(super) struct Inbox {
     /// The receive in flight goes to `rest`.
     is_direct: bool,
     digest: Digest,
+    /// What protects the PDUs.
+    digests: Digests,
 }
 
 #[derive(Debug)]
@@ -83,8 +85,6 @@ pub(super) enum StreamError {
 const STAGING_BYTES: usize = 64 << 10;
 /// The data segment of a PDU other than Data-In: sense data, login keys.
 const DATA_BYTES_MAX: usize = 32 << 10;
-/// What is received at a time while long payloads are awaited, so that little of them is copied.
-pub(super) const HYBRID_BYTES: usize = 16 << 10;
 /// A rest that is shorter is not worth a receive of its own.
 const DIRECT_BYTES_MIN: usize = 16 << 10;
 
@@ -99,31 +99,30 @@ impl Default for Inbox {
             space: Vec::new(),
             is_direct: false,
             digest: Digest::default(),
+            digests: Digests::default(),
         }
     }
 }
 
-impl Inbox {
-    /// Forgets everything, when nothing is being received.
-    pub(super) fn clear(&mut self) {
+impl Incoming for Inbox {
+    fn clear(&mut self) {
         (self.start, self.end) = (0, 0);
         self.stage = Stage::Header;
         self.rest.clear();
         self.is_direct = false;
+        self.digests = Digests::default();
     }
 
-    /// Where the next receive goes and how much it waits for, into the buffer at most `limit_bytes`. To be asked when
-    /// [`Self::next`] has nothing more; stays in place until [`Self::received`].
-    pub(super) fn space(&mut self, limit_bytes: usize, digests: Digests) -> (&[Segment], Wanted) {
+    fn space(&mut self, limit_bytes: usize) -> &[Segment] {
         self.space.clear();
         if let Stage::Filling(_, left) = self.stage
             && left >= DIRECT_BYTES_MIN
-            && !digests.data
+            && !self.digests.data
         {
             debug_assert!(self.start == self.end, "what has come was copied first");
             self.is_direct = true;
             self.space.extend(self.rest.iter().take(SEGMENTS_MAX));
-            return (&self.space, Wanted::All);
+            return &self.space;
         }
         if self.start > 0 {
             self.staging.copy_within(self.start..self.end, 0);
@@ -133,23 +132,54 @@ impl Inbox {
         let len = free.len().min(limit_bytes);
         self.space
             .push(segments::own(free.get_mut(..len).unwrap_or_default()));
-        (&self.space, Wanted::Some)
+        &self.space
     }
 
-    /// Takes in that so many bytes were received.
-    pub(super) fn received(&mut self, bytes: usize) {
+    fn come_bytes(&self) -> usize {
+        let placed = match self.stage {
+            Stage::Header => 0,
+            Stage::Unplaced(_) => BHS_BYTES,
+            Stage::Filling(arrival, left) => BHS_BYTES + arrival.len_bytes - left,
+            Stage::Trailer(arrival) => BHS_BYTES + arrival.len_bytes,
+        };
+        placed + self.end - self.start
+    }
+
+    fn left_bytes(&self) -> usize {
+        match self.stage {
+            Stage::Filling(_, left) => left,
+            _ => 0,
+        }
+    }
+
+    fn received(&mut self, bytes: usize) -> bool {
+        let was_filled = segments::total(&self.space) == bytes as u64;
         if !std::mem::take(&mut self.is_direct) {
             self.end = (self.end + bytes).min(self.staging.len());
-            return;
+            return was_filled;
         }
         cut_first_bytes(&mut self.rest, bytes);
         if let Stage::Filling(arrival, left) = self.stage {
             self.stage = Self::after_filling(arrival, left.saturating_sub(bytes));
         }
+        was_filled
+    }
+}
+
+impl Inbox {
+    /// What protects the PDUs.
+    pub(super) fn digests(&self) -> Digests {
+        self.digests
+    }
+
+    /// What protects the PDUs from now on.
+    pub(super) fn set_digests(&mut self, digests: Digests) {
+        self.digests = digests;
     }
 
     /// The next thing that has come whole.
-    pub(super) fn next(&mut self, digests: Digests) -> Result<Option<Item>, StreamError> {
+    pub(super) fn next(&mut self) -> Result<Option<Item>, StreamError> {
+        let digests = self.digests;
         match self.stage {
             Stage::Header => self.header(digests),
             Stage::Unplaced(arrival) => Ok(Some(Item::Payload(arrival))),

@@ -5,11 +5,14 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use crate::reactor::{Event, Submit};
+use crate::remote::connection::{Happening, Leave};
+use crate::remote::dialogue::{self, Heard};
 use crate::segments;
 
-use super::connection::{Connection, Happening, Leave, Payload};
 use super::digest::DigestKind;
+use super::error::{IscsiError, Unanswered};
 use super::inbox::Item;
+use super::link::{Link, Payload};
 use super::login::Negotiated;
 use super::pdu::{Lun, Tag, TargetPdu};
 use super::procedure::{Answer, Ask, Data, Reply};
@@ -24,7 +27,7 @@ use super::session::{Command, Digests, Ended, News, Session, SessionError, Trans
 /// ```
 #[derive(Debug)]
 pub(super) struct Initiator {
-    connection: Connection,
+    connection: Link,
     session: Option<Session>,
     lun: Lun,
     /// What a procedure waits for.
@@ -66,21 +69,7 @@ pub(super) enum Report {
 }
 
 /// Why a connection is of no more use.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Break {
-    /// The network says so.
-    #[error("{}", std::io::Error::from_raw_os_error(*.0))]
-    Network(i32),
-    /// The target has closed it.
-    #[error("the target closed the connection")]
-    End,
-    /// There is no answer to what was asked.
-    #[error("no answer for {} ms", .0.as_millis())]
-    Silent(Duration),
-    /// What it sent is of no use.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-}
+pub(super) type Break = dialogue::Break<SessionError>;
 
 /// The cookie of a procedure's command; no request has so high a number.
 const PROCEDURE: u64 = u64::MAX;
@@ -92,7 +81,7 @@ impl Initiator {
     /// An initiator of sessions with `lun`, without a connection.
     pub(super) fn new(portal: SocketAddr, lun: Lun) -> Self {
         Self {
-            connection: Connection::new(portal),
+            connection: Link::new(portal),
             session: None,
             lun,
             question: None,
@@ -188,13 +177,13 @@ impl Initiator {
             .start(command, &mut self.connection);
     }
 
-    fn with_session(&mut self, act: impl FnOnce(&mut Session, &mut Connection)) {
+    fn with_session(&mut self, act: impl FnOnce(&mut Session, &mut Link)) {
         let session = self.session.as_mut();
         act(session.expect("a login comes before it"), &mut self.connection);
     }
 
     fn begin_session(&mut self, terms: Negotiated, now: Instant) {
-        self.connection.set_digests(Digests {
+        self.connection.inbox_mut().set_digests(Digests {
             header: terms.header_digest == DigestKind::Crc32c,
             data: terms.data_digest == DigestKind::Crc32c,
         });
@@ -260,7 +249,7 @@ impl Initiator {
         };
         let owed = self.owed_since.map(|since| since + self.patience);
         let session = match (&self.session, self.connection.is_open()) {
-            (Some(session), true) => Some(session.alarm()),
+            (Some(session), true) => Some(session.alarm(&self.connection)),
             _ => None,
         };
         [slept, owed, session].into_iter().flatten().min()
@@ -292,7 +281,7 @@ impl Initiator {
         if let Some(session) = &mut self.session {
             return session.receive(&mut self.connection, now);
         }
-        while let Some(item) = self.connection.next()? {
+        while let Some(item) = self.connection.inbox_mut().next()? {
             let Item::Pdu(TargetPdu::LoginResponse(response), text) = item else {
                 return Err(SessionError::Protocol("a login is answered by something else"));
             };
@@ -346,5 +335,65 @@ impl Initiator {
         if let Some(since) = self.owed_since.take() {
             self.answered_within = self.answered_within.max(now - since);
         }
+    }
+}
+
+impl dialogue::Client for Initiator {
+    type Ask = Ask;
+    type Answer = Answer;
+    type SessionError = SessionError;
+    type Error = IscsiError;
+
+    fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
+        self.connect(server, patience, io);
+    }
+
+    fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
+        self.leave(how, io);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
+    }
+
+    fn perform(&mut self, ask: Ask, now: Instant) {
+        self.perform(ask, now);
+    }
+
+    fn heard(&mut self) -> Vec<Heard<Answer, SessionError>> {
+        let heard = self.reports().filter_map(|report| match report {
+            Report::Connected => Some(Heard::Connected),
+            Report::Answer(answer) => Some(Heard::Answer(answer)),
+            Report::Broken(why) => Some(Heard::Broken(why)),
+            Report::Ended(_) | Report::Closed(_) | Report::Taken(_) => None,
+        });
+        heard.collect()
+    }
+
+    fn pump(&mut self, io: &mut dyn Submit) {
+        self.pump(io);
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) {
+        self.resume(event, io);
+    }
+
+    fn alarm(&self) -> Option<Instant> {
+        self.alarm()
+    }
+
+    fn wake(&mut self, now: Instant) {
+        self.wake(now);
+    }
+
+    fn unanswered(server: SocketAddr, why: Break) -> IscsiError {
+        IscsiError::Portal {
+            portal: server,
+            source: Unanswered(why),
+        }
+    }
+
+    fn redirected(server: SocketAddr) -> IscsiError {
+        IscsiError::Redirected { portal: server }
     }
 }

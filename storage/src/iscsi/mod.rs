@@ -3,14 +3,13 @@
 
 mod bringup;
 pub mod chap;
-mod connection;
-mod dialogue;
 pub mod digest;
 pub mod discovery;
 mod disk;
 mod error;
 mod inbox;
 mod initiator;
+mod link;
 pub mod login;
 pub mod name;
 mod open;

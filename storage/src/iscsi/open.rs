@@ -8,12 +8,13 @@ use std::time::Duration;
 use crate::backend::Access;
 use crate::lease::{Chain, Lock, Owner, Terms};
 use crate::reactor::Reactor;
+use crate::remote::dialogue::{self, Dialogue};
 
 use super::bringup::{Past, Refused, Up, attempt, bring_up, enter};
 use super::chap::{Authentication, Credentials};
-use super::dialogue::{self, Dialogue};
 use super::disk::Disk;
 use super::error::IscsiError;
+use super::initiator::Initiator;
 use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
 use super::operator::Operator;
@@ -58,7 +59,7 @@ pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opene
         up.unit.limits.unmap_blocks = 0;
         up.unit.limits.write_same_blocks = 0;
     }
-    let disk = dialogue.into_disk(up)?;
+    let disk = dialogue.into_disk(|initiator| Disk::new(plan, up, initiator))?;
     Ok(Opened { disk, name })
 }
 
@@ -66,7 +67,7 @@ pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opene
 /// (SBC-3, table 13): tgtd says that it did it. What cannot be found out is taken at its worst.
 fn fences_unmap(plan: &Plan) -> bool {
     let stranger = Arc::new(plan.for_stranger());
-    let asked = Dialogue::new(dialogue::plain(), Arc::clone(&stranger), STRANGER_LIMIT);
+    let asked = converse(dialogue::plain(), &stranger, STRANGER_LIMIT);
     let asked = asked.and_then(|mut dialogue| {
         dialogue.run(|port| {
             let plan = Arc::clone(&stranger);
@@ -95,12 +96,28 @@ pub(crate) fn open_simulated(
         ..plan
     });
     let (dialogue, up) = begun(io, &plan, &Past::default())?;
-    dialogue.into_disk(up)
+    dialogue.into_disk(|initiator| Disk::new(plan, up, initiator))
+}
+
+/// A dialogue with the target of `plan`.
+pub(super) fn converse<R: Reactor>(
+    io: R,
+    plan: &Plan,
+    limit: Duration,
+) -> Result<Dialogue<R, Initiator>, IscsiError> {
+    let portal = plan.portals.first().copied();
+    let portal = portal.expect("a name that was resolved has an address");
+    let initiator = Initiator::new(portal, plan.lun);
+    Dialogue::new(io, initiator, plan.portals.clone(), limit)
 }
 
 /// A session of `plan` after those of the `past`, and what it has found; it breaks off when it is dropped.
-fn begun<R: Reactor>(io: R, plan: &Arc<Plan>, past: &Past) -> Result<(Dialogue<R>, Up), IscsiError> {
-    let mut dialogue = Dialogue::new(io, Arc::clone(plan), OPEN_LIMIT)?;
+fn begun<R: Reactor>(
+    io: R,
+    plan: &Arc<Plan>,
+    past: &Past,
+) -> Result<(Dialogue<R, Initiator>, Up), IscsiError> {
+    let mut dialogue = converse(io, plan, OPEN_LIMIT)?;
     let up = dialogue.run(|port| bring_up(port, Arc::clone(plan), past.clone()))?;
     Ok((dialogue, up))
 }

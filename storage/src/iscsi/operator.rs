@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::lease::{ChainError, LeaseError, Phase, Record, fill_random};
 use crate::reactor::Reactor;
+use crate::remote::dialogue::{self, OPERATOR_LIMIT};
 use crate::request::Durability;
 
 use super::bringup::{Refused, Stop, enter, identify, identify_without_tail, run};
-use super::dialogue::{self, Dialogue, OPERATOR_LIMIT};
 use super::error::IscsiError;
+use super::open::converse;
 use super::plan::{Keyring, Plan};
 use super::procedure::{Data, Port};
 use super::reservation::{self, register, registrants, reserve_out, write_durably};
@@ -103,7 +104,7 @@ impl Operator {
     where
         F: Future<Output = Result<T, Stop>> + Send + 'static,
     {
-        let mut dialogue = Dialogue::new(io, Arc::clone(&self.0), OPERATOR_LIMIT)?;
+        let mut dialogue = converse(io, &self.0, OPERATOR_LIMIT)?;
         dialogue.run(|port| body(port, Arc::clone(&self.0)))
     }
 }

@@ -5,6 +5,7 @@
 )]
 
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ptr;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
@@ -14,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::{borrow, errno_of, result_of};
 use crate::reactor::{
-    Event, FILES_MAX, Family, FileSlot, NO_FILE, SocketAddress, SocketOp, SocketOption, Token, Wake, Wanted,
+    Event, FILES_MAX, Family, FileSlot, LowWater, NO_FILE, SocketAddress, SocketOp, SocketOption, Token, Wake,
 };
 use crate::request::Segment;
 use crate::socket::{message, place};
@@ -27,8 +28,6 @@ use crate::socket::{message, place};
 pub(super) struct Sockets {
     made: [Option<OwnedFd>; FILES_MAX],
     waiting: Vec<Waiting>,
-    /// What is left of a list of segments, for its room.
-    rest: Vec<Segment>,
 }
 
 /// An operation that waits for its peer.
@@ -50,8 +49,6 @@ enum Attempt {
     Receive {
         segments: *const Segment,
         segment_count: u32,
-        wanted: Wanted,
-        received_bytes: usize,
     },
 }
 
@@ -96,16 +93,14 @@ impl Sockets {
             SocketOp::Receive {
                 segments,
                 segment_count,
-                wanted,
-            } => {
-                let receive = Attempt::Receive {
+            } => self.attempt(
+                socket,
+                token,
+                Attempt::Receive {
                     segments,
                     segment_count,
-                    wanted,
-                    received_bytes: 0,
-                };
-                self.attempt(socket, token, receive)
-            }
+                },
+            ),
         };
         if let Some(result) = ended {
             wakes.push(Wake::Done(Event { token, result }));
@@ -125,12 +120,11 @@ impl Sockets {
 
     /// Tries again what is ready, by what a poll said of each operation that waits.
     pub(super) fn go_on(&mut self, mut polled: impl Iterator<Item = PollFlags>, wakes: &mut Vec<Wake>) {
-        let rest = &mut self.rest;
         self.waiting.retain_mut(|waiting| {
             if polled.next().is_none_or(|revents| revents.is_empty()) {
                 return true;
             }
-            let ended = waiting.attempt.again(waiting.socket, rest);
+            let ended = waiting.attempt.again(waiting.socket);
             if let Some(result) = ended {
                 let token = waiting.token;
                 wakes.push(Wake::Done(Event { token, result }));
@@ -139,8 +133,8 @@ impl Sockets {
         });
     }
 
-    fn attempt(&mut self, socket: RawFd, token: Token, mut attempt: Attempt) -> Option<i32> {
-        let ended = attempt.again(socket, &mut self.rest);
+    fn attempt(&mut self, socket: RawFd, token: Token, attempt: Attempt) -> Option<i32> {
+        let ended = attempt.again(socket);
         if ended.is_none() {
             self.wait_for(socket, token, attempt);
         }
@@ -192,10 +186,10 @@ impl Sockets {
         let Some(number) = self.waiting.iter().position(|waiting| waiting.token == target) else {
             return -libc::ENOENT;
         };
-        let result = self.waiting.remove(number).attempt.cancelled();
+        self.waiting.remove(number);
         wakes.push(Wake::Done(Event {
             token: target,
-            result,
+            result: -libc::ECANCELED,
         }));
         0
     }
@@ -203,8 +197,8 @@ impl Sockets {
 
 impl Attempt {
     /// The result, or `None` as long as the peer has to be waited for.
-    fn again(&mut self, socket: RawFd, rest: &mut Vec<Segment>) -> Option<i32> {
-        match self {
+    fn again(&self, socket: RawFd) -> Option<i32> {
+        match *self {
             Self::Connect => Some(match sockopt::socket_error(borrow(socket)) {
                 Ok(result) => errno_of(result),
                 Err(errno) => -errno.raw_os_error(),
@@ -212,71 +206,11 @@ impl Attempt {
             Self::Send {
                 segments,
                 segment_count,
-            } => unless_it_waits(send(socket, *segments, *segment_count)),
+            } => unless_it_waits(send(socket, segments, segment_count)),
             Self::Receive {
                 segments,
                 segment_count,
-                wanted: Wanted::Some,
-                ..
-            } => unless_it_waits(receive(socket, *segments, *segment_count)),
-            Self::Receive {
-                segments,
-                segment_count,
-                wanted: Wanted::All,
-                received_bytes,
-            } => {
-                let segments = listed(*segments, *segment_count);
-                receive_all(socket, segments, received_bytes, rest)
-            }
-        }
-    }
-
-    /// The result if it is not tried again.
-    fn cancelled(&self) -> i32 {
-        match self {
-            Self::Receive { received_bytes, .. } if *received_bytes > 0 => count(*received_bytes),
-            _ => -libc::ECANCELED,
-        }
-    }
-}
-
-/// Goes on with a receive of which `received_bytes` have arrived, until nothing more is there.
-fn receive_all(
-    socket: RawFd,
-    segments: &[Segment],
-    received_bytes: &mut usize,
-    rest: &mut Vec<Segment>,
-) -> Option<i32> {
-    let wanted_bytes: usize = segments.iter().map(Segment::len_bytes).sum();
-    loop {
-        behind(segments, *received_bytes, rest);
-        let segment_count = u32::try_from(rest.len()).expect("there are at most IOV_MAX segments");
-        let result = receive(socket, rest.as_ptr(), segment_count);
-        match usize::try_from(result) {
-            Ok(bytes) => {
-                *received_bytes += bytes;
-                if bytes == 0 || *received_bytes == wanted_bytes {
-                    return Some(count(*received_bytes));
-                }
-            }
-            Err(_) if result == -libc::EAGAIN => return None,
-            // What has arrived is reported; the next receive meets the error, or the end of the stream.
-            Err(_) if *received_bytes > 0 => return Some(count(*received_bytes)),
-            Err(_) => return Some(result),
-        }
-    }
-}
-
-/// Puts into `rest` what lies behind the first `skip_bytes` of the segments.
-fn behind(segments: &[Segment], mut skip_bytes: usize, rest: &mut Vec<Segment>) {
-    rest.clear();
-    for segment in segments {
-        let skipped = skip_bytes.min(segment.len_bytes());
-        skip_bytes -= skipped;
-        if skipped < segment.len_bytes() {
-            let mut left = *segment;
-            left.advance(skipped);
-            rest.push(left);
+            } => unless_it_waits(receive(socket, segments, segment_count)),
         }
     }
 }
@@ -319,7 +253,17 @@ fn set_option(socket: RawFd, option: SocketOption) -> i32 {
     errno_of(match option {
         SocketOption::NoDelay => sockopt::set_tcp_nodelay(borrow(socket), true),
         SocketOption::ResetOnClose => sockopt::set_socket_linger(borrow(socket), Some(Duration::ZERO)),
+        SocketOption::LowWater(mark) => return set_low_water(socket, mark),
     })
+}
+
+fn set_low_water(socket: RawFd, mark: LowWater) -> i32 {
+    let value = mark.value();
+    let len = libc::socklen_t::try_from(size_of_val(value)).expect("options are short");
+    let value = ptr::from_ref(value).cast();
+    // SAFETY: the value is an integer that is always there, and `len` its length.
+    let result = unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, len) };
+    result_of(isize::try_from(result).expect("this is a 64-bit monitor"))
 }
 
 fn copy_of(socket: RawFd) -> i32 {
@@ -327,14 +271,4 @@ fn copy_of(socket: RawFd) -> i32 {
         Ok(copy) => copy.into_raw_fd(),
         Err(errno) => -errno.raw_os_error(),
     }
-}
-
-fn listed<'op>(segments: *const Segment, segment_count: u32) -> &'op [Segment] {
-    let segment_count = usize::try_from(segment_count).expect("this is a 64-bit monitor");
-    // SAFETY: `segments` points to that many segments until the operation ends (contract of `SocketOp`).
-    unsafe { std::slice::from_raw_parts(segments, segment_count) }
-}
-
-fn count(bytes: usize) -> i32 {
-    i32::try_from(bytes).unwrap_or(i32::MAX)
 }

@@ -1,5 +1,9 @@
 //! What images on servers have in common, whatever protocol leads to them.
 
+pub(crate) mod backoff;
+pub(crate) mod connection;
+pub(crate) mod dialogue;
+pub(crate) mod flights;
 pub(crate) mod outbox;
 pub(crate) mod procedure;
 pub(crate) mod retained;

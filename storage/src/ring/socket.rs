@@ -8,7 +8,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::DestinationSlot;
 
 use super::entry::{fixed, single};
-use crate::reactor::{Family, FileSlot, SocketOp, SocketOption, Wanted};
+use crate::reactor::{Family, FileSlot, SocketOp, SocketOption};
 use crate::socket::message;
 
 /// The messages of entries that are not submitted yet: the kernel reads a message when it takes its entry, and not again.
@@ -50,6 +50,9 @@ pub(super) fn entry_of_socket(file: FileSlot, operation: SocketOp, messages: &mu
         SocketOp::SetOption(option) => match option {
             SocketOption::NoDelay => set_option(file, libc::IPPROTO_TCP, libc::TCP_NODELAY, &ON),
             SocketOption::ResetOnClose => set_option(file, libc::SOL_SOCKET, libc::SO_LINGER, &NO_TIME),
+            SocketOption::LowWater(mark) => {
+                set_option(file, libc::SOL_SOCKET, libc::SO_RCVLOWAT, mark.value())
+            }
         },
         SocketOp::Connect { peer } => {
             // SAFETY: the address stays in place until the operation ends (contract of `SocketOp`).
@@ -73,16 +76,11 @@ pub(super) fn entry_of_socket(file: FileSlot, operation: SocketOp, messages: &mu
         SocketOp::Receive {
             segments,
             segment_count,
-            wanted,
         } => match single(segments, segment_count) {
-            Some((address, len_bytes)) => opcode::Recv::new(fixed(file), address, len_bytes)
-                .flags(receive_flags(wanted))
-                .build(),
+            Some((address, len_bytes)) => opcode::Recv::new(fixed(file), address, len_bytes).build(),
             None => {
                 let message = messages.keep(message(segments, segment_count));
-                opcode::RecvMsg::new(fixed(file), message)
-                    .flags(receive_flags(wanted).cast_unsigned())
-                    .build()
+                opcode::RecvMsg::new(fixed(file), message).build()
             }
         },
         SocketOp::Cancel { target } => opcode::AsyncCancel::new(target.0)
@@ -111,12 +109,5 @@ fn domain(family: Family) -> libc::c_int {
     match family {
         Family::V4 => libc::AF_INET,
         Family::V6 => libc::AF_INET6,
-    }
-}
-
-fn receive_flags(wanted: Wanted) -> libc::c_int {
-    match wanted {
-        Wanted::Some => 0,
-        Wanted::All => libc::MSG_WAITALL,
     }
 }

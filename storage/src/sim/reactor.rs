@@ -389,8 +389,8 @@ impl State {
             if let SocketOp::Cancel { target } = ended.operation
                 && let Some(place) = self.talks.iter().position(|talk| talk.token == target)
             {
-                let cancelled = self.talks.swap_remove(place);
-                news.push(self.report(target, cancelled.cancelled()));
+                self.talks.swap_remove(place);
+                news.push(self.report(target, -libc::ECANCELED));
                 result = 0;
             }
             news.push(self.report(ended.token, result));

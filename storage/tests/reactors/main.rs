@@ -365,7 +365,9 @@ kept_by_both! { ring_sockets plain_sockets of crate::sockets:
     segments_are_sent_and_received_in_order
     several_messages_go_out_with_one_wait
     a_send_into_full_buffers_is_short_or_waits_and_nothing_is_lost
-    a_receive_for_some_ends_with_the_first_bytes_and_one_for_all_with_the_last
+    a_receive_ends_with_the_first_bytes_that_come_or_are_there
+    a_receive_that_waits_does_so_until_the_mark_is_reached
+    a_mark_that_is_changed_holds_for_what_waits_already
     the_end_of_the_stream_ends_a_receive
     a_waiting_receive_is_cancelled
     a_cancel_finds_what_was_submitted_just_before_it

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use coracle_storage::engine::Engine;
 use coracle_storage::reactor::{
-    Event, Family, FileSlot, KernelOp, NO_FILE, Patience, Reactor, SocketAddress, SocketOp, SocketOption,
-    Token, Wake, Wanted,
+    Event, Family, FileSlot, KernelOp, LowWater, NO_FILE, Patience, Reactor, SocketAddress, SocketOp,
+    SocketOption, Token, Wake,
 };
 use coracle_storage::request::Segment;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -106,8 +106,24 @@ impl Client {
         self.run(sending(segments))
     }
 
-    fn receive(&mut self, segments: &[Segment], wanted: Wanted) -> i32 {
-        self.run(receiving(segments, wanted))
+    fn receive(&mut self, segments: &[Segment]) -> i32 {
+        self.run(receiving(segments))
+    }
+
+    /// Receives so many bytes, in as many pieces as it takes.
+    fn receive_all(&mut self, segments: &[Segment], bytes: usize) -> usize {
+        let mut received = 0;
+        while received < bytes {
+            let more = usize::try_from(self.receive(segments)).unwrap();
+            assert!(more > 0, "{received} of {bytes}");
+            received += more;
+        }
+        received
+    }
+
+    fn set_low_water(&mut self, bytes: usize) {
+        let mark = LowWater::reached_by(bytes);
+        assert_eq!(self.run(SocketOp::SetOption(SocketOption::LowWater(mark))), 0);
     }
 }
 
@@ -129,11 +145,10 @@ fn sending(segments: &[Segment]) -> SocketOp {
     }
 }
 
-fn receiving(segments: &[Segment], wanted: Wanted) -> SocketOp {
+fn receiving(segments: &[Segment]) -> SocketOp {
     SocketOp::Receive {
         segments: segments.as_ptr(),
         segment_count: segments.len().try_into().unwrap(),
-        wanted,
     }
 }
 
@@ -189,7 +204,7 @@ pub(super) fn segments_are_sent_and_received_in_order(engine: Engine) {
     assert_eq!(at_peer.get(..5).unwrap(), [7; 5]);
     peer.write_all(b"hello world").unwrap();
     let mut received = [vec![0; 5], vec![0; 6]];
-    assert_eq!(client.receive(&segments(&mut received), Wanted::All), 11);
+    assert_eq!(client.receive(&segments(&mut received)), 11);
     assert_eq!(received.concat(), b"hello world");
 }
 
@@ -261,75 +276,114 @@ pub(super) fn a_send_into_full_buffers_is_short_or_waits_and_nothing_is_lost(eng
     assert!(reader.join().unwrap() == sent.concat());
 }
 
-pub(super) fn a_receive_for_some_ends_with_the_first_bytes_and_one_for_all_with_the_last(engine: Engine) {
+pub(super) fn a_receive_ends_with_the_first_bytes_that_come_or_are_there(engine: Engine) {
     let (mut client, mut peer) = Client::connected(engine);
     let mut buffers = [vec![0; 4], vec![0; 4]];
     let list = segments(&mut buffers);
     peer.write_all(b"abc").unwrap();
-    assert_eq!(client.receive(&list, Wanted::Some), 3);
+    assert_eq!(client.receive(&list), 3);
     assert_eq!(buffers.concat(), b"abc\0\0\0\0\0");
-    client.begin(receiving(&list, Wanted::All), Token(1));
-    for piece in [b"12", b"34", b"56"] {
-        peer.write_all(piece).unwrap();
-        client.assert_waits(Token(1));
-    }
-    peer.write_all(b"789").unwrap();
-    assert_eq!(client.result(Token(1)), 8);
-    assert_eq!(buffers.concat(), b"12345678");
+    client.begin(receiving(&list), Token(1));
+    client.assert_waits(Token(1));
+    peer.write_all(b"123456").unwrap();
+    assert_eq!(client.result(Token(1)), 6);
+    assert_eq!(buffers.concat(), b"123456\0\0");
     // One segment, which is another operation of a ring.
     let one = list.get(..1).unwrap();
-    client.begin(receiving(one, Wanted::All), Token(1));
-    peer.write_all(b"ab").unwrap();
+    client.begin(receiving(one), Token(1));
     client.assert_waits(Token(1));
-    peer.write_all(b"c").unwrap();
-    assert_eq!(client.result(Token(1)), 4);
-    assert_eq!(buffers.first().unwrap(), b"9abc");
+    peer.write_all(b"789").unwrap();
+    assert_eq!(client.result(Token(1)), 3);
+    assert_eq!(buffers.first().unwrap(), b"7894");
+}
+
+pub(super) fn a_receive_that_waits_does_so_until_the_mark_is_reached(engine: Engine) {
+    const BYTES: usize = 3 * LowWater::STEP_BYTES;
+    let (mut client, mut peer) = Client::connected(engine);
+    let mut buffers = [vec![0; BYTES / 2], vec![0; BYTES]];
+    let list = segments(&mut buffers);
+    for list in [list.as_slice(), list.get(1..).unwrap()] {
+        client.set_low_water(BYTES);
+        client.begin(receiving(list), Token(1));
+        client.assert_waits(Token(1));
+        for _ in 0..2 {
+            peer.write_all(&[7; LowWater::STEP_BYTES]).unwrap();
+            client.assert_waits(Token(1));
+        }
+        peer.write_all(&[7; LowWater::STEP_BYTES + 10]).unwrap();
+        let received = usize::try_from(client.result(Token(1))).unwrap();
+        assert!(received >= BYTES, "{received}");
+        // What is there is received without a wait, as little as it may be.
+        peer.write_all(&[7; 10]).unwrap();
+        let there = BYTES + 20 - received;
+        assert_eq!(client.receive_all(list, there), there);
+        client.set_low_water(1);
+        client.begin(receiving(list), Token(1));
+        client.assert_waits(Token(1));
+        peer.write_all(&[7; 1]).unwrap();
+        assert_eq!(client.result(Token(1)), 1);
+    }
+    assert!(buffers.concat().iter().all(|byte| *byte == 7));
+}
+
+pub(super) fn a_mark_that_is_changed_holds_for_what_waits_already(engine: Engine) {
+    let (mut client, mut peer) = Client::connected(engine);
+    let mut buffers = [vec![0; 4], vec![0; 4]];
+    let list = segments(&mut buffers);
+    client.begin(receiving(&list), Token(1));
+    client.assert_waits(Token(1));
+    client.set_low_water(LowWater::STEP_BYTES);
+    peer.write_all(b"abc").unwrap();
+    client.assert_waits(Token(1));
+    client.set_low_water(1);
+    assert_eq!(client.result(Token(1)), 3);
 }
 
 pub(super) fn the_end_of_the_stream_ends_a_receive(engine: Engine) {
     let (mut client, mut peer) = Client::connected(engine);
     let mut buffers = [vec![0; 4], vec![0; 4]];
     let list = segments(&mut buffers);
-    client.begin(receiving(&list, Wanted::All), Token(1));
+    client.set_low_water(LowWater::STEP_BYTES);
+    client.begin(receiving(&list), Token(1));
+    client.assert_waits(Token(1));
     peer.write_all(b"abc").unwrap();
     client.assert_waits(Token(1));
     drop(peer);
     assert_eq!(client.result(Token(1)), 3);
-    assert_eq!(client.receive(&list, Wanted::All), 0);
-    assert_eq!(client.receive(&list, Wanted::Some), 0);
+    assert_eq!(client.receive(&list), 0);
+    client.set_low_water(1);
+    assert_eq!(client.receive(&list), 0);
 }
 
 pub(super) fn a_waiting_receive_is_cancelled(engine: Engine) {
     let (mut client, mut peer) = Client::connected(engine);
     let mut buffers = [vec![0; 4], vec![0; 4]];
     let list = segments(&mut buffers);
-    for (wanted, list) in [
-        (Wanted::Some, list.as_slice()),
-        (Wanted::All, list.as_slice()),
-        (Wanted::Some, list.get(..1).unwrap()),
-    ] {
-        client.begin(receiving(list, wanted), Token(1));
+    for list in [list.as_slice(), list.get(..1).unwrap()] {
+        client.begin(receiving(list), Token(1));
         client.assert_waits(Token(1));
         assert_eq!(client.run(SocketOp::Cancel { target: Token(1) }), 0);
         assert_eq!(client.result(Token(1)), -libc::ECANCELED);
     }
     assert_eq!(client.run(SocketOp::Cancel { target: Token(1) }), -libc::ENOENT);
     // What had arrived is not lost: the connection is as good as before.
-    client.begin(receiving(&list, Wanted::All), Token(1));
+    client.set_low_water(LowWater::STEP_BYTES);
+    client.begin(receiving(&list), Token(1));
+    client.assert_waits(Token(1));
     peer.write_all(b"abc").unwrap();
     client.assert_waits(Token(1));
     assert_eq!(client.run(SocketOp::Cancel { target: Token(1) }), 0);
-    assert_eq!(client.result(Token(1)), 3);
-    peer.write_all(b"defghijk").unwrap();
-    assert_eq!(client.receive(&list, Wanted::All), 8);
-    assert_eq!(buffers.concat(), b"defghijk");
+    assert_eq!(client.result(Token(1)), -libc::ECANCELED);
+    peer.write_all(b"defgh").unwrap();
+    assert_eq!(client.receive(&list), 8);
+    assert_eq!(buffers.concat(), b"abcdefgh");
 }
 
 pub(super) fn a_cancel_finds_what_was_submitted_just_before_it(engine: Engine) {
     let (mut client, _peer) = Client::connected(engine);
     let mut buffers = [vec![0; 4]];
     let list = segments(&mut buffers);
-    client.begin(receiving(&list, Wanted::All), Token(1));
+    client.begin(receiving(&list), Token(1));
     client.begin(SocketOp::Cancel { target: Token(1) }, Token(2));
     assert_eq!(client.result(Token(2)), 0);
     assert_eq!(client.result(Token(1)), -libc::ECANCELED);
@@ -411,7 +465,7 @@ pub(super) fn an_empty_place_is_refused(engine: Engine) {
         SocketOp::SetOption(SocketOption::NoDelay),
         SocketOp::Take,
         sending(&list),
-        receiving(&list, Wanted::Some),
+        receiving(&list),
     ] {
         assert_eq!(client.run(operation), -libc::EBADF, "{operation:?}");
     }
@@ -456,7 +510,7 @@ pub(super) fn a_taken_socket_goes_on_in_another_reactor_of_either_kind(engine: E
         assert_eq!(successor.send(&list), 6);
         peer.read_exact(&mut [0; 6]).unwrap();
         // It still waits where nothing is there, although a descriptor would block.
-        successor.begin(receiving(&list, Wanted::All), Token(1));
+        successor.begin(receiving(&list), Token(1));
         successor.assert_waits(Token(1));
         peer.write_all(b"onward").unwrap();
         assert_eq!(successor.result(Token(1)), 6);
@@ -506,7 +560,7 @@ pub(super) fn a_connection_that_its_peer_resets_ends_what_waits(engine: Engine) 
     let (mut client, peer) = Client::connected(engine);
     let mut buffers = [vec![0; 4]];
     let list = segments(&mut buffers);
-    client.begin(receiving(&list, Wanted::All), Token(1));
+    client.begin(receiving(&list), Token(1));
     client.assert_waits(Token(1));
     rustix::net::sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
     drop(peer);
@@ -521,7 +575,9 @@ pub(super) fn a_watch_and_a_timer_are_served_while_a_receive_waits(engine: Engin
     client.io.watch(eventfd.as_raw_fd(), Token(1)).unwrap();
     let mut buffers = [vec![0; 4]];
     let list = segments(&mut buffers);
-    client.begin(receiving(&list, Wanted::All), Token(2));
+    client.set_low_water(LowWater::STEP_BYTES);
+    client.begin(receiving(&list), Token(2));
+    client.assert_waits(Token(2));
     for _ in 0..3 {
         eventfd.write(1).unwrap();
         client.io.set_timer(Some(Instant::now() + LIMIT));
@@ -541,7 +597,7 @@ pub(super) fn a_watch_and_a_timer_are_served_while_a_receive_waits(engine: Engin
         peer.write_all(b"x").unwrap();
     }
     assert!(client.ended.is_empty());
-    peer.write_all(b"x").unwrap();
+    peer.write_all(&[0; LowWater::STEP_BYTES]).unwrap();
     assert_eq!(client.result(Token(2)), 4);
 }
 
@@ -550,12 +606,12 @@ pub(super) fn an_operation_that_waits_keeps_its_room(engine: Engine) {
     let mut buffers = [vec![0; 4]];
     let list = segments(&mut buffers);
     for number in 0..u64::from(super::OPS_MAX) {
-        client.begin(receiving(&list, Wanted::All), Token(number));
+        client.begin(receiving(&list), Token(number));
     }
     client.assert_waits(Token(0));
     let one_more = KernelOp::Socket {
         file: SOCKET,
-        operation: receiving(&list, Wanted::All),
+        operation: receiving(&list),
     };
     assert!(client.io.submit(one_more, Token(99)).is_err());
 }
@@ -567,7 +623,7 @@ pub(super) fn a_reactor_is_dropped_although_operations_wait_for_ever(engine: Eng
     let list = segments(&mut buffers);
     let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
     client.io.watch(eventfd.as_raw_fd(), Token(9)).unwrap();
-    client.begin(receiving(&list, Wanted::All), Token(1));
+    client.begin(receiving(&list), Token(1));
     client.assert_waits(Token(1));
     let address = SocketAddress::new(silent.address);
     let elsewhere = FileSlot(5);
@@ -588,7 +644,7 @@ pub(super) fn a_reactor_is_dropped_although_operations_wait_for_ever(engine: Eng
         client.wait(Patience::None);
     }
     // This one was not even submitted to the kernel.
-    client.begin(receiving(list.get(..1).unwrap(), Wanted::Some), Token(4));
+    client.begin(receiving(list.get(..1).unwrap()), Token(4));
     let begun = Instant::now();
     drop(client);
     assert!(begun.elapsed() < Duration::from_secs(5));

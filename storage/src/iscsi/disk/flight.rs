@@ -11,6 +11,7 @@ use super::super::scsi::cdb::{self, Blocks};
 use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
 use super::super::unit::{Cache, Fua, Unit};
+use crate::remote::flights;
 use crate::remote::retained::{Moment, Retained};
 
 /// A request that was accepted.
@@ -22,7 +23,7 @@ use crate::remote::retained::{Moment, Retained};
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) request: Request,
-    pub(super) accepted: Instant,
+    accepted: Instant,
     stage: Stage,
     /// How much of it is done.
     done_bytes: u64,
@@ -70,6 +71,16 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const ATTENTIONS_MAX: u32 = 32;
 /// Zeros that are written where a range cannot be zeroed in a better way.
 pub(super) const ZEROS_BYTES: usize = 64 << 10;
+
+impl flights::Flight for Flight {
+    fn accepted(&self) -> Instant {
+        self.accepted
+    }
+
+    fn into_request(self) -> Request {
+        self.request
+    }
+}
 
 impl Flight {
     /// A flight of `request`, or how that ends at once.

@@ -4,7 +4,6 @@ mod flight;
 mod recovery;
 mod rewriting;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +12,9 @@ use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
 use crate::metrics::{LeaseState, SessionMetrics};
 use crate::reactor::{Event, NO_FILE, Reach, Submit};
 use crate::request::{Completion, Failure, Operation, Request, Segment};
-use crate::slab::Slab;
 
 use self::flight::{Flight, Next, ZEROS_BYTES};
-use self::recovery::{After, Backoff};
+use self::recovery::{After, Detour};
 use self::rewriting::Rewriting;
 use super::bringup::{Stop, Up};
 use super::initiator::{Initiator, Report};
@@ -27,6 +25,9 @@ use super::scsi::cdb::{self, Blocks};
 use super::scsi::sense::{Attention, Verdict, verdict};
 use super::session::{Command, Ended, Transfer};
 use super::unit::Unit;
+use crate::remote::backoff::Backoff;
+use crate::remote::dialogue;
+use crate::remote::flights::Flights;
 use crate::remote::retained::{Moment, Retained};
 
 /// An image on a logical unit, with the one session that serves it.
@@ -52,12 +53,7 @@ pub(crate) struct Disk {
     tenure: Option<Tenure>,
     state: State,
     initiator: Initiator,
-    flights: Slab<Flight>,
-    /// Flights whose next command is to be sent.
-    queue: VecDeque<usize>,
-    /// Flights that the unit has put off.
-    put_off: Vec<(Instant, usize)>,
-    done: VecDeque<Completion>,
+    flights: Flights<Flight>,
     retained: Retained,
     /// What a SYNCHRONIZE CACHE of our own, which is under way, covers.
     emptying: Option<Moment>,
@@ -69,6 +65,7 @@ pub(crate) struct Disk {
     /// The connection, while no reactor has it.
     socket: Option<OwnedFd>,
     backoff: Backoff,
+    detour: Detour,
     /// How it is to leave the reactor.
     parting: Option<Parting>,
     /// Its lease may be given back already.
@@ -78,8 +75,6 @@ pub(crate) struct Disk {
     strays: bool,
     /// Since when it is not served.
     unserved_since: Option<Instant>,
-    /// When the last request ended, until memory was given back after it.
-    last_ended: Option<Instant>,
     metrics: Arc<SessionMetrics>,
 }
 
@@ -123,16 +118,14 @@ impl Disk {
                 _ => Discard::Supported,
             },
         };
+        let metrics = Arc::<SessionMetrics>::default();
         let disk = Self {
             geometry,
             unit: up.unit,
             tenure: up.tenure,
             state: State::Serving,
             initiator,
-            flights: Slab::with_capacity(64),
-            queue: VecDeque::new(),
-            put_off: Vec::new(),
-            done: VecDeque::new(),
+            flights: Flights::new(plan.report_after, Arc::clone(&metrics)),
             retained: Retained::new(plan.uncommitted_bytes_max),
             plan,
             emptying: None,
@@ -141,12 +134,12 @@ impl Disk {
             spare: Vec::new(),
             socket: None,
             backoff: Backoff::default(),
+            detour: Detour::default(),
             parting: None,
             is_released: false,
             strays: false,
             unserved_since: None,
-            last_ended: None,
-            metrics: Arc::default(),
+            metrics,
         };
         disk.tell_of_lease(LeaseState::Held);
         disk
@@ -162,7 +155,7 @@ impl Disk {
     }
 
     /// Whether it has an open session that no reactor has.
-    pub(super) fn holds_session(&self) -> bool {
+    fn holds_session(&self) -> bool {
         self.socket.is_some() && matches!(self.state, State::Detached)
     }
 
@@ -173,13 +166,13 @@ impl Disk {
         }
         self.empty_cache_if_due();
         // Once around, so that those that have to wait keep their order, and the queue its memory.
-        for _ in 0..self.queue.len() {
-            let Some(place) = self.queue.pop_front() else {
+        for _ in 0..self.flights.queued() {
+            let Some(place) = self.flights.pop() else {
                 break;
             };
             if self.has_to_wait_for_room(place) {
                 self.empty_cache();
-                self.queue.push_back(place);
+                self.flights.queue(place);
             } else {
                 self.send(place);
             }
@@ -255,13 +248,12 @@ impl Disk {
         self.recycle(std::mem::take(&mut ended.command.segments));
         match next {
             Next::Send if matches!(self.state, State::Serving) => self.send(place),
-            Next::Send => self.queue.push_back(place),
+            Next::Send => self.flights.queue(place),
             Next::Later(time) => {
-                self.metrics.retries.add(1);
-                self.put_off.push((io.now() + time, place));
+                self.flights.put_off(place, io.now() + time);
             }
             Next::Reconnect(why) => {
-                self.queue.push_back(place);
+                self.flights.queue(place);
                 self.doubt(why, io);
             }
             Next::End(outcome) => self.end(place, outcome, io.now()),
@@ -295,66 +287,16 @@ impl Disk {
     }
 
     fn end(&mut self, place: usize, outcome: Result<(), Failure>, now: Instant) {
-        let Some(flight) = self.flights.remove(place) else {
-            return;
-        };
-        if flight.request.operation == Operation::Grow && outcome.is_ok() {
-            self.geometry.size_bytes = flight.request.len_bytes;
-            self.unit.size_bytes = flight.request.len_bytes;
-        }
-        self.last_ended = Some(now);
         if outcome.is_ok() {
             self.backoff.request_ended();
-        }
-        self.metrics.latency.record(now - flight.accepted);
-        let request = flight.request;
-        self.done.push_back(Completion { request, outcome });
-    }
-
-    /// Flights that were put off and whose time has come.
-    fn take_put_off(&mut self, now: Instant) {
-        let queue = &mut self.queue;
-        self.put_off.retain(|(due, place)| {
-            if *due <= now {
-                queue.push_back(*place);
+            if let Some(flight) = self.flights.get_mut(place)
+                && flight.request.operation == Operation::Grow
+            {
+                self.geometry.size_bytes = flight.request.len_bytes;
+                self.unit.size_bytes = flight.request.len_bytes;
             }
-            *due > now
-        });
-    }
-
-    /// Ends what has waited longer than its user wants. What is with a connection has to come back from it first.
-    fn report_overdue(&mut self, io: &mut dyn Submit) {
-        let now = io.now();
-        if self.overdue_at().is_none_or(|due| due > now) {
-            return;
         }
-        let Some(limit) = self.plan.report_after else {
-            return;
-        };
-        let mut overdue = Vec::new();
-        let mut may_wait = |place: usize| {
-            let flight = self.flights.get(place);
-            let is_overdue = flight.is_none_or(|flight| flight.accepted + limit <= now);
-            if is_overdue {
-                overdue.push(place);
-            }
-            !is_overdue
-        };
-        self.queue.retain(|place| may_wait(*place));
-        self.put_off.retain(|(_, place)| may_wait(*place));
-        for place in overdue {
-            self.end(place, Err(Failure::Host(libc::ETIMEDOUT)), now);
-        }
-        if self.overdue_at().is_some_and(|due| due <= now) {
-            self.doubt("a request takes longer than `timeout_ms`", io);
-        }
-    }
-
-    /// When the oldest request has waited too long, where there is a limit.
-    fn overdue_at(&self) -> Option<Instant> {
-        let limit = self.plan.report_after?;
-        let accepted = self.flights.iter().map(|flight| flight.accepted);
-        accepted.min().map(|accepted| accepted + limit)
+        self.flights.end(place, outcome, now);
     }
 
     fn report(&mut self, report: Report, io: &mut dyn Submit) {
@@ -375,13 +317,10 @@ impl Disk {
                 self.report(report, io);
             }
         }
-        self.take_put_off(io.now());
+        self.flights.take_put_off(io.now());
         self.dispatch(io);
         self.initiator.pump(io);
-        let waiting = self.queue.len() + self.put_off.len();
-        self.metrics
-            .outstanding
-            .set(self.flights.len().saturating_sub(waiting) as u64);
+        self.metrics.outstanding.set(self.flights.under_way() as u64);
     }
 }
 
@@ -400,8 +339,7 @@ impl Backend for Disk {
         match Flight::begin(request, &self.geometry, &self.unit, now) {
             Err((request, outcome)) => Step::Done(Completion { request, outcome }),
             Ok(flight) => {
-                let place = self.flights.insert(flight);
-                self.queue.push_back(place);
+                self.flights.accept(flight);
                 // Sent with the others of this round, before the owner waits.
                 Step::Pending
             }
@@ -411,7 +349,7 @@ impl Backend for Disk {
     fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
         self.initiator.resume(event, io);
         self.settle(io);
-        self.done.pop_front().map_or(Step::Pending, Step::Done)
+        self.flights.next_done().map_or(Step::Pending, Step::Done)
     }
 
     fn fork(&self) -> Option<Box<dyn Backend>> {
@@ -420,7 +358,7 @@ impl Backend for Disk {
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
-        self.done.pop_front()
+        self.flights.next_done()
     }
 
     fn flushes_at_end(&self) -> bool {
@@ -428,7 +366,7 @@ impl Backend for Disk {
     }
 
     fn in_flight(&self) -> usize {
-        self.flights.len() + self.done.len()
+        self.flights.in_flight()
     }
 
     fn attach(&mut self, io: &mut dyn Submit) {
@@ -465,12 +403,10 @@ impl Backend for Disk {
             State::Detached | State::Lost(_) => return None,
             _ => None,
         };
-        let put_off = self.put_off.iter().map(|(due, _)| *due).min();
         [
             resting,
-            put_off,
             self.empty_after,
-            self.overdue_at(),
+            self.flights.alarm(),
             self.initiator.alarm(),
         ]
         .into_iter()
@@ -481,8 +417,7 @@ impl Backend for Disk {
     fn wake(&mut self, io: &mut dyn Submit) {
         let now = io.now();
         self.initiator.wake(now);
-        if self.flights.is_empty() && self.last_ended.is_some_and(|ended| ended + TRIM_AFTER <= now) {
-            self.last_ended = None;
+        if self.flights.has_rested(TRIM_AFTER, now) {
             self.retained.trim();
         }
         self.empty_after = self.empty_after.filter(|after| *after > now);
@@ -492,7 +427,9 @@ impl Backend for Disk {
             self.connect(io);
         }
         self.settle(io);
-        self.report_overdue(io);
+        if self.flights.report_overdue(now) {
+            self.doubt("a request takes longer than `timeout_ms`", io);
+        }
         self.settle(io);
     }
 
@@ -504,6 +441,18 @@ impl Backend for Disk {
         match &self.state {
             State::Lost(reason) => Some(reason),
             _ => None,
+        }
+    }
+}
+
+impl Drop for Disk {
+    /// Gives a lease back that came with an open session and that no reactor has had, or has had to its end: whatever else
+    /// there was to start has failed.
+    fn drop(&mut self) {
+        if self.holds_session()
+            && let Err(error) = dialogue::end(self)
+        {
+            log::warn!("an image that was not used is not given back in good order: {error}");
         }
     }
 }

@@ -3,14 +3,14 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
 
 use crate::backend::Parting;
 use crate::metrics::LeaseState;
 use crate::reactor::Submit;
+use crate::remote::connection::Leave;
 
 use super::super::bringup::{self, Past, Stop, Up};
-use super::super::connection::Leave;
+
 use super::super::initiator::Break;
 use super::super::procedure::{Answer, Procedure, Progress};
 use super::super::reservation;
@@ -32,73 +32,12 @@ pub(super) enum After {
     End,
 }
 
-/// When the next connection is tried, and how long it may take.
+/// Where a target has redirected to.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
-    /// Connections in a row that came to nothing, or not to much.
-    failures: u32,
-    /// Since when the disk is served.
-    served_since: Option<Instant>,
-    /// Those of them on which the target was silent.
-    silences: u32,
-    /// Sessions and redirections in a row by which no request has ended.
-    in_vain: u32,
-    /// The portal that is tried next.
-    portal: usize,
-    /// Where the target has redirected to.
-    elsewhere: Option<SocketAddr>,
-    /// The connection was made where it has redirected to.
-    is_redirected: bool,
-}
-
-/// Between two attempts.
-const REST_MIN: Duration = Duration::from_millis(50);
-const REST_MAX: Duration = Duration::from_millis(1_000);
-/// How long each answer may take while a session is begun. A target that was silent is given twice as long next time: it
-/// may be behind a slow link, and a connection that waits is served as soon as a frozen target goes on.
-const PATIENCE_MIN: Duration = Duration::from_secs(1);
-const PATIENCE_MAX: Duration = Duration::from_secs(32);
-
-impl Backoff {
-    fn rest(&self) -> Duration {
-        // The first session that ends is followed at once.
-        match self.failures + self.in_vain.saturating_sub(1) {
-            0 => Duration::ZERO,
-            failures => (REST_MIN * 2_u32.saturating_pow(failures - 1)).min(REST_MAX),
-        }
-    }
-
-    fn patience(&self) -> Duration {
-        (PATIENCE_MIN * 2_u32.saturating_pow(self.silences.saturating_sub(1))).min(PATIENCE_MAX)
-    }
-
-    /// A request has ended well.
-    pub(super) fn request_ended(&mut self) {
-        self.in_vain = 0;
-    }
-
-    fn served(&mut self, now: Instant) {
-        self.served_since = Some(now);
-        self.silences = 0;
-        self.elsewhere = None;
-    }
-
-    /// The connection is of no more use. If the disk was served for a while, the next one is made at once: what breaks each
-    /// connection soon after its login would keep both ends busy otherwise.
-    fn ended(&mut self, was_silent: bool, now: Instant) {
-        match self.served_since.take() {
-            Some(since) if now - since >= REST_MAX => self.failures = 0,
-            _ => self.failed(was_silent),
-        }
-    }
-
-    fn failed(&mut self, was_silent: bool) {
-        self.failures = self.failures.saturating_add(1);
-        self.portal = self.portal.wrapping_add(1);
-        if was_silent {
-            self.silences = self.silences.saturating_add(1);
-        }
-    }
+pub(super) struct Detour {
+    to: Option<SocketAddr>,
+    /// The connection was made there.
+    is_taken: bool,
 }
 
 impl Disk {
@@ -118,10 +57,10 @@ impl Disk {
 
     pub(super) fn connect(&mut self, io: &mut dyn Submit) {
         let portals = &self.plan.portals;
-        let listed = portals.get(self.backoff.portal % portals.len().max(1)).copied();
+        let listed = portals.get(self.backoff.turn(portals.len())).copied();
         // Once: the next login begins where the user said.
-        let elsewhere = self.backoff.elsewhere.take();
-        self.backoff.is_redirected = elsewhere.is_some();
+        let elsewhere = self.detour.to.take();
+        self.detour.is_taken = elsewhere.is_some();
         let portal = elsewhere.or(listed);
         let portal = portal.expect("an address was found when the image was opened");
         self.state = State::Connecting;
@@ -169,7 +108,8 @@ impl Disk {
             );
         }
         self.backoff.served(io.now());
-        self.backoff.in_vain = self.backoff.in_vain.saturating_add(1);
+        self.backoff.begun();
+        self.detour.to = None;
         // What a guest was told of the disk stays, whatever the unit says now.
         self.unit = Unit {
             size_bytes: self.unit.size_bytes,
@@ -197,12 +137,12 @@ impl Disk {
             }
             Stop::Elsewhere(portal) => {
                 log::info!("{}: redirected to {portal}", self.plan.name);
-                if self.backoff.is_redirected {
+                if self.detour.is_taken {
                     // Back and forth, maybe without end.
                     self.backoff.failed(false);
                 }
-                self.backoff.elsewhere = Some(portal);
-                self.backoff.in_vain = self.backoff.in_vain.saturating_add(1);
+                self.detour.to = Some(portal);
+                self.backoff.begun();
                 self.leave(After::Reconnect, Leave::Close, io);
             }
             // An image that was open once waits for the target to be as it was.
@@ -266,7 +206,7 @@ impl Disk {
             if let Ok(place) = usize::try_from(command.cookie)
                 && self.flights.get_mut(place).is_some()
             {
-                self.queue.push_back(place);
+                self.flights.queue(place);
                 self.metrics.retries.add(1);
             }
         }

@@ -83,8 +83,7 @@ fn a_target_that_has_no_end_of_questions_does_not_keep_whoever_opens_it() {
     let served = served();
     let plan = planned(&served);
     let begun = std::time::Instant::now();
-    let mut dialogue =
-        Dialogue::new(dialogue::plain(), Arc::clone(&plan), Duration::from_millis(300)).unwrap();
+    let mut dialogue = converse(dialogue::plain(), &plan, Duration::from_millis(300)).unwrap();
     let endless = dialogue.run(|port| {
         let plan = Arc::clone(&plan);
         async move {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::backend::Parting;
-use crate::reactor::{SocketOp, Wanted};
+use crate::reactor::SocketOp;
 
 const SOCKET: FileSlot = FileSlot(0);
 const RECEIVE: Token = Token(5);
@@ -36,7 +36,6 @@ impl Remote {
         let operation = SocketOp::Receive {
             segments: std::ptr::null(),
             segment_count: 0,
-            wanted: Wanted::Some,
         };
         let file = SOCKET;
         io.submit(KernelOp::Socket { file, operation }, RECEIVE).unwrap();

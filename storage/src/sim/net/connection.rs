@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::faults::{NetFaults, up_to};
 use super::peer::Peer;
 use super::pipe::{Piece, Pipe};
+use crate::reactor::LowWater;
 use crate::sim::dice::Dice;
 
 /// ```text
@@ -151,7 +152,13 @@ impl Connection {
 
     /// Whether a receive would end now.
     pub(super) fn is_readable(&self) -> bool {
-        !self.arrived.is_empty() || self.client != Client::Open
+        self.has_reached(LowWater::ANY)
+    }
+
+    /// Whether what has arrived reaches the mark, or leaves no room for more; or nothing more comes.
+    pub(super) fn has_reached(&self, mark: LowWater) -> bool {
+        let enough_bytes = mark.bytes().min(self.down.capacity_bytes());
+        self.arrived.len() >= enough_bytes || self.client != Client::Open
     }
 
     /// Whether a send would end now.

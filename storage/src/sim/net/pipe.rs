@@ -38,6 +38,11 @@ impl Pipe {
         }
     }
 
+    /// How many bytes it takes before somebody receives them.
+    pub(super) fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
+
     /// How many bytes may be sent, of which `unread_bytes` lie at the receiver's end.
     pub(super) fn room_bytes(&self, unread_bytes: usize) -> usize {
         let flying = self.flying.iter().map(|(_, piece)| match piece {

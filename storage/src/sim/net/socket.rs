@@ -4,25 +4,26 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{Connection, Leave, Network, World};
+use crate::reactor::LowWater;
 
 /// Names a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::sim) struct SocketId(u64);
 
 /// A socket of a client.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Socket {
     phase: Phase,
     resets_on_close: bool,
+    mark: LowWater,
 }
 
 /// ```text
 ///   Fresh ──connect──► Calling ──answered──► Connected
 ///                         └──refused, or never answered──► Failed, told once ──► Fresh
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum Phase {
-    #[default]
     Fresh,
     Calling(Call),
     Failed(i32),
@@ -46,6 +47,14 @@ pub(in crate::sim) struct Blocked;
 const CONNECT_MAX: Duration = Duration::from_secs(131);
 
 impl Socket {
+    fn new() -> Self {
+        Self {
+            phase: Phase::Fresh,
+            resets_on_close: false,
+            mark: LowWater::ANY,
+        }
+    }
+
     pub(super) fn answered_at(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Calling(call) => Some(call.answered_at),
@@ -86,7 +95,7 @@ impl Network {
         let world = &mut *self.0.borrow_mut();
         world.next += 1;
         let id = SocketId(world.next);
-        world.sockets.insert(id, Socket::default());
+        world.sockets.insert(id, Socket::new());
         id
     }
 
@@ -94,6 +103,13 @@ impl Network {
     pub(in crate::sim) fn reset_on_close(&self, id: SocketId) {
         if let Some(socket) = self.0.borrow_mut().sockets.get_mut(&id) {
             socket.resets_on_close = true;
+        }
+    }
+
+    /// From now on a receive that waits does so until the mark is reached.
+    pub(in crate::sim) fn set_low_water(&self, id: SocketId, mark: LowWater) {
+        if let Some(socket) = self.0.borrow_mut().sockets.get_mut(&id) {
+            socket.mark = mark;
         }
     }
 
@@ -182,6 +198,15 @@ impl Network {
         world
             .connection_of(id)
             .is_none_or(|connection| connection.is_readable())
+    }
+
+    /// Whether a receive that waits is told to go on.
+    pub(in crate::sim) fn has_reached_mark(&self, id: SocketId) -> bool {
+        let world = &mut *self.0.borrow_mut();
+        let mark = world.sockets.get(&id).map_or(LowWater::ANY, |socket| socket.mark);
+        world
+            .connection_of(id)
+            .is_none_or(|connection| connection.has_reached(mark))
     }
 
     /// Whether a send would end now.

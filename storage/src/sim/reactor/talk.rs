@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::reactor::{FILES_MAX, SocketOp, SocketOption, Token, Wanted};
+use crate::reactor::{FILES_MAX, SocketOp, SocketOption, Token};
 use crate::sim::dice::Dice;
 use crate::sim::net::{Blocked, Network, SocketId};
 use crate::sim::reactor::Faults;
@@ -18,9 +18,10 @@ pub(super) struct Talk {
     pub(super) place: usize,
     pub(super) operation: SocketOp,
     memory: Memory,
-    received_bytes: usize,
     /// Whether a connect has called.
     has_called: bool,
+    /// Whether a receive has found nothing, and waits for the mark of its socket.
+    has_waited: bool,
 }
 
 impl Talk {
@@ -33,7 +34,6 @@ impl Talk {
             | SocketOp::Receive {
                 segments,
                 segment_count,
-                ..
             } => Memory::of(segments, segment_count),
             _ => Memory::none(),
         };
@@ -42,16 +42,8 @@ impl Talk {
             place,
             operation,
             memory,
-            received_bytes: 0,
             has_called: false,
-        }
-    }
-
-    /// The result if it is cancelled.
-    pub(super) fn cancelled(&self) -> i32 {
-        match self.received_bytes {
-            0 => -libc::ECANCELED,
-            received_bytes => count(received_bytes),
+            has_waited: false,
         }
     }
 
@@ -63,7 +55,7 @@ impl Talk {
         match self.operation {
             SocketOp::Connect { .. } => !self.has_called || network.is_answered(socket),
             SocketOp::Send { .. } => network.is_writable(socket),
-            SocketOp::Receive { .. } => network.is_readable(socket),
+            SocketOp::Receive { .. } => self.may_receive(socket, network),
             _ => true,
         }
     }
@@ -93,8 +85,10 @@ impl Talk {
             (SocketOp::Cancel { .. }, _) => Ok(-libc::ENOENT),
             (_, None) => Ok(-libc::EBADF),
             (SocketOp::SetOption(option), Some(socket)) => {
-                if option == SocketOption::ResetOnClose {
-                    network.reset_on_close(socket);
+                match option {
+                    SocketOption::NoDelay => {}
+                    SocketOption::ResetOnClose => network.reset_on_close(socket),
+                    SocketOption::LowWater(mark) => network.set_low_water(socket, mark),
                 }
                 Ok(0)
             }
@@ -109,10 +103,7 @@ impl Talk {
                 Ok(-dice.pick(&[libc::EINTR, libc::EAGAIN]))
             }
             (SocketOp::Send { .. }, Some(socket)) => self.send(socket, network, faults, dice),
-            (SocketOp::Receive { wanted, .. }, Some(socket)) => match wanted {
-                Wanted::Some => self.receive_some(socket, network, faults, dice),
-                Wanted::All => self.receive_all(socket, network),
-            },
+            (SocketOp::Receive { .. }, Some(socket)) => self.receive(socket, network, faults, dice),
             // Nothing outside the simulation could go on with it.
             (SocketOp::Take, Some(_)) => Ok(-libc::EOPNOTSUPP),
         }
@@ -121,10 +112,9 @@ impl Talk {
     fn is_interrupted(&self, socket: SocketId, network: &Network, faults: &Faults, dice: &mut Dice) -> bool {
         let is_ready = match self.operation {
             SocketOp::Send { .. } => network.is_writable(socket),
-            _ => network.is_readable(socket),
+            _ => self.may_receive(socket, network),
         };
-        // What has received something says so instead.
-        is_ready && self.received_bytes == 0 && dice.one_in(faults.interrupted_one_in)
+        is_ready && dice.one_in(faults.interrupted_one_in)
     }
 
     fn connect(&mut self, socket: SocketId, address: SocketAddr, network: &Network) -> Result<i32, Blocked> {
@@ -154,14 +144,24 @@ impl Talk {
         Ok(count(len_bytes))
     }
 
-    fn receive_some(
-        &self,
+    /// Only what has waited minds the mark.
+    fn may_receive(&self, socket: SocketId, network: &Network) -> bool {
+        if self.has_waited {
+            network.has_reached_mark(socket)
+        } else {
+            network.is_readable(socket)
+        }
+    }
+
+    fn receive(
+        &mut self,
         socket: SocketId,
         network: &Network,
         faults: &Faults,
         dice: &mut Dice,
     ) -> Result<i32, Blocked> {
-        if !network.is_readable(socket) {
+        if !self.may_receive(socket, network) {
+            self.has_waited = true;
             return Err(Blocked);
         }
         let len_bytes = shortened(self.memory.len_bytes(), faults, dice);
@@ -172,23 +172,6 @@ impl Talk {
             }
             Err(errno) => -errno,
         })
-    }
-
-    fn receive_all(&mut self, socket: SocketId, network: &Network) -> Result<i32, Blocked> {
-        loop {
-            let left_bytes = self.memory.len_bytes() - self.received_bytes;
-            match network.receive(socket, left_bytes)? {
-                Ok(bytes) => {
-                    self.memory.scatter(self.received_bytes, &bytes);
-                    self.received_bytes += bytes.len();
-                    if bytes.is_empty() || bytes.len() == left_bytes {
-                        return Ok(count(self.received_bytes));
-                    }
-                }
-                Err(_) if self.received_bytes > 0 => return Ok(count(self.received_bytes)),
-                Err(errno) => return Ok(-errno),
-            }
-        }
     }
 }
 

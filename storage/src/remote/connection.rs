@@ -3,16 +3,12 @@
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
-use crate::reactor::{Event, FileSlot, Full, KernelOp, SocketAddress, SocketOp, SocketOption, Submit, Token};
-use crate::remote::outbox::Outbox;
-
+use crate::reactor::{
+    Event, FileSlot, Full, KernelOp, LowWater, SocketAddress, SocketOp, SocketOption, Submit, Token,
+};
 use crate::request::Segment;
-use crate::segments;
 
-use super::digest::{Digest, header_digest};
-use super::inbox::{HYBRID_BYTES, Inbox, Item, StreamError};
-use super::pdu::{Bhs, Tag, padding_bytes};
-use super::session::Digests;
+use super::outbox::Outbox;
 
 /// A connection and its two halves.
 ///
@@ -26,15 +22,22 @@ use super::session::Digests;
 /// At most one receive and one send are in flight. The next connection begins when the last has nothing in flight
 /// and is closed, so an event never needs to be told from that of an older one.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection<I, L> {
     stage: Stage,
     /// In place for the kernel.
     peer: Box<SocketAddress>,
-    inbox: Inbox,
-    outbox: Outbox<Tag>,
-    digests: Digests,
+    inbox: I,
+    outbox: Outbox<L>,
     /// How much is received into the buffer at a time.
     receive_bytes_max: usize,
+    /// How much comes at least, as its owner knows, from the beginning of the PDU that comes next or has begun to.
+    expected_bytes: usize,
+    /// How much a receive waits for, as the socket was told.
+    mark: LowWater,
+    /// What it is being told.
+    next_mark: LowWater,
+    /// The last receive took all that there was room for: the next does not wait, most likely.
+    finds_more: bool,
     /// What is in flight, by its token, and whether it was asked to end early.
     in_flight: [Flight; 2 * OPERATIONS],
 }
@@ -58,7 +61,7 @@ enum Setup {
 
 /// How a connection is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leave {
+pub(crate) enum Leave {
     /// It is reset, and what was not sent is not.
     Close,
     /// The process gets a descriptor of it, by which another reactor goes on. Nothing is being sent.
@@ -75,12 +78,12 @@ enum Flight {
 
 /// What has become of a connection.
 #[derive(Debug)]
-pub(super) enum Happening {
+pub(crate) enum Happening {
     /// It is open.
     Connected,
     /// Something was received: see [`Connection::next`].
     Received,
-    /// A batch was sent: these tasks have their memory back.
+    /// A batch was sent: these lenders have their memory back.
     Sent,
     /// It is of no more use, for this errno; 0 is its proper end. To be left.
     Broken(i32),
@@ -90,70 +93,88 @@ pub(super) enum Happening {
     Taken(RawFd),
 }
 
-/// The data segment of a PDU.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Payload<'a> {
-    /// Bytes of our own, copied now.
-    Own(&'a [u8]),
-    /// Memory of a request, copied now: it is short, or what is sent has a digest and must not change any more.
-    Copied(&'a [Segment]),
-    /// Memory of the request of this task, which stays in place until the payload was sent.
-    Lent(&'a [Segment], Tag),
-}
+/// What is received on a connection, until it makes sense.
+pub(crate) trait Incoming: Default {
+    /// Forgets everything, when nothing is being received.
+    fn clear(&mut self);
 
-impl Payload<'_> {
-    /// No data segment.
-    pub(super) const NONE: Self = Self::Own(&[]);
+    /// Where the next receive goes, into a buffer of its own at most `limit_bytes`. Asked when nothing more can be made of what
+    /// has come; stays in place until [`Self::received`].
+    fn space(&mut self, limit_bytes: usize) -> &[Segment];
+
+    /// How much has come of the message that is coming.
+    fn come_bytes(&self) -> usize;
+
+    /// How much of its payload is still to come.
+    fn left_bytes(&self) -> usize;
+
+    /// Takes in that so many bytes were received, and returns whether that was all that there was room for.
+    fn received(&mut self, bytes: usize) -> bool;
 }
 
 /// The place of the socket among the files of its image.
-pub(super) const SOCKET: FileSlot = FileSlot(0);
+pub(crate) const SOCKET: FileSlot = FileSlot(0);
+
+/// What is received into a buffer at a time while long payloads are awaited, so that little of them is copied.
+const HYBRID_BYTES: usize = 16 << 10;
 
 /// Tokens, which are also places in `in_flight`.
 const SETUP: usize = 0;
 const RECEIVE: usize = 1;
 const SEND: usize = 2;
 const LEAVE: usize = 3;
-const OPERATIONS: usize = 4;
+const MARK: usize = 4;
+const OPERATIONS: usize = 5;
 /// The token of an order to cancel another operation is so much above that one's.
 const CANCEL: usize = OPERATIONS;
 
-impl Connection {
+/// What is expected where nothing is certain.
+pub(crate) const ANYTHING_BYTES: usize = 1;
+/// A mark that is too low by no more than this is left alone: the beginning of a long payload and its rest wait by the same
+/// one then, and to change it costs nearly what it saves.
+const SLACK_BYTES: usize = 2 * LowWater::STEP_BYTES;
+
+impl<I: Incoming, L> Connection<I, L> {
     /// No connection yet.
-    pub(super) fn new(peer: SocketAddr) -> Self {
+    pub(crate) fn new(peer: SocketAddr) -> Self {
         Self {
             stage: Stage::Closed,
             peer: Box::new(SocketAddress::new(peer)),
-            inbox: Inbox::default(),
+            inbox: I::default(),
             outbox: Outbox::default(),
-            digests: Digests::default(),
             receive_bytes_max: usize::MAX,
+            expected_bytes: ANYTHING_BYTES,
+            mark: LowWater::ANY,
+            next_mark: LowWater::ANY,
+            finds_more: false,
             in_flight: [Flight::None; 2 * OPERATIONS],
         }
     }
 
     /// Begins to connect to `peer`; the last connection is closed.
-    pub(super) fn open(&mut self, peer: SocketAddr, io: &mut dyn Submit) {
+    pub(crate) fn open(&mut self, peer: SocketAddr, io: &mut dyn Submit) {
         assert_eq!(
             self.stage,
             Stage::Closed,
             "one connection ends before the next begins"
         );
         *self.peer = SocketAddress::new(peer);
-        self.digests = Digests::default();
         self.inbox.clear();
+        self.expected_bytes = ANYTHING_BYTES;
+        self.mark = LowWater::ANY;
+        self.finds_more = false;
         self.stage = Stage::Setup(Setup::Make);
         self.pump(io);
     }
 
     /// Goes on with a connection that was taken from another reactor: its descriptor is registered as [`SOCKET`].
-    pub(super) fn adopt(&mut self, io: &mut dyn Submit) {
+    pub(crate) fn adopt(&mut self, io: &mut dyn Submit) {
         self.stage = Stage::Open;
         self.pump(io);
     }
 
-    /// Begins to leave the connection. `returned` gets the tasks that had lent memory once it is closed.
-    pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
+    /// Begins to leave the connection. `returned` gets the lenders that had lent memory once it is closed.
+    pub(crate) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
         // What is at its end is not hurried.
         if self.stage != Stage::Closed && !self.in_flight(LEAVE) {
             self.stage = Stage::Leaving(how);
@@ -162,87 +183,70 @@ impl Connection {
     }
 
     /// Whether there is a connection that can be used.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.stage == Stage::Open
     }
 
     /// Whether nothing of a connection is left.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.stage == Stage::Closed
-    }
-
-    /// What protects the PDUs from now on.
-    pub(super) fn set_digests(&mut self, digests: Digests) {
-        self.digests = digests;
-    }
-
-    /// What protects the PDUs.
-    pub(super) fn digests(&self) -> Digests {
-        self.digests
     }
 
     /// Says whether long payloads are on their way: then little is received into the buffer, so that most of them is not
     /// copied.
-    pub(super) fn expect_long(&mut self, are_expected: bool) {
+    pub(crate) fn expect_long(&mut self, are_expected: bool) {
         self.receive_bytes_max = if are_expected { HYBRID_BYTES } else { usize::MAX };
     }
 
-    /// Queues a PDU, to be sent with the others of this round.
-    pub(super) fn send(&mut self, header: &Bhs, payload: Payload<'_>) {
-        self.outbox.write(&header.0);
-        if self.digests.header {
-            self.outbox.write(&header_digest(header, &[]));
-        }
-        let mut digest = Digest::default();
-        let mut add = |data: &[u8]| {
-            if self.digests.data {
-                digest.add(data);
-            }
-            data.len()
-        };
-        let len = match payload {
-            Payload::Own(bytes) => {
-                self.outbox.write(bytes);
-                add(bytes)
-            }
-            Payload::Copied(pieces) => add(self.outbox.gather(pieces)),
-            Payload::Lent(pieces, task) => {
-                assert!(!self.digests.data, "what has a digest is copied");
-                self.outbox.lend(pieces, task);
-                usize::try_from(segments::total(pieces)).expect("this is a 64-bit monitor")
-            }
-        };
-        let padding = [0; 3];
-        let padding = padding.get(..padding_bytes(len)).unwrap_or_default();
-        add(padding);
-        self.outbox.write(padding);
-        if self.digests.data && len > 0 {
-            self.outbox.write(&digest.finish());
+    /// Says that at least so many bytes come from the beginning of the next PDU on, so that nobody need be woken before. If
+    /// something else may come instead, it is to be taken back soon: see [`Self::is_trusting`].
+    pub(crate) fn expect(&mut self, bytes: usize) {
+        self.expected_bytes = bytes;
+    }
+
+    /// The same, where something may now come that is shorter than what was expected.
+    pub(crate) fn expect_at_most(&mut self, bytes: usize) {
+        if bytes < self.expected_bytes {
+            self.expected_bytes = bytes;
+            // The receive may be in flight, and wait.
+            self.finds_more = false;
         }
     }
 
-    /// How many batches of PDUs have begun to be sent, each when the last one was sent whole.
-    pub(super) fn departures(&self) -> u64 {
+    /// Leaves it at what a receive waits for now.
+    pub(crate) fn expect_as_before(&mut self) {
+        self.expected_bytes = self.mark.bytes();
+    }
+
+    /// Whether something that was not expected might wait unseen: a receive waits for more than the rest of a payload, which
+    /// comes whatever else does.
+    pub(crate) fn is_trusting(&self) -> bool {
+        self.expected_bytes > ANYTHING_BYTES && self.mark > LowWater::reached_by(self.inbox.left_bytes())
+    }
+
+    /// The outgoing half, whose content is sent with all else of this round.
+    pub(crate) fn outbox(&mut self) -> &mut Outbox<L> {
+        &mut self.outbox
+    }
+
+    /// How many batches have begun to be sent, each when the last one was sent whole.
+    pub(crate) fn departures(&self) -> u64 {
         self.outbox.departures()
     }
 
-    /// The next thing that has come whole.
-    ///
-    /// # Errors
-    ///
-    /// When the stream makes no sense any more; the connection is to be left.
-    pub(super) fn next(&mut self) -> Result<Option<Item>, StreamError> {
-        self.inbox.next(self.digests)
+    /// The incoming half.
+    pub(crate) fn inbox(&self) -> &I {
+        &self.inbox
     }
 
-    /// The incoming half, to give a payload its place.
-    pub(super) fn inbox(&mut self) -> &mut Inbox {
+    /// The same, to take from it.
+    pub(crate) fn inbox_mut(&mut self) -> &mut I {
         &mut self.inbox
     }
 
     /// Puts in flight what the connection needs next and has not; to be called before each wait. A reactor without
     /// room is asked again next time.
-    pub(super) fn pump(&mut self, io: &mut dyn Submit) {
+    pub(crate) fn pump(&mut self, io: &mut dyn Submit) {
         // Nothing is lost by a full reactor: whatever could not be submitted is found missing again.
         let _later = self.try_pump(io);
     }
@@ -263,6 +267,7 @@ impl Connection {
             }
             Stage::Open => {
                 self.pump_send(io)?;
+                self.pump_mark(io)?;
                 self.pump_receive(io)
             }
             Stage::Leaving(how) => self.pump_leave(how, io),
@@ -284,15 +289,41 @@ impl Connection {
         self.submit(SEND, operation, io)
     }
 
+    /// Tells the socket how much a receive is to wait for, if that has changed; one that waits already hears of it.
+    fn pump_mark(&mut self, io: &mut dyn Submit) -> Result<(), Full> {
+        if self.in_flight(MARK) {
+            return Ok(());
+        }
+        let wanted = self.wanted_mark();
+        if wanted != self.mark {
+            self.submit(MARK, SocketOp::SetOption(SocketOption::LowWater(wanted)), io)?;
+            self.next_mark = wanted;
+        }
+        Ok(())
+    }
+
+    /// As much as is certain to come. It is raised before the next payload only, as the rest of one is there with its
+    /// beginning. And a receive that may be followed at once does not wait by the mark: it stays for the next that does.
+    fn wanted_mark(&self) -> LowWater {
+        let left_bytes = self.inbox.left_bytes();
+        let expected_bytes = self.expected_bytes.saturating_sub(self.inbox.come_bytes());
+        let highest = LowWater::reached_by(left_bytes.max(expected_bytes));
+        if self.expected_bytes <= ANYTHING_BYTES {
+            return self.mark.min(highest);
+        }
+        let is_low = left_bytes == 0 && self.mark.bytes() + SLACK_BYTES < highest.bytes();
+        let is_high = self.mark > highest && !self.finds_more;
+        if is_low || is_high { highest } else { self.mark }
+    }
+
     fn pump_receive(&mut self, io: &mut dyn Submit) -> Result<(), Full> {
         if self.in_flight(RECEIVE) {
             return Ok(());
         }
-        let (space, wanted) = self.inbox.space(self.receive_bytes_max, self.digests);
+        let space = self.inbox.space(self.receive_bytes_max);
         let operation = SocketOp::Receive {
             segments: space.as_ptr(),
             segment_count: count(space.len()),
-            wanted,
         };
         self.submit(RECEIVE, operation, io)
     }
@@ -348,15 +379,18 @@ impl Connection {
         }
     }
 
-    /// Takes the end of an operation in. `returned` gets the tasks whose memory was lent and is not needed any more.
-    pub(super) fn resume(
+    /// Takes the end of an operation in. `returned` gets the lenders whose memory was lent and is not needed any more.
+    pub(crate) fn resume(
         &mut self,
         event: Event,
-        returned: &mut Vec<Tag>,
+        returned: &mut Vec<L>,
         io: &mut dyn Submit,
     ) -> Option<Happening> {
         let number = usize::try_from(event.token.0).expect("this is a 64-bit monitor");
         self.set(number, Flight::None);
+        if number == MARK && event.result == 0 {
+            self.mark = self.next_mark;
+        }
         if number >= CANCEL {
             // What was to be cancelled says itself how it ended.
             self.pump(io);
@@ -384,8 +418,9 @@ impl Connection {
                     .sent(usize::try_from(event.result).unwrap_or(0), returned);
                 Some(Happening::Sent)
             }
+            (Stage::Open, MARK) => None,
             (Stage::Open, _) => {
-                self.inbox.received(usize::try_from(event.result).unwrap_or(0));
+                self.finds_more = self.inbox.received(usize::try_from(event.result).unwrap_or(0));
                 // The owner pumps, once it has taken what has come.
                 return Some(Happening::Received);
             }
@@ -407,7 +442,7 @@ impl Connection {
         None
     }
 
-    fn left(&mut self, how: Leave, result: i32, returned: &mut Vec<Tag>) -> Happening {
+    fn left(&mut self, how: Leave, result: i32, returned: &mut Vec<L>) -> Happening {
         if how == Leave::Take && result >= 0 {
             self.stage = Stage::Closed;
             return Happening::Taken(result);

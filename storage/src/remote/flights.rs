@@ -1,0 +1,185 @@
+//! Requests that an image on a server has accepted, until they end.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::metrics::SessionMetrics;
+use crate::request::{Completion, Failure, Request};
+use crate::slab::Slab;
+
+/// A request, and what it takes to carry it out.
+pub(crate) trait Flight {
+    /// When it was accepted.
+    fn accepted(&self) -> Instant;
+
+    /// The request, at its end.
+    fn into_request(self) -> Request;
+}
+
+/// All of an image's requests, each in its place.
+///
+/// ```text
+///   accept ──► queued ──pop──► under way ──end──► done ──next_done──►
+///                ▲  └───────────── queue ◄──┤
+///                └── its time has come ◄── put_off
+/// ```
+#[derive(Debug)]
+pub(crate) struct Flights<F> {
+    flights: Slab<F>,
+    /// Those whose next step is to be sent.
+    queue: VecDeque<usize>,
+    /// Those that the server has put off, and until when.
+    put_off: Vec<(Instant, usize)>,
+    done: VecDeque<Completion>,
+    /// How long a request may take before it is reported as failed; for ever if nothing is said.
+    report_after: Option<Duration>,
+    /// When the last one ended, until somebody asked.
+    last_ended: Option<Instant>,
+    metrics: Arc<SessionMetrics>,
+}
+
+impl<F: Flight> Flights<F> {
+    /// None yet.
+    pub(crate) fn new(report_after: Option<Duration>, metrics: Arc<SessionMetrics>) -> Self {
+        Self {
+            flights: Slab::with_capacity(64),
+            queue: VecDeque::new(),
+            put_off: Vec::new(),
+            done: VecDeque::new(),
+            report_after,
+            last_ended: None,
+            metrics,
+        }
+    }
+
+    /// Takes one, and queues it.
+    pub(crate) fn accept(&mut self, flight: F) {
+        let place = self.flights.insert(flight);
+        self.queue.push_back(place);
+    }
+
+    /// The one in this place.
+    pub(crate) fn get(&self, place: usize) -> Option<&F> {
+        self.flights.get(place)
+    }
+
+    /// The same, to go on with.
+    pub(crate) fn get_mut(&mut self, place: usize) -> Option<&mut F> {
+        self.flights.get_mut(place)
+    }
+
+    /// Queues one that is under way.
+    pub(crate) fn queue(&mut self, place: usize) {
+        self.queue.push_back(place);
+    }
+
+    /// Queues one that is under way, for later.
+    pub(crate) fn put_off(&mut self, place: usize, until: Instant) {
+        self.metrics.retries.add(1);
+        self.put_off.push((until, place));
+    }
+
+    /// How many are queued now.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The next of those that are queued.
+    pub(crate) fn pop(&mut self) -> Option<usize> {
+        self.queue.pop_front()
+    }
+
+    /// Whether nothing is left to be done.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// How many were accepted and not handed out again.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.flights.len() + self.done.len()
+    }
+
+    /// How many are with the server.
+    pub(crate) fn under_way(&self) -> usize {
+        let waiting = self.queue.len() + self.put_off.len();
+        self.flights.len().saturating_sub(waiting)
+    }
+
+    /// Ends the one in this place, which is under way.
+    pub(crate) fn end(&mut self, place: usize, outcome: Result<(), Failure>, now: Instant) {
+        let Some(flight) = self.flights.remove(place) else {
+            return;
+        };
+        self.last_ended = Some(now);
+        self.metrics.latency.record(now - flight.accepted());
+        let request = flight.into_request();
+        self.done.push_back(Completion { request, outcome });
+    }
+
+    /// The next that has ended.
+    pub(crate) fn next_done(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+
+    /// Whether there has been nothing to do since `rest` ago; said once.
+    pub(crate) fn has_rested(&mut self, rest: Duration, now: Instant) -> bool {
+        let is_idle = self.flights.is_empty() && self.last_ended.is_some_and(|ended| ended + rest <= now);
+        if is_idle {
+            self.last_ended = None;
+        }
+        is_idle
+    }
+
+    /// Queues those that were put off and whose time has come.
+    pub(crate) fn take_put_off(&mut self, now: Instant) {
+        let queue = &mut self.queue;
+        self.put_off.retain(|(due, place)| {
+            if *due <= now {
+                queue.push_back(*place);
+            }
+            *due > now
+        });
+    }
+
+    /// Ends what has waited longer than its user wants. What is under way has to come back from the server first: whether there
+    /// is something like that is returned.
+    pub(crate) fn report_overdue(&mut self, now: Instant) -> bool {
+        let Some(limit) = self.report_after else {
+            return false;
+        };
+        if self.overdue_at().is_none_or(|due| due > now) {
+            return false;
+        }
+        let mut overdue = Vec::new();
+        let flights = &mut self.flights;
+        let mut may_wait = |place: usize| {
+            let is_overdue = flights
+                .get_mut(place)
+                .is_none_or(|flight| flight.accepted() + limit <= now);
+            if is_overdue {
+                overdue.push(place);
+            }
+            !is_overdue
+        };
+        self.queue.retain(|place| may_wait(*place));
+        self.put_off.retain(|(_, place)| may_wait(*place));
+        for place in overdue {
+            self.end(place, Err(Failure::Host(libc::ETIMEDOUT)), now);
+        }
+        self.overdue_at().is_some_and(|due| due <= now)
+    }
+
+    /// When something is to be done about the time: a request was put off until then, or has waited too long.
+    pub(crate) fn alarm(&self) -> Option<Instant> {
+        let put_off = self.put_off.iter().map(|(due, _)| *due).min();
+        put_off.into_iter().chain(self.overdue_at()).min()
+    }
+
+    /// When the oldest request has waited too long, where there is a limit.
+    fn overdue_at(&self) -> Option<Instant> {
+        let limit = self.report_after?;
+        let accepted = self.flights.iter().map(Flight::accepted);
+        accepted.min().map(|accepted| accepted + limit)
+    }
+}

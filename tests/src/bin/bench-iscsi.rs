@@ -99,7 +99,7 @@ impl Bench {
         let url = self.target.url(row.unit.lun());
         for _ in 0..self.runs {
             field.retain_mut(|(client, results)| {
-                let measured = client.measure(&self.environment, &url, row.shape, self.milliseconds, results);
+                let measured = client.measure(&self.environment, &url, row, self.milliseconds, results);
                 if let Err(failure) = &measured {
                     self.tally.fail(&row.name, client.name(), failure);
                 }

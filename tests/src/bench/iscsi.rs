@@ -35,13 +35,15 @@ pub enum Order {
     Sequential,
 }
 
-/// A logical unit of the benchmark's target; both are one file.
+/// A logical unit of the benchmark's target; all are one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// It says that it has a write cache: what is written is kept until it is flushed.
     Cached,
     /// It says that it has none.
     Through,
+    /// Like the first, for somebody who is there beside it.
+    Spare,
 }
 
 /// Who uses the disk.
@@ -59,6 +61,7 @@ impl Unit {
         match self {
             Self::Cached => 1,
             Self::Through => 2,
+            Self::Spare => 3,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the benchmarks have in common, and the parts of those of disks.
 
 pub mod contender;
+pub mod idle;
 pub mod image;
 pub mod iscsi;
 pub mod measurement;

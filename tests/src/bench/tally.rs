@@ -47,17 +47,6 @@ impl Tally {
         }
     }
 
-    /// Prints and counts what became of a target that allows so many microseconds at most.
-    pub fn judge_us(&mut self, target: &str, reached_us: f64, allowed_us: f64) {
-        if reached_us <= allowed_us {
-            println!("  {target}: met");
-            self.targets_met += 1;
-        } else {
-            println!("  {target}: NOT MET");
-            self.targets_missed.push(format!("{target}: {reached_us:.0} us"));
-        }
-    }
-
     /// Prints how many targets were met and which were not.
     ///
     /// # Errors

@@ -7,18 +7,20 @@
 //! `RUNS=`, `MS=`, `WORK=` and `ONLY=` are those of bench-disk; `IDLE=` is for how many seconds an idle disk is watched.
 
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
-use coracle_tests::bench::contender::{CORACLE_ASYNC, Contender, QEMU};
+use coracle_tests::bench::idle::{self, IDLERS, Idler};
 use coracle_tests::bench::image::{Image, MIB, Pieces};
 use coracle_tests::bench::iscsi::{Row, Unit, rows};
-use coracle_tests::bench::measurement::{Results, idle_cost};
+use coracle_tests::bench::measurement::{Figure, Results};
+use coracle_tests::bench::table::{self, Field};
 use coracle_tests::bench::tally::Tally;
-use coracle_tests::bench::{program, table};
+use coracle_tests::bench::target::Target;
 use coracle_tests::environment::Environment;
-use coracle_tests::harness::iscsi::target::{Lun, Plan, Target};
+use coracle_tests::harness::iscsi::target::{self, Lun, Plan};
 use coracle_tests::{Outcome, bench, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 fn main() {
     if let Err(error) = run() {
@@ -31,22 +33,18 @@ fn main() {
 /// The benchmark so far.
 struct Bench {
     environment: Environment,
-    target: Target,
+    target: target::Target,
     runs: u64,
     milliseconds: u64,
     only: Vec<String>,
     rows: Vec<Value>,
-    idle: Value,
     tally: Tally,
 }
 
 /// The row of the idle disk.
 const IDLE: &str = "idle";
-/// A session that nobody uses asks once in five seconds whether the target is there, and is answered.
-const SECONDS_PER_EXCHANGE: u64 = 5;
-/// What such an exchange may cost: a timer wakes the thread, and then it does what a lone read of 4 KiB costs, which is half
-/// of this.
-const EXCHANGE_US_MAX: f64 = 100.0;
+/// How often it is watched: most of its time it does nothing, and once says little of the rest.
+const IDLE_RUNS: u64 = 3;
 const THREADS: u32 = 4;
 
 fn run() -> Outcome {
@@ -59,15 +57,15 @@ fn run() -> Outcome {
     let plan = Plan::default()
         .threads(THREADS)
         .lun(unit()?)
-        .lun(unit()?.without_write_cache());
+        .lun(unit()?.without_write_cache())
+        .lun(unit()?);
     let mut bench = Bench {
         environment,
-        target: Target::start(plan)?,
+        target: target::Target::start(plan)?,
         runs: bench::count("RUNS", 5)?,
         milliseconds: bench::count("MS", 1500)?,
         only: bench::words("ONLY"),
         rows: vec![],
-        idle: Value::Null,
         tally: Tally::default(),
     };
     println!(
@@ -78,7 +76,7 @@ fn run() -> Outcome {
         bench.row(row)?;
     }
     if wants(IDLE) {
-        bench.idle(bench::count("IDLE", 30)?)?;
+        bench.idle(Duration::from_secs(bench::count("IDLE", 30)?))?;
     }
     bench.finish()
 }
@@ -110,50 +108,65 @@ impl Bench {
             .iter()
             .map(|(client, results)| (client.name(), results))
             .collect();
-        table::print(&field);
-        self.tally.judge(&row.name, &row.targets, &field);
-        self.rows.push(json!({
-            "row": row.name, "contenders": table::report(&field), "targets": table::judged(&row.targets, &field),
-        }));
-        self.keep()
+        self.judge(&row.name, &row.targets, &field)
     }
 
-    /// What a disk costs that nobody uses.
-    fn idle(&mut self, seconds: u64) -> Outcome {
-        println!("\n{IDLE}: CPU time in {seconds} s");
-        let url = self.target.url(Unit::Cached.lun());
-        let guest = |contender: Contender| {
-            let time = Duration::from_secs(seconds);
-            idle_cost(&contender, &self.environment, url.as_ref(), time)
-        };
-        let clients: [(&str, &dyn Fn() -> Outcome<Duration>); 3] = [
-            ("storage", &|| program::idle(&url, seconds * 1000)),
-            (CORACLE_ASYNC.name, &|| guest(CORACLE_ASYNC)),
-            (QEMU.name, &|| guest(QEMU)),
-        ];
-        let exchanges = u32::try_from(seconds.div_ceil(SECONDS_PER_EXCHANGE))?;
-        let allowed_us = EXCHANGE_US_MAX * f64::from(exchanges);
-        let admitted: Vec<_> = clients
-            .into_iter()
-            .filter(|(name, _)| self.admits(name))
-            .collect();
-        let mut costs = Map::new();
-        for (name, measure) in admitted {
-            let us = match measure() {
-                Ok(cost) => cost.as_secs_f64() * 1e6,
-                Err(failure) => {
-                    self.tally.fail(IDLE, name, &failure);
-                    continue;
-                }
-            };
-            println!("  {name:<24}{us:>12.0} us");
-            costs.insert(name.to_owned(), json!(us.round()));
-            if name != QEMU.name {
-                let target = format!("{name} idle: <= {allowed_us:.0} us, {exchanges} exchanges");
-                self.tally.judge_us(&target, us, allowed_us);
-            }
+    /// Watches disks that nobody uses, all of them at the same time.
+    fn idle(&mut self, time: Duration) -> Outcome {
+        let exchanges = idle::exchanges(time);
+        ensure!(exchanges > 0, "in IDLE={} nothing happens", time.as_secs());
+        let is_there = |idler: &Idler| *idler == Idler::Control || self.admits(idler.name());
+        let admitted = IDLERS.into_iter().filter(is_there);
+        let mut field: Vec<_> = admitted.map(|idler| (idler, Results::new())).collect();
+        if matches!(field.as_slice(), [(Idler::Control, _)]) {
+            return Ok(());
         }
-        self.idle = json!({ "seconds": seconds, "allowed_us": allowed_us, "cpu_us": costs });
+        println!(
+            "\n{IDLE}: {exchanges} requests for a sign of life in {} s",
+            time.as_secs()
+        );
+        for _ in 0..IDLE_RUNS {
+            let mut costs = self.idle_together(&field, time).into_iter();
+            field.retain_mut(|(idler, results)| match costs.next() {
+                Some(Ok(cost)) => {
+                    let us = cost.as_secs_f64() * 1e6 / f64::from(exchanges);
+                    results.entry(Figure::HostCpu).or_default().push(us);
+                    true
+                }
+                Some(Err(failure)) => {
+                    self.tally.fail(IDLE, idler.name(), &failure);
+                    false
+                }
+                None => unreachable!("everybody was watched"),
+            });
+        }
+        let field: Vec<_> = field
+            .iter()
+            .map(|(idler, results)| (idler.name(), results))
+            .collect();
+        self.judge(IDLE, &idle::targets(), &field)
+    }
+
+    fn idle_together(&self, field: &[(Idler, Results)], time: Duration) -> Vec<Outcome<Duration>> {
+        thread::scope(|scope| {
+            let watch = |idler: Idler| {
+                let url = idler.unit().map(|unit| self.target.url(unit.lun()));
+                let url = url.unwrap_or_default();
+                scope.spawn(move || idler.cost(&self.environment, &url, time))
+            };
+            let watched: Vec<_> = field.iter().map(|(idler, _)| watch(*idler)).collect();
+            let costs = watched.into_iter().map(|thread| thread.join());
+            costs.map(|cost| cost.expect("a watch does not panic")).collect()
+        })
+    }
+
+    /// Prints, judges and keeps what a row came to.
+    fn judge(&mut self, name: &str, targets: &[Target], field: &Field<'_>) -> Outcome {
+        table::print(field);
+        self.tally.judge(name, targets, field);
+        self.rows.push(json!({
+            "row": name, "contenders": table::report(field), "targets": table::judged(targets, field),
+        }));
         self.keep()
     }
 
@@ -161,14 +174,13 @@ impl Bench {
     fn keep(&self) -> Outcome {
         let report = json!({
             "runs": self.runs, "milliseconds": self.milliseconds, "image_mib": MIB,
-            "rows": self.rows, "idle": self.idle, "failures": self.tally.failures(),
+            "rows": self.rows, "failures": self.tally.failures(),
         });
         bench::keep("iscsi", &report)
     }
 
     fn finish(self) -> Outcome {
-        let is_empty = self.rows.is_empty() && self.idle.is_null();
-        ensure!(!is_empty, "no row and client match WORK and ONLY");
+        ensure!(!self.rows.is_empty(), "no row and client match WORK and ONLY");
         self.tally.finish()
     }
 }

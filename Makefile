@@ -20,6 +20,8 @@ VENV := $(CACHE)/client-$(shell sha256sum tests/clients/requirements.txt | cut -
 
 # A target, and initiators that are not ours.
 ISCSI := tgtd iscsi-readcapacity16 qemu-io qemu-iscsi
+# A server, what its NFSv3 needs, and clients that are not ours.
+NFS := ganesha.nfsd ganesha-vfs rpcbind nfs-cat qemu-img qemu-nfs
 
 # What the tests and benchmarks read; see tests/src/lib.rs.
 export CARGO_TARGET_DIR := $(TARGET)
@@ -44,13 +46,13 @@ run: monitor linux ## Build everything and boot Linux from a disk; ends with the
 test: test-unit test-integration ## Run the unit tests and the integration tests with seeded samples (minutes)
 
 test-unit:
-	tests/tools/need $(ISCSI)
+	tests/tools/need $(ISCSI) $(NFS)
 	cargo test --workspace --exclude coracle-tests
 	cargo test -p coracle-tests --lib --test fuzz --test planted
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux venv
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 $(ISCSI)
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 $(ISCSI) $(NFS)
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 
@@ -60,7 +62,7 @@ sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes
 	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 $(ISCSI)
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 $(ISCSI) $(NFS)
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 	PROPTEST_CASES=$(or $(CASES),20000) cargo test --release --workspace --exclude coracle-tests

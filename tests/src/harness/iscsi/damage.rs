@@ -42,6 +42,8 @@ pub(super) fn damaged(
             promise(&mut damaged, u32::try_from(left).ok()?);
         }
         Damage::Oversized => promise(&mut damaged, DATA_BYTES_MAX),
+        // The status is not in the header alone.
+        Damage::Verdict => return None,
         Damage::Tag => set(&mut damaged, field::TAG, pdu.field(field::TAG) ^ 0x5a5a_5a5a),
         Damage::Number => {
             (direction == Direction::ToClient && pdu.has_status()).then_some(())?;

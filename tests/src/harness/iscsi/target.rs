@@ -8,19 +8,17 @@
 //!             dead ◄───────────────┘
 //! ```
 //!
-//! A shell stands between: it holds on to tgtd and kills it when its standard input ends, which it does however this
-//! process ends. The control socket lies in the directory too, so two targets cannot meet.
+//! The control socket lies in the directory too, so two targets cannot meet.
 
-use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
 use crate::Outcome;
+use crate::harness::daemon::{self, Daemon};
 use crate::harness::hosts::Host;
 use crate::process::Process;
 
@@ -39,28 +37,11 @@ pub struct Target {
     daemon: Option<Daemon>,
 }
 
-/// tgtd, and the shell that holds on to it.
-#[derive(Debug)]
-struct Daemon {
-    shell: Child,
-    /// Its end is the shell's order to kill.
-    leash: Option<ChildStdin>,
-    process: Process,
-}
-
 /// The name of the one target.
 pub const NAME: &str = "iqn.2026-01.test.coracle:disk";
-/// Where Debian keeps what only root looks for.
-const SYSTEM_DIRECTORIES: &str = "/usr/sbin:/sbin";
-/// Starts the rest of its arguments, says its number, and kills it at the end of standard input.
-const LEASH: &str = r#"log=$1; shift; "$@" >>"$log" 2>&1 & echo $!; read -r _; kill -KILL $!; wait"#;
 /// tgtd says this and goes on without a portal.
 const PORT_TAKEN: &str = "unable to bind server socket";
 const READY_WITHIN: Duration = Duration::from_secs(20);
-const DEAD_WITHIN: Duration = Duration::from_secs(10);
-/// Below the ports that the kernel gives to clients: nobody gets a target's port while it is dead.
-const FIRST_PORT: u16 = 10_000;
-const PORTS: u16 = 20_000;
 const ATTEMPTS_MAX: u32 = 50;
 
 /// The caching mode page (SBC-3 6.4.5) of tgtd with WCE clear; it differs from tgtd's own in the third field alone.
@@ -87,12 +68,7 @@ impl Target {
     }
 
     fn spawn(plan: Plan, host: Option<Host>, listen: IpAddr) -> Outcome<Self> {
-        for program in ["tgtd", "tgtadm"] {
-            crate::ensure!(
-                is_installed(program),
-                "{program} is not there; run: tests/tools/need tgtd"
-            );
-        }
+        daemon::expect_installed(&["tgtd", "tgtadm"])?;
         let directory = tempfile::Builder::new().prefix("coracle-target-").tempdir()?;
         let mut target = Self {
             directory,
@@ -107,7 +83,7 @@ impl Target {
             }
         }
         for _ in 0..ATTEMPTS_MAX {
-            target.address.set_port(next_port());
+            target.address.set_port(daemon::next_port());
             if target.launch()? {
                 target.configure()?;
                 return Ok(target);
@@ -144,7 +120,7 @@ impl Target {
     ///
     /// When it is dead.
     pub fn process(&self) -> Outcome<Process> {
-        Ok(self.daemon.as_ref().ok_or("the target is dead")?.process)
+        Ok(self.daemon.as_ref().ok_or("the target is dead")?.process())
     }
 
     /// All that tgtd has said so far, in all its lives.
@@ -194,24 +170,17 @@ impl Target {
     }
 
     fn signal(&self, signal: Signal) -> Outcome {
-        let Process(number) = self.process()?;
-        Ok(rustix::process::kill_process(pid(number)?, signal)?)
+        self.daemon.as_ref().ok_or("the target is dead")?.signal(signal)
     }
 
     /// Starts tgtd; false when its port is taken.
     fn launch(&mut self) -> Outcome<bool> {
         let said_before = self.log().len();
-        let mut command = Command::new("sh");
-        command.args(["-c", LEASH, "sh"]).arg(self.log_path());
-        command.args(["tgtd", "-f", "-C", "0", "-t", &self.plan.threads.to_string()]);
+        let mut command = Command::new("tgtd");
+        command.args(["-f", "-C", "0", "-t", &self.plan.threads.to_string()]);
         command.args(["--iscsi", &format!("portal={}", self.address)]);
-        command.env("TGT_IPC_SOCKET", self.socket()).env("PATH", path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let spawned = match &self.host {
-            Some(host) => host.inside(|| command.spawn())?,
-            None => command.spawn(),
-        };
-        let daemon = Daemon::new(spawned?)?;
+        command.env("TGT_IPC_SOCKET", self.socket());
+        let daemon = Daemon::start(&command, &self.log_path(), self.host.as_ref())?;
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             // tgtd opens its portal before it answers.
@@ -225,7 +194,7 @@ impl Target {
                 self.daemon = Some(daemon);
                 return Ok(true);
             }
-            let is_in_time = Instant::now() < deadline && daemon.process.is_there();
+            let is_in_time = Instant::now() < deadline && daemon.process().is_there();
             crate::ensure!(is_in_time, "tgtd does not answer: {said}");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -297,7 +266,7 @@ impl Target {
             .args(["-C", "0", "--lld", "iscsi"])
             .args(words)
             .env("TGT_IPC_SOCKET", self.socket())
-            .env("PATH", path())
+            .env("PATH", daemon::path())
             .output()?;
         crate::ensure!(
             done.status.success(),
@@ -317,67 +286,9 @@ impl Target {
     }
 }
 
-impl Daemon {
-    fn new(mut shell: Child) -> Outcome<Self> {
-        let leash = shell.stdin.take();
-        let mut line = String::new();
-        BufReader::new(shell.stdout.take().ok_or("stdout was asked for")?).read_line(&mut line)?;
-        Ok(Self {
-            process: Process(line.trim().parse()?),
-            shell,
-            leash,
-        })
-    }
-
-    fn kill(mut self) -> Outcome {
-        self.let_go()
-    }
-
-    /// Ends the leash and waits until both are gone; the shell waits for tgtd.
-    fn let_go(&mut self) -> Outcome {
-        drop(self.leash.take());
-        let deadline = Instant::now() + DEAD_WITHIN;
-        while self.shell.try_wait()?.is_none() {
-            crate::ensure!(Instant::now() < deadline, "tgtd does not die");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It fails only when nothing is left to end.
-        drop(self.let_go());
-    }
-}
-
 /// The URL of a logical unit of a target at this address: of its portal, or of a proxy in front of that.
 pub fn url(address: SocketAddr, lun: usize) -> String {
     format!("iscsi://{address}/{NAME}/{lun}")
-}
-
-fn pid(number: u32) -> Outcome<Pid> {
-    Ok(Pid::from_raw(i32::try_from(number)?).ok_or("a process has a number")?)
-}
-
-fn path() -> String {
-    format!(
-        "{}:{SYSTEM_DIRECTORIES}",
-        std::env::var("PATH").unwrap_or_default()
-    )
-}
-
-fn is_installed(program: &str) -> bool {
-    std::env::split_paths(&path()).any(|directory| directory.join(program).is_file())
-}
-
-/// A port that this process has not tried yet, and that others begin to try elsewhere.
-fn next_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = std::process::id().wrapping_mul(97) % u32::from(PORTS);
-    let start = u16::try_from(start).expect("less than the number of ports");
-    FIRST_PORT + (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS
 }
 
 #[cfg(test)]

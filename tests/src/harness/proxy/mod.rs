@@ -121,7 +121,7 @@ impl Proxy {
     }
 
     /// The same in volatile mode: it acknowledges unstable writes itself and holds them back until a flush, or for
-    /// ever.
+    /// ever. A protocol whose sessions do not let it has another way to lose them in a crash.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use super::Direction;
 /// a connection begins ──► begin
 /// a message comes     ──► message_bytes ──► step ──► note
 /// volatile mode:          kind ─┬─ held ──► acknowledgement … write_back … swallow
-///                               └─ passes ► to_server … to_client
+///                               └─ passes ► to_server … to_client … crash
 /// ```
 pub trait Protocol: Send + Debug {
     /// The same protocol for a connection that begins.
@@ -68,6 +68,12 @@ pub trait Protocol: Send + Debug {
         answer
     }
 
+    /// Forgets, for all connections, what the server itself was let write and a power failure takes; returns how many
+    /// writes. The verifier of those that come after it is another.
+    fn crash(&mut self) -> usize {
+        0
+    }
+
     /// Takes in the answer to a write that was acknowledged long ago; false when the server has refused it.
     fn swallow(&mut self, answer: &[u8]) -> bool {
         let _nothing_is_remembered = answer;
@@ -92,6 +98,14 @@ pub enum Step {
     Unmap,
     /// Who may write is settled.
     Reservation,
+    /// A connection begins that is to serve a session which is there already.
+    Connect,
+    /// The client says who it is.
+    ClientId,
+    /// A file is opened.
+    Open,
+    /// A file that was open before the server's restart is claimed again.
+    Reclaim,
 }
 
 /// What is wrong with one message.
@@ -111,6 +125,8 @@ pub enum Damage {
     Tag,
     /// Its number in the order of answers is another.
     Number,
+    /// A bit of what says whether it was done is flipped.
+    Verdict,
 }
 
 /// What a request asks of the cache.

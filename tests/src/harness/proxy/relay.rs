@@ -169,11 +169,11 @@ impl Relay {
             }
             Request::Crash => {
                 self.read();
-                let forgotten = self.connections.iter().map(|c| c.cache.held.len()).sum();
+                let held: usize = self.connections.iter().map(|c| c.cache.held.len()).sum();
                 for connection in self.connections.drain(..) {
                     connection.reset();
                 }
-                return forgotten;
+                return held + self.knowledge.crash();
             }
         }
         0
@@ -440,6 +440,14 @@ impl Knowledge {
         match self {
             Self::Nothing => None,
             Self::Messages(protocol) | Self::Cache(protocol) => Some(protocol.begin()),
+        }
+    }
+
+    /// What a power failure takes besides what the cache holds.
+    fn crash(&mut self) -> usize {
+        match self {
+            Self::Nothing | Self::Messages(_) => 0,
+            Self::Cache(protocol) => protocol.crash(),
         }
     }
 }

@@ -61,9 +61,7 @@ impl Work {
             Step::Idle => (repeated(&format!("do=tick:ms=300,count=1 {verify}"), 25), 300),
             Step::Read => (repeated(&verify, 34), 0),
             Step::Unmap => (repeated(discard, 14), 0),
-            Step::Login | Step::Write | Step::Flush | Step::Reservation => {
-                (format!("do=stamp:writer=1,blocks={BLOCKS},flush_every=4,ms=1"), 0)
-            }
+            _ => (format!("do=stamp:writer=1,blocks={BLOCKS},flush_every=4,ms=1"), 0),
         };
         Self {
             stamps: words.contains("stamp"),

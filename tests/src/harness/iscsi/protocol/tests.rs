@@ -78,7 +78,7 @@ fn send_step(initiator: &mut Initiator, step: Step) {
             let (cdb, parameters) = register(9);
             initiator.send(&cdb, &parameters, 0);
         }
-        Step::Login | Step::Idle => unreachable!("no command"),
+        _ => unreachable!("no command"),
     }
 }
 

@@ -7,10 +7,13 @@
 pub mod backend;
 pub mod blocking;
 pub mod engine;
+mod escape;
+mod host;
 pub mod iscsi;
 pub mod lease;
 pub mod limit;
 pub mod metrics;
+pub mod nfs;
 pub mod open;
 pub mod overlay;
 pub mod plain;

@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 use crate::backend::{Access, Backend, Discard, Geometry};
 use crate::iscsi::{self, IscsiError, IscsiUrl};
 use crate::lease::{self, Lease, LeaseError, Lock, Terms};
+use crate::nfs::{self, NfsError, NfsUrl};
 use crate::raw::Raw;
 
 use self::hold::ImageId;
@@ -62,6 +63,14 @@ pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Ope
             hold: Hold::new(ImageId::Unit(name), None),
         });
     }
+    if NfsUrl::is_url(path) {
+        let nfs::Opened { disk, name } =
+            nfs::open(path, access, terms).map_err(|e| OpenError::of_nfs(path, e))?;
+        return Ok(Image {
+            backend: Box::new(disk),
+            hold: Hold::new(ImageId::Export(name), None),
+        });
+    }
     let opened = open_image(path, access, terms)?;
     let lease = match terms.role() {
         Some(role) => Some(Lease::acquire(&opened.file, path, role, terms)?),
@@ -87,6 +96,9 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
     if IscsiUrl::is_url(path) {
         // Whoever asks does not want to wait for a network.
         return iscsi::check(path).map_err(|e| OpenError::of_unit(path, e));
+    }
+    if NfsUrl::is_url(path) {
+        return nfs::check(path, access).map_err(|e| OpenError::of_nfs(path, e));
     }
     let opened = open_image(path, access, terms)?;
     match terms.role() {
@@ -123,8 +135,8 @@ pub fn size_bytes(path: &str) -> Result<u64, OpenError> {
 pub enum OpenError {
     /// Not a path on this host.
     #[error(
-        "image `{path}`: `{scheme}://` is not built into this version; use a file, a block device or an \
-         iSCSI unit (iscsi://HOST/TARGET/LUN)"
+        "image `{path}`: `{scheme}://` is not built into this version; use a file, a block device, an \
+         iSCSI unit (iscsi://HOST/TARGET/LUN) or a file on an NFS server (nfs://HOST/EXPORT/IMAGE)"
     )]
     Scheme {
         /// As configured.
@@ -140,6 +152,15 @@ pub enum OpenError {
         /// Why.
         #[source]
         source: Box<IscsiError>,
+    },
+    /// An image on an NFS server.
+    #[error("image `{url}`")]
+    Nfs {
+        /// As configured.
+        url: String,
+        /// Why.
+        #[source]
+        source: Box<NfsError>,
     },
     /// Nothing there.
     #[error("there is no image `{path}`: create it first, or correct the path")]
@@ -244,6 +265,16 @@ impl OpenError {
     pub fn of_unit(url: &str, source: IscsiError) -> Self {
         Self::Iscsi {
             url: iscsi::shown(url),
+            source: Box::new(source),
+        }
+    }
+}
+
+impl OpenError {
+    /// What is wrong with the file that `url` names.
+    pub fn of_nfs(url: &str, source: NfsError) -> Self {
+        Self::Nfs {
+            url: url.to_owned(),
             source: Box::new(source),
         }
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use clap::Args;
 use coracle_storage::iscsi::{IscsiError, IscsiUrl, Operator, Replace, UnitStanding};
 use coracle_storage::lease::{Owner, Phase};
+use coracle_storage::nfs::{self, NfsUrl};
 use coracle_storage::open::OpenError;
 use coracle_storage::overlay::file::sync_directory_of;
 use serde_json::json;
@@ -24,7 +25,8 @@ use crate::output::{Format, joined, print, print_json};
 /// If something is there already nothing is done without --force.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// The image: a path, or a unit of an iSCSI target (iscsi://HOST/TARGET/LUN)
+    /// The image: a path, a unit of an iSCSI target (iscsi://HOST/TARGET/LUN), or a file on an NFS server
+    /// (nfs://HOST/EXPORT/IMAGE)
     image: String,
     /// How large a new file is, such as 512M or 2G
     #[arg(long, value_name = "SIZE")]
@@ -46,6 +48,8 @@ pub(crate) fn create(args: &CreateArgs, format: Format) -> Result<(), DiskError>
     let image = args.image.as_str();
     let size_bytes = if IscsiUrl::is_url(image) {
         of_unit(args)?
+    } else if NfsUrl::is_url(image) {
+        of_export(args)?
     } else {
         of_file(args)?
     };
@@ -77,6 +81,18 @@ fn of_file(args: &CreateArgs) -> Result<u64, DiskError> {
         let _ = fs::remove_file(path);
         refused(error)
     })?;
+    Ok(size_bytes)
+}
+
+/// A new file on a server, which takes no space there until it is written.
+fn of_export(args: &CreateArgs) -> Result<u64, DiskError> {
+    if args.force {
+        return Err(DiskError::ForcedFile);
+    }
+    let SizeBytes(size_bytes) = args.size.ok_or(DiskError::NoSize)?;
+    let failed = |error| DiskError::Image(OpenError::of_nfs(&args.image, error));
+    let operator = nfs::Operator::new(&args.image, None, &Owner::of_this_process(OWNER)).map_err(failed)?;
+    operator.create(size_bytes).map_err(failed)?;
     Ok(size_bytes)
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use clap::Args;
 use coracle_storage::iscsi::IscsiUrl;
 use coracle_storage::lease::Lock;
+use coracle_storage::nfs::NfsUrl;
 use coracle_storage::overlay::file::sync_directory_of;
 use serde_json::json;
 
@@ -35,6 +36,9 @@ pub(crate) struct FlattenArgs {
 pub(crate) fn flatten(args: &FlattenArgs, format: Format) -> Result<(), DiskError> {
     if IscsiUrl::is_url(&args.output) {
         return Err(DiskError::OutputIsUnit(args.output.clone()));
+    }
+    if NfsUrl::is_url(&args.output) {
+        return Err(DiskError::OutputIsExport(args.output.clone()));
     }
     let overlay = Overlay::open(&args.overlay, Lock::Exclusive)?;
     let base = overlay.base(args.base.as_deref())?;

@@ -6,6 +6,7 @@ use clap::Args;
 use coracle_storage::backend::Access;
 use coracle_storage::iscsi::{IscsiUrl, Operator};
 use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::nfs::{self, NfsUrl};
 use coracle_storage::open::OpenError;
 use coracle_storage::overlay::file::FileError;
 use coracle_storage::overlay::format::{HeaderError, State};
@@ -19,7 +20,8 @@ use crate::table::Table;
 /// Show what an image or an overlay is, and how much of it there is
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// A raw image, an overlay, or a unit of an iSCSI target (iscsi://HOST/TARGET/LUN)
+    /// A raw image, an overlay, a unit of an iSCSI target (iscsi://HOST/TARGET/LUN), or a file on an NFS server
+    /// (nfs://HOST/EXPORT/IMAGE)
     image: String,
 }
 
@@ -31,6 +33,9 @@ pub(crate) struct InfoArgs {
 pub(crate) fn info(args: &InfoArgs, format: Format) -> Result<(), DiskError> {
     if IscsiUrl::is_url(&args.image) {
         return tell(of_unit(&args.image)?, format);
+    }
+    if NfsUrl::is_url(&args.image) {
+        return tell(of_export(&args.image)?, format);
     }
     // Only this verb looks into a file to learn its kind: a guest can write whatever it likes at the start
     // of a raw image, and nothing but a line of text comes of it here.
@@ -94,6 +99,26 @@ fn of_unit(url: &str) -> Result<Facts, DiskError> {
             "lease_records",
             standing.records.as_deref().unwrap_or(nowhere).into(),
         ),
+        ("lease", lease.into()),
+    ])
+}
+
+/// Nothing here takes the file's lease: a machine may have it.
+fn of_export(url: &str) -> Result<Facts, DiskError> {
+    let owner = Owner::of_this_process(OWNER);
+    let standing = nfs::Operator::new(url, None, &owner).and_then(|operator| operator.inspect());
+    let standing = standing.map_err(|error| OpenError::of_nfs(url, error))?;
+    let lease = match &standing.newest {
+        Ok(Some(record)) => record.to_string(),
+        Ok(None) if standing.is_kept => "kept for somebody who left no record".to_owned(),
+        Ok(None) => "never leased, as far as is recorded".to_owned(),
+        Err(error) => joined(error),
+    };
+    Ok(vec![
+        ("path", url.into()),
+        ("kind", "file on an NFS server".into()),
+        ("size_bytes", standing.size_bytes.into()),
+        ("lease_records", standing.records.into()),
         ("lease", lease.into()),
     ])
 }

@@ -54,6 +54,10 @@ pub(crate) enum DiskError {
     )]
     OutputIsUnit(String),
     #[error(
+        "{0} is on an NFS server, and what is written here is a new file of this host: name one, and copy that to the server"
+    )]
+    OutputIsExport(String),
+    #[error(
         "a new file needs a size: give --size, such as 512M (a unit of a target, which has one, is iscsi://HOST/TARGET/LUN)"
     )]
     NoSize,

@@ -3,12 +3,13 @@
 use clap::Args;
 use coracle_storage::iscsi::IscsiUrl;
 use coracle_storage::lease::{ChainError, Conflict, Owner, Phase, Record, Standing, break_lease, inspect};
+use coracle_storage::nfs::NfsUrl;
 use coracle_storage::open::OpenError;
 use serde_json::json;
 use thiserror::Error;
 
 use super::show::record_json;
-use super::{ImageArgs, LeaseVerbError, unit};
+use super::{ImageArgs, LeaseVerbError, export, unit};
 use crate::confirm::{Question, confirm};
 use crate::output::{Format, print, print_json};
 
@@ -20,6 +21,8 @@ use crate::output::{Format, print, print_json};
 ///
 /// On an iSCSI target a lease outlives its owner, so a machine that was killed leaves it behind. There an owner that is alive
 /// is fenced: the target takes nothing more of what it writes.
+///
+/// An NFS server keeps a file for its owner, and frees it by itself when it has heard nothing of it for its lease time.
 #[derive(Debug, Args)]
 pub(crate) struct BreakArgs {
     #[command(flatten)]
@@ -50,6 +53,8 @@ pub(super) fn break_off(args: &BreakArgs, format: Format) -> Result<(), LeaseVer
     let image = args.image.image.as_str();
     let broken = if IscsiUrl::is_url(image) {
         of_unit(args)?
+    } else if NfsUrl::is_url(image) {
+        Some(of_export(args)?)
     } else {
         Some(of_file(args)?)
     };
@@ -84,6 +89,17 @@ fn of_unit(args: &BreakArgs) -> Result<Option<Record>, LeaseVerbError> {
     let failed = |error| OpenError::of_unit(&args.image.image, error);
     let standing = operator.inspect().map_err(failed)?;
     agreed(args, unit::consequence(&standing))?;
+    Ok(operator.break_lease().map_err(failed)?)
+}
+
+/// An owner that is alive cannot be fenced there: the server keeps the file for it, and says so.
+fn of_export(args: &BreakArgs) -> Result<Record, LeaseVerbError> {
+    let operator = export::operator(&args.image)?;
+    let failed = |error| OpenError::of_nfs(&args.image.image, error);
+    let standing = operator.inspect().map_err(failed)?;
+    if !standing.is_kept {
+        agreed(args, export::consequence(&standing))?;
+    }
     Ok(operator.break_lease().map_err(failed)?)
 }
 

@@ -1,6 +1,7 @@
 //! `coraclectl lease`: who may write an image, and taking that away from the dead.
 
 mod break_off;
+mod export;
 mod show;
 mod unit;
 
@@ -23,7 +24,7 @@ pub(crate) struct LeaseArgs {
 
 #[derive(Debug, Subcommand)]
 enum LeaseVerb {
-    /// Show who has an image: which machine, where, since when, and what the host locks or the target reserves now
+    /// Show who has an image: which machine, where, since when, and what the host locks or the server keeps now
     Show(ImageArgs),
     Break(break_off::BreakArgs),
 }
@@ -31,7 +32,8 @@ enum LeaseVerb {
 /// Which image.
 #[derive(Debug, Args)]
 struct ImageArgs {
-    /// The image: a file, a block device, or a unit of an iSCSI target (iscsi://HOST/TARGET/LUN)
+    /// The image: a file, a block device, a unit of an iSCSI target (iscsi://HOST/TARGET/LUN), or a file on an NFS server
+    /// (nfs://HOST/EXPORT/IMAGE)
     image: String,
     /// What the lease's records are named after, if not after the image: the drive's `lease_at`
     #[arg(long, value_name = "PREFIX")]

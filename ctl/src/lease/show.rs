@@ -5,10 +5,11 @@ use std::fmt::Write;
 
 use coracle_storage::iscsi::IscsiUrl;
 use coracle_storage::lease::{Conflict, Phase, Record, Standing, inspect};
+use coracle_storage::nfs::NfsUrl;
 use coracle_storage::open::OpenError;
 use serde_json::{Map, Value, json};
 
-use super::{ImageArgs, LeaseVerbError, unit};
+use super::{ImageArgs, LeaseVerbError, export, unit};
 use crate::output::{Format, joined, path_text, print, print_json};
 use crate::table::printable;
 
@@ -23,6 +24,10 @@ pub(super) fn show(args: &ImageArgs, format: Format) -> Result<(), LeaseVerbErro
         let standing = unit::operator(args)?.inspect();
         let standing = standing.map_err(|error| OpenError::of_unit(image, error))?;
         (unit::as_json(image, &standing), unit::lines(image, &standing))
+    } else if NfsUrl::is_url(image) {
+        let standing = export::operator(args)?.inspect();
+        let standing = standing.map_err(|error| OpenError::of_nfs(image, error))?;
+        (export::as_json(image, &standing), export::lines(image, &standing))
     } else {
         let standing = inspect(image, args.lease_at.as_deref())?;
         (as_json(image, &standing), lines(image, &standing))

@@ -74,7 +74,7 @@ pub(crate) struct RunArgs {
     /// The initial RAM disk
     #[arg(long, value_name = "PATH")]
     initrd: Option<String>,
-    /// A disk, by its path or an iscsi:// URL; the first is the root unless said otherwise. Options: ro, rw, root,
+    /// A disk, by its path or an iscsi:// or nfs:// URL; the first is the root unless said otherwise. Options: ro, rw, root,
     /// noroot, sync, async, unsafe, writeback, id=ID, partuuid=UUID; a comma in the path is written twice
     #[arg(long, value_name = "PATH[,OPTION]…")]
     disk: Vec<DiskSpec>,

@@ -1,13 +1,13 @@
 //! Where a target listens: a host and a port (RFC 7143, 13.8).
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+
+pub use crate::host::Host;
+use crate::host::host_and_port;
 
 /// The port of iSCSI, where none is said.
 pub const PORT: u16 = 3260;
-/// Longest name of a host, in bytes (RFC 1035, 2.3.4).
-pub const HOST_BYTES_MAX: usize = 253;
 
 /// A host and a port. Whether the name is one of a host shows when it is resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,16 +16,6 @@ pub struct Portal {
     pub host: Host,
     /// Of TCP.
     pub port: u16,
-}
-
-/// The host of a portal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each is what its name says")]
-pub enum Host {
-    V4(Ipv4Addr),
-    V6(Ipv6Addr),
-    /// In lower case.
-    Name(String),
 }
 
 /// Why a text is no portal.
@@ -56,11 +46,7 @@ impl FromStr for Portal {
 
 impl fmt::Display for Portal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::V4(address) => write!(f, "{address}")?,
-            Host::V6(address) => write!(f, "[{address}]")?,
-            Host::Name(name) => f.write_str(name)?,
-        }
+        write!(f, "{}", self.host)?;
         if self.port != PORT {
             write!(f, ":{}", self.port)?;
         }
@@ -96,40 +82,9 @@ impl FromStr for TargetAddress {
 }
 
 fn parse(text: &str) -> Option<Portal> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (address, rest) = rest.split_once(']')?;
-            let port = if rest.is_empty() {
-                None
-            } else {
-                Some(rest.strip_prefix(':')?)
-            };
-            (Host::V6(address.parse().ok()?), port)
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host_of(host)?, Some(port)),
-            None => (host_of(text)?, None),
-        },
-    };
-    let port = port.map_or(Some(PORT), port_of)?;
+    let (host, port) = host_and_port(text)?;
+    let port = port.unwrap_or(PORT);
     Some(Portal { host, port })
-}
-
-fn host_of(text: &str) -> Option<Host> {
-    if let Ok(address) = text.parse() {
-        return Some(Host::V4(address));
-    }
-    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-    let is_name = (1..=HOST_BYTES_MAX).contains(&text.len())
-        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.chars().all(is_of_a_name);
-    is_name.then(|| Host::Name(text.to_ascii_lowercase()))
-}
-
-fn port_of(digits: &str) -> Option<u16> {
-    let are_digits = digits.bytes().all(|c| c.is_ascii_digit());
-    let port: u16 = digits.parse().ok()?;
-    (are_digits && port != 0).then_some(port)
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ impl Owner {
 
     /// Whether this is a process of this host that has ended. A process of another host, or one that
     /// cannot be told from a later one with its number, counts as alive.
-    pub(super) fn has_ended_here(&self) -> bool {
+    pub(crate) fn has_ended_here(&self) -> bool {
         let here = rustix::system::uname();
         if printable(&here.nodename().to_string_lossy()) != self.host {
             return false;

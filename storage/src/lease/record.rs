@@ -96,6 +96,11 @@ impl Record {
         })
     }
 
+    /// A step of which only the number is known, to be continued by [`Self::after`]; `None` if there is no such step.
+    pub(crate) fn of_step(number: u64, owner: &Owner) -> Option<Self> {
+        Self::over_unreadable(number.checked_sub(1)?, owner)
+    }
+
     /// The text of the record.
     pub fn text(&self) -> String {
         let body = format!(

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use super::OpenError;
 use crate::iscsi::{self, ImageName};
 use crate::lease::Lease;
+use crate::nfs;
 
 /// What makes an image ours. To be dropped after its backend.
 #[derive(Debug)]
@@ -24,6 +25,9 @@ impl Hold {
     pub fn is_of(&self, path: &str) -> bool {
         if let Some(name) = iscsi::image_name(path) {
             return self.id == ImageId::Unit(name);
+        }
+        if let Some(name) = nfs::image_name(path) {
+            return self.id == ImageId::Export(name);
         }
         fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
     }
@@ -52,8 +56,15 @@ impl Hold {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ImageId {
     Unit(ImageName),
-    File { device: u64, inode: u64 },
-    BlockDevice { number: u64 },
+    /// A file on an NFS server.
+    Export(nfs::ImageName),
+    File {
+        device: u64,
+        inode: u64,
+    },
+    BlockDevice {
+        number: u64,
+    },
 }
 
 impl ImageId {

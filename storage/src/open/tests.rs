@@ -58,7 +58,7 @@ fn an_image_with_part_of_a_sector_at_its_end_is_refused_with_the_remedy() {
 
 #[test]
 fn a_url_says_that_its_scheme_is_not_built_in() {
-    let url = "nfs://server/export/a.img";
+    let url = "nbd://server/a.img";
     let error = refused(url);
     assert!(matches!(error, OpenError::Scheme { .. }), "{error}");
     assert!(error.to_string().contains(url));

@@ -9,7 +9,7 @@ pub(crate) const SEGMENTS_MAX: usize = 1024;
 /// The outgoing half of a connection.
 ///
 /// ```text
-///   write, gather, lend ──► filling ──depart──► sending ──sent──► … ──► all of it is sent: its lenders may have their memory back
+///   write, gather, lend ──► filling ──depart──► sending ──sent──► … ──► all is sent: its lenders may have their memory back
 /// ```
 ///
 /// Headers and short payloads are copied, one after the other, so that a batch of commands is one piece of memory; long payloads

@@ -210,6 +210,23 @@ impl Retained {
     }
 }
 
+/// Cuts zeros, which have no bytes of their own, into pieces of at most `bytes_max`.
+pub(crate) fn split_zeros(rewrites: &mut Vec<Rewrite>, bytes_max: u64) {
+    let mut pieces = Vec::new();
+    for rewrite in std::mem::take(rewrites) {
+        let mut rest = rewrite;
+        while rest.bytes.is_none() && rest.len_bytes > bytes_max {
+            let mut piece = rest.clone();
+            piece.len_bytes = bytes_max;
+            rest.offset_bytes += piece.len_bytes;
+            rest.len_bytes -= piece.len_bytes;
+            pieces.push(piece);
+        }
+        pieces.push(rest);
+    }
+    *rewrites = pieces;
+}
+
 /// Disjoint ranges, sorted.
 #[derive(Debug, Default)]
 struct Cover(std::collections::BTreeMap<u64, u64>);

@@ -11,7 +11,7 @@ use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
 use super::super::unit::{Cache, Unit};
 use super::{Disk, REWRITE, State};
-use crate::remote::retained::{Retained, Rewrite};
+use crate::remote::retained::{Retained, Rewrite, split_zeros};
 
 /// Rewrites, some of which are under way. They do not overlap, so they need no order.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ const RETRIES_MAX: u32 = 1_000;
 impl Rewriting {
     pub(super) fn new(retained: &Retained) -> Self {
         let mut waiting = retained.replay();
-        split_zeros(&mut waiting);
+        split_zeros(&mut waiting, ZEROS_BYTES as u64);
         Self {
             waiting,
             under_way: (0..UNDER_WAY_MAX).map(|_| None).collect(),
@@ -73,23 +73,6 @@ impl Rewriting {
             cookie: REWRITE | place as u64,
         }
     }
-}
-
-/// Zeros have no bytes of their own: each command takes as many as there are.
-fn split_zeros(rewrites: &mut Vec<Rewrite>) {
-    let mut pieces = Vec::new();
-    for rewrite in std::mem::take(rewrites) {
-        let mut rest = rewrite;
-        while rest.bytes.is_none() && rest.len_bytes > ZEROS_BYTES as u64 {
-            let mut piece = rest.clone();
-            piece.len_bytes = ZEROS_BYTES as u64;
-            rest.offset_bytes += piece.len_bytes;
-            rest.len_bytes -= piece.len_bytes;
-            pieces.push(piece);
-        }
-        pieces.push(rest);
-    }
-    *rewrites = pieces;
 }
 
 impl Disk {

@@ -3,7 +3,6 @@
 //! Secrets stand in files and behind descriptors, never in a URL: those end in argument lists and logs.
 
 mod error;
-mod escape;
 mod option;
 
 use std::fmt;
@@ -14,8 +13,8 @@ use super::name::IscsiName;
 use super::pdu::Lun;
 use super::portal::Portal;
 
+use crate::escape::{Encoded, decoded, has_needless_escapes};
 pub use error::UrlError;
-use escape::{Encoded, decoded, has_needless_escapes};
 pub use option::{Mutual, UrlOptions};
 
 /// What such a URL begins with.

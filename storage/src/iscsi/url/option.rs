@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::UrlError;
-use super::escape::{Encoded, decoded};
+use crate::escape::{Encoded, decoded};
 use crate::iscsi::chap::{Algorithm, USER_BYTES_MAX};
 use crate::iscsi::digest::DigestKind;
 use crate::iscsi::name::IscsiName;

@@ -9,6 +9,7 @@ mod configuration;
 mod input;
 mod iscsi;
 mod lease;
+mod nfs;
 mod overlay;
 mod ports;
 mod processor;
@@ -68,6 +69,22 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "lun-tail",
         run: tail::run,
+    },
+    Target {
+        name: "nfs-callback",
+        run: nfs::run_callback,
+    },
+    Target {
+        name: "nfs-reply",
+        run: nfs::run_reply,
+    },
+    Target {
+        name: "nfs-url",
+        run: nfs::run_url,
+    },
+    Target {
+        name: "nfs-v3",
+        run: nfs::run_v3,
     },
     Target {
         name: "overlay",

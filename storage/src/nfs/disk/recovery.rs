@@ -1,0 +1,269 @@
+//! From one connection of a disk to the next, and out of its reactor.
+#![expect(unsafe_code, reason = "a reactor hands the descriptor of a connection over")]
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use crate::backend::Parting;
+use crate::metrics::LeaseState;
+use crate::reactor::Submit;
+use crate::remote::connection::Leave;
+
+use super::super::bringup::{self, File, Past, Stop, Up};
+use super::super::client::Break;
+use super::super::command::Command;
+use super::super::fence;
+use super::super::procedure::{Answer, Procedure, Progress};
+use super::super::session::SessionError;
+use super::rewriting::Rewriting;
+use super::{Disk, State};
+
+/// What comes after a connection was left.
+#[derive(Debug)]
+pub(super) enum After {
+    /// The next one.
+    Reconnect,
+    /// Nothing: another has the lease.
+    Loss(String),
+    /// Another reactor goes on.
+    Move,
+    /// Nothing: it has left its reactor.
+    End,
+}
+
+impl Disk {
+    /// Begins to use a reactor.
+    pub(super) fn begin(&mut self, io: &mut dyn Submit) {
+        self.parting = None;
+        self.is_released = false;
+        if self.socket.is_some() {
+            self.client.adopt(io);
+            self.backoff.served(io.now());
+            self.state = State::Serving;
+        } else {
+            self.unserved_since = Some(io.now());
+            self.state = State::Resting(io.now());
+        }
+    }
+
+    pub(super) fn connect(&mut self, io: &mut dyn Submit) {
+        let servers = &self.plan.servers;
+        let server = servers.get(self.backoff.turn(servers.len())).copied();
+        let server = server.expect("an address was found when the image was opened");
+        self.state = State::Connecting;
+        self.client.connect(server, self.backoff.patience(), io);
+    }
+
+    pub(super) fn connected(&mut self, io: &mut dyn Submit) {
+        let State::Connecting = self.state else { return };
+        let past = Past {
+            file: Some(self.file.clone()),
+            tenure: self.tenure.clone(),
+            session: self.client.session_id(),
+            is_doubtful: self.is_doubtful || !self.client.is_current(io.now()),
+            is_spent: self.is_spent,
+        };
+        let plan = self.plan.clone();
+        self.state = State::BringingUp(Procedure::new(|port| bringup::bring_up(port, plan, past)));
+        self.step(None, io);
+    }
+
+    pub(super) fn answered(&mut self, answer: Answer, io: &mut dyn Submit) {
+        self.step(Some(answer), io);
+    }
+
+    fn step(&mut self, answer: Option<Answer>, io: &mut dyn Submit) {
+        match &mut self.state {
+            State::BringingUp(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.client.perform(ask, io.now()),
+                Progress::Ends(Ok(up)) => self.is_up(up, io),
+                Progress::Ends(Err(stop)) => self.stopped(stop, io),
+            },
+            State::Farewell(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.client.perform(ask, io.now()),
+                Progress::Ends(()) => self.leave(After::End, Leave::Close, io),
+            },
+            // The connection is being left.
+            _ => {}
+        }
+    }
+
+    fn is_up(&mut self, up: Up, io: &mut dyn Submit) {
+        self.backoff.served(io.now());
+        self.backoff.begun();
+        // What a guest was told of the disk stays, whatever the server says now.
+        self.file = File {
+            size_bytes: self.file.size_bytes,
+            can_deallocate: self.file.can_deallocate,
+            ..up.file
+        };
+        self.tenure = up.tenure;
+        (self.is_doubtful, self.is_spent) = (false, false);
+        self.metrics.reconnects.add(1);
+        if up.goes_on {
+            self.serve(io);
+        } else {
+            self.life.forget();
+            self.state = State::Rewriting(Rewriting::new(&self.retained));
+            self.rewrite(io);
+        }
+    }
+
+    /// Everything is as it was, and what waits may be sent.
+    pub(super) fn serve(&mut self, io: &mut dyn Submit) {
+        if let Some(since) = self.unserved_since.take() {
+            let ms = (io.now() - since).as_millis();
+            log::info!("{}: served again after {ms} ms", self.plan.name);
+        }
+        self.tell_of_lease(LeaseState::Held);
+        self.state = State::Serving;
+    }
+
+    fn stopped(&mut self, stop: Stop, io: &mut dyn Submit) {
+        match stop {
+            // It is our own last word, of which the answer was lost.
+            Stop::Lost(reason) if self.is_released => {
+                log::info!("{}: {reason}", self.plan.name);
+                self.leave(After::End, Leave::Close, io);
+            }
+            Stop::Lost(reason) => {
+                log::error!("{}: {reason}; nothing more is written", self.plan.name);
+                self.leave(After::Loss(reason), Leave::Close, io);
+            }
+            // An image that was open once waits for the server to be as it was.
+            stop @ (Stop::Later(_) | Stop::Never(_) | Stop::Elsewhere(_)) => {
+                self.unserved(&stop.to_string(), io);
+                self.backoff.ended(false, io.now());
+                self.leave(After::Reconnect, Leave::Close, io);
+            }
+        }
+    }
+
+    /// The right to go on is to be proved anew, though the connection is there.
+    pub(super) fn doubt(&mut self, why: &str, io: &mut dyn Submit) {
+        if let State::Leaving(_) = self.state {
+            return;
+        }
+        self.unserved(why, io);
+        self.backoff.ended(false, io.now());
+        self.leave(After::Reconnect, Leave::Close, io);
+    }
+
+    /// The server is not the one that acknowledged what is kept here: that is written again, in a new session.
+    pub(super) fn doubt_life(&mut self, why: &str, io: &mut dyn Submit) {
+        self.is_spent = true;
+        self.doubt(why, io);
+    }
+
+    pub(super) fn broken(&mut self, why: &Break, io: &mut dyn Submit) {
+        if let State::Leaving(After::Move) = self.state {
+            // The reactor cannot give its socket away.
+            return self.leave(After::Move, Leave::Close, io);
+        }
+        if let State::Leaving(_) = self.state {
+            return;
+        }
+        match why {
+            Break::Session(SessionError::Expired(_) | SessionError::Revoked) => self.is_doubtful = true,
+            Break::Session(SessionError::Refused(_)) => self.is_spent = true,
+            _ => {}
+        }
+        let was_silent = matches!(why, Break::Silent(_) | Break::Session(SessionError::Silent(_)));
+        self.unserved(&why.to_string(), io);
+        self.backoff.ended(was_silent, io.now());
+        self.leave(After::Reconnect, Leave::Close, io);
+    }
+
+    /// Says that the disk waits, once.
+    fn unserved(&mut self, why: &str, io: &mut dyn Submit) {
+        if self.unserved_since.is_none() {
+            self.unserved_since = Some(io.now());
+            self.tell_of_lease(LeaseState::Pending);
+            log::warn!("{}: {why}; its requests wait", self.plan.name);
+        } else {
+            log::debug!("{}: {why}", self.plan.name);
+        }
+    }
+
+    fn leave(&mut self, after: After, how: Leave, io: &mut dyn Submit) {
+        self.state = State::Leaving(after);
+        self.client.leave(how, io);
+        if self.client.is_closed() {
+            self.closed(io);
+        }
+    }
+
+    pub(super) fn closed(&mut self, io: &mut dyn Submit) {
+        // The last that keeps the connection from being reset.
+        self.socket = None;
+        if self.plan.report_after.is_some() {
+            // Those that wait too long are reported, and the others go on.
+            let withdrawn = self.client.withdraw();
+            self.abandoned(withdrawn);
+        }
+        let State::Leaving(after) = std::mem::replace(&mut self.state, State::Detached) else {
+            unreachable!("a connection is closed when it was left");
+        };
+        self.state = match (after, self.parting) {
+            (After::Loss(reason), _) => {
+                self.tell_of_lease(LeaseState::Lost);
+                State::Lost(reason)
+            }
+            (After::Move | After::End, _) | (_, Some(Parting::Breaks | Parting::Moves)) => State::Detached,
+            (After::Reconnect, _) => State::Resting(io.now() + self.backoff.rest()),
+        };
+    }
+
+    /// Commands that come to nothing: rewrites begin anew with the next session, flights go on with what they were at.
+    pub(super) fn abandoned(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            if command.cookie == super::EMPTYING {
+                self.emptying = None;
+            }
+            if let Ok(place) = usize::try_from(command.cookie)
+                && self.flights.get(place).is_some()
+            {
+                self.flights.queue(place);
+                self.metrics.retries.add(1);
+            }
+        }
+    }
+
+    pub(super) fn taken(&mut self, fd: RawFd) {
+        // SAFETY: the reactor made the descriptor for us just now.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // It may have been hurried meanwhile; then nothing goes on.
+        self.socket = (self.parting == Some(Parting::Moves)).then_some(socket);
+        self.state = State::Detached;
+    }
+
+    /// Leaves the reactor now, if that is possible.
+    pub(super) fn part_or_wait(&mut self, io: &mut dyn Submit) {
+        match (self.parting, &self.state) {
+            (None, _) | (_, State::Detached | State::Lost(_)) => {}
+            (Some(Parting::Breaks), _) => self.leave(After::End, Leave::Close, io),
+            (Some(Parting::Moves), State::Resting(_)) => self.state = State::Detached,
+            (Some(Parting::Moves), State::Connecting | State::BringingUp(_)) => {
+                self.leave(After::End, Leave::Close, io);
+            }
+            // Once it is served and idle: see `dispatch`.
+            _ => {}
+        }
+    }
+
+    /// Leaves the reactor: the disk is served, and nothing is under way.
+    pub(super) fn part(&mut self, io: &mut dyn Submit) {
+        match self.parting {
+            Some(Parting::Moves) => self.leave(After::Move, Leave::Take, io),
+            Some(Parting::Ends) => {
+                // Kept: if the connection breaks, the next one does it again.
+                let tenure = self.tenure.clone();
+                self.is_released = true;
+                let plan = self.plan.clone();
+                let file = self.file.clone();
+                self.state = State::Farewell(Procedure::new(|port| fence::release(port, plan, file, tenure)));
+                self.step(None, io);
+            }
+            Some(Parting::Breaks) | None => {}
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Images on the exports of NFS servers (RFC 8881, 7862), without a mount on the host: the protocol as values and state
+//! machines, without I/O of their own.
+
+mod bringup;
+mod callback;
+mod client;
+mod command;
+mod disk;
+mod error;
+mod fence;
+mod inbox;
+mod open;
+mod operator;
+mod plan;
+mod procedure;
+mod records;
+pub mod rpc;
+mod session;
+pub mod url;
+pub mod v3;
+pub mod v4;
+pub mod xdr;
+mod xid;
+
+pub use error::NfsError;
+pub(crate) use open::{Opened, check, image_name, open};
+pub use operator::{FileStanding, Operator};
+pub use url::{ImageName, NfsUrl};

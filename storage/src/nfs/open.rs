@@ -1,0 +1,144 @@
+//! From a URL to an image that can be used.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::backend::Access;
+use crate::lease::{Chain, Incarnation, Terms};
+use crate::reactor::Reactor;
+use crate::remote::dialogue::{self, Dialogue};
+
+use super::bringup::{Past, Up, bring_up};
+use super::client::Client;
+use super::disk::Disk;
+use super::error::NfsError;
+use super::plan::{Plan, User};
+use super::rpc::{Credential, SysCredential};
+use super::url::{Host, ImageName, NfsUrl, PORT, Version};
+
+/// How long opening an image may take.
+const OPEN_LIMIT: Duration = Duration::from_secs(30);
+/// How much is copied and kept because a server may forget it.
+const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+
+/// An image that was opened, and which one it is.
+pub(crate) struct Opened {
+    pub(crate) disk: Disk,
+    pub(crate) name: ImageName,
+}
+
+/// Makes a session with the server that `url` names, opens the file, and takes its lease.
+pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, NfsError> {
+    let (plan, name) = plan(url, access, terms)?;
+    let plan = Arc::new(plan);
+    let (dialogue, up) = begun(dialogue::plain(), &plan)?;
+    let disk = dialogue.into_disk(|client| Disk::new(plan, up, client))?;
+    Ok(Opened { disk, name })
+}
+
+/// Whether `url` makes sense. Nobody is asked over the network.
+pub(crate) fn check(url: &str, access: Access) -> Result<(), NfsError> {
+    let url: NfsUrl = url.parse()?;
+    check_version(&url, access)
+}
+
+/// Which file `url` names.
+pub(crate) fn image_name(url: &str) -> Option<ImageName> {
+    url.parse().ok().map(|url: NfsUrl| url.image)
+}
+
+/// A session of `plan`, and what it has found; it breaks off when it is dropped.
+fn begun<R: Reactor>(io: R, plan: &Arc<Plan>) -> Result<(Dialogue<R, Client>, Up), NfsError> {
+    let mut dialogue = converse(io, plan, OPEN_LIMIT)?;
+    let up = dialogue.run(|port| bring_up(port, Arc::clone(plan), Past::default()))?;
+    Ok((dialogue, up))
+}
+
+/// A dialogue with the server of `plan`.
+pub(super) fn converse<R: Reactor>(
+    io: R,
+    plan: &Plan,
+    limit: Duration,
+) -> Result<Dialogue<R, Client>, NfsError> {
+    let server = plan.servers.first().copied();
+    let server = server.expect("a name that was resolved has an address");
+    Dialogue::new(io, Client::new(server), plan.servers.clone(), limit)
+}
+
+pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName), NfsError> {
+    let url: NfsUrl = url.parse()?;
+    check_version(&url, access)?;
+    let chain = terms.at.map(|at| Chain::of(std::path::Path::new(at))).transpose();
+    let user = User {
+        uid: url
+            .options
+            .uid
+            .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: url
+            .options
+            .gid
+            .unwrap_or_else(|| rustix::process::getegid().as_raw()),
+    };
+    let credential = SysCredential {
+        stamp: 0,
+        machine_name: b"coracle".to_vec(),
+        uid: user.uid,
+        gid: user.gid,
+        gids: url.options.groups.clone().unwrap_or_default(),
+    };
+    let kept = url.options.uncommitted_bytes_max.map(usize::try_from);
+    let plan = Plan {
+        name: url.to_string(),
+        servers: resolved(&url.image)?,
+        path: url.image.path.clone(),
+        version: url.options.version,
+        user,
+        credential: Arc::new(Credential::Sys(credential)),
+        client: client_of(terms.owner.incarnation),
+        access,
+        lock: terms.lock,
+        owner: terms.owner.clone(),
+        chain: chain.map_err(|error| NfsError::Records {
+            image: url.to_string(),
+            source: Box::new(error),
+        })?,
+        report_after: terms.network.timeout,
+        uncommitted_bytes_max: kept.and_then(Result::ok).unwrap_or(UNCOMMITTED_BYTES_MAX),
+    };
+    Ok((plan, url.image))
+}
+
+/// NFSv3 has no state, and so nothing that fences a writer.
+fn check_version(url: &NfsUrl, access: Access) -> Result<(), NfsError> {
+    match (url.options.version, access) {
+        (Some(Version::V3), Access::ReadWrite) => Err(NfsError::Unfenced),
+        (Some(Version::V3), Access::ReadOnly) => Err(NfsError::NotBuilt),
+        _ => Ok(()),
+    }
+}
+
+/// Another client for each image of this process, and its name says whose. A second start of the same machine is a stranger to
+/// the server.
+fn client_of(incarnation: Incarnation) -> Vec<u8> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("coracle {incarnation} {serial}").into_bytes()
+}
+
+fn resolved(image: &ImageName) -> Result<Vec<SocketAddr>, NfsError> {
+    let port = image.port.unwrap_or(PORT);
+    match &image.host {
+        Host::V4(address) => Ok(vec![(*address, port).into()]),
+        Host::V6(address) => Ok(vec![(*address, port).into()]),
+        Host::Name(name) => {
+            let found = (name.as_str(), port).to_socket_addrs();
+            let found = found.map_err(|source| NfsError::Resolve {
+                host: name.clone(),
+                source,
+            })?;
+            Ok(found.collect())
+        }
+    }
+}

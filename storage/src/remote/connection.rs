@@ -81,7 +81,7 @@ enum Flight {
 pub(crate) enum Happening {
     /// It is open.
     Connected,
-    /// Something was received: see [`Connection::next`].
+    /// Something was received: see [`Connection::inbox_mut`].
     Received,
     /// A batch was sent: these lenders have their memory back.
     Sent,

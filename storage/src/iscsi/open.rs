@@ -36,7 +36,7 @@ const INITIATOR_PREFIX: &str = "iqn.2026-11.dev.coracle:";
 /// What we receive in one data segment.
 const DATA_SEGMENT_BYTES_MAX: u32 = 1 << 20;
 /// How much is copied and kept because a target may forget it.
-const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+const UNCOMMITTED_BYTES_MAX: usize = 16 << 20;
 
 /// An image that was opened, and which one it is.
 pub(crate) struct Opened {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::remote::connection::ANYTHING_BYTES;
+use crate::remote::streak::{Streak, TRUST_MAX};
 use crate::request::Segment;
 use crate::segments;
 use crate::slab::Slab;
@@ -111,10 +112,7 @@ pub(super) struct Session {
     waiting: VecDeque<usize>,
     /// How many long reads are under way.
     long_reads: u32,
-    /// When the last of them has ended.
-    long_read_ended: Option<Instant>,
-    /// It followed the one before it so soon that the next is expected to.
-    is_streaming: bool,
+    streak: Streak,
     /// How many answers are awaited that are no task's and no ping's.
     orders: u32,
     pulse: Pulse,
@@ -148,9 +146,6 @@ struct Pulse {
 
 /// Payloads up to this length are copied: it costs less than a piece of memory of its own.
 pub(super) const STAGED_BYTES_MAX: u32 = 16 << 10;
-/// So soon a long read has to follow the last for its data to be waited for in one piece. And so long something else that
-/// comes instead, an error, waits unseen at most.
-const TRUST_MAX: Duration = Duration::from_millis(1);
 /// An idle session is looked after so often.
 const PING_PERIOD: Duration = Duration::from_secs(5);
 /// A session with commands under way, of which nothing is heard, is asked so soon.
@@ -184,8 +179,7 @@ impl Session {
             generation: 0,
             waiting: VecDeque::new(),
             long_reads: 0,
-            long_read_ended: None,
-            is_streaming: false,
+            streak: Streak::default(),
             orders: 0,
             pulse: Pulse {
                 heard: now,
@@ -283,7 +277,7 @@ impl Session {
 
     /// Whether nothing but long reads is under way, one soon after the other, and their data go where they belong.
     fn is_streaming(&self, connection: &Link) -> bool {
-        self.is_streaming
+        self.streak.goes_on()
             && u32::try_from(self.tasks.len()) == Ok(self.long_reads)
             && self.pulse.pinged.is_none()
             && self.orders == 0
@@ -339,7 +333,7 @@ impl Session {
             return Ok(());
         }
         if connection.is_trusting() {
-            self.is_streaming = false;
+            self.streak.broke_off();
             connection.expect(ANYTHING_BYTES);
             return Ok(());
         }
@@ -613,10 +607,8 @@ impl Session {
         {
             if task.is_long_read() {
                 self.long_reads -= 1;
-                let now = self.pulse.heard;
-                let last = self.long_read_ended.replace(now);
-                let follows = last.is_some_and(|last| now - last <= TRUST_MAX);
-                self.is_streaming = follows && task.at_bytes == task.len_bytes;
+                let is_whole = task.at_bytes == task.len_bytes;
+                self.streak.ended(is_whole, self.pulse.heard);
             }
             let command = task.command;
             self.news.push_back(News::Ended(Ended {

@@ -318,7 +318,7 @@ impl Client {
         };
         let owed = self.owed_since.map(|since| since + self.patience);
         let session = match (&self.session, self.goes_on()) {
-            (Some(session), true) => Some(session.alarm()),
+            (Some(session), true) => Some(session.alarm(&self.connection)),
             _ => None,
         };
         [slept, owed, session].into_iter().flatten().min()

@@ -79,6 +79,16 @@ impl Command {
         self.is_read() && segments::total(&self.segments) > STAGED_BYTES_MAX
     }
 
+    /// Whether all data have come that were asked for.
+    pub(super) fn is_whole(&self, outcome: Result<&Outcome, &Status>) -> bool {
+        matches!(outcome, Ok(Outcome::Read { bytes, .. }) if *bytes == self.len())
+    }
+
+    /// How long its data are.
+    pub(super) fn len_bytes(&self) -> usize {
+        usize::try_from(self.len()).expect("this is a 64-bit monitor")
+    }
+
     fn len(&self) -> u32 {
         u32::try_from(segments::total(&self.segments)).expect("a command moves less than 4 GiB")
     }

@@ -21,7 +21,7 @@ use super::url::{Host, ImageName, NfsUrl, PORT, Version};
 /// How long opening an image may take.
 const OPEN_LIMIT: Duration = Duration::from_secs(30);
 /// How much is copied and kept because a server may forget it.
-const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+const UNCOMMITTED_BYTES_MAX: usize = 16 << 20;
 
 /// An image that was opened, and which one it is.
 pub(crate) struct Opened {

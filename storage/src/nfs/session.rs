@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::remote::connection::Connection;
+use crate::remote::connection::{ANYTHING_BYTES, Connection};
+use crate::remote::streak::{Streak, TRUST_MAX};
 use crate::request::Segment;
 use crate::segments;
 
@@ -104,6 +105,10 @@ pub(super) struct Session {
     /// How many slots the server wants to be used.
     slots_wanted: usize,
     waiting: VecDeque<Command>,
+    /// How many slots have a call, and how many of these are long reads.
+    calls: u32,
+    long_reads: u32,
+    streak: Streak,
     /// No command is sent: a connection is missing, or the right to send it is not proved.
     is_held: bool,
     /// How many slots had a command that was withdrawn, and may still be carried out.
@@ -178,6 +183,9 @@ impl Session {
             idle: (1..slots).rev().collect(),
             slots_wanted: slots,
             waiting: VecDeque::new(),
+            calls: 0,
+            long_reads: 0,
+            streak: Streak::default(),
             is_held: false,
             withdrawals: 0,
             serial,
@@ -258,7 +266,7 @@ impl Session {
         for slot in CONTROL + 1..self.slots.len() {
             self.transmit(slot, connection, now);
         }
-        connection.expect_long(self.has_long_reads());
+        connection.expect_long(self.long_reads > 0);
         self.send_waiting(connection, now);
     }
 
@@ -271,6 +279,7 @@ impl Session {
             match std::mem::replace(&mut call.task, Task::Renewal) {
                 Task::Command(command) => {
                     self.withdrawals += 1;
+                    self.long_reads -= u32::from(command.is_long_read());
                     withdrawn.push(command);
                 }
                 other => call.task = other,
@@ -322,9 +331,28 @@ impl Session {
                 Item::Filled(arrival) => self.filled(&arrival)?,
             }
         }
-        connection.expect_long(self.has_long_reads());
+        connection.expect_long(self.long_reads > 0);
+        self.expect(connection);
         self.send_waiting(connection, now);
         Ok(())
+    }
+
+    /// Whether nothing but long reads is under way, one soon after the other.
+    fn is_streaming(&self) -> bool {
+        self.streak.goes_on() && self.calls == self.long_reads
+    }
+
+    /// Says how much comes at least: whichever of the long reads is answered first, it is as much as the shortest asks for.
+    fn expect(&self, connection: &mut NfsConnection) {
+        if !self.is_streaming() {
+            return connection.expect(ANYTHING_BYTES);
+        }
+        let calls = self.slots.iter().filter_map(|slot| slot.call.as_ref());
+        match calls.map(|call| call.task.answer_bytes()).min() {
+            Some(least) => connection.expect(least),
+            // The next one may be about to begin.
+            None => connection.expect_as_before(),
+        }
     }
 
     /// Takes in that the memory of these slots' calls, which was lent to the outbox, is back.
@@ -338,7 +366,10 @@ impl Session {
     }
 
     /// When [`Self::beat`] is to be called.
-    pub(super) fn alarm(&self) -> Instant {
+    pub(super) fn alarm(&self, connection: &NfsConnection) -> Instant {
+        if connection.is_trusting() {
+            return self.pulse.heard + TRUST_MAX;
+        }
         let calls = || self.slots.iter().filter_map(|slot| slot.call.as_ref());
         let again = calls().filter_map(|call| call.again).min();
         let sign_of_life = match self.pulse.pinged {
@@ -373,7 +404,12 @@ impl Session {
                 self.transmit(slot, connection, now);
             }
         }
-        if now < self.alarm() {
+        if now < self.alarm(connection) {
+            return Ok(());
+        }
+        if connection.is_trusting() {
+            self.streak.broke_off();
+            connection.expect(ANYTHING_BYTES);
             return Ok(());
         }
         if !self.is_current(now) {
@@ -389,14 +425,6 @@ impl Session {
         Ok(())
     }
 
-    fn has_long_reads(&self) -> bool {
-        let calls = self.slots.iter().filter_map(|slot| slot.call.as_ref());
-        calls.into_iter().any(|call| match &call.task {
-            Task::Command(command) => command.is_long_read(),
-            Task::Question(_) | Task::Renewal => false,
-        })
-    }
-
     fn send_waiting(&mut self, connection: &mut NfsConnection, now: Instant) {
         while !self.is_held
             && self.withdrawals == 0
@@ -404,9 +432,6 @@ impl Session {
             && let Some(slot) = self.idle.pop_if(|slot| *slot < self.slots_wanted)
             && let Some(command) = self.waiting.pop_front()
         {
-            if command.is_long_read() {
-                connection.expect_long(true);
-            }
             self.put(slot, Task::Command(command), connection, now);
         }
     }
@@ -415,6 +440,15 @@ impl Session {
     fn put(&mut self, slot: usize, task: Task, connection: &mut NfsConnection, now: Instant) {
         let place = self.slots.get_mut(slot).expect("a slot that was free is there");
         assert!(place.call.is_none(), "one call at a time is in a slot");
+        if task.is_long_read() {
+            connection.expect_long(true);
+            if self.calls == 0 && self.streak.goes_on() {
+                connection.expect(task.answer_bytes());
+            }
+        }
+        connection.expect_at_most(task.answer_bytes());
+        self.calls += 1;
+        self.long_reads += u32::from(task.is_long_read());
         place.call = Some(SlotCall {
             xid: Xid(0),
             task,
@@ -633,7 +667,13 @@ impl Session {
         let Some(call) = place.call.take_if(is_over) else {
             return;
         };
+        self.calls -= 1;
         if let (Task::Command(command), Some(outcome)) = (call.task, call.outcome) {
+            if command.is_long_read() {
+                self.long_reads -= 1;
+                self.streak
+                    .ended(command.is_whole(outcome.as_ref()), self.pulse.heard);
+            }
             self.news.push_back(News::Ended(Ended { command, outcome }));
         }
         self.free(slot);
@@ -641,6 +681,7 @@ impl Session {
 
     fn clear(&mut self, slot: usize) {
         let call = self.slots.get_mut(slot).and_then(|slot| slot.call.take());
+        self.calls -= u32::from(call.is_some());
         if slot != CONTROL
             && matches!(
                 call,
@@ -707,6 +748,18 @@ impl Pulse {
 }
 
 impl Task {
+    fn is_long_read(&self) -> bool {
+        matches!(self, Self::Command(command) if command.is_long_read())
+    }
+
+    /// How long its answer is at least, if it is a good one.
+    fn answer_bytes(&self) -> usize {
+        match self {
+            Self::Command(command) if command.is_long_read() => command.len_bytes(),
+            _ => ANYTHING_BYTES,
+        }
+    }
+
     fn is_read(&self) -> bool {
         matches!(self, Self::Command(command) if command.is_read())
     }

@@ -7,3 +7,4 @@ pub(crate) mod flights;
 pub(crate) mod outbox;
 pub(crate) mod procedure;
 pub(crate) mod retained;
+pub(crate) mod streak;

@@ -11,6 +11,7 @@ pub mod image;
 pub mod initiator;
 pub mod medium;
 pub mod net;
+pub mod nfs;
 pub mod oracle;
 pub mod reactor;
 pub mod seeds;

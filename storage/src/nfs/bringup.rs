@@ -38,6 +38,8 @@ pub(super) struct Past {
     pub(super) is_doubtful: bool,
     /// The session is not to be gone on with.
     pub(super) is_spent: bool,
+    /// What this client has itself may be in its way: it begins another life, by which the server drops that.
+    pub(super) is_tangled: bool,
 }
 
 /// The file of an image, and what the server lets be done with it.
@@ -108,20 +110,27 @@ impl File {
 /// Goes on with the session that there was, or makes one, and has the file open and leased in it.
 pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<Up, Stop> {
     if let (Some(session), Some(file)) = (past.session, &past.file)
-        && rejoins(&port, &file.manner, session).await?
+        && binds(&port, &file.manner, session).await?
     {
         if past.is_spent {
-            port.destroy_session().await;
+            end_session(&port, &file.manner, session).await?;
         } else {
+            port.rejoin().await;
             return go_on(&port, &plan, file, &past).await;
         }
     }
     let (file, tenure) = match &past.file {
         Some(before) => {
-            let (manner, client_id) = enter(&port, &plan, before.verifier).await?;
+            let verifier = if past.is_tangled {
+                Verifier(random())
+            } else {
+                before.verifier
+            };
+            let (manner, client_id) = enter(&port, &plan, verifier).await?;
             let is_known = client_id == before.client_id;
             let before = File {
                 client_id,
+                verifier,
                 manner,
                 ..before.clone()
             };
@@ -179,8 +188,8 @@ pub(super) async fn arrive(port: &Port, plan: &Plan) -> Result<(Manner, ClientId
     Ok((manner, client_id))
 }
 
-/// Whether a session goes on with this connection. What was sent on the last is not sent again yet.
-async fn rejoins(port: &Port, manner: &Manner, session_id: SessionId) -> Result<bool, Stop> {
+/// Whether there still is a session: then this connection carries it.
+async fn binds(port: &Port, manner: &Manner, session_id: SessionId) -> Result<bool, Stop> {
     let bind = BindConnToSession {
         session_id,
         direction: ChannelFromClient::ForeOrBoth,
@@ -192,13 +201,27 @@ async fn rejoins(port: &Port, manner: &Manner, session_id: SessionId) -> Result<
         .results()
         .and_then(|mut results| Ok(results.bind_conn_to_session()?))
     {
-        Ok(_) => {
-            port.rejoin().await;
-            Ok(true)
-        }
+        Ok(_) => Ok(true),
         Err(error) => match error.status().map(verdict) {
             Some(Verdict::SessionLost | Verdict::ClientLost) => Ok(false),
             _ => Err(failed("go on with a session", error)),
+        },
+    }
+}
+
+/// Ends a session that this connection carries. Afterwards nothing that was sent in it is carried out any more: a server that
+/// is still at it says so.
+async fn end_session(port: &Port, manner: &Manner, session_id: SessionId) -> Result<(), Stop> {
+    let destroy = Operations::new().then(&Arguments::DestroySession(session_id));
+    let reply = call(port, manner, destroy).await?;
+    let ended = reply
+        .results()
+        .and_then(|mut results| Ok(results.destroy_session()?));
+    match ended {
+        Ok(()) => Ok(()),
+        Err(error) => match error.status().map(verdict) {
+            Some(Verdict::SessionLost | Verdict::ClientLost) => Ok(()),
+            _ => Err(failed("end the last session", error)),
         },
     }
 }

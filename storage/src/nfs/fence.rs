@@ -567,6 +567,12 @@ pub(super) async fn close(port: &Port, file: &File) {
         .then(&Arguments::Putfh(file.handle))
         .then(&Arguments::Close(close));
     let _not_there_any_more = run(port, ask).await;
+    // What was revoked is not closed, but kept until it is freed.
+    let _closed = run(
+        port,
+        Operations::new().then(&Arguments::FreeStateid(file.open.latest())),
+    )
+    .await;
 }
 
 /// Has the server forget this client. If it does not, the lease does it.

@@ -23,6 +23,6 @@ pub mod xdr;
 mod xid;
 
 pub use error::NfsError;
-pub(crate) use open::{Opened, check, image_name, open};
+pub(crate) use open::{Opened, check, client_prefix, image_name, open, open_simulated};
 pub use operator::{FileStanding, Operator};
 pub use url::{ImageName, NfsUrl};

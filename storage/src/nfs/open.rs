@@ -38,6 +38,22 @@ pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opene
     Ok(Opened { disk, name })
 }
 
+/// The same as [`open`] on a simulated host, which keeps copies of `uncommitted_bytes_max` at most.
+pub(crate) fn open_simulated(
+    io: impl Reactor,
+    url: &str,
+    terms: &Terms<'_>,
+    uncommitted_bytes_max: usize,
+) -> Result<Disk, NfsError> {
+    let (plan, _) = plan(url, Access::ReadWrite, terms)?;
+    let plan = Arc::new(Plan {
+        uncommitted_bytes_max,
+        ..plan
+    });
+    let (dialogue, up) = begun(io, &plan)?;
+    dialogue.into_disk(|client| Disk::new(plan, up, client))
+}
+
 /// Whether `url` makes sense. Nobody is asked over the network.
 pub(crate) fn check(url: &str, access: Access) -> Result<(), NfsError> {
     let url: NfsUrl = url.parse()?;
@@ -124,7 +140,12 @@ fn check_version(url: &NfsUrl, access: Access) -> Result<(), NfsError> {
 fn client_of(incarnation: Incarnation) -> Vec<u8> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("coracle {incarnation} {serial}").into_bytes()
+    format!("{} {serial}", client_prefix(incarnation)).into_bytes()
+}
+
+/// How the names of all clients of a process begin.
+pub(crate) fn client_prefix(incarnation: Incarnation) -> String {
+    format!("coracle {incarnation}")
 }
 
 fn resolved(image: &ImageName) -> Result<Vec<SocketAddr>, NfsError> {

@@ -111,6 +111,8 @@ pub(super) struct Session {
     streak: Streak,
     /// No command is sent: a connection is missing, or the right to send it is not proved.
     is_held: bool,
+    /// Whether what is open is known: until then it is no news that some of it was revoked.
+    is_aimed: bool,
     /// How many slots had a command that was withdrawn, and may still be carried out.
     withdrawals: u32,
     /// The number of the next call.
@@ -187,6 +189,7 @@ impl Session {
             long_reads: 0,
             streak: Streak::default(),
             is_held: false,
+            is_aimed: false,
             withdrawals: 0,
             serial,
             pulse: Pulse {
@@ -208,6 +211,7 @@ impl Session {
     /// Says which file commands are for, from now on.
     pub(super) fn aim(&mut self, target: Target) {
         self.target = Some(target);
+        self.is_aimed = true;
     }
 
     /// How long the client keeps what it has without a sign of life, as the server says.
@@ -248,7 +252,7 @@ impl Session {
     /// Goes on with a new connection. Procedures may ask; commands wait for [`Self::replay`].
     pub(super) fn rejoin(&mut self, connection: &mut NfsConnection, now: Instant) {
         (self.pulse.heard, self.pulse.pinged) = (now, None);
-        self.is_held = true;
+        (self.is_held, self.is_aimed) = (true, false);
         let slot = self
             .slots
             .get_mut(CONTROL)
@@ -377,12 +381,9 @@ impl Session {
             None if calls().next().is_none() => self.renewal_at(),
             None => self.renewal_at().min(self.pulse.heard + PING_BUSY_PERIOD),
         };
-        let alarms = [Some(sign_of_life), Some(self.expires()), again];
-        alarms
-            .into_iter()
-            .flatten()
-            .min()
-            .expect("there are two at least")
+        let expires = self.is_aimed.then(|| self.expires());
+        let alarms = [Some(sign_of_life), expires, again];
+        alarms.into_iter().flatten().min().expect("there is one at least")
     }
 
     fn renewal_at(&self) -> Instant {
@@ -412,7 +413,8 @@ impl Session {
             connection.expect(ANYTHING_BYTES);
             return Ok(());
         }
-        if !self.is_current(now) {
+        // A session whose lease is in doubt is being proved.
+        if self.is_aimed && !self.is_current(now) {
             return Err(SessionError::Expired(now - self.pulse.renewed));
         }
         if let Some(pinged) = self.pulse.pinged {
@@ -541,6 +543,11 @@ impl Session {
         let call = self.slots.get_mut(slot).and_then(|slot| slot.call.as_mut());
         let call = call.expect("a known slot has a call");
         match &call.task {
+            // Some servers know that they have carried the SEQUENCE out, and not what became of the rest (see `refused`).
+            Task::Command(_) if results.status() == Status::RETRY_UNCACHED_REP => {
+                self.transmit(slot, connection, now);
+                Ok(())
+            }
             Task::Renewal => {
                 self.clear(slot);
                 Ok(())
@@ -581,7 +588,7 @@ impl Session {
         self.pulse.pinged = None;
         let wanted = usize::try_from(sequence.target_highest_slot_id).unwrap_or(usize::MAX);
         self.slots_wanted = wanted.saturating_add(1).clamp(2, self.slots.len());
-        if sequence.status_flags & REVOKED != 0 {
+        if self.is_aimed && sequence.status_flags & REVOKED != 0 {
             return Err(SessionError::Revoked);
         }
         Ok(())

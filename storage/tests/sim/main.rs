@@ -8,8 +8,10 @@
 )]
 
 mod buffers;
+mod export;
 mod lane;
 mod life;
+mod passing;
 mod remote;
 mod workload;
 
@@ -55,4 +57,9 @@ fn a_disk_is_soon_served_again_and_sleeps_until_then() {
 #[test]
 fn what_an_old_connection_has_delivered_is_stopped() {
     seeds::run(REMOTE_SEEDS, remote::outage::simulate_strays);
+}
+
+#[test]
+fn a_disk_on_an_export_keeps_its_promises_whatever_happens_on_the_way() {
+    seeds::run(REMOTE_SEEDS, export::life::simulate);
 }

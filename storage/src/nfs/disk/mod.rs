@@ -26,6 +26,7 @@ use super::command::{Action, Command, Ended, Outcome};
 use super::fence::Tenure;
 use super::plan::Plan;
 use super::procedure::Procedure;
+use super::v4::SessionId;
 use super::v4::status::{Verdict, verdict};
 
 /// An image in a file, with the one session that serves it.
@@ -72,6 +73,14 @@ pub(crate) struct Disk {
     is_doubtful: bool,
     /// The session is of no use any more, though the server may keep it.
     is_spent: bool,
+    /// What this client has itself may be in its way.
+    is_tangled: bool,
+    /// The session with which the last connection began.
+    joined: Option<SessionId>,
+    /// How often in a row the server has said that something was revoked, and no request has ended.
+    revocations: u32,
+    /// Rewrites: the memory of those that were sent is used until their session is given up.
+    rewriting: Option<Rewriting>,
     /// Since when it is not served.
     unserved_since: Option<Instant>,
     metrics: Arc<SessionMetrics>,
@@ -85,7 +94,7 @@ enum State {
     Resting(Instant),
     Connecting,
     BringingUp(Procedure<Result<Up, Stop>>),
-    Rewriting(Rewriting),
+    Rewriting,
     Serving,
     Leaving(After),
     Farewell(Procedure<()>),
@@ -139,6 +148,10 @@ impl Disk {
             is_released: false,
             is_doubtful: false,
             is_spent: false,
+            is_tangled: false,
+            joined: None,
+            revocations: 0,
+            rewriting: None,
             unserved_since: None,
             metrics,
         };
@@ -287,6 +300,7 @@ impl Disk {
 
     fn end(&mut self, place: usize, outcome: Result<(), Failure>, now: Instant) {
         if outcome.is_ok() {
+            self.revocations = 0;
             self.backoff.request_ended();
             if let Some(flight) = self.flights.get_mut(place)
                 && flight.request.operation == Operation::Grow

@@ -11,6 +11,7 @@ use crate::remote::connection::Leave;
 use super::super::bringup::{self, File, Past, Stop, Up};
 use super::super::client::Break;
 use super::super::command::Command;
+use super::super::error::NfsError;
 use super::super::fence;
 use super::super::procedure::{Answer, Procedure, Progress};
 use super::super::session::SessionError;
@@ -55,12 +56,14 @@ impl Disk {
 
     pub(super) fn connected(&mut self, io: &mut dyn Submit) {
         let State::Connecting = self.state else { return };
+        self.joined = self.client.session_id();
         let past = Past {
             file: Some(self.file.clone()),
             tenure: self.tenure.clone(),
-            session: self.client.session_id(),
+            session: self.joined,
             is_doubtful: self.is_doubtful || !self.client.is_current(io.now()),
             is_spent: self.is_spent,
+            is_tangled: self.is_tangled,
         };
         let plan = self.plan.clone();
         self.state = State::BringingUp(Procedure::new(|port| bringup::bring_up(port, plan, past)));
@@ -97,13 +100,14 @@ impl Disk {
             ..up.file
         };
         self.tenure = up.tenure;
-        (self.is_doubtful, self.is_spent) = (false, false);
+        (self.is_doubtful, self.is_spent, self.is_tangled) = (false, false, false);
         self.metrics.reconnects.add(1);
         if up.goes_on {
             self.serve(io);
         } else {
             self.life.forget();
-            self.state = State::Rewriting(Rewriting::new(&self.retained));
+            self.rewriting = Some(Rewriting::new(&self.retained));
+            self.state = State::Rewriting;
             self.rewrite(io);
         }
     }
@@ -131,6 +135,10 @@ impl Disk {
             }
             // An image that was open once waits for the server to be as it was.
             stop @ (Stop::Later(_) | Stop::Never(_) | Stop::Elsewhere(_)) => {
+                // What is in the way may be an open of our own, whose answer was lost.
+                if let Stop::Later(NfsError::InUse { .. }) = stop {
+                    (self.is_spent, self.is_tangled) = (true, true);
+                }
                 self.unserved(&stop.to_string(), io);
                 self.backoff.ended(false, io.now());
                 self.leave(After::Reconnect, Leave::Close, io);
@@ -163,7 +171,15 @@ impl Disk {
             return;
         }
         match why {
-            Break::Session(SessionError::Expired(_) | SessionError::Revoked) => self.is_doubtful = true,
+            Break::Session(SessionError::Expired(_)) => self.is_doubtful = true,
+            Break::Session(SessionError::Revoked) => {
+                self.is_doubtful = true;
+                self.revocations += 1;
+                if self.revocations > 1 {
+                    // Something is revoked that is not known here, and never freed.
+                    (self.is_spent, self.is_tangled) = (true, true);
+                }
+            }
             Break::Session(SessionError::Refused(_)) => self.is_spent = true,
             _ => {}
         }
@@ -185,6 +201,12 @@ impl Disk {
     }
 
     fn leave(&mut self, after: After, how: Leave, io: &mut dyn Submit) {
+        // A session in which not everything was done is none to go on with.
+        self.is_spent |= match self.state {
+            State::BringingUp(_) => self.client.session_id() != self.joined,
+            State::Rewriting => true,
+            _ => false,
+        };
         self.state = State::Leaving(after);
         self.client.leave(how, io);
         if self.client.is_closed() {

@@ -14,10 +14,11 @@ use coracle_storage::sim::initiator;
 use coracle_storage::sim::reactor::{Faults, SimReactor};
 use coracle_storage::sim::target::{Event, Written};
 
-use super::life::{RECOVERY_MAX, drain, fresh};
+use super::life::fresh;
 use super::site::{Means, Site, Tail, chain, expected};
 use crate::lane::{Excuse, Guest, Lane};
 use crate::life::FLUSH;
+use crate::passing::{RECOVERY_MAX, Surroundings, drain};
 use crate::workload::{Wish, Workload};
 
 /// A machine.

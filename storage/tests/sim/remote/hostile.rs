@@ -10,10 +10,11 @@ use coracle_storage::sim::initiator;
 use coracle_storage::sim::reactor::Faults;
 use coracle_storage::sim::target::options::Hostility;
 
-use super::life::{drain, fresh, wait};
+use super::life::fresh;
 use super::site::{Means, Site, Tail, expected};
 use crate::lane::{Excuse, Guest, Lane};
 use crate::life::FLUSH;
+use crate::passing::{Surroundings, drain, wait};
 use crate::workload::Workload;
 
 /// Runs what `seed` says, and panics when the disk does, or is not whole again afterwards.

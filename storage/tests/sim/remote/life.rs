@@ -14,6 +14,7 @@ use coracle_storage::sim::reactor::Faults;
 use super::site::{Means, Site, Tail, expected};
 use crate::lane::{Excuse, Guest, Lane};
 use crate::life::{FLUSH, check_size};
+use crate::passing::{RECOVERY_MAX, drain, step, wait};
 use crate::workload::Workload;
 
 /// Runs what `seed` says, and panics when the disk breaks a promise.
@@ -112,29 +113,6 @@ fn use_up(lane: &mut Lane, site: &mut Site, guest: &mut Guest, lock: Lock, dice:
     }
 }
 
-fn step(lane: &mut Lane, site: &mut Site, guest: &mut Guest, patience: Patience) {
-    lane.go_on_until(site.due(), patience, guest);
-    site.look();
-}
-
-/// How long it takes at most until a disk is served again when everything works: until a hole is over and was noticed.
-pub(super) const RECOVERY_MAX: Duration = Duration::from_secs(240);
-
-/// Takes every request to its end, now that everything works.
-pub(super) fn drain(lane: &mut Lane, site: &mut Site, guest: &mut Guest) {
-    let start = lane.now();
-    while lane.outstanding() > 0 {
-        step(lane, site, guest, Patience::UntilEvent);
-        let time = lane.now() - start;
-        assert!(
-            time < RECOVERY_MAX,
-            "{} requests have not ended {} s after the last fault",
-            lane.outstanding(),
-            time.as_secs()
-        );
-    }
-}
-
 /// The disk leaves its reactor, and goes on there or elsewhere.
 fn move_on(lane: &mut Lane, site: &mut Site, guest: &mut Guest, dice: &mut Dice) {
     if dice.one_in(3) {
@@ -210,19 +188,8 @@ fn rest(lane: &mut Lane, site: &mut Site, guest: &mut Guest) {
     assert!(waits < 20 * 12 * 2, "an idle disk woke {waits} times in 100 s");
 }
 
-/// Lets time pass; how often the disk woke.
-pub(super) fn wait(lane: &mut Lane, site: &mut Site, guest: &mut Guest, time: Duration) -> u64 {
-    let (end, before) = (lane.now() + time, lane.waits);
-    while lane.now() < end {
-        let limit = site.due().into_iter().chain([end]).min();
-        lane.go_on_until(limit, Patience::UntilEvent, guest);
-        site.look();
-    }
-    lane.waits - before
-}
-
 /// What the disk holds at first.
-pub(super) fn fresh(dice: &mut Dice) -> Vec<u8> {
+pub(crate) fn fresh(dice: &mut Dice) -> Vec<u8> {
     let pieces = match dice.below(40) {
         0 | 1 => 600,
         2..=10 => 1 + dice.below(4),

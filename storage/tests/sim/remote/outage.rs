@@ -12,9 +12,9 @@ use coracle_storage::sim::reactor::Faults;
 use coracle_storage::sim::target::options::Mishaps;
 use coracle_storage::sim::target::{Redirect, Term};
 
-use super::life::{drain, wait};
 use super::site::{Means, Site, Tail, expected};
 use crate::lane::{Excuse, Guest, Lane};
+use crate::passing::{Surroundings, drain, wait};
 use crate::workload::Wish;
 
 /// Runs what `seed` says, and panics when a disk comes back late or is busy with nothing.

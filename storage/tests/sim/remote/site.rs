@@ -16,6 +16,8 @@ use coracle_storage::sim::reactor::{Faults, SimReactor};
 use coracle_storage::sim::target::options::{Mishaps, Options};
 use coracle_storage::sim::target::{Redirect, Target, TargetPeer, Term};
 
+use crate::passing::Surroundings;
+
 /// One target with one logical unit, on a network.
 pub(crate) struct Site {
     pub(crate) target: Target,
@@ -187,25 +189,12 @@ impl Site {
         portals().for_each(|portal| self.network.hold(portal, until));
     }
 
-    /// Starts a target that has been down long enough.
-    pub(crate) fn look(&mut self) {
-        if self.down_until.is_some_and(|until| until <= self.clock.now()) {
-            self.down_until = None;
-            self.listen();
-        }
-    }
-
     /// Lets what befell the target end.
     pub(crate) fn recover(&mut self) {
         let ends = self.down_until.max(self.held_until);
         ends.into_iter().for_each(|end| self.clock.pass_to(end));
         self.network.advance();
         self.look();
-    }
-
-    /// When it is started.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.down_until
     }
 
     /// Something happens; nothing that a disk without records may not survive, if the unit has none.
@@ -256,6 +245,20 @@ impl Site {
     pub(crate) fn check(&self) {
         let complaints = self.target.complaints();
         assert!(complaints.is_empty(), "the initiator did wrong: {complaints:?}");
+    }
+}
+
+impl Surroundings for Site {
+    fn due(&self) -> Option<Instant> {
+        self.down_until
+    }
+
+    /// Starts a target that has been down long enough.
+    fn look(&mut self) {
+        if self.down_until.is_some_and(|until| until <= self.clock.now()) {
+            self.down_until = None;
+            self.listen();
+        }
     }
 }
 

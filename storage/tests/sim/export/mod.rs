@@ -1,0 +1,7 @@
+//! Disks on simulated NFS servers, at the end of simulated networks.
+
+pub(crate) mod heirs;
+pub(crate) mod hostile;
+pub(crate) mod life;
+pub(crate) mod outage;
+mod site;

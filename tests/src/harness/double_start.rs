@@ -5,7 +5,7 @@
 //!             │
 //!             ▼     SIGSTOP
 //!          running ────────► stopped ─┐
-//!             │    ◄────────          │ kill -9
+//!             │   resumed ◄──         │ kill -9
 //!             │      SIGCONT          ▼
 //!             ├─ kill -9 ──────► killed
 //!             └─ SIGTERM ──────► ended
@@ -66,8 +66,10 @@ pub trait Backend {
 /// The state of a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It runs.
+    /// It runs, and has done so all the time.
     Running,
+    /// It runs again, after it was stopped.
+    Resumed,
     /// It was stopped and may go on at any time.
     Stopped,
     /// It was killed, without a chance to give anything back.
@@ -332,7 +334,7 @@ impl Schedule<'_> {
             return Ok(());
         };
         let (signal, state, verb) = if writer.is_stopped {
-            (Signal::CONT, State::Running, "continue")
+            (Signal::CONT, State::Resumed, "continue")
         } else {
             (Signal::STOP, State::Stopped, "stop")
         };

@@ -90,7 +90,7 @@ impl Backend for ImageFile {
 
     fn expected(&self, holder: State) -> Expected {
         match holder {
-            State::Running | State::Stopped => Expected::Refused,
+            State::Running | State::Resumed | State::Stopped => Expected::Refused,
             State::Killed | State::Ended | State::Broken => Expected::Granted,
         }
     }

@@ -23,6 +23,8 @@ mod lease;
 mod lifecycle;
 mod linux;
 mod memory;
+mod network;
+mod nfs;
 mod overlay;
 mod serial;
 mod signals;
@@ -57,6 +59,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
+    ("nfs", nfs::CASES),
     ("overlay", overlay::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),

@@ -1,6 +1,6 @@
 //! What a schedule does to the way between writers and their image, where there is one.
 
-use super::{Schedule, State};
+use super::{Expected, Schedule, State};
 use crate::Outcome;
 
 /// Storage behind a server that many reach, each in his own way. A start is known by its number, from 1.
@@ -28,6 +28,12 @@ pub trait Network {
 
     /// The arguments that name the image to `coraclectl lease`.
     fn image(&self) -> Vec<String>;
+
+    /// What must become of breaking the lease of a writer in this state, when he is the last that held it.
+    fn broken(&self, holder: State) -> Expected {
+        let _whatever_it_is = holder;
+        Expected::Granted
+    }
 }
 
 impl Schedule<'_> {
@@ -43,7 +49,7 @@ impl Schedule<'_> {
             // What is free cannot be broken.
             return match state {
                 State::Ended | State::Broken => Ok(()),
-                State::Running | State::Stopped | State::Killed => self.break_lease(network),
+                _ => self.break_lease(network),
             };
         }
         let index = usize::try_from(self.seed.below(u64::try_from(self.alive.len().max(1))?))?;
@@ -62,7 +68,7 @@ impl Schedule<'_> {
 
     /// Takes the lease from whoever has it: what he has written until then is his, and nothing after it.
     pub(super) fn break_lease(&mut self, network: &dyn Network) -> Outcome {
-        let Some((number, vm, _)) = self.last else {
+        let Some((number, vm, state)) = self.last else {
             return Ok(());
         };
         self.done.push(format!("break {number}"));
@@ -71,11 +77,23 @@ impl Schedule<'_> {
             .args(network.image())
             .arg("--yes")
             .output()?;
-        crate::ensure!(
-            broken.status.success(),
-            "the lease of {vm} cannot be broken: {}",
-            String::from_utf8_lossy(&broken.stderr).trim()
-        );
+        let said = String::from_utf8_lossy(&broken.stderr).trim().to_owned();
+        match (network.broken(state), broken.status.success()) {
+            (Expected::Granted | Expected::Either, true) => {}
+            (Expected::Refused, true) => {
+                return Err(format!("the lease of {vm} was broken while he has it").into());
+            }
+            (Expected::Granted, false) => {
+                return Err(format!("the lease of {vm} cannot be broken: {said}").into());
+            }
+            (Expected::Refused | Expected::Either, false) => {
+                crate::ensure!(
+                    self.backend.is_refusal(&said, vm),
+                    "that {vm} has it is not said: {said}"
+                );
+                return Ok(());
+            }
+        }
         self.oracle.gone(number);
         self.last = Some((number, vm, State::Broken));
         self.look()

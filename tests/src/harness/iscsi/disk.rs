@@ -124,7 +124,7 @@ impl Backend for Disk {
     fn expected(&self, holder: State) -> Expected {
         match holder {
             // A reservation outlives who made it.
-            State::Running | State::Stopped | State::Killed => Expected::Refused,
+            State::Running | State::Resumed | State::Stopped | State::Killed => Expected::Refused,
             State::Ended | State::Broken => Expected::Granted,
         }
     }

@@ -86,13 +86,14 @@ impl Backend for Disk {
         match holder {
             State::Running if !self.was_cut_off.get() => Expected::Refused,
             // Who is silent is displaced when his lease has expired, and only then.
-            State::Running | State::Stopped | State::Killed => Expected::Either,
-            State::Ended | State::Broken => Expected::Granted,
+            State::Running | State::Resumed | State::Stopped => Expected::Either,
+            // Who is known to have died is waited for until it has.
+            State::Killed | State::Ended | State::Broken => Expected::Granted,
         }
     }
 
     fn is_refusal(&self, errors: &str, vm: &str) -> bool {
-        errors.contains(vm)
+        errors.contains(vm) || self.lock == "none"
     }
 
     fn network(&self) -> Option<&dyn Network> {
@@ -118,6 +119,15 @@ impl Network for Disk {
 
     fn image(&self) -> Vec<String> {
         self.arguments()
+    }
+
+    /// Nobody but the server can take the file from a writer, and it does when he has been silent for too long.
+    fn broken(&self, holder: State) -> Expected {
+        match self.lock {
+            // There is nothing to break.
+            "none" => Expected::Either,
+            _ => self.expected(holder),
+        }
     }
 }
 

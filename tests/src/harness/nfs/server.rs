@@ -45,6 +45,9 @@ pub struct Server {
 
 /// ganesha says this and hangs.
 const PORT_TAKEN: &str = "Address already in use";
+/// ganesha says these of its grace periods.
+const GRACE_BEGINS: &str = "NFS Server Now IN GRACE";
+const GRACE_ENDS: &str = "NFS Server Now NOT IN GRACE";
 /// No bus of this machine: servers would want one name there.
 const NO_BUS: &str = "unix:path=/nonexistent";
 const REGISTRY_PORT: u16 = 111;
@@ -136,6 +139,13 @@ impl Server {
     /// All that ganesha has said so far, in all its lives.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Whether it waits for those who had something open before it was started, and lets nobody else open or lock.
+    pub fn is_in_grace(&self) -> bool {
+        let log = self.log();
+        let last = |words: &str| log.rfind(words);
+        last(GRACE_BEGINS) > last(GRACE_ENDS)
     }
 
     /// Kills ganesha, stopped or not, as `kill -9` does: sessions, opens and locks are gone; written bytes and the records

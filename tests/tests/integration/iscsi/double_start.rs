@@ -1,10 +1,12 @@
 //! Random schedules of two writers of one image on a target: it has one writer at a time.
 
-use coracle_tests::case::{Context, text};
+use coracle_tests::Outcome;
+use coracle_tests::case::Context;
 use coracle_tests::harness::double_start::{IMAGE_BYTES, run};
 use coracle_tests::harness::iscsi::disk::Disk;
 use coracle_tests::seed::Seed;
-use coracle_tests::{Outcome, ensure};
+
+use crate::network::double_start;
 
 /// Every other schedule has the record of the lease in the image's own tail.
 pub(super) fn one_writer(context: &Context) -> Outcome {
@@ -21,25 +23,8 @@ pub(super) fn one_writer(context: &Context) -> Outcome {
     Ok(())
 }
 
-/// Among some schedules there is one that starts a writer beside another; then the oracle sees a foreign block.
 pub(super) fn unleased(context: &Context) -> Outcome {
-    let mut seed = context.seed.clone();
-    for _ in 0..40 {
-        let disk = Disk::with_record_in_a_file(IMAGE_BYTES)?.unleased();
-        let schedule = Seed::from(seed.draw());
-        let Err(failed) = run(&context.environment, &disk, &schedule) else {
-            continue;
-        };
-        let said = text(&failed);
-        if said.contains("there is nothing to break") {
-            // Nor is there: nobody took a lease. This schedule came to that before two writers met.
-            continue;
-        }
-        ensure!(
-            said.contains("who did not hold the lease then"),
-            "it was found out, but not by what it wrote: {said}"
-        );
-        return Ok(());
-    }
-    Err("40 schedules with a writer that takes no lease went unnoticed".into())
+    double_start::unleased(context, || {
+        Ok(Disk::with_record_in_a_file(IMAGE_BYTES)?.unleased())
+    })
 }

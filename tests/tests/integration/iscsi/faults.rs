@@ -1,19 +1,12 @@
-//! Every fault of a network and of a target, at every step of a session: the guest notices nothing but time.
-
-use std::sync::{Mutex, PoisonError};
+//! The steps and faults of iSCSI.
 
 use coracle_tests::Outcome;
-use coracle_tests::case::{Context, text};
-use coracle_tests::harness::matrix::Matrix;
+use coracle_tests::case::Context;
 use coracle_tests::harness::proxy::Step;
-use coracle_tests::seed::Seed;
 
-use super::cell::Scene;
+use super::storage::Storage;
+use crate::network::faults;
 
-/// How soon a guest goes on is a time on a clock: cells that run side by side would measure each other.
-static ALONE: Mutex<()> = Mutex::new(());
-/// Cells of each step in a sample.
-const SAMPLE: usize = 2;
 const FAULTS: &[&str] = &[
     "reset",
     "cut inside",
@@ -57,26 +50,10 @@ pub(super) fn reservation(context: &Context) -> Outcome {
 }
 
 fn run(context: &Context, name: &'static str, step: Step) -> Outcome {
-    let mut matrix = Matrix::new("iscsi")
-        .axis("mode", &["plain", "volatile"])
-        .axis("fault", FAULTS)
-        .axis("step", &[name])
-        .impossible(
-            &[("mode", "plain"), ("fault", "power")],
-            "without a volatile cache nothing is forgotten",
-        );
+    let mut matrix = faults::matrix("iscsi", FAULTS, name);
     if step == Step::Login {
         let fault = [("fault", "wrong digest")];
         matrix = matrix.impossible(&fault, "digests begin after the login");
     }
-    let mut seed = context.seed.clone();
-    let mut cells = seed.stream("cells");
-    let report = matrix.run(context.extent, SAMPLE, &mut seed, |cell| {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = cells.draw();
-        let scene = Scene::new(context, cell, step, Seed::from(number));
-        let survived = scene.and_then(|scene| scene.survive(cell.value("fault")?));
-        survived.map_err(|e| format!("cell {number}: {}", text(&e)).into())
-    })?;
-    report.expect_passed()
+    faults::run::<Storage>(context, &matrix, step)
 }

@@ -1,21 +1,21 @@
 //! An image on an iSCSI target: what a guest notices of the network, of other owners, and of a user's mistakes.
 
 mod boot;
-mod cell;
 mod double_start;
 mod faults;
 mod messages;
-mod patience;
 mod shapes;
+mod storage;
 
 use std::path::Path;
 
+use coracle_tests::Outcome;
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
-use coracle_tests::guest::Machine;
-use coracle_tests::monitor::{Launch, Monitor};
-use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
+
+use self::storage::Storage;
+use crate::network::{self, patience, with};
 
 /// What takes long comes first; the rows of a matrix and of schedules are kept one by one in a soak.
 pub(crate) const CASES: &[Case] = &[
@@ -64,22 +64,22 @@ pub(crate) const CASES: &[Case] = &[
     case(
         "a_target_that_says_nothing_costs_the_api_nothing",
         Need::Kvm,
-        patience::api,
+        patience::api::<Storage>,
     ),
     case(
         "a_pause_on_a_silent_target_fails_in_time",
         Need::Kvm,
-        patience::pause,
+        patience::pause::<Storage>,
     ),
     case(
         "a_monitor_dies_at_once_beside_a_silent_target",
         Need::Kvm,
-        patience::death,
+        patience::death::<Storage>,
     ),
     case(
         "a_guest_is_told_after_the_time_that_was_asked_for",
         Need::Kvm,
-        patience::report,
+        patience::report::<Storage>,
     ),
     case(
         "patterns_come_back_from_every_kind_of_target",
@@ -105,21 +105,5 @@ const fn case(name: &'static str, need: Need, run: fn(&Context) -> Outcome) -> C
 
 /// A drive that is this URL, with the record of its lease beside the test.
 fn drive(url: &str, lease_at: &Path) -> Value {
-    json!({
-        "drive_id": "d", "path_on_host": url, "is_root_device": false, "is_read_only": false,
-        "cache_type": "Writeback", "lock": "exclusive", "lease_at": lease_at.join("record"),
-    })
-}
-
-/// A machine that does these words with its one drive, and has an API.
-fn start(context: &Context, words: &str, drive: Value) -> Outcome<Monitor> {
-    let machine = Machine::unikernel(&context.environment, words).drive(drive);
-    Launch::new(&context.environment)?
-        .config(&machine.config())?
-        .start()
-}
-
-fn says(text: &str, word: &str) -> Outcome {
-    ensure!(text.contains(word), "no '{word}' in:\n{text}");
-    Ok(())
+    with(network::drive(url), "lease_at", json!(lease_at.join("record")))
 }

@@ -7,7 +7,8 @@ use coracle_tests::monitor::{Ended, Launch};
 use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
 
-use super::{drive, says};
+use super::drive;
+use crate::network::says;
 
 const MIB: u64 = 1 << 20;
 const DISK_MIB: u64 = 32;

@@ -1,64 +1,65 @@
-//! A target that is silent: what the API, the user and the guest notice of it.
+//! A server that is silent: what the API, the user and the guest notice of it.
 
 use std::time::{Duration, Instant};
 
 use coracle_tests::case::Context;
-use coracle_tests::harness::iscsi::target::{Plan, Target};
 use coracle_tests::monitor::Monitor;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::{drive, says, start};
+use super::{Server, says, start, with};
 
 const SOON: Duration = Duration::from_secs(20);
 /// As the issue has them.
 const ANSWER_P99_MAX: Duration = Duration::from_millis(5);
 const REAPED_WITHIN: Duration = Duration::from_millis(100);
-/// A target is silent for so long before the guest's requests are stuck for sure.
+/// A server is silent for so long before the guest's requests are stuck for sure.
 const STUCK_AFTER: Duration = Duration::from_millis(300);
+const BYTES: u64 = 16 << 20;
+/// A guest that writes all the time.
+const WRITES: &str = "do=stamp:writer=1,blocks=64,flush_every=4,ms=1";
 
-/// A guest that writes all the time, on a target that was just stopped.
-struct Silent {
+/// A guest that writes all the time, on a server that was just stopped.
+struct Silent<S> {
     monitor: Monitor,
-    target: Target,
+    server: S,
     _lease: tempfile::TempDir,
 }
 
-impl Silent {
+impl<S: Server> Silent<S> {
     fn new(context: &Context) -> Outcome<Self> {
-        let target = Target::start(Plan::disk(16 << 20))?;
+        let server = S::with_image(BYTES)?;
         let lease = tempfile::tempdir()?;
-        let drive = drive(&target.url(1), lease.path());
-        let monitor = start(context, "do=stamp:writer=1,blocks=64,flush_every=4,ms=1", drive)?;
+        let monitor = start(context, WRITES, server.drive(server.address(), lease.path()))?;
         monitor.console.wait_for("stamp: acked=", SOON)?;
-        target.stop()?;
+        server.stop()?;
         std::thread::sleep(STUCK_AFTER);
         Ok(Self {
             monitor,
-            target,
+            server,
             _lease: lease,
         })
     }
 
-    /// The guest goes on when the target does.
+    /// The guest goes on when the server does.
     fn resume(&self) -> Outcome {
         let before = self.monitor.console.text().len();
-        self.target.go_on()?;
+        self.server.go_on()?;
         let more = |text: &str| (text.len() > before).then_some(());
         self.monitor.console.wait_until("another line", SOON, more)
     }
 }
 
-pub(super) fn api(context: &Context) -> Outcome {
-    let silent = Silent::new(context)?;
+pub(crate) fn api<S: Server>(context: &Context) -> Outcome {
+    let silent = Silent::<S>::new(context)?;
     let stopped = answer_p99(&silent.monitor)?;
     silent.resume()?;
-    // On a host that is busy with other things each answer takes its time, whatever the target does.
+    // On a host that is busy with other things each answer takes its time, whatever the server does.
     let limit = ANSWER_P99_MAX.max(answer_p99(&silent.monitor)? * 2);
     ensure!(
         stopped < limit,
-        "p99 {stopped:?} with the target stopped, not below {limit:?}"
+        "p99 {stopped:?} with the server stopped, not below {limit:?}"
     );
     Ok(())
 }
@@ -75,8 +76,8 @@ fn answer_p99(monitor: &Monitor) -> Outcome<Duration> {
     Ok(took.get(took.len() * 99 / 100).copied().unwrap_or_default())
 }
 
-pub(super) fn pause(context: &Context) -> Outcome {
-    let silent = Silent::new(context)?;
+pub(crate) fn pause<S: Server>(context: &Context) -> Outcome {
+    let silent = Silent::<S>::new(context)?;
     let start = Instant::now();
     let paused = json!({ "state": "Paused" });
     let answer = silent.monitor.request("PATCH", "/vm", Some(&paused))?;
@@ -87,37 +88,35 @@ pub(super) fn pause(context: &Context) -> Outcome {
     silent.resume()
 }
 
-pub(super) fn death(context: &Context) -> Outcome {
-    let silent = Silent::new(context)?;
+pub(crate) fn death<S: Server>(context: &Context) -> Outcome {
+    let silent = Silent::<S>::new(context)?;
     let start = Instant::now();
     silent.monitor.signal(Signal::KILL)?;
     silent.monitor.wait(SOON)?;
     let took = start.elapsed();
     ensure!(
         took < REAPED_WITHIN,
-        "reaped after {took:?} with the target stopped"
+        "reaped after {took:?} with the server stopped"
     );
     Ok(())
 }
 
 /// With `on_error: report` the guest gets an error when the time is over, and not before.
-pub(super) fn report(context: &Context) -> Outcome {
+pub(crate) fn report<S: Server>(context: &Context) -> Outcome {
     const TIMEOUT: Duration = Duration::from_millis(1500);
-    let target = Target::start(Plan::disk(16 << 20))?;
+    let server = S::with_image(BYTES)?;
     let lease = tempfile::tempdir()?;
-    let mut drive = drive(&target.url(1), lease.path());
-    if let Some(drive) = drive.as_object_mut() {
-        drive.insert("on_error".into(), json!("report"));
-        drive.insert("timeout_ms".into(), json!(u64::try_from(TIMEOUT.as_millis())?));
-    }
-    let monitor = start(context, "do=stamp:writer=1,blocks=64,flush_every=4,ms=1", drive)?;
+    let drive = server.drive(server.address(), lease.path());
+    let drive = with(drive, "on_error", json!("report"));
+    let timeout_ms = u64::try_from(TIMEOUT.as_millis())?;
+    let monitor = start(context, WRITES, with(drive, "timeout_ms", json!(timeout_ms)))?;
     monitor.console.wait_for("stamp: acked=", SOON)?;
-    target.stop()?;
+    server.stop()?;
     let stopped = Instant::now();
     // IOERR, virtio 1.2, 5.2.6.
     monitor.console.wait_for("found status=1", SOON)?;
     let took = stopped.elapsed();
-    target.go_on()?;
+    server.go_on()?;
     ensure!(took >= TIMEOUT, "the guest was told after {took:?}");
     ensure!(
         took < TIMEOUT + Duration::from_secs(2),

@@ -4,19 +4,19 @@ use std::time::{Duration, Instant};
 
 use coracle_tests::case::{Context, Extent};
 use coracle_tests::harness::double_start::IMAGE_BYTES;
-use coracle_tests::harness::iscsi::protocol::Iscsi;
-use coracle_tests::harness::iscsi::target::{Plan, Target, url};
 use coracle_tests::harness::matrix::Cell;
 use coracle_tests::harness::oracle::{BLOCK_SECTORS, Oracle, reread_damaged};
-use coracle_tests::harness::proxy::{Damage, Direction, Fault, Proxy, Step, Then, Trap};
+use coracle_tests::harness::proxy::{Direction, Fault, Proxy, Step, Then, Trap};
 use coracle_tests::monitor::Monitor;
 use coracle_tests::seed::Seed;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 
+use super::Stepped;
+
 /// A guest at work, and all between it and its bytes.
-pub(super) struct Scene {
-    target: Target,
+pub(super) struct Scene<S> {
+    server: S,
     proxy: Proxy,
     monitor: Monitor,
     oracle: Oracle,
@@ -37,11 +37,8 @@ struct Work {
     period: Duration,
 }
 
-const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const DISK_MIB: u64 = 16;
 const BLOCKS: u64 = IMAGE_BYTES / 512 / BLOCK_SECTORS;
-/// All of a write comes with its command, so that a volatile cache can hold it.
-const IMMEDIATE_BYTES: u32 = 262_144;
 /// As the issue has it: so soon after the fault is over the guest goes on.
 const RESUMES_WITHIN: Duration = Duration::from_secs(2);
 /// A session notices by its own pings that nobody answers; then it comes to its next login.
@@ -51,14 +48,17 @@ const SOON: Duration = Duration::from_secs(20);
 const TERMINATED: i32 = 143;
 
 impl Work {
-    fn at(step: Step, seed: u64) -> Self {
+    fn at(step: Step, idle_ms: u64, seed: u64) -> Self {
         let pattern = format!("mib=1,offset_mib=4,seed={seed}");
         let begin = format!("do=pattern-write:{pattern} do=flush");
         let repeated = |words: &str, times| vec![words; times].join(" ");
         let verify = format!("do=pattern-verify:{pattern}");
         let discard = "do=pattern-write:mib=1,offset_mib=8 do=discard:mib=1,offset_mib=8 do=read-check-zero:mib=1,offset_mib=8";
         let (words, period) = match step {
-            Step::Idle => (repeated(&format!("do=tick:ms=300,count=1 {verify}"), 25), 300),
+            Step::Idle => (
+                repeated(&format!("do=tick:ms=300,count={} {verify}", idle_ms / 300), 25),
+                300,
+            ),
             Step::Read => (repeated(&verify, 34), 0),
             Step::Unmap => (repeated(discard, 14), 0),
             _ => (format!("do=stamp:writer=1,blocks={BLOCKS},flush_every=4,ms=1"), 0),
@@ -71,37 +71,20 @@ impl Work {
     }
 }
 
-impl Scene {
+impl<S: Stepped> Scene<S> {
     /// Starts everything, and waits until the guest is well at work.
     pub(super) fn new(context: &Context, cell: &Cell, step: Step, seed: Seed) -> Outcome<Self> {
         let mut seed = seed;
-        let digests = cell.value("fault")? == "wrong digest" || seed.below(2) == 0;
-        // Often enough that an idle session has a message for every trap.
-        let plan = Plan::disk(DISK_MIB << 20).immediate_bytes(IMMEDIATE_BYTES);
-        let plan = plan.key("nop_interval", "1").key("nop_count", "120");
-        let target = Target::start(if digests { plan.digests() } else { plan })?;
-        let (server, stream) = (target.address(), Seed::from(seed.draw()));
-        let proxy = match cell.value("mode")? {
-            "volatile" => Proxy::volatile(HERE, server, stream, Iscsi::default())?,
-            _ => Proxy::knowing(HERE, server, stream, Iscsi::default())?,
-        };
+        let server = S::for_cell(cell.value("fault")?, step, DISK_MIB << 20, &mut seed)?;
+        let proxy = server.proxy(cell.value("mode")?, Seed::from(seed.draw()))?;
         let lease = tempfile::tempdir()?;
-        let options = if digests {
-            "?header_digest=crc32c&data_digest=crc32c"
-        } else {
-            ""
-        };
-        let mut drive = super::drive(&format!("{}{options}", url(proxy.address(), 1)), lease.path());
-        if let (Step::Unmap, Some(drive)) = (step, drive.as_object_mut()) {
-            // tgtd lets strangers unmap what is reserved, so a leased disk never does it there.
-            drive.insert("lock".into(), "none".into());
-        }
-        let work = Work::at(step, seed.below(1 << 20));
+        let drive = server.drive(proxy.address(), lease.path());
+        let work = Work::at(step, S::IDLE_MS, seed.below(1 << 20));
         let mut oracle = Oracle::new(BLOCKS);
         oracle.granted(1)?;
         let scene = Self {
             monitor: super::start(context, &work.words, drive)?,
-            target,
+            server,
             proxy,
             oracle,
             seed,
@@ -118,6 +101,7 @@ impl Scene {
     /// Lets the fault happen at the step, ends it, and has the guest go on and end.
     pub(super) fn survive(mut self, fault: &str) -> Outcome {
         let late = self.suffer(fault)?;
+        self.server.recovered(self.step, STEP_WITHIN)?;
         let healed = Instant::now();
         self.look()?;
         let limit = RESUMES_WITHIN + self.slack() + self.period + late;
@@ -144,14 +128,10 @@ impl Scene {
 
     /// The fault from its beginning to its end; returns how much later what it held back still comes.
     fn suffer(&mut self, fault: &str) -> Outcome<Duration> {
-        let hole = Then::Fault(Fault::BlackHole);
         let then = match fault {
             "reset" => Then::Cut,
             "cut inside" => Then::CloseInside,
-            "wrong digest" => self.wrong_sum(),
-            "wrong length" => self.wrong_length(),
-            "odd answer" => self.odd_answer(),
-            _ => hole,
+            _ => S::damage(fault, self.step, &mut self.seed).unwrap_or(Then::Fault(Fault::BlackHole)),
         };
         let direction = self.direction(then);
         self.spring(direction, then)?;
@@ -172,27 +152,27 @@ impl Scene {
                 return Ok(duration);
             }
             "kill and restart" => {
-                self.target.kill()?;
+                self.server.kill()?;
                 self.silence(Fault::None)?;
                 std::thread::sleep(duration);
-                self.target.restart()?;
+                self.server.restart()?;
             }
             "stop" => {
-                self.target.stop()?;
+                self.server.stop()?;
                 self.silence(Fault::None)?;
                 std::thread::sleep(duration);
-                self.target.go_on()?;
+                self.server.go_on()?;
             }
             "old connection late" => drop(self.proxy.strand()?),
             "power" => drop(self.proxy.crash()?),
-            _ => {}
+            _ => self.server.suffer(fault, &self.proxy, &self.monitor)?,
         }
         self.silence(Fault::None)?;
         Ok(Duration::ZERO)
     }
 
     /// Has the trap for the step catch its message.
-    fn spring(&self, direction: Direction, then: Then) -> Outcome {
+    fn spring(&mut self, direction: Direction, then: Then) -> Outcome {
         let step = self.step;
         let waits = matches!(then, Then::Fault(_) | Then::Cut);
         if step == Step::Idle && waits {
@@ -207,52 +187,17 @@ impl Scene {
             step,
             then,
         })?;
-        if matches!(step, Step::Login | Step::Reservation) {
-            // It comes to these only when it has to begin again.
-            self.proxy.cut()?;
-        }
+        self.server.begin_again(step, &self.proxy)?;
         self.proxy.wait_sprung(STEP_WITHIN)
     }
 
-    /// Damages are the target's to send; everything else happens to both.
+    /// Damages are the server's to send; everything else happens to both.
     fn direction(&mut self, then: Then) -> Direction {
         match then {
             Then::Damage(_) | Then::Twice | Then::Swap => Direction::ToClient,
             Then::CloseInside if self.seed.below(2) == 0 => Direction::ToClient,
             _ => Direction::ToServer,
         }
-    }
-
-    fn wrong_sum(&mut self) -> Then {
-        let of_data = self.step == Step::Read && self.seed.below(2) == 0;
-        Then::Damage(if of_data {
-            Damage::DataSum
-        } else {
-            Damage::HeaderSum
-        })
-    }
-
-    fn wrong_length(&mut self) -> Then {
-        // Only these are answered with data.
-        let has_data = matches!(self.step, Step::Login | Step::Read);
-        let is_short = has_data && self.seed.below(2) == 0;
-        Then::Damage(if is_short {
-            Damage::Truncated
-        } else {
-            Damage::Oversized
-        })
-    }
-
-    fn odd_answer(&mut self) -> Then {
-        let number = Then::Damage(Damage::Number);
-        // The target's own pings, which is all that an idle session hears of one that pings so often, have none.
-        let number = if self.step == Step::Idle {
-            Then::Twice
-        } else {
-            number
-        };
-        let all = [Then::Damage(Damage::Tag), number, Then::Twice];
-        self.seed.pick(&all).copied().unwrap_or(Then::Twice)
     }
 
     /// How long a fault lasts: in a sample a short time, in a soak up to what the issue says.
@@ -290,7 +235,7 @@ impl Scene {
         }
         self.oracle
             .acknowledged(1, acknowledged(&self.monitor.console.text()));
-        let path = self.target.image(1)?;
+        let path = self.server.image()?;
         let image = reread_damaged(|| Ok(std::fs::read(&path)?))?;
         Ok(self.oracle.look(&image)?)
     }
@@ -308,7 +253,7 @@ impl Scene {
         );
         if self.stamps {
             self.oracle.acknowledged(1, acknowledged(&ended.console));
-            self.oracle.look(&std::fs::read(self.target.image(1)?)?)?;
+            self.oracle.look(&std::fs::read(self.server.image()?)?)?;
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Ope
         let nfs::Opened { disk, name } =
             nfs::open(path, access, terms).map_err(|e| OpenError::of_nfs(path, e))?;
         return Ok(Image {
-            backend: Box::new(disk),
+            backend: disk,
             hold: Hold::new(ImageId::Export(name), None),
         });
     }
@@ -98,7 +98,7 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
         return iscsi::check(path).map_err(|e| OpenError::of_unit(path, e));
     }
     if NfsUrl::is_url(path) {
-        return nfs::check(path, access).map_err(|e| OpenError::of_nfs(path, e));
+        return nfs::check(path, access, terms.lock).map_err(|e| OpenError::of_nfs(path, e));
     }
     let opened = open_image(path, access, terms)?;
     match terms.role() {

@@ -622,6 +622,6 @@ pub(super) async fn run_after_grace(port: &Port, operations: Operations) -> Resu
 pub(super) fn failed(action: &'static str, error: CallError) -> Stop {
     Stop::Later(NfsError::Call {
         action,
-        source: Refusal(error),
+        source: Refusal(error.into()),
     })
 }

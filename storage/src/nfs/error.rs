@@ -9,7 +9,9 @@ use crate::lease::{LeaseError, Record};
 use super::client::Break;
 use super::procedure::CallError;
 use super::rpc::RpcError;
+use super::stateless;
 use super::url::UrlError;
+use super::v3::MountStatus;
 use super::v4::Status;
 
 /// Why an image on a server cannot be used.
@@ -64,9 +66,55 @@ pub enum NfsError {
          make the drive read-only"
     )]
     Unfenced,
-    /// Only older versions.
-    #[error("NFSv3 is not built into this version, not even to read: leave `version=3` out of the URL")]
-    NotBuilt,
+    /// A shared image that somebody may write.
+    #[error(
+        "NFSv3 has nothing that keeps others from changing an image under its readers: if it is certain that nobody writes \
+         it, add `base_immutable=true` to the URL; or leave `version=3` out of it"
+    )]
+    NotProtected,
+    /// Nobody who knows the ports.
+    #[error(
+        "the portmapper of the NFS server, {server}, does not answer, and NFSv3 needs it to find its ports: is the address \
+         right? If the server has none, name the ports in the URL: nfs://HOST:2049/PATH?version=3&mountport=PORT"
+    )]
+    NoPortmapper {
+        /// Where it should be.
+        server: SocketAddr,
+        /// How it ended.
+        #[source]
+        source: Unanswered,
+    },
+    /// It does not have it.
+    #[error(
+        "the server's portmapper knows no {program} over TCP: have NFSv3 switched on there, or leave `version=3` out of the \
+         URL. If it is there nevertheless, name the ports in the URL: nfs://HOST:2049/PATH?version=3&mountport=PORT"
+    )]
+    NotRegistered {
+        /// What is missing.
+        program: &'static str,
+    },
+    /// An export, but not for us.
+    #[error(
+        "the server does not let this host mount `{export}` ({status}): have it exported to this host, and to ports above 1023 \
+         as well (`insecure` in /etc/exports): no other are there for a process without privileges"
+    )]
+    ExportRefused {
+        /// Its path, as the server has it.
+        export: String,
+        /// What the server says.
+        status: MountStatus,
+    },
+    /// In no export.
+    #[error(
+        "no export of the server has `{path}` in it: {}. By NFSv3 the path is the one that the server itself has, and no \
+         pseudo path", exported(.exports)
+    )]
+    NotExported {
+        /// Where the image should be.
+        path: String,
+        /// What the server exports, as far as it says.
+        exports: Vec<String>,
+    },
     /// A directory of the path, or its export.
     #[error(
         "there is no `{name}` in {parent} on the server, as this client sees it: is it exported, to this host, and is the \
@@ -234,10 +282,42 @@ pub enum NfsError {
 #[error(transparent)]
 pub struct Unanswered(pub(super) Break);
 
-/// How a compound ended.
+/// How a call ended.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct Refusal(pub(super) CallError);
+pub struct Refusal(pub(super) Refused);
+
+/// The same, by the version that was spoken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    /// A compound.
+    #[error(transparent)]
+    V4(#[from] CallError),
+    /// A procedure.
+    #[error(transparent)]
+    V3(#[from] stateless::CallError),
+}
+
+impl Refused {
+    /// What NFSv4 says, if that is what was spoken, and says something.
+    pub(super) fn status(&self) -> Option<Status> {
+        match self {
+            Self::V4(error) => error.status(),
+            Self::V3(_) => None,
+        }
+    }
+}
+
+/// The first of them, in words.
+fn exported(exports: &[String]) -> String {
+    const SHOWN_MAX: usize = 8;
+    let shown: Vec<&str> = exports.iter().take(SHOWN_MAX).map(String::as_str).collect();
+    match exports.len() {
+        0 => "it does not say what it exports".to_owned(),
+        ..=SHOWN_MAX => format!("it exports {}", shown.join(", ")),
+        more => format!("it exports {} and {} more", shown.join(", "), more - SHOWN_MAX),
+    }
+}
 
 fn versions(range: Option<&(u32, u32)>) -> String {
     match range {

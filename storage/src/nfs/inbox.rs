@@ -5,8 +5,9 @@ use crate::remote::outbox::SEGMENTS_MAX;
 use crate::request::{Segment, cut_first_bytes};
 use crate::segments;
 
+use super::payload::Payload;
 use super::rpc::{RECORD_MARK_BYTES, RecordError, RecordMark};
-use super::v4::{PREFIX_BYTES_MAX, ReadPayload, read_prefix};
+use super::v4;
 use super::xdr::XdrError;
 use super::xid::Xid;
 
@@ -21,13 +22,13 @@ use super::xid::Xid;
 /// ```
 ///
 /// Bytes are received into a buffer of our own, and payloads are copied from there; the rest of a long one is received
-/// where it belongs.
+/// where it belongs. Replies begin as the version of `P` has it.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(super) struct Inbox<P = v4::ReadPayload> {
     staging: Box<[u8]>,
     start: usize,
     end: usize,
-    stage: Stage,
+    stage: Stage<P>,
     /// What has come of a record that came in more than one piece.
     assembled: Vec<u8>,
     /// Where the rest of a payload goes.
@@ -39,16 +40,16 @@ pub(super) struct Inbox {
 }
 
 #[derive(Debug)]
-enum Stage {
+enum Stage<P> {
     Mark,
     /// So many bytes of a fragment are still to come, and it is the last of its record, or not.
     Fragment(usize, Last),
     /// A payload waits to be told its place.
-    Unplaced(Arrival),
+    Unplaced(Arrival<P>),
     /// So many bytes of a payload are still to come.
-    Filling(Arrival, usize),
+    Filling(Arrival<P>, usize),
     /// What follows a payload is.
-    Trailer(Arrival),
+    Trailer(Arrival<P>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +60,11 @@ enum Last {
 
 /// The reply to a READ that has succeeded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Arrival {
+pub(super) struct Arrival<P = v4::ReadPayload> {
     /// Which call it answers.
     pub(super) xid: u32,
     /// What the server says of it.
-    pub(super) payload: ReadPayload,
+    pub(super) payload: P,
     /// The length of the data.
     pub(super) len_bytes: usize,
     /// What its record has behind the data.
@@ -72,13 +73,13 @@ pub(super) struct Arrival {
 
 /// What comes next.
 #[derive(Debug)]
-pub(super) enum Item {
+pub(super) enum Item<P = v4::ReadPayload> {
     /// A whole record. Its memory can be given back by [`Inbox::recycle`].
     Record(Vec<u8>),
     /// A reply to a READ has begun: [`Inbox::place`] has to say where its data go.
-    Payload(Arrival),
+    Payload(Arrival<P>),
     /// All of its data are there.
-    Filled(Arrival),
+    Filled(Arrival<P>),
 }
 
 /// What makes a stream useless.
@@ -109,7 +110,7 @@ const TRAILER_BYTES_MAX: usize = 3;
 /// A record that needed more is not kept for the next.
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
-impl Default for Inbox {
+impl<P: Payload> Default for Inbox<P> {
     fn default() -> Self {
         Self {
             staging: vec![0; STAGING_BYTES].into_boxed_slice(),
@@ -124,7 +125,7 @@ impl Default for Inbox {
     }
 }
 
-impl Incoming for Inbox {
+impl<P: Payload> Incoming for Inbox<P> {
     fn clear(&mut self) {
         (self.start, self.end) = (0, 0);
         self.stage = Stage::Mark;
@@ -158,9 +159,9 @@ impl Incoming for Inbox {
         let placed = match self.stage {
             Stage::Mark => 0,
             Stage::Fragment(..) => RECORD_MARK_BYTES + self.assembled.len(),
-            Stage::Unplaced(arrival) => arrival.payload.prefix_bytes,
-            Stage::Filling(arrival, left) => arrival.payload.prefix_bytes + arrival.len_bytes - left,
-            Stage::Trailer(arrival) => arrival.payload.prefix_bytes + arrival.len_bytes,
+            Stage::Unplaced(arrival) => arrival.payload.prefix_bytes(),
+            Stage::Filling(arrival, left) => arrival.payload.prefix_bytes() + arrival.len_bytes - left,
+            Stage::Trailer(arrival) => arrival.payload.prefix_bytes() + arrival.len_bytes,
         };
         placed + self.end - self.start
     }
@@ -186,13 +187,13 @@ impl Incoming for Inbox {
     }
 }
 
-impl Inbox {
+impl<P: Payload> Inbox<P> {
     /// The next thing that has come whole.
     ///
     /// # Errors
     ///
     /// When the stream makes no sense any more; the connection is to be left.
-    pub(super) fn next(&mut self) -> Result<Option<Item>, StreamError> {
+    pub(super) fn next(&mut self) -> Result<Option<Item<P>>, StreamError> {
         loop {
             match self.stage {
                 Stage::Mark => {
@@ -272,26 +273,26 @@ impl Inbox {
     }
 
     /// Looks at the beginning of a reply to a READ, of which `left` bytes come.
-    fn prefix(&mut self, left: usize) -> Result<Prefix, StreamError> {
+    fn prefix(&mut self, left: usize) -> Result<Prefix<P>, StreamError> {
         let come = self.come();
         let come = come.get(..left.min(come.len())).unwrap_or_default();
-        let Some(prefix) = read_prefix(come)? else {
-            let is_all = come.len() == left || come.len() >= PREFIX_BYTES_MAX;
+        let Some((xid, payload)) = P::of_prefix(come)? else {
+            let is_all = come.len() == left || come.len() >= P::PREFIX_BYTES_MAX;
             return Ok(if is_all { Prefix::None } else { Prefix::Incomplete });
         };
-        let Some(payload) = prefix.payload else {
+        let Some(payload) = payload else {
             return Ok(Prefix::None);
         };
-        let len_bytes = usize::try_from(payload.data_len).map_err(|_| StreamError::Short)?;
-        let behind = left.checked_sub(payload.prefix_bytes);
+        let len_bytes = usize::try_from(payload.data_len()).map_err(|_| StreamError::Short)?;
+        let behind = left.checked_sub(payload.prefix_bytes());
         let trailer_bytes = behind.and_then(|behind| behind.checked_sub(len_bytes));
         let trailer_bytes = trailer_bytes.ok_or(StreamError::Short)?;
         if trailer_bytes > TRAILER_BYTES_MAX {
             return Err(StreamError::Trailer(trailer_bytes));
         }
-        self.start += payload.prefix_bytes;
+        self.start += payload.prefix_bytes();
         Ok(Prefix::Payload(Arrival {
-            xid: prefix.xid,
+            xid,
             payload,
             len_bytes,
             trailer_bytes,
@@ -326,7 +327,7 @@ impl Inbox {
     }
 
     /// Copies what has come of a payload to its place.
-    fn fill(&mut self, arrival: Arrival, left: usize) {
+    fn fill(&mut self, arrival: Arrival<P>, left: usize) {
         let come = self.staging.get(self.start..self.end).unwrap_or_default();
         let piece = come.get(..left.min(come.len())).unwrap_or_default();
         segments::fill(&self.rest, piece);
@@ -338,16 +339,16 @@ impl Inbox {
 }
 
 /// What the beginning of a reply to a READ says.
-enum Prefix {
+enum Prefix<P> {
     /// Nothing yet.
     Incomplete,
     /// Where its data are.
-    Payload(Arrival),
+    Payload(Arrival<P>),
     /// That it has none.
     None,
 }
 
-fn after_filling(arrival: Arrival, left: usize) -> Stage {
+fn after_filling<P>(arrival: Arrival<P>, left: usize) -> Stage<P> {
     if left == 0 {
         Stage::Trailer(arrival)
     } else {

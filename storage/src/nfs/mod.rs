@@ -1,4 +1,4 @@
-//! Images on the exports of NFS servers (RFC 8881, 7862), without a mount on the host: the protocol as values and state
+//! Images on the exports of NFS servers (RFC 8881, 7862, 1813), without a mount on the host: the protocol as values and state
 //! machines, without I/O of their own.
 
 mod bringup;
@@ -11,11 +11,13 @@ mod fence;
 mod inbox;
 mod open;
 mod operator;
+mod payload;
 mod plan;
 mod procedure;
 mod records;
 pub mod rpc;
 mod session;
+mod stateless;
 pub mod url;
 pub mod v3;
 pub mod v4;

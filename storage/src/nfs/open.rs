@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::backend::Access;
-use crate::lease::{Chain, Incarnation, Terms};
+use crate::backend::{Access, Backend};
+use crate::lease::{Chain, Incarnation, Lock, Terms};
 use crate::reactor::Reactor;
 use crate::remote::dialogue::{self, Dialogue};
 
@@ -16,6 +16,7 @@ use super::disk::Disk;
 use super::error::NfsError;
 use super::plan::{Plan, User};
 use super::rpc::{Credential, SysCredential};
+use super::stateless;
 use super::url::{Host, ImageName, NfsUrl, PORT, Version};
 
 /// How long opening an image may take.
@@ -25,16 +26,23 @@ const UNCOMMITTED_BYTES_MAX: usize = 16 << 20;
 
 /// An image that was opened, and which one it is.
 pub(crate) struct Opened {
-    pub(crate) disk: Disk,
+    pub(crate) disk: Box<dyn Backend>,
     pub(crate) name: ImageName,
 }
 
 /// Makes a session with the server that `url` names, opens the file, and takes its lease.
 pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opened, NfsError> {
+    let parsed: NfsUrl = url.parse()?;
+    check_version(&parsed, access, terms.lock)?;
+    if parsed.options.version == Some(Version::V3) {
+        let disk = Box::new(stateless::open(stateless_plan(&parsed, terms)?)?);
+        let name = parsed.image;
+        return Ok(Opened { disk, name });
+    }
     let (plan, name) = plan(url, access, terms)?;
     let plan = Arc::new(plan);
     let (dialogue, up) = begun(dialogue::plain(), &plan)?;
-    let disk = dialogue.into_disk(|client| Disk::new(plan, up, client))?;
+    let disk = Box::new(dialogue.into_disk(|client| Disk::new(plan, up, client))?);
     Ok(Opened { disk, name })
 }
 
@@ -55,9 +63,9 @@ pub(crate) fn open_simulated(
 }
 
 /// Whether `url` makes sense. Nobody is asked over the network.
-pub(crate) fn check(url: &str, access: Access) -> Result<(), NfsError> {
+pub(crate) fn check(url: &str, access: Access, lock: Lock) -> Result<(), NfsError> {
     let url: NfsUrl = url.parse()?;
-    check_version(&url, access)
+    check_version(&url, access, lock)
 }
 
 /// Which file `url` names.
@@ -85,25 +93,11 @@ pub(super) fn converse<R: Reactor>(
 
 pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName), NfsError> {
     let url: NfsUrl = url.parse()?;
-    check_version(&url, access)?;
+    if url.options.version == Some(Version::V3) {
+        return Err(NfsError::Unfenced);
+    }
     let chain = terms.at.map(|at| Chain::of(std::path::Path::new(at))).transpose();
-    let user = User {
-        uid: url
-            .options
-            .uid
-            .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-        gid: url
-            .options
-            .gid
-            .unwrap_or_else(|| rustix::process::getegid().as_raw()),
-    };
-    let credential = SysCredential {
-        stamp: 0,
-        machine_name: b"coracle".to_vec(),
-        uid: user.uid,
-        gid: user.gid,
-        gids: url.options.groups.clone().unwrap_or_default(),
-    };
+    let (user, credential) = caller(&url);
     let kept = url.options.uncommitted_bytes_max.map(usize::try_from);
     let plan = Plan {
         name: url.to_string(),
@@ -111,7 +105,7 @@ pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan
         path: url.image.path.clone(),
         version: url.options.version,
         user,
-        credential: Arc::new(Credential::Sys(credential)),
+        credential: Arc::new(credential),
         client: client_of(terms.owner.incarnation),
         access,
         lock: terms.lock,
@@ -126,11 +120,45 @@ pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan
     Ok((plan, url.image))
 }
 
-/// NFSv3 has no state, and so nothing that fences a writer.
-fn check_version(url: &NfsUrl, access: Access) -> Result<(), NfsError> {
-    match (url.options.version, access) {
-        (Some(Version::V3), Access::ReadWrite) => Err(NfsError::Unfenced),
-        (Some(Version::V3), Access::ReadOnly) => Err(NfsError::NotBuilt),
+/// The same of an image that is only read, by NFSv3.
+fn stateless_plan(url: &NfsUrl, terms: &Terms<'_>) -> Result<stateless::Plan, NfsError> {
+    let (user, credential) = caller(url);
+    Ok(stateless::Plan {
+        name: url.to_string(),
+        servers: resolved(&url.image)?,
+        port: url.image.port,
+        mount_port: url.options.mount_port,
+        path: url.image.path.clone(),
+        user,
+        credential: Arc::new(credential),
+        report_after: terms.network.timeout,
+    })
+}
+
+/// Who calls, as the URL has it.
+fn caller(url: &NfsUrl) -> (User, Credential) {
+    let options = &url.options;
+    let user = User {
+        uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+    };
+    let credential = SysCredential {
+        stamp: 0,
+        machine_name: b"coracle".to_vec(),
+        uid: user.uid,
+        gid: user.gid,
+        gids: options.groups.clone().unwrap_or_default(),
+    };
+    (user, Credential::Sys(credential))
+}
+
+/// NFSv3 has no state, and so nothing that fences a writer: neither our own nor another's.
+fn check_version(url: &NfsUrl, access: Access, lock: Lock) -> Result<(), NfsError> {
+    match (url.options.version, access, lock) {
+        (Some(Version::V3), Access::ReadWrite, _) => Err(NfsError::Unfenced),
+        (Some(Version::V3), Access::ReadOnly, Lock::Shared) if !url.options.base_immutable => {
+            Err(NfsError::NotProtected)
+        }
         _ => Ok(()),
     }
 }

@@ -1,0 +1,279 @@
+//! A connection and the calls on it: what a server is asked, and what it answers.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::nfs::client::Break;
+use crate::nfs::error::{NfsError, Unanswered};
+use crate::nfs::rpc::Credential;
+use crate::nfs::session::SessionError;
+use crate::reactor::{Event, Submit};
+use crate::remote::connection::{Happening, Leave};
+use crate::remote::dialogue::{self, Heard};
+
+use super::calls::{Calls, News, ReadConnection};
+use super::command::{Command, Ended};
+use super::procedure::{Answer, Ask};
+
+/// One server at a time.
+///
+/// ```text
+///   closed ──connect──► connecting ──► Report::Connected: perform(…) ──► Ask::Aim: start(…)
+///      ▲                                                                      │
+///      └── Report::Abandoned, Report::Closed ◄── leave ◄── Report::Broken ◄───┘
+/// ```
+#[derive(Debug)]
+pub(super) struct Client {
+    connection: ReadConnection,
+    calls: Calls,
+    /// What a procedure sleeps until.
+    sleeps_until: Option<Instant>,
+    /// How long the server has taken to answer a procedure at most, lately.
+    answered_within: Duration,
+    /// Since when the server owes a connection, or an answer to a procedure.
+    owed_since: Option<Instant>,
+    /// How long it may owe that.
+    patience: Duration,
+    reports: Vec<Report>,
+}
+
+/// What a client has to tell its owner.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// There is a connection: a procedure may begin.
+    Connected,
+    /// A procedure's question is answered.
+    Answer(Answer),
+    /// A command has ended.
+    Ended(Ended),
+    /// These commands have not ended, and will not.
+    Abandoned(Vec<Command>),
+    /// Nothing more comes of this connection: it is to be left.
+    Broken(Break),
+    /// The connection was left.
+    Closed,
+    /// The connection was left and goes on by this descriptor.
+    Taken(RawFd),
+}
+
+/// A server that has answered quickly so far is taken for dead after so long.
+const PATIENCE_MIN: Duration = Duration::from_secs(3);
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+
+impl Client {
+    /// A client without a connection, whose calls are made by `credential`.
+    pub(super) fn new(server: SocketAddr, credential: Arc<Credential>, now: Instant) -> Self {
+        Self {
+            connection: ReadConnection::new(server),
+            calls: Calls::new(credential, now),
+            sleeps_until: None,
+            answered_within: Duration::ZERO,
+            owed_since: None,
+            patience: PATIENCE_MIN,
+            reports: Vec::new(),
+        }
+    }
+
+    /// Begins to connect. Each answer to a procedure on this connection may take as long as `patience`.
+    pub(super) fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
+        (self.patience, self.owed_since) = (patience, Some(io.now()));
+        self.answered_within = Duration::ZERO;
+        self.connection.open(server, io);
+    }
+
+    /// Goes on with the connection that was taken out of another reactor.
+    pub(super) fn adopt(&mut self, io: &mut dyn Submit) {
+        self.connection.adopt(io);
+    }
+
+    /// Begins to leave the connection.
+    pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
+        (self.owed_since, self.sleeps_until) = (None, None);
+        self.connection.leave(how, io);
+    }
+
+    /// Whether no connection is left.
+    pub(super) fn is_closed(&self) -> bool {
+        self.connection.is_closed()
+    }
+
+    /// Does what a procedure asks for. [`Report::Answer`] follows.
+    pub(super) fn perform(&mut self, ask: Ask, now: Instant) {
+        match ask {
+            Ask::Sleep(time) => self.sleeps_until = Some(now + time),
+            Ask::Call(call) => {
+                self.owed_since = Some(now);
+                self.calls.ask(&call, &mut self.connection, now);
+            }
+            Ask::Aim(handle) => {
+                self.calls.aim(handle);
+                self.reports.push(Report::Answer(Answer::Done));
+            }
+        }
+    }
+
+    /// Sends a command. [`Report::Ended`] or [`Report::Abandoned`] follows.
+    pub(super) fn start(&mut self, command: Command, now: Instant) {
+        self.calls.start(command, &mut self.connection, now);
+    }
+
+    /// Takes the end of one of its operations in. What there is to tell comes from [`Self::reports`].
+    pub(super) fn resume(&mut self, event: Event, io: &mut dyn Submit) {
+        let mut nobody: Vec<Infallible> = Vec::new();
+        match self.connection.resume(event, &mut nobody, io) {
+            None | Some(Happening::Sent) => {}
+            Some(Happening::Connected) => {
+                self.owed_since = None;
+                self.reports.push(Report::Connected);
+            }
+            Some(Happening::Received) => {
+                let received = self.calls.receive(&mut self.connection, io.now());
+                self.take_news(io.now());
+                if let Err(error) = received {
+                    self.reports.push(Report::Broken(error.into()));
+                }
+            }
+            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
+            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
+            Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
+            Some(Happening::Closed) => {
+                let unfinished = self.calls.disconnected();
+                if !unfinished.is_empty() {
+                    self.reports.push(Report::Abandoned(unfinished));
+                }
+                self.reports.push(Report::Closed);
+            }
+        }
+    }
+
+    /// What has happened, in order.
+    pub(super) fn reports(&mut self) -> impl Iterator<Item = Report> + use<> {
+        std::mem::take(&mut self.reports).into_iter()
+    }
+
+    /// Whether there is something that [`Self::reports`] would give.
+    pub(super) fn has_reports(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
+    /// Gives the reactor what was queued. To be called before each wait.
+    pub(super) fn pump(&mut self, io: &mut dyn Submit) {
+        self.connection.pump(io);
+    }
+
+    /// When [`Self::wake`] is to be called.
+    pub(super) fn alarm(&self) -> Option<Instant> {
+        let owed = self.owed_since.map(|since| since + self.patience);
+        let calls = self
+            .is_open()
+            .then(|| self.calls.alarm(self.patience_with_calls()));
+        let alarms = [self.sleeps_until, owed, calls.flatten()];
+        alarms.into_iter().flatten().min()
+    }
+
+    fn is_open(&self) -> bool {
+        self.connection.is_open()
+    }
+
+    /// How long a sign of life may take.
+    fn patience_with_calls(&self) -> Duration {
+        (self.answered_within * 4).clamp(PATIENCE_MIN, PATIENCE_MAX)
+    }
+
+    /// Takes the time in.
+    pub(super) fn wake(&mut self, now: Instant) {
+        if self.sleeps_until.take_if(|until| *until <= now).is_some() {
+            self.reports.push(Report::Answer(Answer::Done));
+        }
+        if let Some(since) = self.owed_since
+            && since + self.patience <= now
+        {
+            self.owed_since = None;
+            self.reports.push(Report::Broken(Break::Silent(now - since)));
+            return;
+        }
+        let patience = self.patience_with_calls();
+        if self.is_open()
+            && let Err(error) = self.calls.beat(patience, &mut self.connection, now)
+        {
+            self.reports.push(Report::Broken(error.into()));
+        }
+    }
+
+    fn take_news(&mut self, now: Instant) {
+        while let Some(news) = self.calls.next_news() {
+            match news {
+                News::Ended(ended) => self.reports.push(Report::Ended(ended)),
+                News::Answered(record) => {
+                    if let Some(since) = self.owed_since.take() {
+                        self.answered_within = self.answered_within.max(now - since);
+                    }
+                    self.reports.push(Report::Answer(Answer::Record(record)));
+                }
+            }
+        }
+    }
+}
+
+impl dialogue::Client for Client {
+    type Ask = Ask;
+    type Answer = Answer;
+    type SessionError = SessionError;
+    type Error = NfsError;
+
+    fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
+        self.connect(server, patience, io);
+    }
+
+    fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
+        self.leave(how, io);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
+    }
+
+    fn perform(&mut self, ask: Ask, now: Instant) {
+        self.perform(ask, now);
+    }
+
+    fn heard(&mut self) -> Vec<Heard<Answer, SessionError>> {
+        let heard = self.reports().filter_map(|report| match report {
+            Report::Connected => Some(Heard::Connected),
+            Report::Answer(answer) => Some(Heard::Answer(answer)),
+            Report::Broken(why) => Some(Heard::Broken(why)),
+            Report::Ended(_) | Report::Abandoned(_) | Report::Closed | Report::Taken(_) => None,
+        });
+        heard.collect()
+    }
+
+    fn pump(&mut self, io: &mut dyn Submit) {
+        self.pump(io);
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) {
+        self.resume(event, io);
+    }
+
+    fn alarm(&self) -> Option<Instant> {
+        self.alarm()
+    }
+
+    fn wake(&mut self, now: Instant) {
+        self.wake(now);
+    }
+
+    fn unanswered(server: SocketAddr, why: Break) -> NfsError {
+        NfsError::Server {
+            server,
+            source: Unanswered(why),
+        }
+    }
+
+    fn redirected(server: SocketAddr) -> NfsError {
+        NfsError::Moved { server }
+    }
+}

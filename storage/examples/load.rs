@@ -63,7 +63,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("load: {error}");
+            let causes = std::iter::successors(error.source(), |&cause| cause.source());
+            let causes: String = causes.map(|cause| format!(": {cause}")).collect();
+            eprintln!("load: {error}{causes}");
             ExitCode::FAILURE
         }
     }

@@ -314,7 +314,7 @@ fn exported(exports: &[String]) -> String {
     let shown: Vec<&str> = exports.iter().take(SHOWN_MAX).map(String::as_str).collect();
     match exports.len() {
         0 => "it does not say what it exports".to_owned(),
-        ..=SHOWN_MAX => format!("it exports {}", shown.join(", ")),
+        1..=SHOWN_MAX => format!("it exports {}", shown.join(", ")),
         more => format!("it exports {} and {} more", shown.join(", "), more - SHOWN_MAX),
     }
 }

@@ -136,7 +136,7 @@ fn stateless_plan(url: &NfsUrl, terms: &Terms<'_>) -> Result<stateless::Plan, Nf
 }
 
 /// Who calls, as the URL has it.
-fn caller(url: &NfsUrl) -> (User, Credential) {
+pub(super) fn caller(url: &NfsUrl) -> (User, Credential) {
     let options = &url.options;
     let user = User {
         uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),

@@ -18,3 +18,6 @@ mod procedure;
 pub(super) use open::open;
 pub(super) use plan::Plan;
 pub(super) use procedure::CallError;
+
+#[cfg(test)]
+mod tests;

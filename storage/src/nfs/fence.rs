@@ -140,6 +140,8 @@ async fn settle(port: &Port, plan: &Plan, file: &mut File) -> Result<Option<Tenu
         Newest::Torn(number) => Record::of_step(number, &plan.owner),
         Newest::None => None,
     };
+    // What the last owner wrote and nobody committed is there to be read: it is to stay, whatever happens to the server.
+    commit(port, file).await?;
     let record = Record::after(last.as_ref(), Phase::Held, &plan.owner);
     let record = record.ok_or_else(|| plan.unrecorded(crate::lease::ChainError::Exhausted))?;
     records::append(port, plan, file, &record).await?;
@@ -521,15 +523,7 @@ pub(super) async fn release(port: Port, plan: std::sync::Arc<Plan>, file: File, 
 
 async fn try_release(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenure>) -> Result<(), Stop> {
     if plan.access == Access::ReadWrite {
-        let ask = Operations::new()
-            .then(&Arguments::Putfh(file.handle))
-            .then(&Arguments::Commit(Commit { offset: 0, count: 0 }));
-        let reply = run(port, ask).await?;
-        let committed = reply.results().and_then(|mut results| {
-            results.put_fh()?;
-            Ok(results.commit()?)
-        });
-        committed.map_err(|error| failed("commit what was written", error))?;
+        commit(port, file).await?;
     }
     let Some(Tenure { record }) = tenure else {
         return Ok(());
@@ -537,6 +531,21 @@ async fn try_release(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenu
     let released = Record::after(Some(record), Phase::Released, &plan.owner);
     let released = released.ok_or_else(|| plan.unrecorded(crate::lease::ChainError::Exhausted))?;
     records::append(port, plan, file, &released).await
+}
+
+/// Has everything on the medium that was written to the file.
+async fn commit(port: &Port, file: &File) -> Result<(), Stop> {
+    let ask = Operations::new()
+        .then(&Arguments::Putfh(file.handle))
+        .then(&Arguments::Commit(Commit { offset: 0, count: 0 }));
+    let reply = run(port, ask).await?;
+    let committed = reply.results().and_then(|mut results| {
+        results.put_fh()?;
+        Ok(results.commit()?)
+    });
+    committed
+        .map(drop)
+        .map_err(|error| failed("commit what was written", error))
 }
 
 /// Gives back what is locked and open; what is not there any more needs not be.

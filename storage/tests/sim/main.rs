@@ -63,3 +63,28 @@ fn what_an_old_connection_has_delivered_is_stopped() {
 fn a_disk_on_an_export_keeps_its_promises_whatever_happens_on_the_way() {
     seeds::run(REMOTE_SEEDS, export::life::simulate);
 }
+
+#[test]
+fn an_image_on_an_export_is_written_by_nobody_but_its_last_heir() {
+    seeds::run(REMOTE_SEEDS, export::heirs::simulate);
+}
+
+#[test]
+fn a_machine_writes_no_more_when_another_has_taken_its_lock() {
+    seeds::run(REMOTE_SEEDS, export::heirs::simulate_hand_over);
+}
+
+#[test]
+fn a_hostile_server_breaks_nothing_for_good() {
+    seeds::run(REMOTE_SEEDS, export::hostile::simulate);
+}
+
+#[test]
+fn a_disk_on_an_export_is_soon_served_again_and_sleeps_until_then() {
+    seeds::run(REMOTE_SEEDS, export::outage::simulate);
+}
+
+#[test]
+fn what_an_old_connection_has_delivered_to_a_server_does_no_harm() {
+    seeds::run(REMOTE_SEEDS, export::outage::simulate_strays);
+}

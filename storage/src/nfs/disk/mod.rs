@@ -417,9 +417,14 @@ impl Backend for Disk {
             State::Detached | State::Lost(_) => return None,
             _ => None,
         };
+        let rewriting = match self.state {
+            State::Rewriting => self.rewriting.as_ref().and_then(Rewriting::alarm),
+            _ => None,
+        };
         [
             resting,
             self.empty_after,
+            rewriting,
             self.flights.alarm(),
             self.client.alarm(),
         ]
@@ -440,6 +445,7 @@ impl Backend for Disk {
         {
             self.connect(io);
         }
+        self.rewrite(io);
         self.settle(io);
         if self.flights.report_overdue(now) {
             self.doubt("a request takes longer than `timeout_ms`", io);

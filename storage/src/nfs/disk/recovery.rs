@@ -106,7 +106,7 @@ impl Disk {
             self.serve(io);
         } else {
             self.life.forget();
-            self.rewriting = Some(Rewriting::new(&self.retained));
+            self.rewriting = Some(Rewriting::new(&self.retained, self.file.write_bytes_max));
             self.state = State::Rewriting;
             self.rewrite(io);
         }

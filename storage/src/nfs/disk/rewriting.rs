@@ -1,6 +1,7 @@
 //! What was acknowledged and may have been forgotten, being written again.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::reactor::Submit;
 use crate::remote::retained::{Retained, Rewrite, split_zeros};
@@ -18,7 +19,11 @@ pub(super) struct Rewriting {
     /// Those under way, each in its place.
     under_way: Vec<Option<Rewrite>>,
     zeros: Arc<[u8]>,
+    /// Most data of a WRITE.
+    write_bytes_max: u32,
     retries: u32,
+    /// The server was too busy, and is asked again then.
+    rests_until: Option<Instant>,
 }
 
 /// Rewrites under way at a time.
@@ -27,21 +32,31 @@ const UNDER_WAY_MAX: usize = 16;
 const ZEROS_BYTES: usize = 256 << 10;
 /// How often a rewrite may be put off before the session begins anew.
 const RETRIES_MAX: u32 = 1_000;
+/// How long a server that is too busy for one is left alone.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 impl Rewriting {
-    pub(super) fn new(retained: &Retained) -> Self {
+    /// Writes again all that is retained, so much of it at a time.
+    pub(super) fn new(retained: &Retained, write_bytes_max: u32) -> Self {
         let mut waiting = retained.replay();
         split_zeros(&mut waiting, ZEROS_BYTES as u64);
         Self {
             waiting,
             under_way: (0..UNDER_WAY_MAX).map(|_| None).collect(),
             zeros: Arc::from(vec![0; ZEROS_BYTES]),
+            write_bytes_max,
             retries: 0,
+            rests_until: None,
         }
     }
 
     fn is_over(&self) -> bool {
         self.waiting.is_empty() && self.under_way.iter().all(Option::is_none)
+    }
+
+    /// When it goes on, if it waits for a time.
+    pub(super) fn alarm(&self) -> Option<Instant> {
+        self.rests_until
     }
 
     /// The next rewrite as a command, if there is one and there is room.
@@ -51,6 +66,8 @@ impl Rewriting {
         let len = usize::try_from(rewrite.len_bytes).expect("a rewrite is short");
         let bytes = rewrite.bytes.as_ref().unwrap_or(&self.zeros);
         let memory = bytes.get(..len).expect("a rewrite is no longer than its bytes");
+        let most = usize::try_from(self.write_bytes_max).expect("this is a 64-bit monitor");
+        let memory = memory.get(..most).unwrap_or(memory);
         let command = Command {
             action: Action::Write {
                 offset_bytes: rewrite.offset_bytes,
@@ -73,6 +90,10 @@ impl Disk {
         let (State::Rewriting, Some(rewriting)) = (&self.state, &mut self.rewriting) else {
             return;
         };
+        if rewriting.rests_until.is_some_and(|until| until > io.now()) {
+            return;
+        }
+        rewriting.rests_until = None;
         while let Some(command) = rewriting.next_command() {
             self.client.start(command, io.now());
         }
@@ -88,27 +109,40 @@ impl Disk {
         };
         let place = usize::try_from(ended.command.cookie & !REWRITE).expect("it is a place");
         let rewrite = rewriting.under_way.get_mut(place).and_then(Option::take);
-        let is_done = match (&ended.outcome, &rewrite) {
-            (Ok(Outcome::Written { bytes, verifier, .. }), Some(rewrite)) => {
-                if !self.life.goes_on(*verifier) {
-                    return self.doubt_life("the server has restarted again", io);
-                }
-                u64::from(*bytes) == rewrite.len_bytes
+        let Some(rewrite) = rewrite else { return };
+        match ended.outcome {
+            Ok(Outcome::Written { verifier, .. }) if !self.life.goes_on(verifier) => {
+                return self.doubt_life("the server has restarted again", io);
             }
-            _ => false,
-        };
-        if !is_done {
-            let may_wait = match &ended.outcome {
-                Ok(_) => true,
-                Err(status) => matches!(verdict(*status), Verdict::Later | Verdict::Grace),
-            };
-            rewriting.retries += 1;
-            if !may_wait || rewriting.retries > RETRIES_MAX {
+            Ok(Outcome::Written { bytes, .. }) if bytes > 0 => {
+                rewriting.waiting.extend(rest_of(rewrite, bytes.into()));
+                return self.rewrite(io);
+            }
+            Err(status) if !matches!(verdict(status), Verdict::Later | Verdict::Grace) => {
                 // Whatever it is: nothing is served before all that was acknowledged is there.
                 return self.doubt("what it had acknowledged cannot be written again", io);
             }
-            rewriting.waiting.extend(rewrite);
+            _ => {}
         }
-        self.rewrite(io);
+        rewriting.waiting.push(rewrite);
+        rewriting.retries += 1;
+        if rewriting.retries > RETRIES_MAX {
+            return self.doubt("it takes too long until it has what it had acknowledged", io);
+        }
+        rewriting.rests_until = Some(io.now() + RETRY_AFTER);
     }
+}
+
+/// What is left of a rewrite when so many bytes of it are written.
+fn rest_of(rewrite: Rewrite, done_bytes: u64) -> Option<Rewrite> {
+    let len_bytes = rewrite.len_bytes.checked_sub(done_bytes).filter(|len| *len > 0)?;
+    let done = usize::try_from(done_bytes).expect("a rewrite is short");
+    let bytes = rewrite
+        .bytes
+        .and_then(|bytes| Some(Arc::from(bytes.get(done..)?)));
+    Some(Rewrite {
+        offset_bytes: rewrite.offset_bytes + done_bytes,
+        bytes,
+        len_bytes,
+    })
 }

@@ -130,7 +130,8 @@ impl Clients {
 
     /// It has something that it may claim after a restart.
     pub(super) fn remember(&mut self, id: u64) {
-        if let Some(client) = self.clients.get(&id) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.is_expired = false;
             self.stable.insert(client.owner.owner_id.clone());
         }
     }

@@ -40,7 +40,9 @@ impl Peer for ServerPeer {
         if self.unsent.len() < room_bytes {
             self.unsent.extend(self.connection.transmit());
         }
-        self.alarm = self.connection.due().map(|due| due.max(now + STEP));
+        let has_room = self.unsent.len() < room_bytes;
+        let due = self.connection.due().filter(|_| has_room);
+        self.alarm = due.map(|due| due.max(now + STEP));
         let count = room_bytes.min(self.unsent.len());
         self.unsent.drain(..count).collect()
     }
@@ -57,8 +59,8 @@ impl Peer for ServerPeer {
         self.alarm
     }
 
-    fn wake(&mut self, now: Instant) {
-        // What is due is sent when the network asks next, which it does at once.
-        self.alarm = Some(now + STEP);
+    fn wake(&mut self, _now: Instant) {
+        // What is due is sent when the network asks next: at once, or as soon as there is room.
+        self.alarm = None;
     }
 }

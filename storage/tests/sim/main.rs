@@ -65,7 +65,7 @@ fn a_disk_on_an_export_keeps_its_promises_whatever_happens_on_the_way() {
 }
 
 #[test]
-fn an_image_on_an_export_is_written_by_nobody_but_its_last_heir() {
+fn an_image_on_an_export_is_written_by_nobody_but_its_last_owner() {
     seeds::run(REMOTE_SEEDS, export::heirs::simulate);
 }
 
@@ -85,6 +85,6 @@ fn a_disk_on_an_export_is_soon_served_again_and_sleeps_until_then() {
 }
 
 #[test]
-fn what_an_old_connection_has_delivered_to_a_server_does_no_harm() {
+fn what_was_stuck_in_a_server_does_no_harm_later() {
     seeds::run(REMOTE_SEEDS, export::outage::simulate_strays);
 }

@@ -91,7 +91,11 @@ pub(crate) fn simulate_hand_over(seed: u64) {
     let mut dice = Dice::new(seed);
     let content = fresh(&mut dice);
     let mut site = Site::new(&content, &mut dice);
-    let mut judge = Judge::default();
+    let mut judge = Judge {
+        // The server's word is enough.
+        takes_any_right: true,
+        ..Judge::default()
+    };
     let mut source = start(&site, initiator::owner("vm", &mut dice), &mut dice);
     for _ in 0..dice.below(100) {
         work(&mut source, &mut site, &mut judge, &mut dice);
@@ -233,6 +237,8 @@ const WRITE: Wish = Wish {
 struct Judge {
     /// Who may not write any more.
     lost: Vec<String>,
+    /// Whoever has not lost the lease may write by any right.
+    takes_any_right: bool,
 }
 
 impl Judge {
@@ -243,7 +249,10 @@ impl Judge {
                 !self.lost.iter().any(has_lost),
                 "the write of a client that has lost the lease was carried out: {change:?}"
             );
-            assert_eq!(change.right, Right::Lock, "a write by another right: {change:?}");
+            assert!(
+                self.takes_any_right || change.right == Right::Lock,
+                "a write by another right than that of the lock: {change:?}"
+            );
         }
     }
 }

@@ -6,24 +6,22 @@
 
 use std::error::Error;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use coracle_storage::backend::Access;
-use coracle_storage::blocking::Blocking;
 use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::open::open;
-use coracle_storage::overlay::OverlayConfig;
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::{Environment, Need};
-use coracle_tests::guest::{Machine, run};
+use coracle_tests::guest::run;
 use coracle_tests::harness::iscsi::target::{NAME, Plan, Target};
-use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::network::operator::{
+    SOON, committed, ctl, does, holding, machine, named, overlaid, refuses, said, text, with_input,
+};
 
 pub(crate) const CASES: &[Case] = &[
     Case {
@@ -63,7 +61,6 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
-const SOON: Duration = Duration::from_secs(60);
 const UNIT_BYTES: u64 = 4 << 20;
 const TAIL_BYTES: u64 = 1 << 20;
 const SECRET: &str = "a-secret-of-ours";
@@ -341,42 +338,16 @@ fn a_secret(context: &Context) -> Outcome {
 fn an_overlay_of_a_unit(context: &Context) -> Outcome {
     let environment = &context.environment;
     let place = tempfile::tempdir()?;
-    let path = |name: &str| place.path().join(name).display().to_string();
     let target = Target::start(Plan::disk(UNIT_BYTES))?;
-    let content: Vec<u8> = (0..UNIT_BYTES)
-        .map(|at| u8::try_from(at / 65536 % 251).unwrap_or(0))
-        .collect();
-    fs::write(target.image(1)?, &content)?;
     let url = format!("{}?base_immutable=true", target.url(1));
-    let overlay = path("overlay");
-    let shown = written(&url, &overlay, content)?;
-    let info = does(environment, &["disk", "info", &overlay])?;
-    ensure!(
-        info["base"] == url.as_str() && info["base_state"] == "there",
-        "{info}"
-    );
-    let flat = path("flat");
-    does(environment, &["disk", "flatten", &overlay, &flat])?;
-    ensure!(fs::read(&flat)? == shown, "it was flattened to something else");
-    // To a file and back: nothing differs, or only what the overlay has.
-    fs::copy(target.image(1)?, place.path().join("copy"))?;
-    let copied = does(
-        environment,
-        &["disk", "rebase", &overlay, "--base", &path("copy")],
-    )?;
-    ensure!(copied["copied_bytes"] == 0, "{copied}");
-    does(environment, &["disk", "rebase", &overlay, "--base", &url])?;
+    let overlay = overlaid(context, place.path(), &url, &target.image(1)?)?;
     let without_word = target.url(1);
     refuses(
         environment,
         &["disk", "rebase", &overlay, "--base", &without_word],
         &["not write-protected", "because:"],
     )?;
-    does(environment, &["disk", "commit", &overlay])?;
-    ensure!(
-        fs::read(target.image(1)?)? == shown,
-        "something else was committed"
-    );
+    committed(environment, &overlay, &target.image(1)?)?;
     let shown = does(environment, &["lease", "show", &without_word])?;
     ensure!(
         shown["fence"] == "free" && shown["unit"]["registrants"] == json!([]),
@@ -394,97 +365,4 @@ fn target_that_is_gone(environment: &Environment, mut target: Target, overlay: &
         "{info}"
     );
     Ok(())
-}
-
-/// Makes an overlay of the unit as a machine does, with something in it; what it shows then.
-fn written(url: &str, overlay: &str, mut content: Vec<u8>) -> Outcome<Vec<u8>> {
-    let config = OverlayConfig {
-        base: url.to_owned(),
-        path: overlay.to_owned(),
-        keep: true,
-    };
-    let owner = Owner::of_this_process("vm1");
-    let image = config.open(&Terms::new(Lock::Exclusive, &owner))?;
-    let _hold = image.hold;
-    let mut disk = Blocking::new(image.backend)?;
-    for (at, len, byte) in [
-        (512, 512, 201),
-        (1 << 20, 12_288, 202),
-        (content.len() - 4096, 4096, 203),
-    ] {
-        let part = content.get_mut(at..at + len).ok_or("it is as long as the unit")?;
-        part.fill(byte);
-        disk.write_at(at as u64, part)?;
-    }
-    disk.flush()?;
-    Ok(content)
-}
-
-/// A machine that has the unit and goes on.
-fn holding(context: &Context, id: &str, url: &str) -> Outcome<Monitor> {
-    let machine =
-        Machine::unikernel(&context.environment, "do=hello do=spin:seconds=forever").drive(drive(url));
-    let monitor = named(context, id)?.config(&machine.config())?.start()?;
-    monitor.console.wait_for("hello from", SOON)?;
-    Ok(monitor)
-}
-
-/// One that has it for a moment.
-fn machine(context: &Context, url: &str) -> Machine {
-    Machine::unikernel(&context.environment, "do=hello").drive(drive(url))
-}
-
-fn named(context: &Context, id: &str) -> Outcome<Launch> {
-    Ok(Launch::new(&context.environment)?.arguments(["--id", id]))
-}
-
-fn drive(url: &str) -> Value {
-    json!({ "drive_id": "d", "path_on_host": url, "is_root_device": false, "is_read_only": false })
-}
-
-fn ctl(environment: &Environment, arguments: &[&str]) -> Command {
-    let mut command = Command::new(&environment.coraclectl);
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
-/// What a verb says to programs.
-fn does(environment: &Environment, arguments: &[&str]) -> Outcome<Value> {
-    let said = said(environment, &[&["--json"], arguments].concat())?;
-    Ok(serde_json::from_str(&said)?)
-}
-
-fn said(environment: &Environment, arguments: &[&str]) -> Outcome<String> {
-    let done = ctl(environment, arguments).output()?;
-    ensure!(done.status.success(), "{arguments:?}: {}", text(&done.stderr));
-    Ok(text(&done.stdout))
-}
-
-fn refuses(environment: &Environment, arguments: &[&str], words: &[&str]) -> Outcome {
-    let done = ctl(environment, arguments).output()?;
-    ensure!(done.status.code() == Some(1), "{arguments:?}: {done:?}");
-    let said = text(&done.stderr);
-    for word in words {
-        ensure!(said.contains(word), "{arguments:?}: no {word:?} in: {said}");
-    }
-    Ok(())
-}
-
-fn with_input(environment: &Environment, arguments: &[&str], input: &str) -> Outcome<Output> {
-    let mut command = ctl(environment, arguments);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn()?;
-    child
-        .stdin
-        .take()
-        .ok_or("stdin was asked for")?
-        .write_all(input.as_bytes())?;
-    Ok(child.wait_with_output()?)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

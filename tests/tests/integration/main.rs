@@ -25,6 +25,7 @@ mod linux;
 mod memory;
 mod network;
 mod nfs;
+mod nfs_ctl;
 mod overlay;
 mod serial;
 mod signals;
@@ -60,6 +61,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
     ("nfs", nfs::CASES),
+    ("nfs_ctl", nfs_ctl::CASES),
     ("overlay", overlay::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),

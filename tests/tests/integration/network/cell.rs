@@ -225,7 +225,8 @@ impl<S: Stepped> Scene<S> {
         let wanted = |text: &str| (count(text) >= before + lines).then_some(());
         let found = self.monitor.console.wait_until("more lines", limit, wanted);
         let errors = || self.monitor.errors.text();
-        Ok(found.map_err(|e| format!("{}{}", coracle_tests::case::text(&e), errors()))?)
+        let log = || self.monitor.log().unwrap_or_default();
+        Ok(found.map_err(|e| format!("{}{}{}", coracle_tests::case::text(&e), errors(), log()))?)
     }
 
     /// Shows the judge the image, where the guest says what of it is safe.

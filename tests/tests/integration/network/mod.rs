@@ -5,6 +5,7 @@ pub(crate) mod cell;
 pub(crate) mod double_start;
 pub(crate) mod faults;
 pub(crate) mod messages;
+pub(crate) mod operator;
 pub(crate) mod patience;
 
 use std::net::SocketAddr;
@@ -80,10 +81,11 @@ pub(crate) fn with(mut drive: Value, member: &str, value: Value) -> Value {
     drive
 }
 
-/// A machine that does these words with its one drive, and has an API.
+/// A machine that does these words with its one drive, has an API, and logs all that it comes to.
 pub(crate) fn start(context: &Context, words: &str, drive: Value) -> Outcome<Monitor> {
     let machine = Machine::unikernel(&context.environment, words).drive(drive);
     Launch::new(&context.environment)?
+        .arguments(["--level", "debug"])
         .config(&machine.config())?
         .start()
 }

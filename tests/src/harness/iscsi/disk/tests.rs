@@ -75,6 +75,7 @@ fn only_a_lease_that_was_given_back_or_broken_is_free() {
     let disk = Disk::with_record_in_a_file(MIB).expect("tgtd is there");
     for (state, expected) in [
         (State::Running, Expected::Refused),
+        (State::Resumed, Expected::Refused),
         (State::Stopped, Expected::Refused),
         (State::Killed, Expected::Refused),
         (State::Ended, Expected::Granted),

@@ -61,11 +61,12 @@ fn every_way_leads_to_the_image_again_after_a_restart() {
 }
 
 #[test]
-fn a_lease_is_free_when_it_was_given_back_or_broken_and_may_be_when_its_holder_is_silent() {
+fn a_lease_is_free_when_its_holder_is_gone_and_may_be_when_he_is_silent() {
     let disk = Disk::new(MIB).expect("ganesha is there");
-    let expect = |expected: [Expected; 5]| {
+    let expect = |expected: [Expected; 6]| {
         let states = [
             State::Running,
+            State::Resumed,
             State::Stopped,
             State::Killed,
             State::Ended,
@@ -74,8 +75,8 @@ fn a_lease_is_free_when_it_was_given_back_or_broken_and_may_be_when_its_holder_i
         assert_eq!(states.map(|state| disk.expected(state)), expected);
     };
     use Expected::{Either, Granted, Refused};
-    expect([Refused, Either, Either, Granted, Granted]);
+    expect([Refused, Either, Either, Granted, Granted, Granted]);
     next_way(&disk);
     disk.cut_off(1).expect("there was a start");
-    expect([Either, Either, Either, Granted, Granted]);
+    expect([Either, Either, Either, Granted, Granted, Granted]);
 }

@@ -1,0 +1,167 @@
+//! What an operator does with images on a server: makes them, looks at their leases, takes those of the dead away.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "JSON that lacks a field is a failure of the test"
+)]
+
+use coracle_tests::case::{Case, Context};
+use coracle_tests::environment::Need;
+use coracle_tests::guest::run;
+use coracle_tests::harness::nfs::server::{Export, Plan, Server};
+use coracle_tests::{Outcome, ensure};
+use rustix::process::Signal;
+
+use crate::network::operator::{SOON, committed, does, holding, machine, named, overlaid, refuses, said};
+
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "an_image_is_made_once_and_is_free",
+        need: Need::Nothing,
+        run: an_image_is_made,
+    },
+    Case {
+        name: "a_running_machine_is_shown_and_keeps_its_image",
+        need: Need::Kvm,
+        run: a_running_machine,
+    },
+    Case {
+        name: "the_lease_of_a_killed_machine_is_broken_when_the_server_has_ended_it",
+        need: Need::Kvm,
+        run: a_killed_machine,
+    },
+    Case {
+        name: "an_overlay_of_an_image_on_a_server_is_shown_flattened_rebased_and_committed",
+        need: Need::Nothing,
+        run: an_overlay,
+    },
+];
+
+const IMAGE: &str = "export/image.raw";
+const BYTES: u64 = 4 << 20;
+
+fn an_image_is_made(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let server = Server::start(Plan::default().export(Export::new("export")))?;
+    let url = server.url(IMAGE);
+    for verb in [["lease", "show"], ["lease", "break"], ["disk", "info"]] {
+        refuses(environment, &[verb[0], verb[1], &url], &["no image `image.raw`"])?;
+    }
+    refuses(environment, &["disk", "create", &url], &["--size"])?;
+    refuses(
+        environment,
+        &["disk", "create", &url, "--size", "700"],
+        &["multiple of 512"],
+    )?;
+    ensure!(!server.path(IMAGE).exists(), "something was made");
+    let made = does(environment, &["disk", "create", &url, "--size", "4M"])?;
+    ensure!(made["size_bytes"] == BYTES, "{made}");
+    ensure!(
+        server.path(IMAGE).metadata()?.len() == BYTES,
+        "it has another size"
+    );
+    refuses(
+        environment,
+        &["disk", "create", &url, "--size", "8M"],
+        &["exists", "nothing was changed"],
+    )?;
+    let info = does(environment, &["disk", "info", &url])?;
+    ensure!(
+        info["size_bytes"] == BYTES && info["lease"].to_string().contains("never leased"),
+        "{info}"
+    );
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["fence"] == "free"
+            && shown["record"].is_null()
+            && shown["records"].to_string().contains("image.raw.lease.<n>"),
+        "{shown}"
+    );
+    refuses(environment, &["lease", "break", &url, "--yes"], &["is free"])?;
+    let elsewhere = server.url("none/image.raw");
+    refuses(
+        environment,
+        &["disk", "create", &elsewhere, "--size", "4M"],
+        &["no `none` in /"],
+    )
+}
+
+fn a_running_machine(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let server = Server::start(Plan::image(BYTES))?;
+    let url = server.url(IMAGE);
+    let first = holding(context, "vm1", &url)?;
+    let pid = first.process().0;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["fence"] == "writer"
+            && shown["record"]["vm"] == "vm1"
+            && shown["record"]["pid"] == pid
+            && shown["record"]["generation"] == 1,
+        "{shown}"
+    );
+    let text = said(environment, &["lease", "show", &url])?;
+    ensure!(text.contains("keeps the file for its owner"), "{text}");
+    let info = does(environment, &["disk", "info", &url])?;
+    ensure!(info["lease"].to_string().contains("vm1"), "{info}");
+    let owner = format!("generation 1 is held by VM `vm1` (pid {pid} on ");
+    refuses(
+        environment,
+        &["lease", "break", &url, "--yes"],
+        &[&owner, "stop that machine first"],
+    )?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(shown["record"]["phase"] == "held", "it was broken: {shown}");
+    first.signal(Signal::TERM)?;
+    first.wait(SOON)?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["fence"] == "free" && shown["record"]["phase"] == "released",
+        "{shown}"
+    );
+    refuses(environment, &["lease", "break", &url, "--yes"], &["is free"])
+}
+
+fn a_killed_machine(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let server = Server::start(Plan::image(BYTES))?;
+    let url = server.url(IMAGE);
+    let first = holding(context, "vm1", &url)?;
+    first.signal(Signal::KILL)?;
+    first.wait(SOON)?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["fence"] == "writer" && shown["record"]["phase"] == "held",
+        "{shown}"
+    );
+    // It waits until the server has ended the lease.
+    let broken = does(environment, &["lease", "break", &url, "--yes"])?;
+    ensure!(
+        broken["record"]["phase"] == "broken" && broken["record"]["vm"] == "coraclectl",
+        "{broken}"
+    );
+    run(named(context, "vm2")?, &machine(context, &url), SOON)?.expect(0)?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(
+        shown["fence"] == "free" && shown["record"]["vm"] == "vm2" && shown["record"]["phase"] == "released",
+        "{shown}"
+    );
+    Ok(())
+}
+
+fn an_overlay(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let place = tempfile::tempdir()?;
+    let mut server = Server::start(Plan::image(BYTES))?;
+    let url = server.url(IMAGE);
+    let overlay = overlaid(context, place.path(), &url, &server.path(IMAGE))?;
+    committed(environment, &overlay, &server.path(IMAGE))?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(shown["fence"] == "free", "{shown}");
+    server.kill()?;
+    let info = does(environment, &["disk", "info", &overlay])?;
+    ensure!(
+        info["base_state"].to_string().contains("does not answer"),
+        "{info}"
+    );
+    Ok(())
+}

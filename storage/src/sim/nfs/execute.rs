@@ -26,6 +26,7 @@ struct Scene {
 
 /// What an operation has come to.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Done {
     Plain(Results<'static>),
     Read(Bytes),

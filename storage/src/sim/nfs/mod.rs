@@ -4,11 +4,13 @@
 //! to: what it did wrong is told by [`Server::complaints`]. What was written, by whom and by which right, [`Server::events`]
 //! tells.
 
+mod alone;
 mod callback;
 pub mod client;
 mod clients;
 mod connection;
 mod execute;
+mod grant;
 mod hostile;
 mod io;
 pub mod options;

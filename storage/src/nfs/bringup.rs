@@ -404,7 +404,7 @@ pub(super) async fn directory(port: &Port, plan: &Plan) -> Result<FileHandle, St
 }
 
 /// Bytes that nobody else has.
-fn random<const N: usize>() -> [u8; N] {
+pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     crate::lease::fill_random(&mut bytes);
     bytes

@@ -584,6 +584,14 @@ pub(super) async fn close(port: &Port, file: &File) {
     .await;
 }
 
+/// Has the server forget everything that this client may still have there, by another life of it.
+pub(super) async fn vanish(port: Port, plan: std::sync::Arc<Plan>) {
+    match bringup::enter(&port, &plan, Verifier(bringup::random())).await {
+        Ok((manner, client_id)) => leave(&port, &manner, client_id).await,
+        Err(stop) => log::warn!("{} is not left in good order: {stop}", plan.name),
+    }
+}
+
 /// Has the server forget this client. If it does not, the lease does it.
 pub(super) async fn leave(port: &Port, manner: &Manner, client_id: ClientId) {
     port.destroy_session().await;

@@ -6,7 +6,7 @@ use crate::request::{Segment, cut_first_bytes};
 use crate::segments;
 
 use super::payload::Payload;
-use super::rpc::{RECORD_MARK_BYTES, RecordError, RecordMark};
+use super::rpc::{Direction, RECORD_MARK_BYTES, RecordError, RecordMark};
 use super::v4;
 use super::xdr::XdrError;
 use super::xid::Xid;
@@ -268,8 +268,11 @@ impl<P: Payload> Inbox<P> {
 
     /// Whether a record whose number has come is the reply to a READ.
     fn is_of_read(&self) -> bool {
-        let number = self.come().first_chunk().copied().map(u32::from_be_bytes);
-        number.is_none_or(|number| Xid(number).is_of_read())
+        let come = self.come();
+        // A call of the server may have any number.
+        let is_call = Direction::of(come) == Ok(Direction::Call);
+        let number = come.first_chunk().copied().map(u32::from_be_bytes);
+        !is_call && number.is_none_or(|number| Xid(number).is_of_read())
     }
 
     /// Looks at the beginning of a reply to a READ, of which `left` bytes come.

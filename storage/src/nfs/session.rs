@@ -135,6 +135,8 @@ struct SlotCall {
     xid: Xid,
     task: Task,
     sent: Instant,
+    /// It was sent before: its answer may be one that was given then.
+    is_again: bool,
     /// How often its memory is lent to the outbox.
     lent: u32,
     outcome: Option<Result<Outcome, Status>>,
@@ -260,6 +262,7 @@ impl Session {
         if let Some(call) = &mut slot.call {
             // Nobody waits for its answer any more. If it was not carried out it will not be: this takes its place.
             call.task = Task::Renewal;
+            call.is_again = true;
             self.transmit(CONTROL, connection, now);
         }
     }
@@ -268,6 +271,9 @@ impl Session {
     pub(super) fn replay(&mut self, connection: &mut NfsConnection, now: Instant) {
         self.is_held = false;
         for slot in CONTROL + 1..self.slots.len() {
+            if let Some(call) = self.slots.get_mut(slot).and_then(|slot| slot.call.as_mut()) {
+                call.is_again = true;
+            }
             self.transmit(slot, connection, now);
         }
         connection.expect_long(self.long_reads > 0);
@@ -455,6 +461,7 @@ impl Session {
             xid: Xid(0),
             task,
             sent: now,
+            is_again: false,
             lent: 0,
             outcome: None,
             again: None,
@@ -583,12 +590,13 @@ impl Session {
                 "an answer is for another slot than its call",
             ));
         }
+        let is_again = call.is_again;
         place.sequence_id = sequence_id;
         self.pulse.renewed = self.pulse.renewed.max(call.sent);
         self.pulse.pinged = None;
         let wanted = usize::try_from(sequence.target_highest_slot_id).unwrap_or(usize::MAX);
         self.slots_wanted = wanted.saturating_add(1).clamp(2, self.slots.len());
-        if self.is_aimed && sequence.status_flags & REVOKED != 0 {
+        if self.is_aimed && !is_again && sequence.status_flags & REVOKED != 0 {
             return Err(SessionError::Revoked);
         }
         Ok(())

@@ -127,7 +127,10 @@ impl Disk {
             // It is our own last word, of which the answer was lost.
             Stop::Lost(reason) if self.is_released => {
                 log::info!("{}: {reason}", self.plan.name);
-                self.leave(After::End, Leave::Close, io);
+                // What it has open and locked may still be there, and in the way of the next.
+                let plan = self.plan.clone();
+                self.state = State::Farewell(Procedure::new(|port| fence::vanish(port, plan)));
+                self.step(None, io);
             }
             Stop::Lost(reason) => {
                 log::error!("{}: {reason}; nothing more is written", self.plan.name);

@@ -10,8 +10,9 @@ use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
 use rustix::io::Errno;
 
 use super::format::{BITMAP_OFFSET_BYTES, DATA_OFFSET_BYTES, HEADER_BYTES, Header, HeaderError};
-use crate::iscsi::{IscsiUrl, shown};
+use crate::iscsi::shown;
 use crate::lease::{Lease, LeaseError, Terms};
+use crate::open::is_remote;
 
 /// An overlay file, and what it says about itself.
 #[derive(Debug)]
@@ -365,13 +366,13 @@ pub fn check_absent(path: &str) -> Result<(), FileError> {
     }
 }
 
-/// Checks that `path` does not name an image on a target.
+/// Checks that `path` does not name an image of a network.
 ///
 /// # Errors
 ///
 /// When it does: an overlay has a size and a name of its own choice.
 pub(super) fn check_local(path: &str) -> Result<(), FileError> {
-    if IscsiUrl::is_url(path) {
+    if is_remote(path) {
         return Err(FileError::NotAFile { path: shown(path) });
     }
     Ok(())

@@ -12,9 +12,8 @@ use super::format::{BaseIdentity, Header, State};
 use super::{Lifetime, Overlay};
 use crate::backend::{Access, Backend};
 use crate::blocking::Blocking;
-use crate::iscsi::IscsiUrl;
 use crate::lease::{Lock, Terms};
-use crate::open::{self, Image, OpenError};
+use crate::open::{self, Image, OpenError, is_remote};
 use crate::request::Failure;
 
 /// A disk that shows a base and keeps what the guest writes elsewhere.
@@ -197,7 +196,7 @@ impl OverlayConfig {
     fn identified(&self, base: Box<dyn Backend>) -> Result<(Box<dyn Backend>, BaseIdentity), OverlayError> {
         let mut base = Blocking::new(base).map_err(|source| self.host(source))?;
         // The overlay may be looked at from another directory.
-        let path = if IscsiUrl::is_url(&self.base) {
+        let path = if is_remote(&self.base) {
             None
         } else {
             std::path::absolute(&self.base).ok()

@@ -6,6 +6,7 @@ use clap::Args;
 use coracle_storage::backend::Access;
 use coracle_storage::iscsi::{IscsiUrl, Operator};
 use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::nfs::url::Version;
 use coracle_storage::nfs::{self, NfsUrl};
 use coracle_storage::open::OpenError;
 use coracle_storage::overlay::file::FileError;
@@ -105,6 +106,15 @@ fn of_unit(url: &str) -> Result<Facts, DiskError> {
 
 /// Nothing here takes the file's lease: a machine may have it.
 fn of_export(url: &str) -> Result<Facts, DiskError> {
+    if is_stateless(url) {
+        let image = Image::open(url, Access::ReadOnly, Lock::None)?;
+        return Ok(vec![
+            ("path", url.into()),
+            ("kind", "file on an NFS server".into()),
+            ("size_bytes", image.size_bytes().into()),
+            ("lease", "none: NFSv3 has nothing that would keep it".into()),
+        ]);
+    }
     let owner = Owner::of_this_process(OWNER);
     let standing = nfs::Operator::new(url, None, &owner).and_then(|operator| operator.inspect());
     let standing = standing.map_err(|error| OpenError::of_nfs(url, error))?;
@@ -121,6 +131,12 @@ fn of_export(url: &str) -> Result<Facts, DiskError> {
         ("lease_records", standing.records.into()),
         ("lease", lease.into()),
     ])
+}
+
+/// Whether a URL is of a file that is only read.
+fn is_stateless(url: &str) -> bool {
+    let url = url.parse::<NfsUrl>();
+    url.is_ok_and(|url| url.options.version == Some(Version::V3))
 }
 
 fn of_overlay(overlay: &Overlay) -> Result<Facts, DiskError> {

@@ -26,6 +26,7 @@ mod memory;
 mod network;
 mod nfs;
 mod nfs_ctl;
+mod nfs_v3;
 mod overlay;
 mod serial;
 mod signals;
@@ -62,6 +63,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("memory", memory::CASES),
     ("nfs", nfs::CASES),
     ("nfs_ctl", nfs_ctl::CASES),
+    ("nfs_v3", nfs_v3::CASES),
     ("overlay", overlay::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),

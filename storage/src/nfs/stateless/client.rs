@@ -81,6 +81,8 @@ impl Client {
     pub(super) fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
         (self.patience, self.owed_since) = (patience, Some(io.now()));
         self.answered_within = Duration::ZERO;
+        // A sign of life may have been asked for on a connection that was taken away.
+        let _no_command = self.calls.disconnected();
         self.connection.open(server, io);
     }
 

@@ -33,7 +33,11 @@ pub(in crate::nfs) fn open(plan: Plan) -> Result<Disk, NfsError> {
 }
 
 fn open_at(server: SocketAddr, plan: &Arc<Plan>, deadline: Instant) -> Result<Disk, NfsError> {
-    let at = |port| SocketAddr::new(server.ip(), port);
+    let at = |port| {
+        let mut there = server;
+        there.set_port(port);
+        there
+    };
     let converse = |server| {
         let io = dialogue::plain();
         let client = Client::new(server, Arc::clone(&plan.credential), io.now());

@@ -22,7 +22,6 @@ pub(super) struct Scene {
 
 /// What an operation has come to.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Done {
     Plain(Box<Results<'static>>),
     Read(Bytes),

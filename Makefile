@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-iscsi record-api clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-iscsi bench-nfs record-api clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -97,6 +97,11 @@ bench-iscsi: monitor unikernel ## Disks on an iSCSI target beside QEMU's initiat
 	tests/tools/need qemu-system-x86_64 $(ISCSI)
 	cargo build --release -p coracle-storage --example load
 	CORACLE_BIN=$(RELEASE)/coracle CORACLE_LOAD=$(RELEASE)/examples/load cargo run --release -p coracle-tests --bin bench-iscsi
+
+bench-nfs: monitor unikernel ## Disks on an NFS server beside QEMU's client on the same file: speed, client CPU, idle (15 minutes)
+	tests/tools/need ip qemu-system-x86_64 $(NFS)
+	cargo build --release -p coracle-storage --example load
+	CORACLE_BIN=$(RELEASE)/coracle CORACLE_LOAD=$(RELEASE)/examples/load cargo run --release -p coracle-tests --bin bench-nfs
 
 record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
 	cargo run -p coracle-tests --bin record-api

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::contender::{CORACLE_ASYNC, Contender, QEMU};
-use super::iscsi::Unit;
+
 use super::measurement::{Figure, idle_cost};
 use super::program::{self, Program};
+use super::remote::{Client, Unit};
 use super::target::{Against, Target};
 use crate::Outcome;
 use crate::environment::Environment;
@@ -42,7 +43,7 @@ const CONTROL: Against = Against {
 };
 /// What an idle session may cost: an exchange has a little more to it than a header there and back.
 const MULTIPLE_MAX: f64 = 2.0;
-/// A session that nobody uses asks as often as this whether the target is there, and is answered.
+/// A session that nobody uses asks as often as this whether the server is there, and is answered.
 const PERIOD: Duration = Duration::from_secs(5);
 /// A NOP, and its answer.
 const MESSAGE_BYTES: usize = 48;
@@ -74,12 +75,12 @@ impl Idler {
     }
 
     /// The disk that it has, if it has one: each another, as one may lease it.
-    pub fn unit(self) -> Option<Unit> {
+    pub fn disk(self) -> Option<(Client, Unit)> {
         match self {
             Self::Control => None,
-            Self::Storage => Some(Unit::Cached),
-            Self::Guest(CORACLE_ASYNC) => Some(Unit::Through),
-            Self::Guest(_) => Some(Unit::Spare),
+            Self::Storage => Some((Client::Program(Program::Storage), Unit::Cached)),
+            Self::Guest(CORACLE_ASYNC) => Some((Client::Guest(CORACLE_ASYNC), Unit::Through)),
+            Self::Guest(other) => Some((Client::Guest(other), Unit::Spare)),
         }
     }
 
@@ -135,8 +136,8 @@ mod tests {
 
     #[test]
     fn whoever_has_a_target_is_there_with_a_disk_of_its_own() {
-        let units = IDLERS.iter().filter_map(|idler| idler.unit());
-        let luns: BTreeSet<usize> = units.map(Unit::lun).collect();
+        let units = IDLERS.iter().filter_map(|idler| idler.disk());
+        let luns: BTreeSet<usize> = units.map(|(_, unit)| unit.lun()).collect();
         assert_eq!(luns.len(), IDLERS.len() - 1);
         for target in targets() {
             assert!(IDLERS.iter().any(|idler| idler.name() == target.of));

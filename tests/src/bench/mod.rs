@@ -1,12 +1,13 @@
 //! What the benchmarks have in common, and the parts of those of disks.
 
 pub mod contender;
+pub mod course;
 pub mod idle;
 pub mod image;
-pub mod iscsi;
 pub mod measurement;
 pub mod program;
 pub mod qemu;
+pub mod remote;
 pub mod row;
 pub mod series;
 pub mod table;

@@ -1,4 +1,4 @@
-//! The rows of the iSCSI benchmark: what is done to a disk on a target, by whom, and what is to be reached.
+//! The rows of the benchmarks of networks: what is done to a disk on a server, by whom, and what is to be reached.
 
 use std::path::Path;
 
@@ -35,7 +35,41 @@ pub enum Order {
     Sequential,
 }
 
-/// A logical unit of the benchmark's target; all are one file.
+/// By which protocol disks are used, and what the issue of that asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Protocol {
+    /// Its name in the results.
+    pub name: &'static str,
+    /// What a request may cost as a multiple of what it costs QEMU; nothing where nothing is asked.
+    cost: fn(Shape) -> Option<f64>,
+    /// A server can say of a disk that it has no cache.
+    has_through: bool,
+}
+
+/// iSCSI.
+pub const ISCSI: Protocol = Protocol {
+    name: "iscsi",
+    cost: |shape| match (shape.is_large(), shape.direction, shape.depth) {
+        (false, _, 1) => None,
+        (false, ..) => Some(0.5),
+        (true, Way::Read, _) => Some(0.8),
+        (true, Way::Write, _) => Some(0.6),
+    },
+    has_through: true,
+};
+
+/// NFS.
+pub const NFS: Protocol = Protocol {
+    name: "nfs",
+    cost: |shape| match (shape.is_large(), shape.depth) {
+        (false, 1) => None,
+        (false, _) => Some(0.6),
+        (true, _) => Some(0.5),
+    },
+    has_through: false,
+};
+
+/// A disk of the benchmark's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// It says that it has a write cache: what is written is kept until it is flushed.
@@ -125,7 +159,7 @@ const PROGRAMS: [Client; 2] = [
 ];
 
 /// Every row; what is written comes last, as the target's file must reach its medium one day.
-pub fn rows() -> Vec<Row> {
+pub fn rows(protocol: Protocol) -> Vec<Row> {
     let mut rows = Vec::new();
     for direction in [Way::Read, Way::Write] {
         for (block_bytes, depth) in [(4096, 1), (4096, 32), (131_072, 8)] {
@@ -143,7 +177,10 @@ pub fn rows() -> Vec<Row> {
                     unit: Unit::Cached,
                     shape,
                     order,
-                    targets: field.first().map(|own| targets(*own, shape)).unwrap_or_default(),
+                    targets: field
+                        .first()
+                        .map(|own| targets(protocol, *own, shape))
+                        .unwrap_or_default(),
                     field: field.into(),
                 });
             }
@@ -158,7 +195,7 @@ pub fn rows() -> Vec<Row> {
                 });
             }
             // What the bytes cost that are kept for a target with a write cache: the same without one.
-            if direction == Way::Write && depth > 1 {
+            if protocol.has_through && direction == Way::Write && depth > 1 {
                 rows.push(Row {
                     name: format!("{} no-write-cache", name(shape, "alone")),
                     unit: Unit::Through,
@@ -179,7 +216,7 @@ fn name(shape: Shape, kind: &str) -> String {
 }
 
 /// What the issue asks of the first of a field, beside QEMU's in the same row.
-fn targets(own: Client, shape: Shape) -> Vec<Target> {
+fn targets(protocol: Protocol, own: Client, shape: Shape) -> Vec<Target> {
     let target = |figure, multiple| Target {
         of: own.name(),
         figure,
@@ -188,13 +225,7 @@ fn targets(own: Client, shape: Shape) -> Vec<Target> {
     };
     let is_large = shape.is_large();
     let speed = if is_large { Figure::Bandwidth } else { Figure::Iops };
-    let cost = match (is_large, shape.direction, shape.depth) {
-        (false, _, 1) => None,
-        (false, ..) => Some(0.5),
-        (true, Way::Read, _) => Some(0.8),
-        (true, Way::Write, _) => Some(0.6),
-    };
-    let cost = cost.map(|multiple| target(Figure::HostCpu, multiple));
+    let cost = (protocol.cost)(shape).map(|multiple| target(Figure::HostCpu, multiple));
     std::iter::once(target(speed, 1.0)).chain(cost).collect()
 }
 
@@ -204,7 +235,7 @@ mod tests {
 
     #[test]
     fn every_row_of_the_issue_has_its_targets_for_the_guest_and_for_storage_alone() {
-        let rows = rows();
+        let rows = rows(ISCSI);
         for (start, count) in [
             ("read-4k-qd1 ", 1),
             ("read-4k-qd32 ", 2),

@@ -30,7 +30,7 @@ pub(super) fn as_json(image: &str, standing: &UnitStanding) -> Value {
         .collect();
     let mut value = json!({
         "image": image,
-        "fence": if standing.holder.is_some() { "writer" } else { "free" },
+        "fence": if standing.writer().is_some() { "writer" } else { "free" },
         "records": standing.records,
         "unit": {
             "identity": standing.identity,
@@ -91,7 +91,7 @@ pub(super) fn consequence(standing: &UnitStanding) -> Option<String> {
         )),
         Ok(_) => None,
     };
-    let fence = standing.holder.map(|key| {
+    let fence = standing.writer().map(|key| {
         format!(
             "the target has it reserved for the key {}",
             described(standing, key)
@@ -112,6 +112,9 @@ pub(super) fn consequence(standing: &UnitStanding) -> Option<String> {
 /// The target's word, and whom the newest record has for it.
 fn reservation(standing: &UnitStanding) -> String {
     match (standing.holder, held(standing)) {
+        (Some(_), None) if standing.writer().is_none() => {
+            "kept by whoever broke the lease, for the next machine that asks".to_owned()
+        }
         (Some(key), _) => described(standing, key),
         (None, Some(_)) => {
             "none, though its owner has not released it: perhaps the target was restarted".to_owned()

@@ -43,6 +43,13 @@ pub struct UnitStanding {
 }
 
 impl UnitStanding {
+    /// Whose key has the reservation, unless it is only kept for the next owner: whoever has broken the lease has left it.
+    pub fn writer(&self) -> Option<ReservationKey> {
+        let newest = self.newest.as_ref().ok().and_then(Option::as_ref);
+        self.holder
+            .filter(|holder| !reservation::is_of_break(newest, *holder))
+    }
+
     /// Whether `key` is one of the owner whom the newest record names.
     pub fn is_of_owner(&self, key: ReservationKey) -> bool {
         match &self.newest {
@@ -149,9 +156,13 @@ async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Option<Record>, Stop> 
     enter(&port, &plan).await?;
     let unit = identify(&port, &plan).await?;
     let last = newest_or_number(&port, &plan, &unit).await?;
-    let is_free =
-        matches!(&last, Last::Known(last) if last.as_ref().is_none_or(|last| last.phase != Phase::Held));
-    if is_free && reservation::holder(&port).await?.is_none() {
+    let holder = reservation::holder(&port).await?;
+    let is_free = match &last {
+        Last::Known(Some(last)) if last.phase == Phase::Held => false,
+        Last::Known(last) => holder.is_none_or(|holder| reservation::is_of_break(last.as_ref(), holder)),
+        Last::Unreadable(..) | Last::Gone(_) => false,
+    };
+    if is_free {
         return Err(Stop::Never(
             LeaseError::Free {
                 path: plan.name.clone(),
@@ -165,7 +176,12 @@ async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Option<Record>, Stop> 
         Ok(()) => declare_broken(&port, &plan, &unit).await,
         Err(stop) => Err(stop),
     };
-    reservation::give_up(&port, key).await;
+    // The fence stays up, for the next owner to take over: whoever was fenced may still have commands on their way, and a
+    // unit without a reservation would carry them out. Only where there is no record nobody could tell whose it is.
+    let is_known = matches!(&broken, Ok(Some(record)) if record.owner.incarnation == plan.owner.incarnation);
+    if !is_known {
+        reservation::give_up(&port, key).await;
+    }
     if broken.is_ok() {
         port.logout().await;
     }
@@ -307,7 +323,8 @@ async fn format(port: Port, plan: Arc<Plan>, replace: Replace) -> Result<u64, St
     }
     let key = plan.keys.next();
     register(&port, key).await?;
-    let made = match reservation::take(&port, &plan, key).await {
+    let last = newest.as_ref().ok().and_then(Option::as_ref);
+    let made = match reservation::take(&port, &plan, key, last).await {
         Ok(()) => make_tail(&port, &plan, &unit, replace).await,
         Err(stop) => Err(stop),
     };

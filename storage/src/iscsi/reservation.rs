@@ -56,9 +56,10 @@ pub(super) async fn claim(port: &Port, plan: &Plan, unit: &Unit) -> Result<Tenur
     check_free(port, plan, before.as_ref()).await?;
     let key = plan.keys.next();
     register(port, key).await?;
-    let mut taken = take(port, plan, key).await;
+    let mut taken = take(port, plan, key, before.as_ref()).await;
     if taken.is_ok() && before.as_ref().is_some_and(|last| last.phase == Phase::Broken) {
-        // Since then the unit had no reservation: whoever had lost it may have got commands in until now.
+        // Since then the unit may have had no reservation, if the target was restarted: whoever had lost it may have got commands
+        // in until now.
         taken = reset(port).await;
     }
     let settled = match taken {
@@ -107,16 +108,31 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
     }))
 }
 
-/// Takes the reservation, also from a process whose heir this one is, and from an attempt of our own that broke off.
-pub(super) async fn take(port: &Port, plan: &Plan, key: ReservationKey) -> Result<(), Stop> {
+/// Whether the reservation is that of whoever has broken the lease, by its newest record.
+pub(super) fn is_of_break(last: Option<&Record>, holder: ReservationKey) -> bool {
+    last.is_some_and(|last| {
+        last.phase == Phase::Broken && Keyring::of(last.owner.incarnation).contains(holder)
+    })
+}
+
+/// Takes the reservation, also from a process whose heir this one is, from whoever has broken the lease, and from an attempt of
+/// our own that broke off.
+pub(super) async fn take(
+    port: &Port,
+    plan: &Plan,
+    key: ReservationKey,
+    last: Option<&Record>,
+) -> Result<(), Stop> {
     match reserve_out(port, ReserveOut::Reserve { key }).await {
         Ok(()) => return Ok(()),
         Err(Refused::Stop(stop)) => return Err(stop),
         Err(Refused::Conflict(_)) => {}
     }
     let holder = holder(port).await?;
-    if let Some(victim) =
-        holder.filter(|holder| plan.takes_over == Some(*holder) || plan.keys.has_tried(*holder))
+    let may_be_taken = |holder: &ReservationKey| {
+        plan.takes_over == Some(*holder) || plan.keys.has_tried(*holder) || is_of_break(last, *holder)
+    };
+    if let Some(victim) = holder.filter(may_be_taken)
         && preempt(port, key, victim).await?
     {
         return reset(port).await;

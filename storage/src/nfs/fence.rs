@@ -586,6 +586,7 @@ pub(super) async fn close(port: &Port, file: &File) {
 
 /// Has the server forget everything that this client may still have there, by another life of it.
 pub(super) async fn vanish(port: Port, plan: std::sync::Arc<Plan>) {
+    port.destroy_session().await;
     match bringup::enter(&port, &plan, Verifier(bringup::random())).await {
         Ok((manner, client_id)) => leave(&port, &manner, client_id).await,
         Err(stop) => log::warn!("{} is not left in good order: {stop}", plan.name),

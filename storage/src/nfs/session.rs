@@ -13,6 +13,7 @@ use super::callback;
 use super::command::{Action, Command, Ended, Outcome, STAGED_BYTES_MAX, Target};
 use super::inbox::{Arrival, Inbox, Item, StreamError};
 use super::rpc::{self, Credential, Direction, Record, RpcError};
+use super::v4::status::{Verdict, verdict};
 use super::v4::{
     self, Compound, CompoundReply, MalformedReply, Operations, ReplyError, Sequence, SequenceResult,
     SessionId, Status,
@@ -552,6 +553,7 @@ impl Session {
         match &call.task {
             // Some servers know that they have carried the SEQUENCE out, and not what became of the rest (see `refused`).
             Task::Command(_) if results.status() == Status::RETRY_UNCACHED_REP => {
+                call.is_again = false;
                 self.transmit(slot, connection, now);
                 Ok(())
             }
@@ -570,6 +572,12 @@ impl Session {
                     Err(ReplyError::Malformed(error)) => return Err(error.into()),
                     Err(refused) => Err(refused.status().unwrap_or(Status::IO)),
                 };
+                let is_lost = |status: Status| verdict(status) == Verdict::StateLost;
+                if std::mem::take(&mut call.is_again) && outcome.is_err_and(is_lost) {
+                    // Said before what was lost was opened again.
+                    self.transmit(slot, connection, now);
+                    return Ok(());
+                }
                 call.outcome = Some(outcome);
                 self.end_if_answered(slot);
                 Ok(())
@@ -618,6 +626,7 @@ impl Session {
             // It was carried out on an earlier connection, and what it came to is not known any more. A second time changes
             // nothing: nobody was told that the first has ended, so nothing was built upon it.
             Status::RETRY_UNCACHED_REP | Status::SEQ_FALSE_RETRY if !is_renewal => {
+                call.is_again = false;
                 place.sequence_id = place.sequence_id.wrapping_add(1);
                 self.transmit(slot, connection, now);
             }

@@ -73,6 +73,8 @@ pub(crate) struct Disk {
     /// Changes that a connection which was left may still deliver: those of requests, of requests that were given up, and of
     /// rewrites.
     strays: bool,
+    /// Rewrites: the memory of those that were sent is used until their connection is closed.
+    rewriting: Option<Rewriting>,
     /// Since when it is not served.
     unserved_since: Option<Instant>,
     metrics: Arc<SessionMetrics>,
@@ -86,7 +88,7 @@ enum State {
     Resting(Instant),
     Connecting,
     BringingUp(Procedure<Result<Up, Stop>>),
-    Rewriting(Rewriting),
+    Rewriting,
     Serving,
     Leaving(After),
     Farewell(Procedure<()>),
@@ -138,6 +140,7 @@ impl Disk {
             parting: None,
             is_released: false,
             strays: false,
+            rewriting: None,
             unserved_since: None,
             metrics,
         };

@@ -120,7 +120,8 @@ impl Disk {
         self.strays = false;
         self.tell_of_lease(LeaseState::Held);
         self.metrics.reconnects.add(1);
-        self.state = State::Rewriting(Rewriting::new(&self.retained));
+        self.rewriting = Some(Rewriting::new(&self.retained));
+        self.state = State::Rewriting;
         self.rewrite();
     }
 
@@ -198,6 +199,7 @@ impl Disk {
 
     pub(super) fn closed(&mut self, unfinished: Vec<Command>, io: &mut dyn Submit) {
         self.emptying = None;
+        self.rewriting = None;
         // The last that keeps the connection from being reset.
         self.socket = None;
         self.strays |= unfinished.iter().any(|command| command.transfer == Transfer::Out);

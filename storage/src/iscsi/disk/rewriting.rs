@@ -78,13 +78,14 @@ impl Rewriting {
 impl Disk {
     /// Sends rewrites as long as there is room, and serves when all are done.
     pub(super) fn rewrite(&mut self) {
-        let State::Rewriting(rewriting) = &mut self.state else {
+        let (State::Rewriting, Some(rewriting)) = (&self.state, &mut self.rewriting) else {
             return;
         };
         while let Some(command) = rewriting.next_command(&self.unit) {
             self.initiator.start(command);
         }
         if rewriting.is_over() {
+            self.rewriting = None;
             self.state = State::Serving;
             if self.unit.cache() == Cache::None {
                 // It had one when they were acknowledged.
@@ -94,7 +95,7 @@ impl Disk {
     }
 
     pub(super) fn rewritten(&mut self, ended: &Ended, io: &mut dyn Submit) {
-        let State::Rewriting(rewriting) = &mut self.state else {
+        let (State::Rewriting, Some(rewriting)) = (&self.state, &mut self.rewriting) else {
             return;
         };
         let place = usize::try_from(ended.command.cookie & !REWRITE).expect("it is a place");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::reactor::{Event, Submit};
 use crate::remote::connection::{Happening, Leave};
+use crate::remote::debt::Debt;
 use crate::remote::dialogue::{self, Heard};
 use crate::segments;
 
@@ -32,12 +33,7 @@ pub(super) struct Initiator {
     lun: Lun,
     /// What a procedure waits for.
     question: Option<Question>,
-    /// How long the target has taken to answer at most, lately.
-    answered_within: Duration,
-    /// Since when the target owes something that is no session's concern: a connection, or an answer to a procedure.
-    owed_since: Option<Instant>,
-    /// How long it may owe that.
-    patience: Duration,
+    debt: Debt,
     returned: Vec<Tag>,
     reports: Vec<Report>,
 }
@@ -73,10 +69,6 @@ pub(super) type Break = dialogue::Break<SessionError>;
 
 /// The cookie of a procedure's command; no request has so high a number.
 const PROCEDURE: u64 = u64::MAX;
-/// A target that has answered quickly so far is taken for dead after so long.
-const PATIENCE_MIN: Duration = Duration::from_secs(3);
-const PATIENCE_MAX: Duration = Duration::from_secs(60);
-
 impl Initiator {
     /// An initiator of sessions with `lun`, without a connection.
     pub(super) fn new(portal: SocketAddr, lun: Lun) -> Self {
@@ -85,9 +77,7 @@ impl Initiator {
             session: None,
             lun,
             question: None,
-            answered_within: Duration::ZERO,
-            owed_since: None,
-            patience: PATIENCE_MIN,
+            debt: Debt::default(),
             returned: Vec::new(),
             reports: Vec::new(),
         }
@@ -95,8 +85,7 @@ impl Initiator {
 
     /// Begins to connect. Each answer on this connection may take as long as `patience`.
     pub(super) fn connect(&mut self, portal: SocketAddr, patience: Duration, io: &mut dyn Submit) {
-        (self.patience, self.owed_since) = (patience, Some(io.now()));
-        self.answered_within = Duration::ZERO;
+        self.debt.begin(patience, io.now());
         self.connection.open(portal, io);
     }
 
@@ -107,7 +96,7 @@ impl Initiator {
 
     /// Begins to leave the connection.
     pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        self.owed_since = None;
+        self.debt.forgive();
         // A question of a procedure stays until the connection is closed: its memory may be in use.
         self.connection.leave(how, io);
     }
@@ -120,10 +109,10 @@ impl Initiator {
     /// Does what a procedure asks for. [`Report::Answer`] follows.
     pub(super) fn perform(&mut self, ask: Ask, now: Instant) {
         assert!(self.question.is_none(), "a procedure asks one thing at a time");
-        self.owed_since = Some(now);
+        self.debt.incur(now);
         let question = match ask {
             Ask::Sleep(time) => {
-                self.owed_since = None;
+                self.debt.forgive();
                 Question::Sleep(now + time)
             }
             Ask::Login(request, text) => {
@@ -134,7 +123,7 @@ impl Initiator {
             }
             Ask::FullFeature(terms) => {
                 self.begin_session(*terms, now);
-                self.owed_since = None;
+                self.debt.forgive();
                 self.reports.push(Report::Answer(Answer::Done));
                 return;
             }
@@ -187,7 +176,7 @@ impl Initiator {
             header: terms.header_digest == DigestKind::Crc32c,
             data: terms.data_digest == DigestKind::Crc32c,
         });
-        let patience = (self.answered_within * 4).clamp(PATIENCE_MIN, PATIENCE_MAX);
+        let patience = self.debt.patience_with_session();
         self.session = Some(Session::new(terms, self.lun, patience, now));
     }
 
@@ -201,7 +190,7 @@ impl Initiator {
             None | Some(Happening::Sent) => {}
             Some(Happening::Connected) => {
                 // The login is asked for at once.
-                self.owed_since = None;
+                self.debt.forgive();
                 self.reports.push(Report::Connected);
             }
             Some(Happening::Received) => {
@@ -247,12 +236,11 @@ impl Initiator {
             Some(Question::Sleep(until)) => Some(until),
             _ => None,
         };
-        let owed = self.owed_since.map(|since| since + self.patience);
         let session = match (&self.session, self.connection.is_open()) {
             (Some(session), true) => Some(session.alarm(&self.connection)),
             _ => None,
         };
-        [slept, owed, session].into_iter().flatten().min()
+        [slept, self.debt.alarm(), session].into_iter().flatten().min()
     }
 
     /// Takes the time in.
@@ -263,11 +251,8 @@ impl Initiator {
             self.question = None;
             self.reports.push(Report::Answer(Answer::Done));
         }
-        if let Some(since) = self.owed_since
-            && since + self.patience <= now
-        {
-            self.owed_since = None;
-            self.reports.push(Report::Broken(Break::Silent(now - since)));
+        if let Some(silence) = self.debt.overdue(now) {
+            self.reports.push(Report::Broken(Break::Silent(silence)));
             return;
         }
         if let (Some(session), true) = (&mut self.session, self.connection.is_open())
@@ -288,7 +273,7 @@ impl Initiator {
             let Some(Question::Login) = self.question.take() else {
                 return Err(SessionError::Protocol("a login response that nobody asked for"));
             };
-            self.settle(now);
+            self.debt.pay(now);
             self.reports.push(Report::Answer(Answer::Login(response, text)));
         }
         Ok(())
@@ -326,15 +311,8 @@ impl Initiator {
 
     fn answer(&mut self, answer: Answer, now: Instant) {
         self.question = None;
-        self.settle(now);
+        self.debt.pay(now);
         self.reports.push(Report::Answer(answer));
-    }
-
-    /// The target has done what it owed.
-    fn settle(&mut self, now: Instant) {
-        if let Some(since) = self.owed_since.take() {
-            self.answered_within = self.answered_within.max(now - since);
-        }
     }
 }
 

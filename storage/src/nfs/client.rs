@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::reactor::{Event, Submit};
 use crate::remote::connection::{Happening, Leave};
+use crate::remote::debt::Debt;
 use crate::remote::dialogue::{self, Heard};
 
 use super::command::{Command, Ended};
@@ -35,12 +36,7 @@ pub(super) struct Client {
     is_ending: bool,
     /// What a procedure waits for.
     question: Option<Question>,
-    /// How long the server has taken to answer at most, lately.
-    answered_within: Duration,
-    /// Since when the server owes a connection, or an answer to a procedure.
-    owed_since: Option<Instant>,
-    /// How long it may owe that.
-    patience: Duration,
+    debt: Debt,
     /// The number of the next call outside of a session.
     serial: u32,
     returned: Vec<usize>,
@@ -78,10 +74,6 @@ pub(super) enum Report {
 /// Why a connection is of no more use.
 pub(super) type Break = dialogue::Break<SessionError>;
 
-/// A server that has answered quickly so far is taken for dead after so long.
-const PATIENCE_MIN: Duration = Duration::from_secs(3);
-const PATIENCE_MAX: Duration = Duration::from_secs(60);
-
 impl Client {
     /// A client without a connection.
     pub(super) fn new(server: SocketAddr) -> Self {
@@ -93,9 +85,7 @@ impl Client {
             is_resumed: false,
             is_ending: false,
             question: None,
-            answered_within: Duration::ZERO,
-            owed_since: None,
-            patience: PATIENCE_MIN,
+            debt: Debt::default(),
             serial: u32::from_ne_bytes(random),
             returned: Vec::new(),
             reports: Vec::new(),
@@ -104,8 +94,7 @@ impl Client {
 
     /// Begins to connect. Each answer on this connection may take as long as `patience`.
     pub(super) fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
-        (self.patience, self.owed_since) = (patience, Some(io.now()));
-        self.answered_within = Duration::ZERO;
+        self.debt.begin(patience, io.now());
         self.is_resumed = false;
         self.connection.open(server, io);
     }
@@ -117,7 +106,7 @@ impl Client {
 
     /// Begins to leave the connection.
     pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        self.owed_since = None;
+        self.debt.forgive();
         self.connection.leave(how, io);
     }
 
@@ -155,16 +144,16 @@ impl Client {
         assert!(self.question.is_none(), "a procedure asks one thing at a time");
         match ask {
             Ask::Sleep(time) => {
-                self.owed_since = None;
+                self.debt.forgive();
                 self.question = Some(Question::Sleep(now + time));
             }
             Ask::Call(manner, operations) => {
-                self.owed_since = Some(now);
+                self.debt.incur(now);
                 let xid = self.call(&manner, &operations);
                 self.question = Some(Question::Call(xid));
             }
             Ask::CallInSession(operations) => {
-                self.owed_since = Some(now);
+                self.debt.incur(now);
                 self.question = Some(Question::Waiting(operations));
                 self.ask_in_session(now);
             }
@@ -173,7 +162,7 @@ impl Client {
                 if !unfinished.is_empty() {
                     self.reports.push(Report::Abandoned(unfinished));
                 }
-                terms.patience = (self.answered_within * 4).clamp(PATIENCE_MIN, PATIENCE_MAX);
+                terms.patience = self.debt.patience_with_session();
                 self.session = Some(Session::new(*terms, self.serial, now));
                 self.is_resumed = true;
                 self.done();
@@ -194,7 +183,7 @@ impl Client {
             Ask::DestroySession => {
                 let id = self.session_id().expect("a session begins before it ends");
                 let destroy = Operations::new().then(&Arguments::DestroySession(id));
-                self.owed_since = Some(now);
+                self.debt.incur(now);
                 self.is_ending = true;
                 self.question = Some(Question::Waiting(destroy));
                 self.ask_in_session(now);
@@ -215,7 +204,7 @@ impl Client {
     }
 
     fn done(&mut self) {
-        self.owed_since = None;
+        self.debt.forgive();
         self.reports.push(Report::Answer(Answer::Done));
     }
 
@@ -271,7 +260,7 @@ impl Client {
             None | Some(Happening::Sent) => {}
             Some(Happening::Connected) => {
                 // A session is asked for at once.
-                self.owed_since = None;
+                self.debt.forgive();
                 self.reports.push(Report::Connected);
             }
             Some(Happening::Received) => {
@@ -316,12 +305,11 @@ impl Client {
             Some(Question::Sleep(until)) => Some(until),
             _ => None,
         };
-        let owed = self.owed_since.map(|since| since + self.patience);
         let session = match (&self.session, self.goes_on()) {
             (Some(session), true) => Some(session.alarm(&self.connection)),
             _ => None,
         };
-        [slept, owed, session].into_iter().flatten().min()
+        [slept, self.debt.alarm(), session].into_iter().flatten().min()
     }
 
     fn goes_on(&self) -> bool {
@@ -336,11 +324,8 @@ impl Client {
             self.question = None;
             self.reports.push(Report::Answer(Answer::Done));
         }
-        if let Some(since) = self.owed_since
-            && since + self.patience <= now
-        {
-            self.owed_since = None;
-            self.reports.push(Report::Broken(Break::Silent(now - since)));
+        if let Some(silence) = self.debt.overdue(now) {
+            self.reports.push(Report::Broken(Break::Silent(silence)));
             return;
         }
         if self.goes_on()
@@ -399,9 +384,7 @@ impl Client {
 
     fn answer(&mut self, answer: Answer, now: Instant) {
         self.question = None;
-        if let Some(since) = self.owed_since.take() {
-            self.answered_within = self.answered_within.max(now - since);
-        }
+        self.debt.pay(now);
         self.reports.push(Report::Answer(answer));
     }
 }

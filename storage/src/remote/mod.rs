@@ -2,6 +2,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod connection;
+pub(crate) mod debt;
 pub(crate) mod dialogue;
 pub(crate) mod flights;
 pub(crate) mod outbox;

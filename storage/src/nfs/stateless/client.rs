@@ -12,6 +12,7 @@ use crate::nfs::rpc::Credential;
 use crate::nfs::session::SessionError;
 use crate::reactor::{Event, Submit};
 use crate::remote::connection::{Happening, Leave};
+use crate::remote::debt::Debt;
 use crate::remote::dialogue::{self, Heard};
 
 use super::calls::{Calls, News, ReadConnection};
@@ -31,12 +32,7 @@ pub(super) struct Client {
     calls: Calls,
     /// What a procedure sleeps until.
     sleeps_until: Option<Instant>,
-    /// How long the server has taken to answer a procedure at most, lately.
-    answered_within: Duration,
-    /// Since when the server owes a connection, or an answer to a procedure.
-    owed_since: Option<Instant>,
-    /// How long it may owe that.
-    patience: Duration,
+    debt: Debt,
     reports: Vec<Report>,
 }
 
@@ -59,10 +55,6 @@ pub(super) enum Report {
     Taken(RawFd),
 }
 
-/// A server that has answered quickly so far is taken for dead after so long.
-const PATIENCE_MIN: Duration = Duration::from_secs(3);
-const PATIENCE_MAX: Duration = Duration::from_secs(60);
-
 impl Client {
     /// A client without a connection, whose calls are made by `credential`.
     pub(super) fn new(server: SocketAddr, credential: Arc<Credential>, now: Instant) -> Self {
@@ -70,17 +62,14 @@ impl Client {
             connection: ReadConnection::new(server),
             calls: Calls::new(credential, now),
             sleeps_until: None,
-            answered_within: Duration::ZERO,
-            owed_since: None,
-            patience: PATIENCE_MIN,
+            debt: Debt::default(),
             reports: Vec::new(),
         }
     }
 
     /// Begins to connect. Each answer to a procedure on this connection may take as long as `patience`.
     pub(super) fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
-        (self.patience, self.owed_since) = (patience, Some(io.now()));
-        self.answered_within = Duration::ZERO;
+        self.debt.begin(patience, io.now());
         // A sign of life may have been asked for on a connection that was taken away.
         let _no_command = self.calls.disconnected();
         self.connection.open(server, io);
@@ -93,7 +82,8 @@ impl Client {
 
     /// Begins to leave the connection.
     pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        (self.owed_since, self.sleeps_until) = (None, None);
+        self.debt.forgive();
+        self.sleeps_until = None;
         self.connection.leave(how, io);
     }
 
@@ -107,7 +97,7 @@ impl Client {
         match ask {
             Ask::Sleep(time) => self.sleeps_until = Some(now + time),
             Ask::Call(call) => {
-                self.owed_since = Some(now);
+                self.debt.incur(now);
                 self.calls.ask(&call, &mut self.connection, now);
             }
             Ask::Aim(handle) => {
@@ -128,7 +118,7 @@ impl Client {
         match self.connection.resume(event, &mut nobody, io) {
             None | Some(Happening::Sent) => {}
             Some(Happening::Connected) => {
-                self.owed_since = None;
+                self.debt.forgive();
                 self.reports.push(Report::Connected);
             }
             Some(Happening::Received) => {
@@ -168,11 +158,10 @@ impl Client {
 
     /// When [`Self::wake`] is to be called.
     pub(super) fn alarm(&self) -> Option<Instant> {
-        let owed = self.owed_since.map(|since| since + self.patience);
         let calls = self
             .is_open()
-            .then(|| self.calls.alarm(self.patience_with_calls()));
-        let alarms = [self.sleeps_until, owed, calls.flatten()];
+            .then(|| self.calls.alarm(self.debt.patience_with_session()));
+        let alarms = [self.sleeps_until, self.debt.alarm(), calls.flatten()];
         alarms.into_iter().flatten().min()
     }
 
@@ -180,24 +169,16 @@ impl Client {
         self.connection.is_open()
     }
 
-    /// How long a sign of life may take.
-    fn patience_with_calls(&self) -> Duration {
-        (self.answered_within * 4).clamp(PATIENCE_MIN, PATIENCE_MAX)
-    }
-
     /// Takes the time in.
     pub(super) fn wake(&mut self, now: Instant) {
         if self.sleeps_until.take_if(|until| *until <= now).is_some() {
             self.reports.push(Report::Answer(Answer::Done));
         }
-        if let Some(since) = self.owed_since
-            && since + self.patience <= now
-        {
-            self.owed_since = None;
-            self.reports.push(Report::Broken(Break::Silent(now - since)));
+        if let Some(silence) = self.debt.overdue(now) {
+            self.reports.push(Report::Broken(Break::Silent(silence)));
             return;
         }
-        let patience = self.patience_with_calls();
+        let patience = self.debt.patience_with_session();
         if self.is_open()
             && let Err(error) = self.calls.beat(patience, &mut self.connection, now)
         {
@@ -210,9 +191,7 @@ impl Client {
             match news {
                 News::Ended(ended) => self.reports.push(Report::Ended(ended)),
                 News::Answered(record) => {
-                    if let Some(since) = self.owed_since.take() {
-                        self.answered_within = self.answered_within.max(now - since);
-                    }
+                    self.debt.pay(now);
                     self.reports.push(Report::Answer(Answer::Record(record)));
                 }
             }

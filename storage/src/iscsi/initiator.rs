@@ -83,79 +83,9 @@ impl Initiator {
         }
     }
 
-    /// Begins to connect. Each answer on this connection may take as long as `patience`.
-    pub(super) fn connect(&mut self, portal: SocketAddr, patience: Duration, io: &mut dyn Submit) {
-        self.debt.begin(patience, io.now());
-        self.connection.open(portal, io);
-    }
-
     /// Goes on with the connection that was taken out of another reactor.
     pub(super) fn adopt(&mut self, io: &mut dyn Submit) {
         self.connection.adopt(io);
-    }
-
-    /// Begins to leave the connection.
-    pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        self.debt.forgive();
-        // A question of a procedure stays until the connection is closed: its memory may be in use.
-        self.connection.leave(how, io);
-    }
-
-    /// Whether no connection is left.
-    pub(super) fn is_closed(&self) -> bool {
-        self.connection.is_closed()
-    }
-
-    /// Does what a procedure asks for. [`Report::Answer`] follows.
-    pub(super) fn perform(&mut self, ask: Ask, now: Instant) {
-        assert!(self.question.is_none(), "a procedure asks one thing at a time");
-        self.debt.incur(now);
-        let question = match ask {
-            Ask::Sleep(time) => {
-                self.debt.forgive();
-                Question::Sleep(now + time)
-            }
-            Ask::Login(request, text) => {
-                let len = u32::try_from(text.len()).expect("login text is short");
-                let header = request.bhs().with_data_segment(len);
-                self.connection.send(&header, Payload::Own(&text));
-                Question::Login
-            }
-            Ask::FullFeature(terms) => {
-                self.begin_session(*terms, now);
-                self.debt.forgive();
-                self.reports.push(Report::Answer(Answer::Done));
-                return;
-            }
-            Ask::Command(cdb, data) => {
-                let (transfer, mut buffer) = match data {
-                    Data::None => (Transfer::None, Vec::new()),
-                    Data::In(len_bytes) => (Transfer::In, vec![0; len_bytes]),
-                    Data::Out(bytes) => (Transfer::Out, bytes),
-                };
-                let segments = match transfer {
-                    Transfer::None => Vec::new(),
-                    // Kept in the question until the command has ended.
-                    Transfer::In | Transfer::Out => vec![segments::own(buffer.as_mut_slice())],
-                };
-                self.start(Command {
-                    cdb,
-                    transfer,
-                    segments,
-                    cookie: PROCEDURE,
-                });
-                Question::Command(buffer)
-            }
-            Ask::ResetUnit => {
-                self.with_session(Session::reset_unit);
-                Question::Reset
-            }
-            Ask::Logout => {
-                self.with_session(Session::logout);
-                Question::Logout
-            }
-        };
-        self.question = Some(question);
     }
 
     /// Sends a command. [`Report::Ended`] or [`Report::Closed`] follows.
@@ -180,41 +110,6 @@ impl Initiator {
         self.session = Some(Session::new(terms, self.lun, patience, now));
     }
 
-    /// Takes the end of one of its operations in. What there is to tell comes from [`Self::reports`].
-    pub(super) fn resume(&mut self, event: Event, io: &mut dyn Submit) {
-        let happening = self.connection.resume(event, &mut self.returned, io);
-        if let Some(session) = &mut self.session {
-            session.returned(&mut self.returned);
-        }
-        match happening {
-            None | Some(Happening::Sent) => {}
-            Some(Happening::Connected) => {
-                // The login is asked for at once.
-                self.debt.forgive();
-                self.reports.push(Report::Connected);
-            }
-            Some(Happening::Received) => {
-                if let Err(error) = self.receive(io.now()) {
-                    self.reports.push(Report::Broken(error.into()));
-                }
-            }
-            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
-            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
-            Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
-            Some(Happening::Closed) => {
-                // Commands that were answered, and had to wait for their memory, have ended.
-                self.take_news(io.now());
-                let session = self.session.take();
-                let mut unfinished = session.map(Session::into_unfinished).unwrap_or_default();
-                // Its buffer goes with the question.
-                unfinished.retain(|command| command.cookie != PROCEDURE);
-                self.question = None;
-                self.reports.push(Report::Closed(unfinished));
-            }
-        }
-        self.take_news(io.now());
-    }
-
     /// What has happened, in order.
     pub(super) fn reports(&mut self) -> impl Iterator<Item = Report> + use<> {
         std::mem::take(&mut self.reports).into_iter()
@@ -223,43 +118,6 @@ impl Initiator {
     /// Whether there is something that [`Self::reports`] would give.
     pub(super) fn has_reports(&self) -> bool {
         !self.reports.is_empty()
-    }
-
-    /// Gives the reactor what was queued. To be called before each wait.
-    pub(super) fn pump(&mut self, io: &mut dyn Submit) {
-        self.connection.pump(io);
-    }
-
-    /// When [`Self::wake`] is to be called.
-    pub(super) fn alarm(&self) -> Option<Instant> {
-        let slept = match self.question {
-            Some(Question::Sleep(until)) => Some(until),
-            _ => None,
-        };
-        let session = match (&self.session, self.connection.is_open()) {
-            (Some(session), true) => Some(session.alarm(&self.connection)),
-            _ => None,
-        };
-        [slept, self.debt.alarm(), session].into_iter().flatten().min()
-    }
-
-    /// Takes the time in.
-    pub(super) fn wake(&mut self, now: Instant) {
-        if let Some(Question::Sleep(until)) = self.question
-            && until <= now
-        {
-            self.question = None;
-            self.reports.push(Report::Answer(Answer::Done));
-        }
-        if let Some(silence) = self.debt.overdue(now) {
-            self.reports.push(Report::Broken(Break::Silent(silence)));
-            return;
-        }
-        if let (Some(session), true) = (&mut self.session, self.connection.is_open())
-            && let Err(error) = session.beat(&mut self.connection, now)
-        {
-            self.reports.push(Report::Broken(error.into()));
-        }
     }
 
     fn receive(&mut self, now: Instant) -> Result<(), SessionError> {
@@ -322,20 +180,70 @@ impl dialogue::Client for Initiator {
     type SessionError = SessionError;
     type Error = IscsiError;
 
-    fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
-        self.connect(server, patience, io);
+    fn connect(&mut self, portal: SocketAddr, patience: Duration, io: &mut dyn Submit) {
+        self.debt.begin(patience, io.now());
+        self.connection.open(portal, io);
     }
 
     fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        self.leave(how, io);
+        self.debt.forgive();
+        // A question of a procedure stays until the connection is closed: its memory may be in use.
+        self.connection.leave(how, io);
     }
 
     fn is_closed(&self) -> bool {
-        self.is_closed()
+        self.connection.is_closed()
     }
 
     fn perform(&mut self, ask: Ask, now: Instant) {
-        self.perform(ask, now);
+        assert!(self.question.is_none(), "a procedure asks one thing at a time");
+        self.debt.incur(now);
+        let question = match ask {
+            Ask::Sleep(time) => {
+                self.debt.forgive();
+                Question::Sleep(now + time)
+            }
+            Ask::Login(request, text) => {
+                let len = u32::try_from(text.len()).expect("login text is short");
+                let header = request.bhs().with_data_segment(len);
+                self.connection.send(&header, Payload::Own(&text));
+                Question::Login
+            }
+            Ask::FullFeature(terms) => {
+                self.begin_session(*terms, now);
+                self.debt.forgive();
+                self.reports.push(Report::Answer(Answer::Done));
+                return;
+            }
+            Ask::Command(cdb, data) => {
+                let (transfer, mut buffer) = match data {
+                    Data::None => (Transfer::None, Vec::new()),
+                    Data::In(len_bytes) => (Transfer::In, vec![0; len_bytes]),
+                    Data::Out(bytes) => (Transfer::Out, bytes),
+                };
+                let segments = match transfer {
+                    Transfer::None => Vec::new(),
+                    // Kept in the question until the command has ended.
+                    Transfer::In | Transfer::Out => vec![segments::own(buffer.as_mut_slice())],
+                };
+                self.start(Command {
+                    cdb,
+                    transfer,
+                    segments,
+                    cookie: PROCEDURE,
+                });
+                Question::Command(buffer)
+            }
+            Ask::ResetUnit => {
+                self.with_session(Session::reset_unit);
+                Question::Reset
+            }
+            Ask::Logout => {
+                self.with_session(Session::logout);
+                Question::Logout
+            }
+        };
+        self.question = Some(question);
     }
 
     fn heard(&mut self) -> Vec<Heard<Answer, SessionError>> {
@@ -349,19 +257,71 @@ impl dialogue::Client for Initiator {
     }
 
     fn pump(&mut self, io: &mut dyn Submit) {
-        self.pump(io);
+        self.connection.pump(io);
     }
 
     fn resume(&mut self, event: Event, io: &mut dyn Submit) {
-        self.resume(event, io);
+        let happening = self.connection.resume(event, &mut self.returned, io);
+        if let Some(session) = &mut self.session {
+            session.returned(&mut self.returned);
+        }
+        match happening {
+            None | Some(Happening::Sent) => {}
+            Some(Happening::Connected) => {
+                // The login is asked for at once.
+                self.debt.forgive();
+                self.reports.push(Report::Connected);
+            }
+            Some(Happening::Received) => {
+                if let Err(error) = self.receive(io.now()) {
+                    self.reports.push(Report::Broken(error.into()));
+                }
+            }
+            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
+            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
+            Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
+            Some(Happening::Closed) => {
+                // Commands that were answered, and had to wait for their memory, have ended.
+                self.take_news(io.now());
+                let session = self.session.take();
+                let mut unfinished = session.map(Session::into_unfinished).unwrap_or_default();
+                // Its buffer goes with the question.
+                unfinished.retain(|command| command.cookie != PROCEDURE);
+                self.question = None;
+                self.reports.push(Report::Closed(unfinished));
+            }
+        }
+        self.take_news(io.now());
     }
 
     fn alarm(&self) -> Option<Instant> {
-        self.alarm()
+        let slept = match self.question {
+            Some(Question::Sleep(until)) => Some(until),
+            _ => None,
+        };
+        let session = match (&self.session, self.connection.is_open()) {
+            (Some(session), true) => Some(session.alarm(&self.connection)),
+            _ => None,
+        };
+        [slept, self.debt.alarm(), session].into_iter().flatten().min()
     }
 
     fn wake(&mut self, now: Instant) {
-        self.wake(now);
+        if let Some(Question::Sleep(until)) = self.question
+            && until <= now
+        {
+            self.question = None;
+            self.reports.push(Report::Answer(Answer::Done));
+        }
+        if let Some(silence) = self.debt.overdue(now) {
+            self.reports.push(Report::Broken(Break::Silent(silence)));
+            return;
+        }
+        if let (Some(session), true) = (&mut self.session, self.connection.is_open())
+            && let Err(error) = session.beat(&mut self.connection, now)
+        {
+            self.reports.push(Report::Broken(error.into()));
+        }
     }
 
     fn unanswered(server: SocketAddr, why: Break) -> IscsiError {

@@ -92,8 +92,9 @@ impl Client {
         }
     }
 
-    /// Begins to connect. Each answer on this connection may take as long as `patience`.
-    pub(super) fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
+    /// Begins to connect, to go on with the session that there may be. Each answer on this connection may take as long as
+    /// `patience`.
+    pub(super) fn reconnect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
         self.debt.begin(patience, io.now());
         self.is_resumed = false;
         self.connection.open(server, io);
@@ -102,17 +103,6 @@ impl Client {
     /// Goes on with the connection that was taken out of another reactor.
     pub(super) fn adopt(&mut self, io: &mut dyn Submit) {
         self.connection.adopt(io);
-    }
-
-    /// Begins to leave the connection.
-    pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        self.debt.forgive();
-        self.connection.leave(how, io);
-    }
-
-    /// Whether no connection is left.
-    pub(super) fn is_closed(&self) -> bool {
-        self.connection.is_closed()
     }
 
     /// The session that may go on with the next connection.
@@ -137,70 +127,6 @@ impl Client {
     /// more when others are sent.
     pub(super) fn withdraw(&mut self) -> Vec<Command> {
         self.session.as_mut().map(Session::withdraw).unwrap_or_default()
-    }
-
-    /// Does what a procedure asks for. [`Report::Answer`] follows.
-    pub(super) fn perform(&mut self, ask: Ask, now: Instant) {
-        assert!(self.question.is_none(), "a procedure asks one thing at a time");
-        match ask {
-            Ask::Sleep(time) => {
-                self.debt.forgive();
-                self.question = Some(Question::Sleep(now + time));
-            }
-            Ask::Call(manner, operations) => {
-                self.debt.incur(now);
-                let xid = self.call(&manner, &operations);
-                self.question = Some(Question::Call(xid));
-            }
-            Ask::CallInSession(operations) => {
-                self.debt.incur(now);
-                self.question = Some(Question::Waiting(operations));
-                self.ask_in_session(now);
-            }
-            Ask::Begin(mut terms) => {
-                let unfinished = self.give_up();
-                if !unfinished.is_empty() {
-                    self.reports.push(Report::Abandoned(unfinished));
-                }
-                terms.patience = self.debt.patience_with_session();
-                self.session = Some(Session::new(*terms, self.serial, now));
-                self.is_resumed = true;
-                self.done();
-            }
-            Ask::Rejoin => {
-                if let Some(session) = &mut self.session {
-                    session.rejoin(&mut self.connection, now);
-                    self.is_resumed = true;
-                }
-                self.done();
-            }
-            Ask::Replay => {
-                if let Some(session) = &mut self.session {
-                    session.replay(&mut self.connection, now);
-                }
-                self.done();
-            }
-            Ask::DestroySession => {
-                let id = self.session_id().expect("a session begins before it ends");
-                let destroy = Operations::new().then(&Arguments::DestroySession(id));
-                self.debt.incur(now);
-                self.is_ending = true;
-                self.question = Some(Question::Waiting(destroy));
-                self.ask_in_session(now);
-            }
-            Ask::SetLease(lease) => {
-                if let Some(session) = &mut self.session {
-                    session.set_lease(lease);
-                }
-                self.done();
-            }
-            Ask::Aim(target) => {
-                if let Some(session) = &mut self.session {
-                    session.aim(target);
-                }
-                self.done();
-            }
-        }
     }
 
     fn done(&mut self) {
@@ -249,41 +175,6 @@ impl Client {
         });
     }
 
-    /// Takes the end of one of its operations in. What there is to tell comes from [`Self::reports`].
-    pub(super) fn resume(&mut self, event: Event, io: &mut dyn Submit) {
-        let happening = self.connection.resume(event, &mut self.returned, io);
-        match &mut self.session {
-            Some(session) => session.returned(&mut self.returned),
-            None => self.returned.clear(),
-        }
-        match happening {
-            None | Some(Happening::Sent) => {}
-            Some(Happening::Connected) => {
-                // A session is asked for at once.
-                self.debt.forgive();
-                self.reports.push(Report::Connected);
-            }
-            Some(Happening::Received) => {
-                if let Err(error) = self.receive(io.now()) {
-                    self.reports.push(Report::Broken(error.into()));
-                }
-            }
-            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
-            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
-            Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
-            Some(Happening::Closed) => {
-                self.question = None;
-                (self.is_resumed, self.is_ending) = (false, false);
-                if let Some(session) = &mut self.session {
-                    session.disconnected();
-                }
-                self.take_news(io.now());
-                self.reports.push(Report::Closed);
-            }
-        }
-        self.take_news(io.now());
-    }
-
     /// What has happened, in order.
     pub(super) fn reports(&mut self) -> impl Iterator<Item = Report> + use<> {
         std::mem::take(&mut self.reports).into_iter()
@@ -294,46 +185,8 @@ impl Client {
         !self.reports.is_empty()
     }
 
-    /// Gives the reactor what was queued. To be called before each wait.
-    pub(super) fn pump(&mut self, io: &mut dyn Submit) {
-        self.connection.pump(io);
-    }
-
-    /// When [`Self::wake`] is to be called.
-    pub(super) fn alarm(&self) -> Option<Instant> {
-        let slept = match self.question {
-            Some(Question::Sleep(until)) => Some(until),
-            _ => None,
-        };
-        let session = match (&self.session, self.goes_on()) {
-            (Some(session), true) => Some(session.alarm(&self.connection)),
-            _ => None,
-        };
-        [slept, self.debt.alarm(), session].into_iter().flatten().min()
-    }
-
     fn goes_on(&self) -> bool {
         self.is_resumed && self.connection.is_open()
-    }
-
-    /// Takes the time in.
-    pub(super) fn wake(&mut self, now: Instant) {
-        if let Some(Question::Sleep(until)) = self.question
-            && until <= now
-        {
-            self.question = None;
-            self.reports.push(Report::Answer(Answer::Done));
-        }
-        if let Some(silence) = self.debt.overdue(now) {
-            self.reports.push(Report::Broken(Break::Silent(silence)));
-            return;
-        }
-        if self.goes_on()
-            && let Some(session) = &mut self.session
-            && let Err(error) = session.beat(&mut self.connection, now)
-        {
-            self.reports.push(Report::Broken(error.into()));
-        }
     }
 
     fn receive(&mut self, now: Instant) -> Result<(), SessionError> {
@@ -398,19 +251,79 @@ impl dialogue::Client for Client {
     fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
         // Each attempt of a dialogue begins anew.
         let _none_was_started = self.give_up();
-        self.connect(server, patience, io);
+        self.reconnect(server, patience, io);
     }
 
     fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        self.leave(how, io);
+        self.debt.forgive();
+        self.connection.leave(how, io);
     }
 
     fn is_closed(&self) -> bool {
-        self.is_closed()
+        self.connection.is_closed()
     }
 
     fn perform(&mut self, ask: Ask, now: Instant) {
-        self.perform(ask, now);
+        assert!(self.question.is_none(), "a procedure asks one thing at a time");
+        match ask {
+            Ask::Sleep(time) => {
+                self.debt.forgive();
+                self.question = Some(Question::Sleep(now + time));
+            }
+            Ask::Call(manner, operations) => {
+                self.debt.incur(now);
+                let xid = self.call(&manner, &operations);
+                self.question = Some(Question::Call(xid));
+            }
+            Ask::CallInSession(operations) => {
+                self.debt.incur(now);
+                self.question = Some(Question::Waiting(operations));
+                self.ask_in_session(now);
+            }
+            Ask::Begin(mut terms) => {
+                let unfinished = self.give_up();
+                if !unfinished.is_empty() {
+                    self.reports.push(Report::Abandoned(unfinished));
+                }
+                terms.patience = self.debt.patience_with_session();
+                self.session = Some(Session::new(*terms, self.serial, now));
+                self.is_resumed = true;
+                self.done();
+            }
+            Ask::Rejoin => {
+                if let Some(session) = &mut self.session {
+                    session.rejoin(&mut self.connection, now);
+                    self.is_resumed = true;
+                }
+                self.done();
+            }
+            Ask::Replay => {
+                if let Some(session) = &mut self.session {
+                    session.replay(&mut self.connection, now);
+                }
+                self.done();
+            }
+            Ask::DestroySession => {
+                let id = self.session_id().expect("a session begins before it ends");
+                let destroy = Operations::new().then(&Arguments::DestroySession(id));
+                self.debt.incur(now);
+                self.is_ending = true;
+                self.question = Some(Question::Waiting(destroy));
+                self.ask_in_session(now);
+            }
+            Ask::SetLease(lease) => {
+                if let Some(session) = &mut self.session {
+                    session.set_lease(lease);
+                }
+                self.done();
+            }
+            Ask::Aim(target) => {
+                if let Some(session) = &mut self.session {
+                    session.aim(target);
+                }
+                self.done();
+            }
+        }
     }
 
     fn heard(&mut self) -> Vec<Heard<Answer, SessionError>> {
@@ -424,19 +337,72 @@ impl dialogue::Client for Client {
     }
 
     fn pump(&mut self, io: &mut dyn Submit) {
-        self.pump(io);
+        self.connection.pump(io);
     }
 
     fn resume(&mut self, event: Event, io: &mut dyn Submit) {
-        self.resume(event, io);
+        let happening = self.connection.resume(event, &mut self.returned, io);
+        match &mut self.session {
+            Some(session) => session.returned(&mut self.returned),
+            None => self.returned.clear(),
+        }
+        match happening {
+            None | Some(Happening::Sent) => {}
+            Some(Happening::Connected) => {
+                // A session is asked for at once.
+                self.debt.forgive();
+                self.reports.push(Report::Connected);
+            }
+            Some(Happening::Received) => {
+                if let Err(error) = self.receive(io.now()) {
+                    self.reports.push(Report::Broken(error.into()));
+                }
+            }
+            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
+            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
+            Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
+            Some(Happening::Closed) => {
+                self.question = None;
+                (self.is_resumed, self.is_ending) = (false, false);
+                if let Some(session) = &mut self.session {
+                    session.disconnected();
+                }
+                self.take_news(io.now());
+                self.reports.push(Report::Closed);
+            }
+        }
+        self.take_news(io.now());
     }
 
     fn alarm(&self) -> Option<Instant> {
-        self.alarm()
+        let slept = match self.question {
+            Some(Question::Sleep(until)) => Some(until),
+            _ => None,
+        };
+        let session = match (&self.session, self.goes_on()) {
+            (Some(session), true) => Some(session.alarm(&self.connection)),
+            _ => None,
+        };
+        [slept, self.debt.alarm(), session].into_iter().flatten().min()
     }
 
     fn wake(&mut self, now: Instant) {
-        self.wake(now);
+        if let Some(Question::Sleep(until)) = self.question
+            && until <= now
+        {
+            self.question = None;
+            self.reports.push(Report::Answer(Answer::Done));
+        }
+        if let Some(silence) = self.debt.overdue(now) {
+            self.reports.push(Report::Broken(Break::Silent(silence)));
+            return;
+        }
+        if self.goes_on()
+            && let Some(session) = &mut self.session
+            && let Err(error) = session.beat(&mut self.connection, now)
+        {
+            self.reports.push(Report::Broken(error.into()));
+        }
     }
 
     fn unanswered(server: SocketAddr, why: Break) -> NfsError {

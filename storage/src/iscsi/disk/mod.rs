@@ -26,7 +26,7 @@ use super::scsi::sense::{Attention, Verdict, verdict};
 use super::session::{Command, Ended, Transfer};
 use super::unit::Unit;
 use crate::remote::backoff::Backoff;
-use crate::remote::dialogue;
+use crate::remote::dialogue::{self, Client as _};
 use crate::remote::flights::Flights;
 use crate::remote::retained::{Moment, Retained};
 

@@ -8,6 +8,7 @@ use crate::backend::Parting;
 use crate::metrics::LeaseState;
 use crate::reactor::Submit;
 use crate::remote::connection::Leave;
+use crate::remote::dialogue::Client as _;
 
 use super::super::bringup::{self, Past, Stop, Up};
 

@@ -12,7 +12,7 @@ use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
 use crate::metrics::{LeaseState, SessionMetrics};
 use crate::reactor::{Event, NO_FILE, Reach, Submit};
 use crate::remote::backoff::Backoff;
-use crate::remote::dialogue;
+use crate::remote::dialogue::{self, Client as _};
 use crate::remote::flights::Flights;
 use crate::remote::retained::{Moment, Retained};
 use crate::request::{Completion, Failure, Operation, Request, Segment};

@@ -7,6 +7,7 @@ use crate::backend::Parting;
 use crate::metrics::LeaseState;
 use crate::reactor::Submit;
 use crate::remote::connection::Leave;
+use crate::remote::dialogue::Client as _;
 
 use super::super::bringup::{self, File, Past, Stop, Up};
 use super::super::client::Break;
@@ -51,7 +52,7 @@ impl Disk {
         let server = servers.get(self.backoff.turn(servers.len())).copied();
         let server = server.expect("an address was found when the image was opened");
         self.state = State::Connecting;
-        self.client.connect(server, self.backoff.patience(), io);
+        self.client.reconnect(server, self.backoff.patience(), io);
     }
 
     pub(super) fn connected(&mut self, io: &mut dyn Submit) {

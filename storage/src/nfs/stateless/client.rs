@@ -67,33 +67,67 @@ impl Client {
         }
     }
 
-    /// Begins to connect. Each answer to a procedure on this connection may take as long as `patience`.
-    pub(super) fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
+    /// Goes on with the connection that was taken out of another reactor.
+    pub(super) fn adopt(&mut self, io: &mut dyn Submit) {
+        self.connection.adopt(io);
+    }
+
+    /// Sends a command. [`Report::Ended`] or [`Report::Abandoned`] follows.
+    pub(super) fn start(&mut self, command: Command, now: Instant) {
+        self.calls.start(command, &mut self.connection, now);
+    }
+
+    /// What has happened, in order.
+    pub(super) fn reports(&mut self) -> impl Iterator<Item = Report> + use<> {
+        std::mem::take(&mut self.reports).into_iter()
+    }
+
+    /// Whether there is something that [`Self::reports`] would give.
+    pub(super) fn has_reports(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
+    fn is_open(&self) -> bool {
+        self.connection.is_open()
+    }
+
+    fn take_news(&mut self, now: Instant) {
+        while let Some(news) = self.calls.next_news() {
+            match news {
+                News::Ended(ended) => self.reports.push(Report::Ended(ended)),
+                News::Answered(record) => {
+                    self.debt.pay(now);
+                    self.reports.push(Report::Answer(Answer::Record(record)));
+                }
+            }
+        }
+    }
+}
+
+impl dialogue::Client for Client {
+    type Ask = Ask;
+    type Answer = Answer;
+    type SessionError = SessionError;
+    type Error = NfsError;
+
+    fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
         self.debt.begin(patience, io.now());
         // A sign of life may have been asked for on a connection that was taken away.
         let _no_command = self.calls.disconnected();
         self.connection.open(server, io);
     }
 
-    /// Goes on with the connection that was taken out of another reactor.
-    pub(super) fn adopt(&mut self, io: &mut dyn Submit) {
-        self.connection.adopt(io);
-    }
-
-    /// Begins to leave the connection.
-    pub(super) fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
+    fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
         self.debt.forgive();
         self.sleeps_until = None;
         self.connection.leave(how, io);
     }
 
-    /// Whether no connection is left.
-    pub(super) fn is_closed(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.connection.is_closed()
     }
 
-    /// Does what a procedure asks for. [`Report::Answer`] follows.
-    pub(super) fn perform(&mut self, ask: Ask, now: Instant) {
+    fn perform(&mut self, ask: Ask, now: Instant) {
         match ask {
             Ask::Sleep(time) => self.sleeps_until = Some(now + time),
             Ask::Call(call) => {
@@ -107,13 +141,21 @@ impl Client {
         }
     }
 
-    /// Sends a command. [`Report::Ended`] or [`Report::Abandoned`] follows.
-    pub(super) fn start(&mut self, command: Command, now: Instant) {
-        self.calls.start(command, &mut self.connection, now);
+    fn heard(&mut self) -> Vec<Heard<Answer, SessionError>> {
+        let heard = self.reports().filter_map(|report| match report {
+            Report::Connected => Some(Heard::Connected),
+            Report::Answer(answer) => Some(Heard::Answer(answer)),
+            Report::Broken(why) => Some(Heard::Broken(why)),
+            Report::Ended(_) | Report::Abandoned(_) | Report::Closed | Report::Taken(_) => None,
+        });
+        heard.collect()
     }
 
-    /// Takes the end of one of its operations in. What there is to tell comes from [`Self::reports`].
-    pub(super) fn resume(&mut self, event: Event, io: &mut dyn Submit) {
+    fn pump(&mut self, io: &mut dyn Submit) {
+        self.connection.pump(io);
+    }
+
+    fn resume(&mut self, event: Event, io: &mut dyn Submit) {
         let mut nobody: Vec<Infallible> = Vec::new();
         match self.connection.resume(event, &mut nobody, io) {
             None | Some(Happening::Sent) => {}
@@ -141,23 +183,7 @@ impl Client {
         }
     }
 
-    /// What has happened, in order.
-    pub(super) fn reports(&mut self) -> impl Iterator<Item = Report> + use<> {
-        std::mem::take(&mut self.reports).into_iter()
-    }
-
-    /// Whether there is something that [`Self::reports`] would give.
-    pub(super) fn has_reports(&self) -> bool {
-        !self.reports.is_empty()
-    }
-
-    /// Gives the reactor what was queued. To be called before each wait.
-    pub(super) fn pump(&mut self, io: &mut dyn Submit) {
-        self.connection.pump(io);
-    }
-
-    /// When [`Self::wake`] is to be called.
-    pub(super) fn alarm(&self) -> Option<Instant> {
+    fn alarm(&self) -> Option<Instant> {
         let calls = self
             .is_open()
             .then(|| self.calls.alarm(self.debt.patience_with_session()));
@@ -165,12 +191,7 @@ impl Client {
         alarms.into_iter().flatten().min()
     }
 
-    fn is_open(&self) -> bool {
-        self.connection.is_open()
-    }
-
-    /// Takes the time in.
-    pub(super) fn wake(&mut self, now: Instant) {
+    fn wake(&mut self, now: Instant) {
         if self.sleeps_until.take_if(|until| *until <= now).is_some() {
             self.reports.push(Report::Answer(Answer::Done));
         }
@@ -184,67 +205,6 @@ impl Client {
         {
             self.reports.push(Report::Broken(error.into()));
         }
-    }
-
-    fn take_news(&mut self, now: Instant) {
-        while let Some(news) = self.calls.next_news() {
-            match news {
-                News::Ended(ended) => self.reports.push(Report::Ended(ended)),
-                News::Answered(record) => {
-                    self.debt.pay(now);
-                    self.reports.push(Report::Answer(Answer::Record(record)));
-                }
-            }
-        }
-    }
-}
-
-impl dialogue::Client for Client {
-    type Ask = Ask;
-    type Answer = Answer;
-    type SessionError = SessionError;
-    type Error = NfsError;
-
-    fn connect(&mut self, server: SocketAddr, patience: Duration, io: &mut dyn Submit) {
-        self.connect(server, patience, io);
-    }
-
-    fn leave(&mut self, how: Leave, io: &mut dyn Submit) {
-        self.leave(how, io);
-    }
-
-    fn is_closed(&self) -> bool {
-        self.is_closed()
-    }
-
-    fn perform(&mut self, ask: Ask, now: Instant) {
-        self.perform(ask, now);
-    }
-
-    fn heard(&mut self) -> Vec<Heard<Answer, SessionError>> {
-        let heard = self.reports().filter_map(|report| match report {
-            Report::Connected => Some(Heard::Connected),
-            Report::Answer(answer) => Some(Heard::Answer(answer)),
-            Report::Broken(why) => Some(Heard::Broken(why)),
-            Report::Ended(_) | Report::Abandoned(_) | Report::Closed | Report::Taken(_) => None,
-        });
-        heard.collect()
-    }
-
-    fn pump(&mut self, io: &mut dyn Submit) {
-        self.pump(io);
-    }
-
-    fn resume(&mut self, event: Event, io: &mut dyn Submit) {
-        self.resume(event, io);
-    }
-
-    fn alarm(&self) -> Option<Instant> {
-        self.alarm()
-    }
-
-    fn wake(&mut self, now: Instant) {
-        self.wake(now);
     }
 
     fn unanswered(server: SocketAddr, why: Break) -> NfsError {

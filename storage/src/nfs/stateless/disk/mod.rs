@@ -13,6 +13,7 @@ use crate::metrics::SessionMetrics;
 use crate::nfs::bringup::Stop;
 use crate::reactor::{Event, NO_FILE, Reach, Submit};
 use crate::remote::backoff::Backoff;
+use crate::remote::dialogue::Client as _;
 use crate::remote::flights::Flights;
 use crate::request::{Completion, Failure, Request, Segment};
 

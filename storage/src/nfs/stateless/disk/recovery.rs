@@ -9,6 +9,7 @@ use crate::nfs::client::Break;
 use crate::nfs::session::SessionError;
 use crate::reactor::Submit;
 use crate::remote::connection::Leave;
+use crate::remote::dialogue::Client as _;
 
 use super::super::bringup;
 use super::super::command::Command;

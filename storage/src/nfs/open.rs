@@ -168,7 +168,8 @@ fn check_version(url: &NfsUrl, access: Access, lock: Lock) -> Result<(), NfsErro
 fn client_of(incarnation: Incarnation) -> Vec<u8> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{} {serial}", client_prefix(incarnation)).into_bytes()
+    // Of one length, so that a simulation of it is the same each time.
+    format!("{} {serial:08x}", client_prefix(incarnation)).into_bytes()
 }
 
 /// How the names of all clients of a process begin.

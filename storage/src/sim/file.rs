@@ -174,7 +174,9 @@ impl SimFile {
         let end = self.len_bytes.div_ceil(SECTOR_BYTES);
         self.content.split_off(&end);
         let tail = index(self.len_bytes % SECTOR_BYTES);
-        if let (1.., Some(last)) = (tail, self.content.get_mut(&(end - 1))) {
+        if tail > 0
+            && let Some(last) = self.content.get_mut(&(end - 1))
+        {
             last.get_mut(tail..).unwrap_or_default().fill(0);
         }
         self.lengths = vec![Version {

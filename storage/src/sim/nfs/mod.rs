@@ -155,11 +155,14 @@ impl Server {
         }
     }
 
-    /// All sessions of such a client are gone, and nothing else.
+    /// All sessions of such a client are gone, and nothing else, unless something of it is half done: that holds its session.
+    /// What was not begun is carried out all the same.
     pub fn forget_sessions(&self, client: &str) {
         let state = &mut *self.state();
         for id in state.clients.called(client.as_bytes()) {
-            state.drop_sessions(id);
+            if !state.is_at_work_for(id) {
+                state.drop_sessions(id);
+            }
         }
     }
 

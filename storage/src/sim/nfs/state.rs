@@ -158,7 +158,7 @@ impl State {
         is_there.then_some(number)
     }
 
-    /// Ends all sessions of a client, with what waits for an answer there.
+    /// Ends all sessions of a client. What was asked for there is carried out, and answered to nobody.
     pub(super) fn drop_sessions(&mut self, client: u64) {
         self.sessions.retain(|_, session| session.client != client);
     }

@@ -55,7 +55,9 @@ impl Site {
     /// A unit of `content`, in peace.
     pub(crate) fn new(content: &[u8], tail: Tail, dice: &mut Dice) -> Self {
         let faults = NetFaults::draw(dice);
-        let options = Options::draw(dice);
+        let mut options = Options::draw(dice);
+        // Where it is not so a disk zeroes nothing (see `iscsi::open`); a simulated one does not ask.
+        options.quirks.fences_unmap = true;
         let mishaps = options.mishaps;
         let network = Network::new(NetFaults::default(), dice.split());
         let target = Target::new(options.clone(), dice.split());

@@ -3,7 +3,7 @@
 //! The guest uses its buffers again as soon as it has been answered, so what it wrote is copied when it is acknowledged. After a
 //! reconnection nobody can tell whether the server has forgotten it; it is then written again, before anything else is.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ use crate::segments;
 ///               └── replay: each byte as it was written last, and none twice
 /// ```
 ///
-/// A change that the server cannot forget is not kept, but noted where older ones are: they must not be written over it.
+/// A change that the server cannot forget is not kept, but noted where older ones are: they must not be written over it. What was
+/// acknowledged while it was under way is none of these: it may have been carried out before or after it.
 #[derive(Debug)]
 pub(crate) struct Retained {
     entries: VecDeque<Entry>,
@@ -43,8 +44,8 @@ enum Content {
     Zeroes,
     /// In this chunk, from there on.
     Bytes(u64, usize),
-    /// On the medium: only what was there before must not be written again.
-    OnMedium,
+    /// On the medium: what was there at the moment in which it was sent must not be written again.
+    OnMedium(Moment),
 }
 
 /// A moment in the order of acknowledgements.
@@ -122,18 +123,25 @@ impl Retained {
         self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes);
     }
 
-    /// Takes in that something newer was written to a range, past the cache: what is kept of it is not to be written again.
-    pub(crate) fn supersede(&mut self, offset_bytes: u64, len_bytes: u64) {
+    /// Takes in that a range was written past the cache, by a command that was sent at the moment `sent`: what was kept of it
+    /// before that is not to be written again.
+    pub(crate) fn supersede(&mut self, offset_bytes: u64, len_bytes: u64, sent: Moment) {
         let range = offset_bytes..offset_bytes + len_bytes;
         let overlaps = |entry: &Entry| entry.range.start < range.end && range.start < entry.range.end;
-        if self.entries.iter().any(overlaps) {
-            self.push(range, Content::OnMedium);
+        let older = self.entries.iter().zip(self.first()..sent.0);
+        if older.map(|(entry, _)| entry).any(overlaps) {
+            self.push(range, Content::OnMedium(sent));
         }
     }
 
     fn push(&mut self, range: Range<u64>, content: Content) {
         self.entries.push_back(Entry { range, content });
         self.next += 1;
+    }
+
+    /// The number of the first entry.
+    fn first(&self) -> u64 {
+        self.next - self.entries.len() as u64
     }
 
     /// Now: a flush that is sent from here on covers all that was kept before.
@@ -143,13 +151,12 @@ impl Retained {
 
     /// Drops what was kept before `moment`: it is on the medium.
     pub(crate) fn covered(&mut self, moment: Moment) {
-        let first = self.next - self.entries.len() as u64;
-        let count = moment.0.saturating_sub(first);
+        let count = moment.0.saturating_sub(self.first());
         let count = usize::try_from(count).expect("this is a 64-bit monitor");
         self.entries.drain(..count.min(self.entries.len()));
         let oldest = self.entries.iter().find_map(|entry| match entry.content {
             Content::Bytes(chunk, _) => Some(chunk),
-            Content::Zeroes | Content::OnMedium => None,
+            Content::Zeroes | Content::OnMedium(_) => None,
         });
         let end = self.first_chunk + self.chunks.len() as u64;
         let unused = oldest.unwrap_or(end) - self.first_chunk;
@@ -170,10 +177,17 @@ impl Retained {
     /// did or at a multiple of `REWRITE_BYTES_MAX` from its start.
     pub(crate) fn replay(&self) -> Vec<Rewrite> {
         let mut newer = Cover::default();
+        // What is on the medium, by when it was sent and its own number.
+        let mut on_medium = BTreeMap::new();
         let mut rewrites = Vec::new();
-        for entry in self.entries.iter().rev() {
-            if let Content::OnMedium = entry.content {
-                newer.add(entry.range.clone());
+        for (number, entry) in (0..self.next).rev().zip(self.entries.iter().rev()) {
+            while let Some(last) = on_medium.last_entry()
+                && last.key() > &(Moment(number), u64::MAX)
+            {
+                newer.add(last.remove());
+            }
+            if let Content::OnMedium(sent) = entry.content {
+                on_medium.insert((sent, number), entry.range.clone());
                 continue;
             }
             newer.uncovered(&entry.range, |piece| {
@@ -191,7 +205,7 @@ impl Retained {
 
     fn rewrite(&self, entry: &Entry, piece: Range<u64>) -> Rewrite {
         let bytes = match entry.content {
-            Content::Zeroes | Content::OnMedium => None,
+            Content::Zeroes | Content::OnMedium(_) => None,
             Content::Bytes(chunk, at) => {
                 let index = |value: u64| usize::try_from(value).expect("this is a 64-bit monitor");
                 let start = at + index(piece.start - entry.range.start);
@@ -229,7 +243,7 @@ pub(crate) fn split_zeros(rewrites: &mut Vec<Rewrite>, bytes_max: u64) {
 
 /// Disjoint ranges, sorted.
 #[derive(Debug, Default)]
-struct Cover(std::collections::BTreeMap<u64, u64>);
+struct Cover(BTreeMap<u64, u64>);
 
 impl Cover {
     /// Calls `each` with every part of `range` that is not covered.

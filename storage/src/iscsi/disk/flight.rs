@@ -25,6 +25,8 @@ pub(super) struct Flight {
     pub(super) request: Request,
     accepted: Instant,
     stage: Stage,
+    /// When its first command was sent.
+    sent: Option<Moment>,
     /// How much of it is done.
     done_bytes: u64,
     /// How much the command under way does.
@@ -95,6 +97,7 @@ impl Flight {
                 request,
                 accepted: now,
                 stage,
+                sent: None,
                 done_bytes: 0,
                 under_way_bytes: 0,
                 is_forced: false,
@@ -116,6 +119,7 @@ impl Flight {
         zeros: &mut [u8],
         mut segments: Vec<Segment>,
     ) -> Command {
+        self.sent.get_or_insert(retained.now());
         let left = self.request.len_bytes - self.done_bytes;
         let blocks_max = match self.stage {
             Stage::Transfer | Stage::WriteZeros => unit.limits.transfer_blocks,
@@ -240,6 +244,10 @@ impl Flight {
         }
     }
 
+    fn sent(&self) -> Moment {
+        self.sent.expect("what has ended was sent")
+    }
+
     fn retry(&mut self, retries_max: u32, after: Duration) -> Next {
         self.retries += 1;
         if self.retries > retries_max {
@@ -271,7 +279,7 @@ impl Flight {
             Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros
                 if self.request.operation != Operation::Read =>
             {
-                retained.supersede(offset, self.under_way_bytes);
+                retained.supersede(offset, self.under_way_bytes, self.sent());
             }
             Stage::Flush => {
                 if let Some(moment) = self.covers {

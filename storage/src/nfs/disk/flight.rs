@@ -24,6 +24,8 @@ pub(super) struct Flight {
     pub(super) request: Request,
     accepted: Instant,
     stage: Stage,
+    /// When its first command was sent.
+    sent: Option<Moment>,
     /// How much of it is done.
     done_bytes: u64,
     /// How much the command under way does.
@@ -105,6 +107,7 @@ impl Flight {
                 request,
                 accepted: now,
                 stage,
+                sent: None,
                 done_bytes: 0,
                 under_way_bytes: 0,
                 is_cached: false,
@@ -124,6 +127,7 @@ impl Flight {
         zeros: &mut [u8],
         mut segments: Vec<Segment>,
     ) -> Command {
+        self.sent.get_or_insert(retained.now());
         let left = self.request.len_bytes - self.done_bytes;
         let is_read = self.request.operation == Operation::Read;
         let len_max = match self.stage {
@@ -242,6 +246,10 @@ impl Flight {
         }
     }
 
+    fn sent(&self) -> Moment {
+        self.sent.expect("what has ended was sent")
+    }
+
     fn retry(&mut self) -> Next {
         self.retries += 1;
         if self.retries > RETRIES_MAX {
@@ -275,7 +283,7 @@ impl Flight {
             }
         } else {
             // What an earlier write left behind must not be written over it again.
-            retained.supersede(offset, bytes.into());
+            retained.supersede(offset, bytes.into(), self.sent());
         }
         self.moved(bytes.into(), false)
     }

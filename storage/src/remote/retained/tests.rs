@@ -30,7 +30,10 @@ fn applied(rewrites: &[Rewrite]) -> Vec<Option<u8>> {
 enum Step {
     Write(u64, Vec<u8>),
     Zero(u64, u64),
+    /// A write that passes the cache by is sent, and later is acknowledged.
+    Send,
     PastTheCache(u64, u64),
+    /// A flush.
     Begin,
     End,
 }
@@ -39,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0_u64..50, prop::collection::vec(1_u8.., 1..14)).prop_map(|(at, bytes)| Step::Write(at, bytes)),
         1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::Zero(at, len)),
+        1 => Just(Step::Send),
         1 => (0_u64..50, 1_u64..14).prop_map(|(at, len)| Step::PastTheCache(at, len)),
         1 => Just(Step::Begin),
         1 => Just(Step::End),
@@ -49,32 +53,37 @@ proptest! {
     #[test]
     fn a_replay_writes_each_byte_that_may_be_forgotten_as_it_was_written_last(steps in prop::collection::vec(step(), 0..40)) {
         let mut retained = Retained::new(1 << 30);
-        // What was written since the flush that was completed last began.
-        let mut log: Vec<(u64, Vec<Option<u8>>)> = Vec::new();
+        // What was written since the flush that was completed last began: when it was acknowledged, what it comes after, where
+        // it is, and what.
+        let mut log: Vec<(usize, usize, u64, Vec<Option<u8>>)> = Vec::new();
         let mut flush = None;
-        for step in steps {
+        let mut sent = None;
+        for (time, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Write(at, bytes) => {
                     keep(&mut retained, at, bytes.clone());
-                    log.push((at, bytes.into_iter().map(Some).collect()));
+                    log.push((time, time, at, bytes.into_iter().map(Some).collect()));
                 }
                 Step::Zero(at, len) => {
                     retained.keep_zeroes(at, len);
-                    log.push((at, vec![Some(0); usize::try_from(len).unwrap()]));
+                    log.push((time, time, at, vec![Some(0); usize::try_from(len).unwrap()]));
                 }
+                Step::Send => sent = Some((retained.now(), time)),
                 Step::PastTheCache(at, len) => {
-                    retained.supersede(at, len);
-                    log.push((at, vec![None; usize::try_from(len).unwrap()]));
+                    let (moment, since) = sent.take().unwrap_or((retained.now(), time));
+                    retained.supersede(at, len, moment);
+                    log.push((time, since, at, vec![None; usize::try_from(len).unwrap()]));
                 }
-                Step::Begin => flush = Some((retained.now(), log.len())),
-                Step::End => if let Some((moment, count)) = flush.take() {
+                Step::Begin => flush = Some((retained.now(), time)),
+                Step::End => if let Some((moment, begun)) = flush.take() {
                     retained.covered(moment);
-                    log.drain(..count);
+                    log.retain(|(acknowledged, ..)| *acknowledged > begun);
                 }
             }
         }
+        log.sort_by_key(|(_, after, ..)| *after);
         let mut expected = vec![None; 64];
-        for (at, bytes) in &log {
+        for (_, _, at, bytes) in &log {
             for (place, byte) in expected[usize::try_from(*at).unwrap()..].iter_mut().zip(bytes) {
                 *place = *byte;
             }
@@ -82,6 +91,18 @@ proptest! {
         prop_assert_eq!(applied(&retained.replay()), expected);
         prop_assert!(retained.is_empty() || !log.is_empty());
     }
+}
+
+#[test]
+fn what_was_acknowledged_while_a_write_passed_the_cache_by_is_replayed() {
+    let mut retained = Retained::new(1 << 20);
+    keep(&mut retained, 0, vec![1; 4]);
+    let sent = retained.now();
+    keep(&mut retained, 2, vec![2; 4]);
+    retained.supersede(0, 8, sent);
+    let medium = applied(&retained.replay());
+    let expected = [None, None, Some(2), Some(2), Some(2), Some(2), None, None];
+    assert_eq!(medium[..8], expected);
 }
 
 #[test]

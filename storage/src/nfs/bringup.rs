@@ -136,7 +136,8 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
             };
             if is_known {
                 complete(&port).await?;
-                fence::prove(&port, &plan, &before, past.tenure.as_ref()).await?
+                let (file, tenure) = fence::prove(&port, &plan, &before, past.tenure.as_ref()).await?;
+                (fence::renew(&port, &plan, file).await?, tenure)
             } else {
                 fence::recover(&port, &plan, &before, past.tenure.as_ref()).await?
             }

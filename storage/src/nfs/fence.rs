@@ -180,6 +180,21 @@ pub(super) async fn prove(
     Ok((file, tenure.cloned()))
 }
 
+/// The file by another right, in a new session of a client that has kept the last one: whatever was sent by that and is still on
+/// its way in the server is refused from now on. Where there is a lock nobody else can write meanwhile: the open stays.
+pub(super) async fn renew(port: &Port, plan: &Plan, file: File) -> Result<File, Stop> {
+    if file.lock.is_some() {
+        unlock(port, &file).await;
+        let lock = Some(lock(port, plan, &file, Restored::No).await?);
+        return Ok(File { lock, ..file });
+    }
+    if plan.access == Access::ReadWrite {
+        close(port, &file).await;
+        return open_anew(port, plan, &file).await;
+    }
+    Ok(file)
+}
+
 /// Opens and locks the file in a new session as it was in the last, if it is still ours.
 pub(super) async fn recover(
     port: &Port,
@@ -548,8 +563,8 @@ async fn commit(port: &Port, file: &File) -> Result<(), Stop> {
         .map_err(|error| failed("commit what was written", error))
 }
 
-/// Gives back what is locked and open; what is not there any more needs not be.
-pub(super) async fn close(port: &Port, file: &File) {
+/// Gives back what is locked; what is not there any more needs not be.
+async fn unlock(port: &Port, file: &File) {
     if let Some(lock) = file.lock {
         let unlock = Locku {
             lock_type: LockType::Write,
@@ -568,6 +583,11 @@ pub(super) async fn close(port: &Port, file: &File) {
         )
         .await;
     }
+}
+
+/// Gives back what is locked and open; what is not there any more needs not be.
+pub(super) async fn close(port: &Port, file: &File) {
+    unlock(port, file).await;
     let close = Close {
         seqid: 0,
         open_stateid: file.open.latest(),

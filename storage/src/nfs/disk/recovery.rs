@@ -207,7 +207,7 @@ impl Disk {
     fn leave(&mut self, after: After, how: Leave, io: &mut dyn Submit) {
         // A session in which not everything was done is none to go on with.
         self.is_spent |= match self.state {
-            State::BringingUp(_) => self.client.session_id() != self.joined,
+            State::BringingUp(_) | State::Farewell(_) => self.client.session_id() != self.joined,
             State::Rewriting => true,
             _ => false,
         };

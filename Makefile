@@ -56,9 +56,9 @@ test-integration: monitor-dev unikernel linux venv
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 
-sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes: SEEDS=n of them (10,000, and 3,000 of each kind on a network)
+sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes: SEEDS=n of them (10,000 of each kind)
 	cargo test -p coracle-storage --test sim every_image -- --nocapture
-	SEEDS=$(or $(SEEDS),3000) cargo test -p coracle-storage --test sim -- --skip every_image --nocapture
+	SEEDS=$(or $(SEEDS),10000) cargo test -p coracle-storage --test sim -- --skip every_image --nocapture
 	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)

@@ -159,10 +159,10 @@ impl Client {
 
     /// Asks what waits for the control slot, if that is free.
     fn ask_in_session(&mut self, now: Instant) {
-        let Some(Question::Waiting(_)) = &self.question else {
-            return;
-        };
-        let Some(Question::Waiting(operations)) = self.question.take() else {
+        let waiting = self
+            .question
+            .take_if(|question| matches!(question, Question::Waiting(_)));
+        let Some(Question::Waiting(operations)) = waiting else {
             return;
         };
         let session = self
@@ -343,7 +343,7 @@ impl dialogue::Client for Client {
     fn resume(&mut self, event: Event, io: &mut dyn Submit) {
         let happening = self.connection.resume(event, &mut self.returned, io);
         match &mut self.session {
-            Some(session) => session.returned(&mut self.returned),
+            Some(session) => session.returned(&mut self.returned, &mut self.connection, io.now()),
             None => self.returned.clear(),
         }
         match happening {

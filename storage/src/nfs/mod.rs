@@ -14,6 +14,7 @@ mod operator;
 mod payload;
 mod plan;
 mod procedure;
+mod pulse;
 mod records;
 pub mod rpc;
 mod session;

@@ -12,6 +12,7 @@ use crate::segments;
 use super::callback;
 use super::command::{Action, Command, Ended, Outcome, STAGED_BYTES_MAX, Target};
 use super::inbox::{Arrival, Inbox, Item, StreamError};
+use super::pulse::Pulse;
 use super::rpc::{self, Credential, Direction, Record, RpcError};
 use super::v4::status::{Verdict, verdict};
 use super::v4::{
@@ -60,6 +61,9 @@ pub(super) enum SessionError {
     /// Nothing was heard of the server.
     #[error("the server has been silent for {} ms", .0.as_millis())]
     Silent(Duration),
+    /// A call was not answered, though others were.
+    #[error("the server has not answered a call for {} s, though it answers others", .0.as_secs())]
+    Unanswered(Duration),
     /// The lease of the client may be over before anything else is heard of the server.
     #[error("the client's lease may be over: the server was last heard {} ms ago", .0.as_millis())]
     Expired(Duration),
@@ -110,6 +114,8 @@ pub(super) struct Session {
     calls: u32,
     long_reads: u32,
     streak: Streak,
+    /// Slots whose calls the server was not ready for, and when they are sent again, in that order.
+    put_off: VecDeque<(Instant, usize)>,
     /// No command is sent: a connection is missing, or the right to send it is not proved.
     is_held: bool,
     /// Whether what is open is known: until then it is no news that some of it was revoked.
@@ -141,8 +147,8 @@ struct SlotCall {
     /// How often its memory is lent to the outbox.
     lent: u32,
     outcome: Option<Result<Outcome, Status>>,
-    /// The server was not ready for it, and is asked again then.
-    again: Option<Instant>,
+    /// The server was not ready for it, and is asked again later.
+    is_put_off: bool,
 }
 
 #[derive(Debug)]
@@ -154,33 +160,19 @@ enum Task {
     Renewal,
 }
 
-/// Whether the server is alive, and the client with it.
-#[derive(Debug)]
-struct Pulse {
-    heard: Instant,
-    /// When the last call was sent that has renewed the lease.
-    renewed: Instant,
-    /// When a sign of life was asked for that has not come.
-    pinged: Option<Instant>,
-    /// How many of its calls were answered since so many batches had been sent.
-    answers: (u64, u32),
-}
-
 /// The slot of procedures and of signs of life.
 const CONTROL: usize = 0;
-/// A session with calls under way, of which nothing is heard, is asked for a sign of life so soon.
-const PING_BUSY_PERIOD: Duration = Duration::from_secs(1);
 /// How long after a server was not ready for a call it is sent again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
-/// A server that calls more often than this without taking the answers only wants to fill our memory.
-const ANSWERS_MAX: u32 = 1_024;
-/// Nothing is written in so small a part of the lease before its end: clocks differ, and what is sent takes its time.
-const MARGIN: u32 = 6;
+/// A call that a server alive has not answered for so long is sent again, on another connection: the answer may have gone to the
+/// last one.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 impl Session {
     /// A session on the `terms` on which it was just made.
     pub(super) fn new(terms: Terms, serial: u32, now: Instant) -> Self {
         let slots = terms.slots.clamp(2, SLOTS_MAX);
+        let pulse = Pulse::new(terms.lease, terms.patience, now);
         Self {
             terms,
             target: None,
@@ -191,16 +183,12 @@ impl Session {
             calls: 0,
             long_reads: 0,
             streak: Streak::default(),
+            put_off: VecDeque::new(),
             is_held: false,
             is_aimed: false,
             withdrawals: 0,
             serial,
-            pulse: Pulse {
-                heard: now,
-                renewed: now,
-                pinged: None,
-                answers: (0, 0),
-            },
+            pulse,
             news: VecDeque::new(),
             scratch: Vec::new(),
         }
@@ -219,16 +207,12 @@ impl Session {
 
     /// How long the client keeps what it has without a sign of life, as the server says.
     pub(super) fn set_lease(&mut self, lease: Duration) {
-        self.terms.lease = lease;
+        self.pulse.set_lease(lease);
     }
 
     /// Whether the client certainly still has what it had: only then may anything be written.
     pub(super) fn is_current(&self, now: Instant) -> bool {
-        now < self.expires()
-    }
-
-    fn expires(&self) -> Instant {
-        self.pulse.renewed + self.terms.lease - self.terms.lease / MARGIN
+        now < self.pulse.expires()
     }
 
     /// Sends a command as soon as a slot is free.
@@ -254,7 +238,7 @@ impl Session {
 
     /// Goes on with a new connection. Procedures may ask; commands wait for [`Self::replay`].
     pub(super) fn rejoin(&mut self, connection: &mut NfsConnection, now: Instant) {
-        (self.pulse.heard, self.pulse.pinged) = (now, None);
+        self.pulse.rejoined(now);
         (self.is_held, self.is_aimed) = (true, false);
         let slot = self
             .slots
@@ -304,10 +288,11 @@ impl Session {
     pub(super) fn disconnected(&mut self) {
         for slot in 0..self.slots.len() {
             if let Some(call) = self.slots.get_mut(slot).and_then(|slot| slot.call.as_mut()) {
-                (call.lent, call.again) = (0, None);
+                (call.lent, call.is_put_off) = (0, false);
             }
             self.end_if_answered(slot);
         }
+        self.put_off.clear();
         self.is_held = true;
     }
 
@@ -331,7 +316,7 @@ impl Session {
         connection: &mut NfsConnection,
         now: Instant,
     ) -> Result<(), SessionError> {
-        self.pulse.heard = now;
+        self.pulse.hear(now);
         while let Some(item) = connection.inbox_mut().next()? {
             match item {
                 Item::Record(record) => {
@@ -366,51 +351,49 @@ impl Session {
         }
     }
 
-    /// Takes in that the memory of these slots' calls, which was lent to the outbox, is back.
-    pub(super) fn returned(&mut self, lenders: &mut Vec<usize>) {
+    /// Takes in that the memory of these slots' calls, which was lent to the outbox, is back. A slot that was answered before
+    /// is free only now.
+    pub(super) fn returned(
+        &mut self,
+        lenders: &mut Vec<usize>,
+        connection: &mut NfsConnection,
+        now: Instant,
+    ) {
+        if lenders.is_empty() {
+            return;
+        }
         for slot in lenders.drain(..) {
             if let Some(call) = self.slots.get_mut(slot).and_then(|slot| slot.call.as_mut()) {
                 call.lent = call.lent.saturating_sub(1);
             }
             self.end_if_answered(slot);
         }
+        if connection.is_open() {
+            self.send_waiting(connection, now);
+        }
     }
 
     /// When [`Self::beat`] is to be called.
     pub(super) fn alarm(&self, connection: &NfsConnection) -> Instant {
         if connection.is_trusting() {
-            return self.pulse.heard + TRUST_MAX;
+            return self.pulse.heard() + TRUST_MAX;
         }
-        let calls = || self.slots.iter().filter_map(|slot| slot.call.as_ref());
-        let again = calls().filter_map(|call| call.again).min();
-        let sign_of_life = match self.pulse.pinged {
-            Some(pinged) => pinged.max(self.pulse.heard) + self.terms.patience,
-            None if calls().next().is_none() => self.renewal_at(),
-            None => self.renewal_at().min(self.pulse.heard + PING_BUSY_PERIOD),
-        };
-        let expires = self.is_aimed.then(|| self.expires());
+        let again = self.put_off.front().map(|(again, _)| *again);
+        let sign_of_life = self.pulse.due(self.calls > 0);
+        let expires = self.is_aimed.then(|| self.pulse.expires());
         let alarms = [Some(sign_of_life), expires, again];
         alarms.into_iter().flatten().min().expect("there is one at least")
-    }
-
-    fn renewal_at(&self) -> Instant {
-        self.pulse.renewed + self.terms.lease / 3
     }
 
     /// Asks a server for a sign of life that has not given one for a while, which also renews the lease of the client.
     ///
     /// # Errors
     ///
-    /// When it was asked and has been silent since, or for so long that it may have forgotten the client.
+    /// When it was asked and has been silent since, or for so long that it may have forgotten the client, or as far as one call is
+    /// concerned.
     pub(super) fn beat(&mut self, connection: &mut NfsConnection, now: Instant) -> Result<(), SessionError> {
-        for slot in 0..self.slots.len() {
-            let call = self.slots.get_mut(slot).and_then(|slot| slot.call.as_mut());
-            if let Some(call) = call
-                && call.again.is_some_and(|again| again <= now)
-            {
-                call.again = None;
-                self.transmit(slot, connection, now);
-            }
+        while let Some((_, slot)) = self.put_off.pop_front_if(|(again, _)| *again <= now) {
+            self.transmit(slot, connection, now);
         }
         if now < self.alarm(connection) {
             return Ok(());
@@ -422,12 +405,16 @@ impl Session {
         }
         // A session whose lease is in doubt is being proved.
         if self.is_aimed && !self.is_current(now) {
-            return Err(SessionError::Expired(now - self.pulse.renewed));
+            return Err(SessionError::Expired(now - self.pulse.renewed()));
         }
-        if let Some(pinged) = self.pulse.pinged {
-            return Err(SessionError::Silent(now - pinged));
+        let sent = self.slots.iter().filter_map(Slot::unanswered_since).min();
+        if let Some(time) = sent.map(|sent| now - sent)
+            && !self.is_held
+            && time > ANSWER_MAX
+        {
+            return Err(SessionError::Unanswered(time));
         }
-        self.pulse.pinged = Some(now);
+        self.pulse.ask(now)?;
         if self.slots.get(CONTROL).is_some_and(|slot| slot.call.is_none()) {
             self.put(CONTROL, Task::Renewal, connection, now);
         }
@@ -465,7 +452,7 @@ impl Session {
             is_again: false,
             lent: 0,
             outcome: None,
-            again: None,
+            is_put_off: false,
         });
         self.transmit(slot, connection, now);
     }
@@ -480,7 +467,7 @@ impl Session {
         let Some(call) = &mut place.call else { return };
         self.serial = self.serial.wrapping_add(1);
         call.xid = Xid::new(self.serial, slot, call.task.is_read());
-        call.sent = now;
+        (call.sent, call.is_put_off) = (now, false);
         let number = |slot: usize| u32::try_from(slot).expect("slots are few");
         let sequence = Sequence {
             session_id: self.terms.id,
@@ -600,8 +587,7 @@ impl Session {
         }
         let is_again = call.is_again;
         place.sequence_id = sequence_id;
-        self.pulse.renewed = self.pulse.renewed.max(call.sent);
-        self.pulse.pinged = None;
+        self.pulse.renew(call.sent);
         let wanted = usize::try_from(sequence.target_highest_slot_id).unwrap_or(usize::MAX);
         self.slots_wanted = wanted.saturating_add(1).clamp(2, self.slots.len());
         if self.is_aimed && !is_again && sequence.status_flags & REVOKED != 0 {
@@ -621,8 +607,12 @@ impl Session {
         let place = self.slots.get_mut(slot).expect("a known slot is there");
         let call = place.call.as_mut().expect("a known slot has a call");
         let is_renewal = matches!(call.task, Task::Renewal);
+
         match status {
-            Status::DELAY => call.again = Some(now + AGAIN_AFTER),
+            Status::DELAY => {
+                call.is_put_off = true;
+                self.put_off.push_back((now + AGAIN_AFTER, slot));
+            }
             // It was carried out on an earlier connection, and what it came to is not known any more. A second time changes
             // nothing: nobody was told that the first has ended, so nothing was built upon it.
             Status::RETRY_UNCACHED_REP | Status::SEQ_FALSE_RETRY if !is_renewal => {
@@ -696,7 +686,7 @@ impl Session {
             if command.is_long_read() {
                 self.long_reads -= 1;
                 self.streak
-                    .ended(command.is_whole(outcome.as_ref()), self.pulse.heard);
+                    .ended(command.is_whole(outcome.as_ref()), self.pulse.heard());
             }
             self.news.push_back(News::Ended(Ended { command, outcome }));
         }
@@ -731,8 +721,7 @@ impl Session {
     fn known(&self, xid: Xid) -> Result<usize, SessionError> {
         let slot = xid.slot();
         let call = self.slots.get(slot).and_then(|slot| slot.call.as_ref());
-        let is_known =
-            call.is_some_and(|call| call.xid == xid && call.outcome.is_none() && call.again.is_none());
+        let is_known = call.is_some_and(|call| call.xid == xid && call.outcome.is_none() && !call.is_put_off);
         let unknown = SessionError::Protocol("an answer to what was not asked");
         is_known.then_some(slot).ok_or(unknown)
     }
@@ -755,19 +744,11 @@ pub(super) fn call_header(manner: &Manner, xid: Xid) -> rpc::Call<&Credential> {
     }
 }
 
-impl Pulse {
-    /// Counts an answer to a call of the server; `departures` is how many batches the connection has begun to send.
-    fn answered(&mut self, departures: u64) -> Result<(), SessionError> {
-        let before = if self.answers.0 == departures {
-            self.answers.1
-        } else {
-            0
-        };
-        if before == ANSWERS_MAX {
-            return Err(SessionError::Protocol("it calls and calls, and takes no answer"));
-        }
-        self.answers = (departures, before + 1);
-        Ok(())
+impl Slot {
+    /// Since when its call waits for an answer.
+    fn unanswered_since(&self) -> Option<Instant> {
+        let call = self.call.as_ref()?;
+        (call.outcome.is_none() && !call.is_put_off).then_some(call.sent)
     }
 }
 

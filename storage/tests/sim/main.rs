@@ -19,7 +19,7 @@ use coracle_storage::sim::image::KINDS;
 use coracle_storage::sim::seeds;
 
 /// Fewer: a network and a target take their time, and `make sim` runs thousands.
-const REMOTE_SEEDS: u64 = 200;
+const REMOTE_SEEDS: u64 = 500;
 
 #[test]
 fn every_image_keeps_its_promises_on_every_host() {

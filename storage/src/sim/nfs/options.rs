@@ -119,6 +119,8 @@ pub struct Mishaps {
     pub closes_one_in: u64,
     /// SEQUENCEs at which it has lost the session.
     pub forgets_one_in: u64,
+    /// An answer is lost, though the connection is not.
+    pub mutes_one_in: u64,
 }
 
 /// How often a server does what none may do: once in so many answers, 0 is never.
@@ -204,6 +206,7 @@ impl Mishaps {
             dies_one_in: rate(&[0, 0, 200, 2_000]),
             closes_one_in: rate(&[0, 0, 100]),
             forgets_one_in: rate(&[0, 0, 300]),
+            mutes_one_in: rate(&[0, 0, 0, 300]),
         }
     }
 }

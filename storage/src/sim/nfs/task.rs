@@ -153,6 +153,13 @@ impl State {
         }
     }
 
+    /// Whether something that this client has asked for is half done.
+    pub(super) fn is_at_work_for(&self, client: u64) -> bool {
+        self.tasks
+            .iter()
+            .any(|task| task.client == client && task.admitted.is_some())
+    }
+
     /// Whether there is a call that is not carried out yet.
     pub(super) fn is_working(&self) -> bool {
         !self.tasks.is_empty()
@@ -207,7 +214,9 @@ impl State {
             session.done(task.sequence.slot_id, keeps.then(|| answer.clone()));
         }
         self.clients.renew(task.client, self.now());
-        self.reply(task.connection, task.xid, &answer);
+        if !self.dice.one_in(self.options.mishaps.mutes_one_in) {
+            self.reply(task.connection, task.xid, &answer);
+        }
         self.perhaps_call(task.connection, task.sequence.session_id);
     }
 }

@@ -389,8 +389,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When it was asked and has been silent since, or for so long that it may have forgotten the client, or as far as one call is
-    /// concerned.
+    /// When it was asked and has been silent since, or for so long that it may have forgotten the client, or has not answered one
+    /// call for long.
     pub(super) fn beat(&mut self, connection: &mut NfsConnection, now: Instant) -> Result<(), SessionError> {
         while let Some((_, slot)) = self.put_off.pop_front_if(|(again, _)| *again <= now) {
             self.transmit(slot, connection, now);

@@ -297,11 +297,17 @@ impl dialogue::Client for Client {
                 }
                 self.done();
             }
+            // The way here may have taken longer than the lease lasts: then the right to write is to be proved first.
             Ask::Replay => {
-                if let Some(session) = &mut self.session {
+                let session = self.session.as_mut();
+                let session = session.expect("a session is joined before anything is sent again");
+                // The way here may have taken longer than the lease lasts: then the right to write is to be proved first.
+                if let Some(error) = session.expired(now) {
+                    self.reports.push(Report::Broken(error.into()));
+                } else {
                     session.replay(&mut self.connection, now);
+                    self.done();
                 }
-                self.done();
             }
             Ask::DestroySession => {
                 let id = self.session_id().expect("a session begins before it ends");

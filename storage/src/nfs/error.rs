@@ -196,6 +196,12 @@ pub enum NfsError {
         /// The image.
         image: String,
     },
+    /// What the server gave back was not taken back.
+    #[error("the server does not let go of what `{image}` was opened and locked with in the last session")]
+    SameRight {
+        /// The image.
+        image: String,
+    },
     /// Less of it.
     #[error("the image was made smaller on the server: it had {before_bytes} bytes, and has {now_bytes}")]
     Shrunk {

@@ -168,13 +168,20 @@ pub(super) async fn prove(
         .results()
         .and_then(|mut results| Ok(results.test_stateid()?));
     let tested = tested.map_err(|error| failed("ask whether the image is still open", error))?;
-    let file = if tested.0.iter().all(|status| *status == Status::OK) {
+    let is_good = |status: &Status| *status == Status::OK;
+    let count = 1 + usize::from(file.lock.is_some());
+    let file = if tested.0.len() == count && tested.0.iter().all(is_good) {
         file.clone()
     } else {
         check_ours(port, plan, file, tenure).await?;
-        // A server may take what is left of it for another's.
-        close(port, file).await;
-        open_anew(port, plan, file).await?
+        if file.lock.is_some() && tested.0.first().is_some_and(is_good) {
+            // What keeps others out is still there.
+            renew(port, plan, file.clone()).await?
+        } else {
+            // A server may take what is left of it for another's.
+            close(port, file).await;
+            open_anew(port, plan, file).await?
+        }
     };
     check_ours(port, plan, &file, tenure).await?;
     Ok((file, tenure.cloned()))
@@ -186,13 +193,24 @@ pub(super) async fn renew(port: &Port, plan: &Plan, file: File) -> Result<File, 
     if file.lock.is_some() {
         unlock(port, &file).await;
         let lock = Some(lock(port, plan, &file, Restored::No).await?);
-        return Ok(File { lock, ..file });
+        return other_than(plan, &file, File { lock, ..file.clone() });
     }
     if plan.access == Access::ReadWrite {
         close(port, &file).await;
-        return open_anew(port, plan, &file).await;
+        let opened = open_anew(port, plan, &file).await?;
+        return other_than(plan, &file, opened);
     }
     Ok(file)
+}
+
+/// The file as it is now, if what is written to it is told from what was written `before`.
+fn other_than(plan: &Plan, before: &File, now: File) -> Result<File, Stop> {
+    if now.target().stateid.other == before.target().stateid.other {
+        return Err(Stop::Later(NfsError::SameRight {
+            image: plan.name.clone(),
+        }));
+    }
+    Ok(now)
 }
 
 /// Opens and locks the file in a new session as it was in the last, if it is still ours.

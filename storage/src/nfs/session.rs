@@ -62,7 +62,7 @@ pub(super) enum SessionError {
     #[error("the server has been silent for {} ms", .0.as_millis())]
     Silent(Duration),
     /// A call was not answered, though others were.
-    #[error("the server has not answered a call for {} s, though it answers others", .0.as_secs())]
+    #[error("the server has not answered a call, though it has one that was sent {} s later", .0.as_secs())]
     Unanswered(Duration),
     /// The lease of the client may be over before anything else is heard of the server.
     #[error("the client's lease may be over: the server was last heard {} ms ago", .0.as_millis())]
@@ -116,6 +116,8 @@ pub(super) struct Session {
     streak: Streak,
     /// Slots whose calls the server was not ready for, and when they are sent again, in that order.
     put_off: VecDeque<(Instant, usize)>,
+    /// When calls without an answer were looked for last.
+    looked: Instant,
     /// No command is sent: a connection is missing, or the right to send it is not proved.
     is_held: bool,
     /// Whether what is open is known: until then it is no news that some of it was revoked.
@@ -164,9 +166,11 @@ enum Task {
 const CONTROL: usize = 0;
 /// How long after a server was not ready for a call it is sent again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
-/// A call that a server alive has not answered for so long is sent again, on another connection: the answer may have gone to the
-/// last one.
+/// A call that has no answer, though one has that was sent so much later, is sent again on another connection: the answer may
+/// have gone to the last one.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// How often such a call is looked for.
+const LOOK_PERIOD: Duration = Duration::from_secs(15);
 
 impl Session {
     /// A session on the `terms` on which it was just made.
@@ -184,6 +188,7 @@ impl Session {
             long_reads: 0,
             streak: Streak::default(),
             put_off: VecDeque::new(),
+            looked: now,
             is_held: false,
             is_aimed: false,
             withdrawals: 0,
@@ -213,6 +218,11 @@ impl Session {
     /// Whether the client certainly still has what it had: only then may anything be written.
     pub(super) fn is_current(&self, now: Instant) -> bool {
         now < self.pulse.expires()
+    }
+
+    /// That the client may have lost what it had, if it may.
+    pub(super) fn expired(&self, now: Instant) -> Option<SessionError> {
+        (!self.is_current(now)).then(|| SessionError::Expired(now - self.pulse.renewed()))
     }
 
     /// Sends a command as soon as a slot is free.
@@ -381,7 +391,7 @@ impl Session {
         let again = self.put_off.front().map(|(again, _)| *again);
         let sign_of_life = self.pulse.due(self.calls > 0);
         let expires = self.is_aimed.then(|| self.pulse.expires());
-        let alarms = [Some(sign_of_life), expires, again];
+        let alarms = [Some(sign_of_life), expires, again, self.next_look()];
         alarms.into_iter().flatten().min().expect("there is one at least")
     }
 
@@ -395,6 +405,10 @@ impl Session {
         while let Some((_, slot)) = self.put_off.pop_front_if(|(again, _)| *again <= now) {
             self.transmit(slot, connection, now);
         }
+        if self.next_look().is_some_and(|look| look <= now) {
+            self.looked = now;
+            self.look_for_lost_answers()?;
+        }
         if now < self.alarm(connection) {
             return Ok(());
         }
@@ -404,21 +418,28 @@ impl Session {
             return Ok(());
         }
         // A session whose lease is in doubt is being proved.
-        if self.is_aimed && !self.is_current(now) {
-            return Err(SessionError::Expired(now - self.pulse.renewed()));
-        }
-        let sent = self.slots.iter().filter_map(Slot::unanswered_since).min();
-        if let Some(time) = sent.map(|sent| now - sent)
-            && !self.is_held
-            && time > ANSWER_MAX
-        {
-            return Err(SessionError::Unanswered(time));
+        if let Some(error) = self.expired(now).filter(|_| self.is_aimed) {
+            return Err(error);
         }
         self.pulse.ask(now)?;
         if self.slots.get(CONTROL).is_some_and(|slot| slot.call.is_none()) {
             self.put(CONTROL, Task::Renewal, connection, now);
         }
         Ok(())
+    }
+
+    fn next_look(&self) -> Option<Instant> {
+        (self.calls > 0 && !self.is_held).then_some(self.looked + LOOK_PERIOD)
+    }
+
+    /// Looks for a call without an answer, though one that was sent long after it has one. (A slow network delays both.)
+    fn look_for_lost_answers(&self) -> Result<(), SessionError> {
+        let oldest = self.slots.iter().filter_map(Slot::unanswered_since).min();
+        let late = oldest.map(|sent| self.pulse.renewed().saturating_duration_since(sent));
+        match late {
+            Some(late) if late > ANSWER_MAX => Err(SessionError::Unanswered(late)),
+            _ => Ok(()),
+        }
     }
 
     fn send_waiting(&mut self, connection: &mut NfsConnection, now: Instant) {

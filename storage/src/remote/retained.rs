@@ -174,7 +174,7 @@ impl Retained {
     }
 
     /// Each byte that is kept, as it was written last; pieces do not overlap, and each starts and ends where a write
-    /// did or at a multiple of `REWRITE_BYTES_MAX` from its start.
+    /// did or, if it has bytes, at a multiple of `REWRITE_BYTES_MAX` from its start.
     pub(crate) fn replay(&self) -> Vec<Rewrite> {
         let mut newer = Cover::default();
         // What is on the medium, by when it was sent and its own number.
@@ -191,9 +191,14 @@ impl Retained {
                 continue;
             }
             newer.uncovered(&entry.range, |piece| {
+                let bytes_max = match entry.content {
+                    Content::Bytes(..) => REWRITE_BYTES_MAX,
+                    // They take no memory, however many they are.
+                    Content::Zeroes | Content::OnMedium(_) => u64::MAX,
+                };
                 let mut start = piece.start;
                 while start < piece.end {
-                    let end = piece.end.min(start + REWRITE_BYTES_MAX);
+                    let end = piece.end.min(start.saturating_add(bytes_max));
                     rewrites.push(self.rewrite(entry, start..end));
                     start = end;
                 }
@@ -224,21 +229,25 @@ impl Retained {
     }
 }
 
-/// Cuts zeros, which have no bytes of their own, into pieces of at most `bytes_max`.
-pub(crate) fn split_zeros(rewrites: &mut Vec<Rewrite>, bytes_max: u64) {
-    let mut pieces = Vec::new();
-    for rewrite in std::mem::take(rewrites) {
-        let mut rest = rewrite;
-        while rest.bytes.is_none() && rest.len_bytes > bytes_max {
-            let mut piece = rest.clone();
-            piece.len_bytes = bytes_max;
-            rest.offset_bytes += piece.len_bytes;
-            rest.len_bytes -= piece.len_bytes;
-            pieces.push(piece);
-        }
-        pieces.push(rest);
+impl Rewrite {
+    /// Leaves so much of it at most; the rest is returned.
+    pub(crate) fn split_off(&mut self, at_bytes: u64) -> Option<Self> {
+        let len_bytes = self.len_bytes.checked_sub(at_bytes).filter(|len| *len > 0)?;
+        let at = usize::try_from(at_bytes).expect("this is a 64-bit monitor");
+        let (bytes, rest) = match &self.bytes {
+            Some(bytes) => {
+                let (bytes, rest) = bytes.split_at(at);
+                (Some(Arc::from(bytes)), Some(Arc::from(rest)))
+            }
+            None => (None, None),
+        };
+        (self.bytes, self.len_bytes) = (bytes, at_bytes);
+        Some(Self {
+            offset_bytes: self.offset_bytes + at_bytes,
+            bytes: rest,
+            len_bytes,
+        })
     }
-    *rewrites = pieces;
 }
 
 /// Disjoint ranges, sorted.

@@ -66,10 +66,8 @@ pub(super) enum Next {
     End(Result<(), Failure>),
 }
 
-/// How often a unit may put a command off.
-const RETRIES_MAX: u32 = 600;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// How often it may put it off with something to say.
+/// How often a unit may put a command off with something to say before it is asked more rarely.
 const ATTENTIONS_MAX: u32 = 32;
 /// Zeros that are written where a range cannot be zeroed in a better way.
 pub(super) const ZEROS_BYTES: usize = 64 << 10;
@@ -215,15 +213,15 @@ impl Flight {
             }
             Verdict::Retry(Attention::Parameters) => {
                 unit.has_other_parameters();
-                self.retry(ATTENTIONS_MAX, Duration::ZERO)
+                self.retry(Duration::ZERO)
             }
             Verdict::Deferred(_) => Next::Reconnect("the unit has lost something that it had only cached"),
             Verdict::Conflict => Next::Reconnect("somebody else has the reservation of the unit"),
             Verdict::LunMissing => Next::Reconnect("the target does not know the unit any more"),
             Verdict::Retry(_) | Verdict::CapacityChanged | Verdict::ReservationChanged => {
-                self.retry(ATTENTIONS_MAX, Duration::ZERO)
+                self.retry(Duration::ZERO)
             }
-            Verdict::BusyLater => self.retry(RETRIES_MAX, RETRY_AFTER),
+            Verdict::BusyLater => self.retry(RETRY_AFTER),
             Verdict::Failed(Failure::Unsupported) if self.stage == Stage::WriteSame => {
                 unit.limits.write_same_blocks = 0;
                 self.stage = Stage::WriteZeros;
@@ -248,15 +246,14 @@ impl Flight {
         self.sent.expect("what has ended was sent")
     }
 
-    fn retry(&mut self, retries_max: u32, after: Duration) -> Next {
-        self.retries += 1;
-        if self.retries > retries_max {
-            return Next::End(Err(Failure::Host(libc::EBUSY)));
-        }
-        if after.is_zero() {
+    /// The same again: at once if the unit had something to say, unless it always has; or after a while. Whoever does not want to
+    /// wait for that has a limit to the time of a request.
+    fn retry(&mut self, patience: Duration) -> Next {
+        self.retries = self.retries.saturating_add(1);
+        if patience.is_zero() && self.retries <= ATTENTIONS_MAX {
             Next::Send
         } else {
-            Next::Later(after)
+            Next::Later(patience.max(RETRY_AFTER))
         }
     }
 

@@ -11,7 +11,7 @@ use super::super::scsi::sense::{Attention, Verdict, verdict};
 use super::super::session::{Command, Ended, Transfer};
 use super::super::unit::{Cache, Unit};
 use super::{Disk, REWRITE, State};
-use crate::remote::retained::{Retained, Rewrite, split_zeros};
+use crate::remote::retained::{Retained, Rewrite};
 
 /// Rewrites, some of which are under way. They do not overlap, so they need no order.
 #[derive(Debug)]
@@ -33,8 +33,7 @@ const RETRIES_MAX: u32 = 1_000;
 
 impl Rewriting {
     pub(super) fn new(retained: &Retained) -> Self {
-        let mut waiting = retained.replay();
-        split_zeros(&mut waiting, ZEROS_BYTES as u64);
+        let waiting = retained.replay();
         Self {
             waiting,
             under_way: (0..UNDER_WAY_MAX).map(|_| None).collect(),
@@ -50,7 +49,10 @@ impl Rewriting {
     /// The next rewrite as a command, if there is one and there is room.
     fn next_command(&mut self, unit: &Unit) -> Option<Command> {
         let place = self.under_way.iter().position(Option::is_none)?;
-        let rewrite = self.waiting.pop()?;
+        let mut rewrite = self.waiting.pop()?;
+        let transfer = u64::from(unit.limits.transfer_blocks) * u64::from(unit.block_bytes);
+        self.waiting
+            .extend(rewrite.split_off(transfer.min(ZEROS_BYTES as u64)));
         let command = self.command(&rewrite, place, unit);
         if let Some(slot) = self.under_way.get_mut(place) {
             *slot = Some(rewrite);

@@ -34,8 +34,6 @@ pub(super) struct Flight {
     is_cached: bool,
     /// What a commit under way covers.
     covers: Option<Moment>,
-    /// How often the server has put it off.
-    retries: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +64,8 @@ pub(super) enum Next {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Life(Option<Verifier>);
 
-/// How often a server may put a command off.
-const RETRIES_MAX: u32 = 3_000;
+/// How long a server that puts a command off is left alone. Whoever does not want to wait for that has a limit to the time of a
+/// request.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Zeros that are written where a range cannot be freed.
 pub(super) const ZEROS_BYTES: usize = 64 << 10;
@@ -112,7 +110,6 @@ impl Flight {
                 under_way_bytes: 0,
                 is_cached: false,
                 covers: None,
-                retries: 0,
             }),
             Err(outcome) => Err((request, outcome)),
         }
@@ -198,7 +195,6 @@ impl Flight {
             Ok(outcome) => outcome,
             Err(status) => return self.refused(verdict(status), file),
         };
-        self.retries = 0;
         match outcome {
             Outcome::Read { bytes, is_end } => self.moved(bytes.into(), is_end),
             Outcome::Written {
@@ -227,7 +223,7 @@ impl Flight {
     fn refused(&mut self, verdict: Verdict, file: &mut File) -> Next {
         match verdict {
             Verdict::Good => unreachable!("what is good is no refusal"),
-            Verdict::Later | Verdict::Grace => self.retry(),
+            Verdict::Later | Verdict::Grace => Next::Later(RETRY_AFTER),
             Verdict::SessionLost | Verdict::ClientLost => Next::Doubt("the server does not know the session"),
             Verdict::StateLost | Verdict::NoGrace => {
                 Next::Doubt("the server does not have the image open any more")
@@ -248,14 +244,6 @@ impl Flight {
 
     fn sent(&self) -> Moment {
         self.sent.expect("what has ended was sent")
-    }
-
-    fn retry(&mut self) -> Next {
-        self.retries += 1;
-        if self.retries > RETRIES_MAX {
-            return Next::End(Err(Failure::Host(libc::EBUSY)));
-        }
-        Next::Later(RETRY_AFTER)
     }
 
     fn written(
@@ -296,7 +284,7 @@ impl Flight {
             return match bytes {
                 // The file has become shorter.
                 _ if is_end => Next::End(Err(Failure::Truncated)),
-                0 => self.retry(),
+                0 => Next::Later(RETRY_AFTER),
                 _ => Next::Send,
             };
         }

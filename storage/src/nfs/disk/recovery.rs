@@ -107,7 +107,7 @@ impl Disk {
             self.serve(io);
         } else {
             self.life.forget();
-            self.rewriting = Some(Rewriting::new(&self.retained, self.file.write_bytes_max));
+            self.rewriting = Some(Rewriting::new(&self.retained));
             self.state = State::Rewriting;
             self.rewrite(io);
         }
@@ -140,7 +140,7 @@ impl Disk {
             // An image that was open once waits for the server to be as it was.
             stop @ (Stop::Later(_) | Stop::Never(_) | Stop::Elsewhere(_)) => {
                 // What is in the way may be an open of our own, whose answer was lost.
-                if let Stop::Later(NfsError::InUse { .. }) = stop {
+                if let Stop::Later(NfsError::InUse { .. } | NfsError::SameRight { .. }) = stop {
                     (self.is_spent, self.is_tangled) = (true, true);
                 }
                 self.unserved(&stop.to_string(), io);

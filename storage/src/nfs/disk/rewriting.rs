@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::reactor::Submit;
-use crate::remote::retained::{Retained, Rewrite, split_zeros};
+use crate::remote::retained::{Retained, Rewrite};
+use crate::request::Failure;
 use crate::segments;
 
+use super::super::bringup::File;
 use super::super::command::{Action, Command, Ended, Outcome};
 use super::super::v4::Stability;
 use super::super::v4::status::{Verdict, verdict};
@@ -19,8 +21,6 @@ pub(super) struct Rewriting {
     /// Those under way, each in its place.
     under_way: Vec<Option<Rewrite>>,
     zeros: Arc<[u8]>,
-    /// Most data of a WRITE.
-    write_bytes_max: u32,
     retries: u32,
     /// The server was too busy, and is asked again then.
     rests_until: Option<Instant>,
@@ -37,14 +37,12 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 impl Rewriting {
     /// Writes again all that is retained, so much of it at a time.
-    pub(super) fn new(retained: &Retained, write_bytes_max: u32) -> Self {
-        let mut waiting = retained.replay();
-        split_zeros(&mut waiting, ZEROS_BYTES as u64);
+    pub(super) fn new(retained: &Retained) -> Self {
+        let waiting = retained.replay();
         Self {
             waiting,
             under_way: (0..UNDER_WAY_MAX).map(|_| None).collect(),
             zeros: Arc::from(vec![0; ZEROS_BYTES]),
-            write_bytes_max,
             retries: 0,
             rests_until: None,
         }
@@ -60,22 +58,35 @@ impl Rewriting {
     }
 
     /// The next rewrite as a command, if there is one and there is room.
-    fn next_command(&mut self) -> Option<Command> {
+    fn next_command(&mut self, file: &File) -> Option<Command> {
         let place = self.under_way.iter().position(Option::is_none)?;
-        let rewrite = self.waiting.pop()?;
-        let len = usize::try_from(rewrite.len_bytes).expect("a rewrite is short");
-        let bytes = rewrite.bytes.as_ref().unwrap_or(&self.zeros);
-        let memory = bytes.get(..len).expect("a rewrite is no longer than its bytes");
-        let most = usize::try_from(self.write_bytes_max).expect("this is a 64-bit monitor");
-        let memory = memory.get(..most).unwrap_or(memory);
-        let command = Command {
-            action: Action::Write {
-                offset_bytes: rewrite.offset_bytes,
-                stability: Stability::Unstable,
-            },
-            // Kept until the command has ended.
-            segments: vec![segments::only_sent(memory)],
-            cookie: REWRITE | place as u64,
+        let mut rewrite = self.waiting.pop()?;
+        let cookie = REWRITE | place as u64;
+        let command = if rewrite.bytes.is_none() && file.can_deallocate {
+            // Zeros that nobody has to send, and that need no room there.
+            Command {
+                action: Action::Deallocate {
+                    offset_bytes: rewrite.offset_bytes,
+                    len_bytes: rewrite.len_bytes,
+                },
+                segments: Vec::new(),
+                cookie,
+            }
+        } else {
+            let most = (ZEROS_BYTES as u64).min(file.write_bytes_max.into());
+            self.waiting.extend(rewrite.split_off(most));
+            let len = usize::try_from(rewrite.len_bytes).expect("a rewrite is short");
+            let bytes = rewrite.bytes.as_ref().unwrap_or(&self.zeros);
+            let memory = bytes.get(..len).expect("a rewrite is no longer than its bytes");
+            Command {
+                action: Action::Write {
+                    offset_bytes: rewrite.offset_bytes,
+                    stability: Stability::Unstable,
+                },
+                // Kept until the command has ended.
+                segments: vec![segments::only_sent(memory)],
+                cookie,
+            }
         };
         if let Some(slot) = self.under_way.get_mut(place) {
             *slot = Some(rewrite);
@@ -94,7 +105,7 @@ impl Disk {
             return;
         }
         rewriting.rests_until = None;
-        while let Some(command) = rewriting.next_command() {
+        while let Some(command) = rewriting.next_command(&self.file) {
             self.client.start(command, io.now());
         }
         if rewriting.is_over() {
@@ -109,13 +120,21 @@ impl Disk {
         };
         let place = usize::try_from(ended.command.cookie & !REWRITE).expect("it is a place");
         let rewrite = rewriting.under_way.get_mut(place).and_then(Option::take);
-        let Some(rewrite) = rewrite else { return };
+        let Some(mut rewrite) = rewrite else { return };
         match ended.outcome {
             Ok(Outcome::Written { verifier, .. }) if !self.life.goes_on(verifier) => {
                 return self.doubt_life("the server has restarted again", io);
             }
             Ok(Outcome::Written { bytes, .. }) if bytes > 0 => {
-                rewriting.waiting.extend(rest_of(rewrite, bytes.into()));
+                rewriting.waiting.extend(rewrite.split_off(bytes.into()));
+                return self.rewrite(io);
+            }
+            Ok(Outcome::Done) => return self.rewrite(io),
+            Err(status)
+                if verdict(status) == Verdict::Failed(Failure::Unsupported) && self.file.can_deallocate =>
+            {
+                self.file.can_deallocate = false;
+                rewriting.waiting.push(rewrite);
                 return self.rewrite(io);
             }
             Err(status) if !matches!(verdict(status), Verdict::Later | Verdict::Grace) => {
@@ -131,18 +150,4 @@ impl Disk {
         }
         rewriting.rests_until = Some(io.now() + RETRY_AFTER);
     }
-}
-
-/// What is left of a rewrite when so many bytes of it are written.
-fn rest_of(rewrite: Rewrite, done_bytes: u64) -> Option<Rewrite> {
-    let len_bytes = rewrite.len_bytes.checked_sub(done_bytes).filter(|len| *len > 0)?;
-    let done = usize::try_from(done_bytes).expect("a rewrite is short");
-    let bytes = rewrite
-        .bytes
-        .and_then(|bytes| Some(Arc::from(bytes.get(done..)?)));
-    Some(Rewrite {
-        offset_bytes: rewrite.offset_bytes + done_bytes,
-        bytes,
-        len_bytes,
-    })
 }

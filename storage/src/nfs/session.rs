@@ -628,7 +628,6 @@ impl Session {
         let place = self.slots.get_mut(slot).expect("a known slot is there");
         let call = place.call.as_mut().expect("a known slot has a call");
         let is_renewal = matches!(call.task, Task::Renewal);
-
         match status {
             Status::DELAY => {
                 call.is_put_off = true;

@@ -134,20 +134,21 @@ pub enum SocketOption {
     LowWater(LowWater),
 }
 
-/// How much a receive waits for: any byte, or a number of steps of [`LowWater::STEP_BYTES`].
+/// How much a receive waits for: one of a few marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LowWater(&'static libc::c_int);
 
-/// Every mark there is. They lie here for good: the kernel may read one when its operation is long submitted.
-static MARKS: [libc::c_int; 17] = [
-    1, 16_384, 32_768, 49_152, 65_536, 81_920, 98_304, 114_688, 131_072, 147_456, 163_840, 180_224, 196_608,
-    212_992, 229_376, 245_760, 262_144,
+/// Every mark there is. They lie here for good: the kernel may read one when its operation is long submitted. The low ones are
+/// for a few short answers, those from [`LowWater::STEP_BYTES`] on for data.
+static MARKS: [libc::c_int; 24] = [
+    1, 96, 192, 384, 768, 1_536, 3_072, 8_192, 16_384, 32_768, 49_152, 65_536, 81_920, 98_304, 114_688,
+    131_072, 147_456, 163_840, 180_224, 196_608, 212_992, 229_376, 245_760, 262_144,
 ];
 
 impl LowWater {
     /// Any byte: that of a new socket.
     pub const ANY: Self = Self(&1);
-    /// From one mark to the next.
+    /// From one mark to the next, where they are high.
     pub const STEP_BYTES: usize = 16 << 10;
 
     /// The highest mark that `bytes` reach.
@@ -401,10 +402,13 @@ mod tests {
 
     #[test]
     fn a_mark_is_reached_by_no_less_than_itself_and_lies_a_step_above_the_last() {
-        for (steps, mark) in MARKS.iter().map(LowWater).enumerate() {
-            assert_eq!(mark.bytes(), (steps * LowWater::STEP_BYTES).max(1));
+        let marks: Vec<LowWater> = MARKS.iter().map(LowWater).collect();
+        assert!(marks.is_sorted() && marks.first() == Some(&LowWater::ANY));
+        for mark in marks {
+            let is_step = mark.bytes().is_multiple_of(LowWater::STEP_BYTES);
+            assert!(is_step || mark.bytes() < LowWater::STEP_BYTES);
             assert_eq!(LowWater::reached_by(mark.bytes()), mark);
-            assert!(LowWater::reached_by(mark.bytes() - 1) < mark || steps == 0);
+            assert!(LowWater::reached_by(mark.bytes() - 1) < mark || mark == LowWater::ANY);
         }
         assert_eq!(LowWater::reached_by(0), LowWater::ANY);
         assert_eq!(LowWater::reached_by(usize::MAX).bytes(), 256 << 10);

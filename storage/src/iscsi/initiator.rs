@@ -277,8 +277,7 @@ impl dialogue::Client for Initiator {
                     self.reports.push(Report::Broken(error.into()));
                 }
             }
-            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
-            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
+            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::of(errno))),
             Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
             Some(Happening::Closed) => {
                 // Commands that were answered, and had to wait for their memory, have ended.

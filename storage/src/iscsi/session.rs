@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::remote::connection::ANYTHING_BYTES;
+use crate::remote::quota::Quota;
 use crate::remote::streak::{Streak, TRUST_MAX};
 use crate::request::Segment;
 use crate::segments;
@@ -140,8 +141,8 @@ struct Pulse {
     /// When a probe was sent that is not answered.
     probed: Option<Instant>,
     patience: Duration,
-    /// How many of its pings were answered since so many batches had been sent.
-    pongs: (u64, u32),
+    /// Of its pings.
+    quota: Quota,
 }
 
 /// Payloads up to this length are copied: it costs less than a piece of memory of its own.
@@ -150,8 +151,6 @@ pub(super) const STAGED_BYTES_MAX: u32 = 16 << 10;
 const PING_PERIOD: Duration = Duration::from_secs(5);
 /// A session with commands under way, of which nothing is heard, is asked so soon.
 const PING_BUSY_PERIOD: Duration = Duration::from_secs(1);
-/// A target that pings more often than this without taking the answers only wants to fill our memory.
-const PONGS_MAX: u32 = 1_024;
 /// A probe that is not answered may have been aborted, too: then comes the next.
 const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// The cookie of a probe; no request has so high a number.
@@ -186,7 +185,7 @@ impl Session {
                 pinged: None,
                 probed: None,
                 patience,
-                pongs: (0, 0),
+                quota: Quota::default(),
             },
             news: VecDeque::new(),
         }
@@ -207,10 +206,10 @@ impl Session {
             self.tasks.len() < TASKS_MAX,
             "a disk has fewer requests in flight"
         );
+        if self.tasks.is_empty() && self.is_streaming(connection) {
+            connection.expect(self.streak.expects(1, task.answer_bytes()));
+        }
         if task.is_long_read() {
-            if self.tasks.is_empty() && self.is_streaming(connection) {
-                connection.expect(with_header(task.len_bytes));
-            }
             self.long_reads += 1;
             connection.expect_long(true);
         }
@@ -275,28 +274,27 @@ impl Session {
         Ok(())
     }
 
-    /// Whether nothing but long reads is under way, one soon after the other, and their data go where they belong.
+    /// Whether what comes is known: nothing but answers to commands, whose data go where they belong.
     fn is_streaming(&self, connection: &Link) -> bool {
-        self.streak.goes_on()
-            && u32::try_from(self.tasks.len()) == Ok(self.long_reads)
-            && self.pulse.pinged.is_none()
-            && self.orders == 0
-            && !connection.digests().data
+        self.pulse.pinged.is_none() && self.orders == 0 && !connection.digests().data
     }
 
-    /// Says how much comes at least. Of long reads that is what the one of which the least is to come has still to get, and
-    /// a header before it: whichever ends first has had as much.
-    fn expect(&self, connection: &mut Link) {
+    /// Says how much comes at least, whichever of the tasks are answered first.
+    fn expect(&mut self, connection: &mut Link) {
+        self.streak.taken_in(self.pulse.heard);
         if !self.is_streaming(connection) {
             return connection.expect(ANYTHING_BYTES);
         }
-        if self.tasks.is_empty() {
+        let awaited = self.tasks.iter().filter(|task| task.is_awaited());
+        let (count, least) = awaited.fold((0, usize::MAX), |(count, least), task| {
+            (count + 1, least.min(task.answer_bytes()))
+        });
+        match count {
             // The next one may be about to begin.
-            return connection.expect_as_before();
+            0 if self.streak.goes_on() => connection.expect_as_before(),
+            0 => connection.expect(ANYTHING_BYTES),
+            _ => connection.expect(self.streak.expects(count, least)),
         }
-        let sent = self.tasks.iter().filter(|task| task.tag != Tag::RESERVED);
-        let least = sent.map(|task| task.len_bytes - task.at_bytes).min();
-        connection.expect(least.map_or(ANYTHING_BYTES, with_header));
     }
 
     /// Takes in that the memory of these tasks, which was lent to the outbox, is back.
@@ -390,11 +388,6 @@ impl Session {
         let tag = Tag(u32::from(self.generation) << 16 | place_bits);
         let task = self.tasks.get_mut(place).expect("a task waits in its place");
         task.tag = tag;
-        connection.expect_at_most(if task.is_long_read() {
-            with_header(task.len_bytes)
-        } else {
-            ANYTHING_BYTES
-        });
         let len = task.len_bytes;
         let is_out = task.command.transfer == Transfer::Out;
         let unsolicited = match is_out {
@@ -433,6 +426,7 @@ impl Session {
             };
             task.send_burst(&ticket, unsolicited - immediate, connection);
         }
+        connection.expect_at_most(self.streak.expects_at_most(task.answer_bytes()));
     }
 
     fn pdu(&mut self, pdu: &TargetPdu, data: &[u8], connection: &mut Link) -> Result<(), SessionError> {
@@ -452,7 +446,10 @@ impl Session {
                     self.pulse.pinged = None;
                 }
                 if ping.target_transfer_tag != Tag::RESERVED {
-                    self.pulse.ponged(connection.departures())?;
+                    if !self.pulse.quota.takes_one(connection.departures()) {
+                        let why = "it asks and asks for signs of life, and takes none";
+                        return Err(SessionError::Protocol(why));
+                    }
                     let pong = NopOut {
                         immediate: true,
                         lun: ping.lun,
@@ -605,11 +602,9 @@ impl Session {
         if let Some(task) = self.tasks.remove(place)
             && let Some((status, sense, moved_bytes)) = task.answer
         {
-            if task.is_long_read() {
-                self.long_reads -= 1;
-                let is_whole = task.at_bytes == task.len_bytes;
-                self.streak.ended(is_whole, self.pulse.heard);
-            }
+            self.long_reads -= u32::from(task.is_long_read());
+            self.streak
+                .answered(status == Status::GOOD && task.at_bytes == task.len_bytes);
             let command = task.command;
             self.news.push_back(News::Ended(Ended {
                 command,
@@ -632,29 +627,6 @@ impl Session {
     }
 }
 
-impl Pulse {
-    /// Counts an answer to a ping; `departures` is how many batches the connection has begun to send.
-    fn ponged(&mut self, departures: u64) -> Result<(), SessionError> {
-        let before = if self.pongs.0 == departures {
-            self.pongs.1
-        } else {
-            0
-        };
-        if before == PONGS_MAX {
-            return Err(SessionError::Protocol(
-                "it asks and asks for signs of life, and takes none",
-            ));
-        }
-        self.pongs = (departures, before + 1);
-        Ok(())
-    }
-}
-
-/// The bytes of a payload and of what announces it.
-fn with_header(payload_bytes: u32) -> usize {
-    BHS_BYTES + usize::try_from(payload_bytes).expect("this is a 64-bit monitor")
-}
-
 /// What the Data-Out PDUs of one burst have in common.
 struct Ticket {
     lun: Lun,
@@ -666,6 +638,23 @@ struct Ticket {
 impl Task {
     fn is_long_read(&self) -> bool {
         self.command.transfer == Transfer::In && self.len_bytes > STAGED_BYTES_MAX
+    }
+
+    /// Whether it was sent, and something of the target is to come.
+    fn is_awaited(&self) -> bool {
+        self.tag != Tag::RESERVED && self.answer.is_none()
+    }
+
+    /// How much comes next at least, if all goes well.
+    fn answer_bytes(&self) -> usize {
+        let left_bytes = self.len_bytes - self.at_bytes;
+        let data_bytes = match self.command.transfer {
+            Transfer::In => left_bytes,
+            // The target is not to wait for its R2T to be seen.
+            Transfer::Out if left_bytes > 0 => return ANYTHING_BYTES,
+            Transfer::Out | Transfer::None => 0,
+        };
+        BHS_BYTES + usize::try_from(data_bytes).expect("this is a 64-bit monitor")
     }
 
     /// Sends the next `burst_bytes` of the task's data.

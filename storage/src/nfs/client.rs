@@ -297,7 +297,6 @@ impl dialogue::Client for Client {
                 }
                 self.done();
             }
-            // The way here may have taken longer than the lease lasts: then the right to write is to be proved first.
             Ask::Replay => {
                 let session = self.session.as_mut();
                 let session = session.expect("a session is joined before anything is sent again");
@@ -364,8 +363,7 @@ impl dialogue::Client for Client {
                     self.reports.push(Report::Broken(error.into()));
                 }
             }
-            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
-            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
+            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::of(errno))),
             Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
             Some(Happening::Closed) => {
                 self.question = None;

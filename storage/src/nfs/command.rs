@@ -68,6 +68,10 @@ pub(super) struct Target {
 /// Payloads up to this length are copied: it costs less than a piece of memory of its own.
 pub(super) const STAGED_BYTES_MAX: u64 = 16 << 10;
 
+/// What stands around them in a good answer, at least: a fragment's header, that of a reply (RFC 5531, 9), and the results of the
+/// compound, of SEQUENCE and PUTFH, and of one operation more (RFC 8881, 18.46).
+const RESULTS_BYTES: usize = 4 + 24 + 12 + 44 + 8 + 8;
+
 impl Command {
     /// Whether data come back.
     pub(super) fn is_read(&self) -> bool {
@@ -79,14 +83,22 @@ impl Command {
         self.is_read() && segments::total(&self.segments) > STAGED_BYTES_MAX
     }
 
-    /// Whether all data have come that were asked for.
+    /// Whether all data have come that were asked for, or all has been done.
     pub(super) fn is_whole(&self, outcome: Result<&Outcome, &Status>) -> bool {
-        matches!(outcome, Ok(Outcome::Read { bytes, .. }) if *bytes == self.len())
+        match outcome {
+            Ok(Outcome::Read { bytes, .. }) => *bytes == self.len(),
+            other => other.is_ok(),
+        }
     }
 
-    /// How long its data are.
-    pub(super) fn len_bytes(&self) -> usize {
-        usize::try_from(self.len()).expect("this is a 64-bit monitor")
+    /// How long its answer is at least, if it is a good one.
+    pub(super) fn answer_bytes(&self) -> usize {
+        match self.action {
+            Action::Read { .. } => {
+                usize::try_from(self.len()).expect("this is a 64-bit monitor") + RESULTS_BYTES
+            }
+            _ => RESULTS_BYTES,
+        }
     }
 
     fn len(&self) -> u32 {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::remote::quota::Quota;
+
 use super::session::SessionError;
 
 /// The signs of life of a server, and what they are worth.
@@ -14,14 +16,12 @@ pub(super) struct Pulse {
     renewed: Instant,
     /// When a sign of life was asked for that has not come.
     pinged: Option<Instant>,
-    /// How many of its calls were answered since so many batches had been sent.
-    answers: (u64, u32),
+    /// Of its calls.
+    quota: Quota,
 }
 
 /// A session with calls under way, of which nothing is heard, is asked for a sign of life so soon.
 const PING_BUSY_PERIOD: Duration = Duration::from_secs(1);
-/// A server that calls more often than this without taking the answers only wants to fill our memory.
-const ANSWERS_MAX: u32 = 1_024;
 /// Nothing is written in so small a part of the lease before its end: clocks differ, and what is sent takes its time.
 const MARGIN: u32 = 6;
 
@@ -35,7 +35,7 @@ impl Pulse {
             heard: now,
             renewed: now,
             pinged: None,
-            answers: (0, 0),
+            quota: Quota::default(),
         }
     }
 
@@ -100,15 +100,9 @@ impl Pulse {
 
     /// Counts an answer to a call of the server; `departures` is how many batches the connection has begun to send.
     pub(super) fn answered(&mut self, departures: u64) -> Result<(), SessionError> {
-        let before = if self.answers.0 == departures {
-            self.answers.1
-        } else {
-            0
-        };
-        if before == ANSWERS_MAX {
+        if !self.quota.takes_one(departures) {
             return Err(SessionError::Protocol("it calls and calls, and takes no answer"));
         }
-        self.answers = (departures, before + 1);
         Ok(())
     }
 }

@@ -343,21 +343,18 @@ impl Session {
         Ok(())
     }
 
-    /// Whether nothing but long reads is under way, one soon after the other.
-    fn is_streaming(&self) -> bool {
-        self.streak.goes_on() && self.calls == self.long_reads
-    }
-
-    /// Says how much comes at least: whichever of the long reads is answered first, it is as much as the shortest asks for.
-    fn expect(&self, connection: &mut NfsConnection) {
-        if !self.is_streaming() {
-            return connection.expect(ANYTHING_BYTES);
-        }
-        let calls = self.slots.iter().filter_map(|slot| slot.call.as_ref());
-        match calls.map(|call| call.task.answer_bytes()).min() {
-            Some(least) => connection.expect(least),
+    /// Says how much comes at least, whichever of the calls are answered first.
+    fn expect(&mut self, connection: &mut NfsConnection) {
+        self.streak.taken_in(self.pulse.heard());
+        let awaited = self.slots.iter().filter_map(Slot::awaited);
+        let (count, least) = awaited.fold((0, usize::MAX), |(count, least), call| {
+            (count + 1, least.min(call.task.answer_bytes()))
+        });
+        match count {
             // The next one may be about to begin.
-            None => connection.expect_as_before(),
+            0 if self.streak.goes_on() => connection.expect_as_before(),
+            0 => connection.expect(ANYTHING_BYTES),
+            _ => connection.expect(self.streak.expects(count, least)),
         }
     }
 
@@ -457,13 +454,14 @@ impl Session {
     fn put(&mut self, slot: usize, task: Task, connection: &mut NfsConnection, now: Instant) {
         let place = self.slots.get_mut(slot).expect("a slot that was free is there");
         assert!(place.call.is_none(), "one call at a time is in a slot");
+        let answer_bytes = task.answer_bytes();
+        if self.calls == 0 {
+            connection.expect(self.streak.expects(1, answer_bytes));
+        }
+        connection.expect_at_most(self.streak.expects_at_most(answer_bytes));
         if task.is_long_read() {
             connection.expect_long(true);
-            if self.calls == 0 && self.streak.goes_on() {
-                connection.expect(task.answer_bytes());
-            }
         }
-        connection.expect_at_most(task.answer_bytes());
         self.calls += 1;
         self.long_reads += u32::from(task.is_long_read());
         place.call = Some(SlotCall {
@@ -703,11 +701,8 @@ impl Session {
         };
         self.calls -= 1;
         if let (Task::Command(command), Some(outcome)) = (call.task, call.outcome) {
-            if command.is_long_read() {
-                self.long_reads -= 1;
-                self.streak
-                    .ended(command.is_whole(outcome.as_ref()), self.pulse.heard());
-            }
+            self.long_reads -= u32::from(command.is_long_read());
+            self.streak.answered(command.is_whole(outcome.as_ref()));
             self.news.push_back(News::Ended(Ended { command, outcome }));
         }
         self.free(slot);
@@ -767,8 +762,13 @@ pub(super) fn call_header(manner: &Manner, xid: Xid) -> rpc::Call<&Credential> {
 impl Slot {
     /// Since when its call waits for an answer.
     fn unanswered_since(&self) -> Option<Instant> {
+        self.awaited().map(|call| call.sent)
+    }
+
+    /// Its call, if that waits for an answer.
+    fn awaited(&self) -> Option<&SlotCall> {
         let call = self.call.as_ref()?;
-        (call.outcome.is_none() && !call.is_put_off).then_some(call.sent)
+        (call.outcome.is_none() && !call.is_put_off).then_some(call)
     }
 }
 
@@ -780,8 +780,8 @@ impl Task {
     /// How long its answer is at least, if it is a good one.
     fn answer_bytes(&self) -> usize {
         match self {
-            Self::Command(command) if command.is_long_read() => command.len_bytes(),
-            _ => ANYTHING_BYTES,
+            Self::Command(command) => command.answer_bytes(),
+            Self::Question(_) | Self::Renewal => ANYTHING_BYTES,
         }
     }
 

@@ -130,8 +130,8 @@ const CANCEL: usize = OPERATIONS;
 
 /// What is expected where nothing is certain.
 pub(crate) const ANYTHING_BYTES: usize = 1;
-/// A mark that is too low by no more than this is left alone: the beginning of a long payload and its rest wait by the same
-/// one then, and to change it costs nearly what it saves.
+/// While long payloads are awaited, a mark that is too low by no more than this is left alone: the beginning of one and its rest
+/// wait by the same mark then, and to change it costs nearly what it saves.
 const SLACK_BYTES: usize = 2 * LowWater::STEP_BYTES;
 
 impl<I: Incoming, L> Connection<I, L> {
@@ -311,7 +311,11 @@ impl<I: Incoming, L> Connection<I, L> {
         if self.expected_bytes <= ANYTHING_BYTES {
             return self.mark.min(highest);
         }
-        let is_low = left_bytes == 0 && self.mark.bytes() + SLACK_BYTES < highest.bytes();
+        let slack_bytes = match self.receive_bytes_max {
+            HYBRID_BYTES => SLACK_BYTES,
+            _ => 0,
+        };
+        let is_low = left_bytes == 0 && self.mark.bytes() + slack_bytes < highest.bytes();
         let is_high = self.mark > highest && !self.finds_more;
         if is_low || is_high { highest } else { self.mark }
     }

@@ -87,6 +87,16 @@ pub(crate) enum Break<E> {
     Session(#[from] E),
 }
 
+impl<E> Break<E> {
+    /// That of a connection that ended with this errno; 0 is its proper end.
+    pub(crate) fn of(errno: i32) -> Self {
+        match errno {
+            0 => Self::End,
+            errno => Self::Network(errno),
+        }
+    }
+}
+
 /// Why a session was not begun.
 #[derive(Debug)]
 pub(crate) enum Stop<E> {

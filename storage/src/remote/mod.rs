@@ -7,5 +7,6 @@ pub(crate) mod dialogue;
 pub(crate) mod flights;
 pub(crate) mod outbox;
 pub(crate) mod procedure;
+pub(crate) mod quota;
 pub(crate) mod retained;
 pub(crate) mod streak;

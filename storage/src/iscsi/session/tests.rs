@@ -13,21 +13,6 @@ use crate::remote::connection::Happening;
 use crate::request::{Durability, cut_first_bytes};
 use crate::sim::dice::Dice;
 
-#[test]
-fn a_target_that_pings_without_taking_the_answers_is_left() {
-    let mut pulse = Pulse {
-        heard: Instant::now(),
-        probed: None,
-        pinged: None,
-        patience: Duration::ZERO,
-        pongs: (0, 0),
-    };
-    for batch in 1..4 {
-        assert!((0..PONGS_MAX).all(|_| pulse.ponged(batch).is_ok()));
-    }
-    assert!(pulse.ponged(3).is_err());
-}
-
 /// A host that does what it is told at once, with the incoming half of a socket as Linux has it.
 struct Host {
     arrived: VecDeque<u8>,
@@ -376,6 +361,35 @@ fn what_is_no_long_read_lowers_the_mark_at_once() {
 }
 
 #[test]
+fn short_reads_that_come_soon_wake_once_for_several() {
+    const SHORT: u32 = 4 << 10;
+    let mut talk = Talk::new();
+    let mut tags: VecDeque<Tag> = (0..32).map(|_| talk.read(SHORT)).collect();
+    let mut wakes_before = 0;
+    for number in 0..400 {
+        let tag = tags.pop_front().unwrap();
+        let bytes = talk.data(tag, 0..SHORT, SHORT);
+        talk.arrive(&bytes);
+        talk.now += Duration::from_micros(10);
+        while tags.len() + (number + 1 - talk.ended.len()) < 32 {
+            tags.push_back(talk.read(SHORT));
+        }
+        if number == 99 {
+            wakes_before = talk.host.wakes;
+        }
+    }
+    let wakes = talk.host.wakes - wakes_before;
+    assert!((300 / 9..=300 / 7).contains(&wakes), "{wakes}");
+    // The last of them are not waited for together with what does not come.
+    while let Some(tag) = tags.pop_front() {
+        let bytes = talk.data(tag, 0..SHORT, SHORT);
+        talk.arrive(&bytes);
+    }
+    talk.pass_to_alarm();
+    assert_eq!(talk.session.tasks.len(), 0);
+}
+
+#[test]
 fn a_stream_that_pauses_is_no_stream_any_more() {
     let (mut talk, [tag, next]) = Talk::streaming(LEN);
     talk.pass_to_alarm();
@@ -395,12 +409,13 @@ fn nothing_that_has_come_waits_unseen_for_longer_than_a_millisecond() {
     for seed in 0..300 {
         let mut dice = Dice::new(seed);
         let mut talk = Talk::new();
-        let lens = [512, 20 << 10, 64 << 10, 128 << 10, 300 << 10];
+        let lens = [512, 4 << 10, 20 << 10, 64 << 10, 128 << 10, 300 << 10];
+        let depth = dice.pick(&[4, 12, 32]);
         let (few, longest) = (dice.one_in(2), 1 + dice.index(lens.len()));
         let mut tasks: Vec<(Tag, u32, u32)> = Vec::new();
         let mut answers = 0;
         for _ in 0..60 {
-            while tasks.len() < 4 {
+            while tasks.len() < depth {
                 let least = if few { longest - 1 } else { 0 };
                 let len = dice.pick(lens.get(least..longest).unwrap());
                 tasks.push((talk.read(len), 0, len));

@@ -170,8 +170,7 @@ impl dialogue::Client for Client {
                     self.reports.push(Report::Broken(error.into()));
                 }
             }
-            Some(Happening::Broken(0)) => self.reports.push(Report::Broken(Break::End)),
-            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::Network(errno))),
+            Some(Happening::Broken(errno)) => self.reports.push(Report::Broken(Break::of(errno))),
             Some(Happening::Taken(fd)) => self.reports.push(Report::Taken(fd)),
             Some(Happening::Closed) => {
                 let unfinished = self.calls.disconnected();

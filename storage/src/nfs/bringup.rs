@@ -80,8 +80,12 @@ pub(super) type Stop = dialogue::Stop<NfsError>;
 
 /// So many requests may be under way; one more is for procedures and signs of life.
 const REQUESTS_MAX: u32 = 64;
+/// One of the first kind, and that one.
+const REQUESTS_MIN: u32 = 2;
 /// Data of a READ or WRITE at most.
 const DATA_BYTES_MAX: u32 = 1 << 20;
+/// At least so much is to fit into one.
+const DATA_BYTES_MIN: u32 = 4 << 10;
 /// What stands around them in a record at most.
 const HEADER_BYTES_MAX: u32 = 4 << 10;
 /// An answer that is kept for a replay: those of procedures, whose compounds are short.
@@ -105,6 +109,42 @@ impl File {
             stateid: self.lock.unwrap_or(self.open).latest(),
         }
     }
+
+    /// Whether it is written to by the same right as `other`, so that the server cannot tell the one's WRITEs from the other's.
+    pub(super) fn has_right_of(&self, other: &Self) -> bool {
+        self.target().stateid.other == other.target().stateid.other
+    }
+
+    /// Who has it to the server.
+    pub(super) fn client(&self) -> Arrival {
+        Arrival {
+            manner: self.manner.clone(),
+            client_id: self.client_id,
+            read_bytes_max: self.read_bytes_max,
+            write_bytes_max: self.write_bytes_max,
+        }
+    }
+
+    /// The same in another session, which may take less at a time.
+    fn as_of(&self, arrival: Arrival, verifier: Verifier) -> Self {
+        Self {
+            client_id: arrival.client_id,
+            verifier,
+            manner: arrival.manner,
+            read_bytes_max: self.read_bytes_max.min(arrival.read_bytes_max),
+            write_bytes_max: self.write_bytes_max.min(arrival.write_bytes_max),
+            ..self.clone()
+        }
+    }
+}
+
+/// A client that has a session, and how much data its calls carry.
+#[derive(Clone, Debug)]
+pub(super) struct Arrival {
+    pub(super) manner: Manner,
+    pub(super) client_id: ClientId,
+    read_bytes_max: u32,
+    write_bytes_max: u32,
 }
 
 /// Goes on with the session that there was, or makes one, and has the file open and leased in it.
@@ -126,18 +166,19 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
             } else {
                 before.verifier
             };
-            let (manner, client_id) = enter(&port, &plan, verifier).await?;
-            let is_known = client_id == before.client_id;
-            let before = File {
-                client_id,
-                verifier,
-                manner,
-                ..before.clone()
-            };
+            let arrival = enter(&port, &plan, verifier).await?;
+            let is_known = arrival.client_id == before.client_id;
+            let before = before.as_of(arrival, verifier);
             if is_known {
                 complete(&port).await?;
                 let (file, tenure) = fence::prove(&port, &plan, &before, past.tenure.as_ref()).await?;
-                (fence::renew(&port, &plan, file).await?, tenure)
+                let is_renewed = !file.has_right_of(&before);
+                let file = if is_renewed {
+                    file
+                } else {
+                    fence::renew(&port, &plan, file).await?
+                };
+                (file, tenure)
             } else {
                 fence::recover(&port, &plan, &before, past.tenure.as_ref()).await?
             }
@@ -145,13 +186,13 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
         None => {
             // Another life for each attempt: what the last one may have left open is closed by that.
             let verifier = Verifier(random());
-            let (manner, client_id) = enter(&port, &plan, verifier).await?;
+            let arrival = enter(&port, &plan, verifier).await?;
             complete(&port).await?;
             let found = find(&port, &plan).await;
             let file = match found {
-                Ok(found) => found.of(manner, client_id, verifier),
+                Ok(found) => found.of(arrival, verifier),
                 Err(stop) => {
-                    fence::leave(&port, &manner, client_id).await;
+                    fence::leave(&port, &arrival).await;
                     return Err(stop);
                 }
             };
@@ -183,10 +224,10 @@ async fn go_on(port: &Port, plan: &Plan, file: &File, past: &Past) -> Result<Up,
 }
 
 /// A session of a client that has nothing open, for whoever looks after an image.
-pub(super) async fn arrive(port: &Port, plan: &Plan) -> Result<(Manner, ClientId), Stop> {
-    let (manner, client_id) = enter(port, plan, Verifier(random())).await?;
+pub(super) async fn arrive(port: &Port, plan: &Plan) -> Result<Arrival, Stop> {
+    let arrival = enter(port, plan, Verifier(random())).await?;
     complete(port).await?;
-    Ok((manner, client_id))
+    Ok(arrival)
 }
 
 /// Whether there still is a session: then this connection carries it.
@@ -228,7 +269,7 @@ async fn end_session(port: &Port, manner: &Manner, session_id: SessionId) -> Res
 }
 
 /// Makes a client known, and a session of it.
-pub(super) async fn enter(port: &Port, plan: &Plan, verifier: Verifier) -> Result<(Manner, ClientId), Stop> {
+pub(super) async fn enter(port: &Port, plan: &Plan, verifier: Verifier) -> Result<Arrival, Stop> {
     let (manner, client_id, sequence_id) = exchange_id(port, plan, verifier).await?;
     let channel = |max_requests| ChannelAttributes {
         header_pad_size: 0,
@@ -262,17 +303,33 @@ pub(super) async fn enter(port: &Port, plan: &Plan, verifier: Verifier) -> Resul
         .results()
         .and_then(|mut results| Ok(results.create_session()?));
     let made = made.map_err(|error| failed("make a session", error))?;
-    let slots = usize::try_from(made.fore_channel.max_requests).unwrap_or(SLOTS_MAX);
+    let granted = made.fore_channel;
+    let data_bytes_max = |granted: u32| granted.saturating_sub(HEADER_BYTES_MAX).min(DATA_BYTES_MAX);
+    let arrival = Arrival {
+        manner: manner.clone(),
+        client_id,
+        read_bytes_max: data_bytes_max(granted.max_response_size),
+        write_bytes_max: data_bytes_max(granted.max_request_size),
+    };
+    if granted.max_requests < REQUESTS_MIN
+        || arrival.read_bytes_max < DATA_BYTES_MIN
+        || arrival.write_bytes_max < DATA_BYTES_MIN
+    {
+        return Err(Stop::Later(NfsError::Narrow {
+            requests: granted.max_requests,
+            request_bytes: granted.max_request_size.min(granted.max_response_size),
+        }));
+    }
     port.begin(Terms {
         id: made.session_id,
-        manner: manner.clone(),
-        slots,
+        manner,
+        slots: usize::try_from(granted.max_requests).unwrap_or(SLOTS_MAX),
         lease: LEASE,
         patience: Duration::ZERO,
     })
     .await;
     port.set_lease(lease(port).await?).await;
-    Ok((manner, client_id))
+    Ok(arrival)
 }
 
 async fn exchange_id(port: &Port, plan: &Plan, verifier: Verifier) -> Result<(Manner, ClientId, u32), Stop> {
@@ -360,19 +417,21 @@ pub(super) struct Found {
 
 impl Found {
     /// The same, to be opened by this client.
-    pub(super) fn of(self, manner: Manner, client_id: ClientId, verifier: Verifier) -> File {
+    pub(super) fn of(self, arrival: Arrival, verifier: Verifier) -> File {
+        // Whole blocks.
+        let bytes_max = |file: u32, session: u32| file.min(session) & !(DATA_BYTES_MIN - 1);
         File {
             handle: self.handle,
             directory: self.directory,
-            client_id,
+            client_id: arrival.client_id,
             verifier,
             open: Stateid::ANONYMOUS,
             lock: None,
             size_bytes: self.size_bytes,
-            read_bytes_max: self.read_bytes_max,
-            write_bytes_max: self.write_bytes_max,
+            read_bytes_max: bytes_max(self.read_bytes_max, arrival.read_bytes_max),
+            write_bytes_max: bytes_max(self.write_bytes_max, arrival.write_bytes_max),
             can_deallocate: false,
-            manner,
+            manner: arrival.manner,
         }
     }
 }
@@ -387,8 +446,8 @@ pub(super) async fn find(port: &Port, plan: &Plan) -> Result<Found, Stop> {
     check_size(size_bytes)?;
     let bytes_max = |told: Option<u64>| {
         let told = told.and_then(|told| u32::try_from(told).ok());
-        // Whole blocks; a server that says less than one means something else.
-        (told.unwrap_or(DATA_BYTES_MAX).min(DATA_BYTES_MAX) & !4095).max(4096)
+        // A server that says less than one block means something else.
+        told.unwrap_or(DATA_BYTES_MAX).max(DATA_BYTES_MIN)
     };
     Ok(Found {
         handle,

@@ -233,6 +233,17 @@ pub enum NfsError {
         /// What is known of the other.
         is_writer: bool,
     },
+    /// A session that is of no use.
+    #[error(
+        "the server takes {requests} requests at a time, of {request_bytes} bytes each: an image needs 2 of 8 KiB. It may be \
+         short of memory, or set up so"
+    )]
+    Narrow {
+        /// How many at a time.
+        requests: u32,
+        /// How long each may be, and each answer.
+        request_bytes: u32,
+    },
     /// The server has restarted a moment ago.
     #[error("the server has restarted and waits for those who had something open; try again in a minute")]
     Grace,

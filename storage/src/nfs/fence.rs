@@ -13,12 +13,11 @@
 use crate::backend::Access;
 use crate::lease::{LeaseError, Lock, Phase, Record};
 
-use super::bringup::{self, File, Stop, failed, has_lock, run, run_after_grace};
+use super::bringup::{self, Arrival, File, Stop, failed, has_lock, run, run_after_grace};
 use super::error::NfsError;
 use super::plan::Plan;
 use super::procedure::{CallError, Port};
 use super::records::{self, Newest};
-use super::session::Manner;
 use super::v4::attributes::number;
 use super::v4::status::{Verdict, verdict};
 use super::v4::{
@@ -56,12 +55,11 @@ impl From<Stop> for Refused {
 
 /// Opens the file that this process does not have yet, and takes its lease.
 pub(super) async fn claim(port: &Port, plan: &Plan, file: File) -> Result<(File, Option<Tenure>), Stop> {
-    let manner = file.manner.clone();
-    let client_id = file.client_id;
+    let client = file.client();
     let mut file = match open_when_free(port, plan, file).await {
         Ok(file) => file,
         Err(stop) => {
-            leave(port, &manner, client_id).await;
+            leave(port, &client).await;
             return Err(stop);
         }
     };
@@ -69,7 +67,7 @@ pub(super) async fn claim(port: &Port, plan: &Plan, file: File) -> Result<(File,
         Ok(tenure) => Ok((file, tenure)),
         Err(stop) => {
             close(port, &file).await;
-            leave(port, &manner, client_id).await;
+            leave(port, &client).await;
             Err(stop)
         }
     }
@@ -205,7 +203,7 @@ pub(super) async fn renew(port: &Port, plan: &Plan, file: File) -> Result<File, 
 
 /// The file as it is now, if what is written to it is told from what was written `before`.
 fn other_than(plan: &Plan, before: &File, now: File) -> Result<File, Stop> {
-    if now.target().stateid.other == before.target().stateid.other {
+    if now.has_right_of(before) {
         return Err(Stop::Later(NfsError::SameRight {
             image: plan.name.clone(),
         }));
@@ -457,14 +455,9 @@ async fn check_ours(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenur
 }
 
 /// Has the file open and locked as an owner has it, but without a record, if nobody else has it.
-pub(super) async fn hold(
-    port: &Port,
-    plan: &Plan,
-    client_id: ClientId,
-    manner: &Manner,
-) -> Result<File, Stop> {
+pub(super) async fn hold(port: &Port, plan: &Plan, client: Arrival) -> Result<File, Stop> {
     let found = bringup::find(port, plan).await?;
-    let file = found.of(manner.clone(), client_id, Verifier::default());
+    let file = found.of(client, Verifier::default());
     let mut file = open_when_free(port, plan, file).await?;
     match lock(port, plan, &file, Restored::No).await {
         Ok(lock) => {
@@ -551,7 +544,7 @@ pub(super) async fn release(port: Port, plan: std::sync::Arc<Plan>, file: File, 
         log::warn!("{} is not given back in good order: {stop}", plan.name);
     }
     close(&port, &file).await;
-    leave(&port, &file.manner, file.client_id).await;
+    leave(&port, &file.client()).await;
 }
 
 async fn try_release(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenure>) -> Result<(), Stop> {
@@ -626,14 +619,14 @@ pub(super) async fn close(port: &Port, file: &File) {
 pub(super) async fn vanish(port: Port, plan: std::sync::Arc<Plan>) {
     port.destroy_session().await;
     match bringup::enter(&port, &plan, Verifier(bringup::random())).await {
-        Ok((manner, client_id)) => leave(&port, &manner, client_id).await,
+        Ok(client) => leave(&port, &client).await,
         Err(stop) => log::warn!("{} is not left in good order: {stop}", plan.name),
     }
 }
 
 /// Has the server forget this client. If it does not, the lease does it.
-pub(super) async fn leave(port: &Port, manner: &Manner, client_id: ClientId) {
+pub(super) async fn leave(port: &Port, client: &Arrival) {
     port.destroy_session().await;
-    let destroy = Operations::new().then(&Arguments::DestroyClientid(client_id));
-    let _does_it_by_itself = port.call(manner, destroy).await;
+    let destroy = Operations::new().then(&Arguments::DestroyClientid(client.client_id));
+    let _does_it_by_itself = port.call(&client.manner, destroy).await;
 }

@@ -8,15 +8,14 @@ use crate::lease::{ChainError, LeaseError, Lock, Owner, Phase, Record, Terms};
 use crate::reactor::Reactor;
 use crate::remote::dialogue::{self, OPERATOR_LIMIT};
 
-use super::bringup::{self, File, Stop};
+use super::bringup::{self, Arrival, File, Stop};
 use super::error::NfsError;
 use super::fence;
 use super::open::{converse, plan};
 use super::plan::Plan;
 use super::procedure::Port;
 use super::records::{self, Newest};
-use super::session::Manner;
-use super::v4::{ClientId, Verifier};
+use super::v4::Verifier;
 
 /// How things stand with a file and its lease.
 #[derive(Debug)]
@@ -87,20 +86,15 @@ impl Operator {
 }
 
 async fn look(port: Port, plan: Arc<Plan>) -> Result<FileStanding, Stop> {
-    let (manner, client_id) = bringup::arrive(&port, &plan).await?;
-    let looked = look_at_file(&port, &plan, &manner, client_id).await;
-    fence::leave(&port, &manner, client_id).await;
+    let client = bringup::arrive(&port, &plan).await?;
+    let looked = look_at_file(&port, &plan, client.clone()).await;
+    fence::leave(&port, &client).await;
     looked
 }
 
-async fn look_at_file(
-    port: &Port,
-    plan: &Plan,
-    manner: &Manner,
-    client_id: ClientId,
-) -> Result<FileStanding, Stop> {
+async fn look_at_file(port: &Port, plan: &Plan, client: Arrival) -> Result<FileStanding, Stop> {
     let found = bringup::find(port, plan).await?;
-    let file = found.of(manner.clone(), client_id, Verifier::default());
+    let file = found.of(client, Verifier::default());
     let newest = match records::newest(port, plan, file.directory).await {
         Ok(Newest::None) => Ok(None),
         Ok(Newest::Record(record)) => Ok(Some(record)),
@@ -125,8 +119,8 @@ fn torn(plan: &Plan, number: u64) -> NfsError {
 
 /// Has the file open as an owner has it, so that there is no other, and says in the records that the last one is none any more.
 async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Record, Stop> {
-    let (manner, client_id) = bringup::arrive(&port, &plan).await?;
-    let broken = match fence::hold(&port, &plan, client_id, &manner).await {
+    let client = bringup::arrive(&port, &plan).await?;
+    let broken = match fence::hold(&port, &plan, client.clone()).await {
         Ok(file) => {
             let broken = declare_broken(&port, &plan, &file).await;
             fence::close(&port, &file).await;
@@ -134,7 +128,7 @@ async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Record, Stop> {
         }
         Err(stop) => Err(stop),
     };
-    fence::leave(&port, &manner, client_id).await;
+    fence::leave(&port, &client).await;
     broken
 }
 
@@ -167,11 +161,11 @@ async fn declare_broken(port: &Port, plan: &Plan, file: &File) -> Result<Record,
 
 async fn make(port: Port, plan: Arc<Plan>, size_bytes: u64) -> Result<(), Stop> {
     bringup::check_size(size_bytes)?;
-    let (manner, client_id) = bringup::arrive(&port, &plan).await?;
+    let client = bringup::arrive(&port, &plan).await?;
     let made = match bringup::directory(&port, &plan).await {
-        Ok(directory) => fence::create(&port, &plan, directory, client_id, size_bytes).await,
+        Ok(directory) => fence::create(&port, &plan, directory, client.client_id, size_bytes).await,
         Err(stop) => Err(stop),
     };
-    fence::leave(&port, &manner, client_id).await;
+    fence::leave(&port, &client).await;
     made
 }

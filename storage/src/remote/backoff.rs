@@ -17,9 +17,11 @@ pub(crate) struct Backoff {
     turn: usize,
 }
 
-/// Between two attempts.
+/// Between two attempts. A server that comes back may break off one more attempt on the way, and is to be used within 2 s.
 const REST_MIN: Duration = Duration::from_millis(50);
-const REST_MAX: Duration = Duration::from_millis(1_000);
+const REST_MAX: Duration = Duration::from_millis(500);
+/// A session that lasted so long was a good one.
+const SERVED_MIN: Duration = Duration::from_secs(1);
 /// How long each answer may take while a session is begun. A server that was silent is given twice as long next time: it
 /// may be behind a slow link, and a connection that waits is served as soon as a frozen target goes on.
 const PATIENCE_MIN: Duration = Duration::from_secs(1);
@@ -65,7 +67,7 @@ impl Backoff {
     /// connection soon after its login would keep both ends busy otherwise.
     pub(crate) fn ended(&mut self, was_silent: bool, now: Instant) {
         match self.served_since.take() {
-            Some(since) if now - since >= REST_MAX => self.failures = 0,
+            Some(since) if now - since >= SERVED_MIN => self.failures = 0,
             _ => self.failed(was_silent),
         }
     }

@@ -5,15 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::metrics::SessionMetrics;
-use crate::request::{Completion, Failure, Request};
+use crate::request::{Completion, Failure, Operation, Request};
 use crate::slab::Slab;
+
+use super::retained::Retained;
 
 /// A request, and what it takes to carry it out.
 pub(crate) trait Flight {
     /// When it was accepted.
     fn accepted(&self) -> Instant;
 
-    /// The request, at its end.
+    /// What was asked.
+    fn request(&self) -> &Request;
+
+    /// The same, at its end.
     fn into_request(self) -> Request;
 }
 
@@ -26,7 +31,9 @@ pub(crate) trait Flight {
 /// ```
 #[derive(Debug)]
 pub(crate) struct Flights<F> {
-    flights: Slab<F>,
+    flights: Slab<Held<F>>,
+    /// Room for copies that those have taken which have not ended, in bytes.
+    reserved_bytes: u64,
     /// Those whose next step is to be sent.
     queue: VecDeque<usize>,
     /// Those that the server has put off, and until when.
@@ -39,11 +46,19 @@ pub(crate) struct Flights<F> {
     metrics: Arc<SessionMetrics>,
 }
 
+/// A flight, and the room for a copy that it has taken.
+#[derive(Debug)]
+struct Held<F> {
+    flight: F,
+    reserved_bytes: u64,
+}
+
 impl<F: Flight> Flights<F> {
     /// None yet.
     pub(crate) fn new(report_after: Option<Duration>, metrics: Arc<SessionMetrics>) -> Self {
         Self {
             flights: Slab::with_capacity(64),
+            reserved_bytes: 0,
             queue: VecDeque::new(),
             put_off: Vec::new(),
             done: VecDeque::new(),
@@ -55,18 +70,40 @@ impl<F: Flight> Flights<F> {
 
     /// Takes one, and queues it.
     pub(crate) fn accept(&mut self, flight: F) {
-        let place = self.flights.insert(flight);
+        let place = self.flights.insert(Held {
+            flight,
+            reserved_bytes: 0,
+        });
         self.queue.push_back(place);
     }
 
     /// The one in this place.
     pub(crate) fn get(&self, place: usize) -> Option<&F> {
-        self.flights.get(place)
+        self.flights.get(place).map(|held| &held.flight)
     }
 
     /// The same, to go on with.
     pub(crate) fn get_mut(&mut self, place: usize) -> Option<&mut F> {
-        self.flights.get_mut(place)
+        self.flights.get_mut(place).map(|held| &mut held.flight)
+    }
+
+    /// Takes room in `retained` for a copy of what the one in this place writes, until it has ended. Without room it has to wait,
+    /// unless nobody else has any: then it is longer than all the room there is.
+    pub(crate) fn takes_room(&mut self, place: usize, retained: &Retained) -> bool {
+        let Some(held) = self.flights.get_mut(place) else {
+            return true;
+        };
+        let request = held.flight.request();
+        if request.operation != Operation::Write || held.reserved_bytes > 0 {
+            return true;
+        }
+        let is_alone = retained.is_empty() && self.reserved_bytes == 0;
+        let has_room = is_alone || retained.has_room(self.reserved_bytes + request.len_bytes);
+        if has_room {
+            held.reserved_bytes = request.len_bytes;
+            self.reserved_bytes += request.len_bytes;
+        }
+        has_room
     }
 
     /// Queues one that is under way.
@@ -108,9 +145,14 @@ impl<F: Flight> Flights<F> {
 
     /// Ends the one in this place, which is under way.
     pub(crate) fn end(&mut self, place: usize, outcome: Result<(), Failure>, now: Instant) {
-        let Some(flight) = self.flights.remove(place) else {
+        let Some(Held {
+            flight,
+            reserved_bytes,
+        }) = self.flights.remove(place)
+        else {
             return;
         };
+        self.reserved_bytes -= reserved_bytes;
         self.last_ended = Some(now);
         self.metrics.latency.record(now - flight.accepted());
         let request = flight.into_request();
@@ -156,7 +198,7 @@ impl<F: Flight> Flights<F> {
         let mut may_wait = |place: usize| {
             let is_overdue = flights
                 .get_mut(place)
-                .is_none_or(|flight| flight.accepted() + limit <= now);
+                .is_none_or(|held| held.flight.accepted() + limit <= now);
             if is_overdue {
                 overdue.push(place);
             }
@@ -179,7 +221,10 @@ impl<F: Flight> Flights<F> {
     /// When the oldest request has waited too long, where there is a limit.
     fn overdue_at(&self) -> Option<Instant> {
         let limit = self.report_after?;
-        let accepted = self.flights.iter().map(Flight::accepted);
+        let accepted = self.flights.iter().map(|held| held.flight.accepted());
         accepted.min().map(|accepted| accepted + limit)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ mod remote;
 mod workload;
 
 use coracle_storage::sim::image::KINDS;
+use coracle_storage::sim::nfs::options::Limits;
 use coracle_storage::sim::seeds;
 
 /// Fewer: a network and a target take their time, and `make sim` runs thousands.
@@ -62,6 +63,20 @@ fn what_an_old_connection_has_delivered_is_stopped() {
 #[test]
 fn a_disk_on_an_export_keeps_its_promises_whatever_happens_on_the_way() {
     seeds::run(REMOTE_SEEDS, export::life::simulate);
+}
+
+#[test]
+fn a_server_that_grants_too_little_is_told_from_one_that_breaks_off() {
+    let one_at_a_time = Limits {
+        slots: 1,
+        ..Limits::default()
+    };
+    export::life::check_narrow(one_at_a_time, "takes 1 requests at a time");
+    let short = Limits {
+        message_bytes_max: 8_191,
+        ..Limits::default()
+    };
+    export::life::check_narrow(short, "of 8191 bytes each");
 }
 
 #[test]

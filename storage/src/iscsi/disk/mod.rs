@@ -24,7 +24,7 @@ use super::reservation::Tenure;
 use super::scsi::cdb::{self, Blocks};
 use super::scsi::sense::{Attention, Verdict, verdict};
 use super::session::{Command, Ended, Transfer};
-use super::unit::Unit;
+use super::unit::{Cache, Unit};
 use crate::remote::backoff::Backoff;
 use crate::remote::dialogue::{self, Client as _};
 use crate::remote::flights::Flights;
@@ -173,11 +173,12 @@ impl Disk {
             let Some(place) = self.flights.pop() else {
                 break;
             };
-            if self.has_to_wait_for_room(place) {
+            // What the unit cannot forget needs no copy. (Nor does FUA, which waits for the medium with every write.)
+            if self.unit.cache() == Cache::None || self.flights.takes_room(place, &self.retained) {
+                self.send(place);
+            } else {
                 self.empty_cache();
                 self.flights.queue(place);
-            } else {
-                self.send(place);
             }
         }
         if self.parting.is_some() && self.flights.is_empty() && self.emptying.is_none() {
@@ -203,17 +204,6 @@ impl Disk {
         self.initiator.start(command);
     }
 
-    /// Whether it is a write that the unit might forget, and of which no copy can be kept until the unit has emptied its cache.
-    /// (FUA would need no copy, and wait for the medium with every write.)
-    fn has_to_wait_for_room(&self, place: usize) -> bool {
-        let flight = self.flights.get(place);
-        flight.is_some_and(|flight| {
-            flight.request.operation == Operation::Write
-                && !self.retained.is_empty()
-                && !self.retained.has_room(flight.request.len_bytes)
-        })
-    }
-
     /// Has the unit empty its cache before there is no room for copies any more.
     fn empty_cache_if_due(&mut self) {
         if self.retained.is_filling() {
@@ -221,9 +211,9 @@ impl Disk {
         }
     }
 
-    /// Has the unit empty its cache, unless that is under way or was just refused.
+    /// Has the unit empty its cache, unless nothing is there or that is under way or was just refused.
     fn empty_cache(&mut self) {
-        if self.emptying.is_none() && self.empty_after.is_none() {
+        if !self.retained.is_empty() && self.emptying.is_none() && self.empty_after.is_none() {
             self.emptying = Some(self.retained.now());
             self.initiator.start(Command {
                 cdb: cdb::synchronize_cache(Blocks::ALL),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::reactor::Submit;
-use crate::request::Durability;
+use crate::request::{Durability, Failure, Space};
 use crate::segments;
 
 use super::super::scsi::cdb;
@@ -50,9 +50,13 @@ impl Rewriting {
     fn next_command(&mut self, unit: &Unit) -> Option<Command> {
         let place = self.under_way.iter().position(Option::is_none)?;
         let mut rewrite = self.waiting.pop()?;
-        let transfer = u64::from(unit.limits.transfer_blocks) * u64::from(unit.block_bytes);
-        self.waiting
-            .extend(rewrite.split_off(transfer.min(ZEROS_BYTES as u64)));
+        let blocks = |count: u32| u64::from(count) * u64::from(unit.block_bytes);
+        let most = if is_one_block_repeated(&rewrite, unit) {
+            blocks(unit.limits.write_same_blocks)
+        } else {
+            blocks(unit.limits.transfer_blocks).min(ZEROS_BYTES as u64)
+        };
+        self.waiting.extend(rewrite.split_off(most));
         let command = self.command(&rewrite, place, unit);
         if let Some(slot) = self.under_way.get_mut(place) {
             *slot = Some(rewrite);
@@ -61,20 +65,33 @@ impl Rewriting {
     }
 
     fn command(&self, rewrite: &Rewrite, place: usize, unit: &Unit) -> Command {
-        let len = usize::try_from(rewrite.len_bytes).expect("a rewrite is short");
+        let range = unit.blocks(rewrite.offset_bytes, rewrite.len_bytes);
         let bytes = rewrite.bytes.as_ref().unwrap_or(&self.zeros);
+        let (cdb, len_bytes) = if is_one_block_repeated(rewrite, unit) {
+            // A unit that was freed there does not fill up.
+            let space = match unit.limits.write_same_unmaps {
+                true => Space::MayBeFreed,
+                false => Space::Stays,
+            };
+            (cdb::write_same(range, space), unit.block_bytes.into())
+        } else {
+            (cdb::write(range, Durability::Cached), rewrite.len_bytes)
+        };
+        let len = usize::try_from(len_bytes).expect("a rewrite is short");
         let memory = bytes.get(..len).expect("a rewrite is no longer than its bytes");
         Command {
-            cdb: cdb::write(
-                unit.blocks(rewrite.offset_bytes, rewrite.len_bytes),
-                Durability::Cached,
-            ),
+            cdb,
             transfer: Transfer::Out,
             // Kept until the command has ended.
             segments: vec![segments::only_sent(memory)],
             cookie: REWRITE | place as u64,
         }
     }
+}
+
+/// Whether it is zeros, and the unit writes a block of them as often as it is told to.
+fn is_one_block_repeated(rewrite: &Rewrite, unit: &Unit) -> bool {
+    rewrite.bytes.is_none() && unit.limits.write_same_blocks > 0
 }
 
 impl Disk {
@@ -120,6 +137,11 @@ impl Disk {
                 if rewriting.retries < RETRIES_MAX =>
             {
                 rewriting.retries += 1;
+                rewriting.waiting.extend(rewrite);
+            }
+            // It cannot do what it said, and the same is done in another way.
+            Verdict::Failed(Failure::Unsupported) if self.unit.limits.write_same_blocks > 0 => {
+                self.unit.limits.write_same_blocks = 0;
                 rewriting.waiting.extend(rewrite);
             }
             // Whatever it is: nothing is served before all that was acknowledged is there.

@@ -87,6 +87,10 @@ impl flights::Flight for Flight {
         self.accepted
     }
 
+    fn request(&self) -> &Request {
+        &self.request
+    }
+
     fn into_request(self) -> Request {
         self.request
     }

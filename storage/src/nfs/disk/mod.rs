@@ -77,8 +77,8 @@ pub(crate) struct Disk {
     is_tangled: bool,
     /// The session with which the last connection began.
     joined: Option<SessionId>,
-    /// How often in a row the server has said that something was revoked, and no request has ended.
-    revocations: u32,
+    /// When the server last said that something was revoked.
+    revoked: Option<Instant>,
     /// Rewrites: the memory of those that were sent is used until their session is given up.
     rewriting: Option<Rewriting>,
     /// Since when it is not served.
@@ -150,7 +150,7 @@ impl Disk {
             is_spent: false,
             is_tangled: false,
             joined: None,
-            revocations: 0,
+            revoked: None,
             rewriting: None,
             unserved_since: None,
             metrics,
@@ -189,11 +189,11 @@ impl Disk {
             let Some(place) = self.flights.pop() else {
                 break;
             };
-            if self.has_to_wait_for_room(place) {
+            if self.flights.takes_room(place, &self.retained) {
+                self.send(place, io);
+            } else {
                 self.empty_cache(io);
                 self.flights.queue(place);
-            } else {
-                self.send(place, io);
             }
         }
         if self.parting.is_some() && self.flights.is_empty() && self.emptying.is_none() {
@@ -219,19 +219,9 @@ impl Disk {
         self.client.start(command, io.now());
     }
 
-    /// Whether it is a write of which no copy can be kept until the server has committed what it had before.
-    fn has_to_wait_for_room(&self, place: usize) -> bool {
-        let flight = self.flights.get(place);
-        flight.is_some_and(|flight| {
-            flight.request.operation == Operation::Write
-                && !self.retained.is_empty()
-                && !self.retained.has_room(flight.request.len_bytes)
-        })
-    }
-
-    /// Has the server commit what it was sent, unless that is under way or was just refused.
+    /// Has the server commit what it was sent, unless nothing is kept of that or a COMMIT is under way or was just refused.
     fn empty_cache(&mut self, io: &mut dyn Submit) {
-        if self.emptying.is_none() && self.empty_after.is_none() {
+        if !self.retained.is_empty() && self.emptying.is_none() && self.empty_after.is_none() {
             self.emptying = Some(self.retained.now());
             let commit = Command {
                 action: Action::Commit,
@@ -300,7 +290,6 @@ impl Disk {
 
     fn end(&mut self, place: usize, outcome: Result<(), Failure>, now: Instant) {
         if outcome.is_ok() {
-            self.revocations = 0;
             self.backoff.request_ended();
             if let Some(flight) = self.flights.get_mut(place)
                 && flight.request.operation == Operation::Grow

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "a reactor hands the descriptor of a connection over")]
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use crate::backend::Parting;
 use crate::metrics::LeaseState;
@@ -31,6 +32,9 @@ pub(super) enum After {
     /// Nothing: it has left its reactor.
     End,
 }
+
+/// A server that says so soon again that something was revoked, though that was looked after, says it each time.
+const REVOKED_AGAIN: Duration = Duration::from_secs(60);
 
 impl Disk {
     /// Begins to use a reactor.
@@ -178,8 +182,9 @@ impl Disk {
             Break::Session(SessionError::Expired(_)) => self.is_doubtful = true,
             Break::Session(SessionError::Revoked) => {
                 self.is_doubtful = true;
-                self.revocations += 1;
-                if self.revocations > 1 {
+                let now = io.now();
+                let last = self.revoked.replace(now);
+                if last.is_some_and(|last| now - last < REVOKED_AGAIN) {
                     // Something is revoked that is not known here, and never freed.
                     (self.is_spent, self.is_tangled) = (true, true);
                 }

@@ -84,6 +84,9 @@ impl State {
         let session_id = self.begin_session(id, slots.max(1), create.callback_program, connection);
         let mut fore_channel = create.fore_channel;
         fore_channel.max_requests = slots.max(1);
+        let most = self.options.limits.message_bytes_max;
+        fore_channel.max_request_size = fore_channel.max_request_size.min(most);
+        fore_channel.max_response_size = fore_channel.max_response_size.min(most);
         let created = CreateSessionResult {
             session_id,
             sequence_id: create.sequence_id,

@@ -24,6 +24,8 @@ pub struct Limits {
     pub minor_version_max: u32,
     /// Slots of a session.
     pub slots: u32,
+    /// A call, and an answer, in bytes.
+    pub message_bytes_max: u32,
     /// How long a client keeps what it has without a sign of life: whole seconds.
     pub lease: Duration,
     /// How long only what was held before a restart is given out after it.
@@ -41,6 +43,7 @@ impl Default for Limits {
         Self {
             minor_version_max: 2,
             slots: 64,
+            message_bytes_max: 2 << 20,
             lease: Duration::from_secs(30),
             grace: Duration::from_secs(5),
             read_bytes_max: 1 << 20,
@@ -163,6 +166,7 @@ impl Limits {
         Self {
             minor_version_max: dice.pick(&[1, 2, 2]),
             slots: dice.pick(&[2, 3, 8, 64, 200]),
+            message_bytes_max: dice.pick(&[8_192, 50_000, 2 << 20, 2 << 20]),
             lease: Duration::from_secs(dice.pick(&[6, 20, 60])),
             grace: Duration::from_secs(dice.pick(&[0, 1, 3, 12])),
             read_bytes_max: dice.pick(&[4096, 65_536, 1 << 20]),

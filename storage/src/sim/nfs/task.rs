@@ -59,6 +59,13 @@ impl State {
             return self.reply(connection, xid, &refused(Status::DELAY));
         }
         let quirks = self.options.quirks;
+        let most = self.options.limits.message_bytes_max;
+        if arguments.len() as u64 > most.into() {
+            let len = arguments.len();
+            self.complaints.push(format!(
+                "a call of {len} bytes in a session where {most} are the most"
+            ));
+        }
         let Some(session) = self.sessions.get_mut(&number) else {
             return;
         };

@@ -8,6 +8,7 @@ use coracle_storage::reactor::{Patience, Reactor};
 use coracle_storage::request::{Durability, Operation};
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::initiator;
+use coracle_storage::sim::nfs::options::{Limits, Options};
 use coracle_storage::sim::oracle::Effect;
 use coracle_storage::sim::reactor::Faults;
 
@@ -167,6 +168,25 @@ fn leave(lane: &mut Lane, site: &mut Site, guest: &mut Guest, parting: Parting, 
         "something of a disk that has left is in flight"
     );
     site.calm();
+}
+
+/// A session in which an image cannot be used is refused, and why is said.
+pub(crate) fn check_narrow(limits: Limits, says: &str) {
+    let mut dice = Dice::new(0);
+    let options = Options {
+        limits,
+        ..Options::default()
+    };
+    let site = Site::with(options, &fresh(&mut dice), &mut dice);
+    let owner = initiator::owner("vm", &mut dice);
+    let means = Means {
+        timeout: None,
+        uncommitted_bytes_max: 1 << 20,
+    };
+    let io = site.host(Faults::default(), &mut dice);
+    let refused = site.open(io, Lock::Exclusive, &owner, means);
+    let refused = refused.err().expect("nothing can be done in such a session");
+    assert!(refused.to_string().contains(says), "{refused}");
 }
 
 /// An idle disk sleeps.

@@ -1,0 +1,78 @@
+#![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+use super::*;
+use crate::request::Durability;
+use crate::segments;
+
+struct Written(Request);
+
+impl Flight for Written {
+    fn accepted(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn request(&self) -> &Request {
+        &self.0
+    }
+
+    fn into_request(self) -> Request {
+        self.0
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+fn of(operation: Operation, len_bytes: u64) -> Written {
+    Written(Request {
+        tag: 0,
+        operation,
+        offset_bytes: 0,
+        len_bytes,
+        durability: Durability::Cached,
+        segments: vec![],
+    })
+}
+
+/// Accepts one, and says where it is.
+fn accept(flights: &mut Flights<Written>, flight: Written) -> usize {
+    flights.accept(flight);
+    flights.pop().unwrap()
+}
+
+#[test]
+fn copies_of_what_is_under_way_have_room_before_it_is_sent() {
+    let mut flights = Flights::new(None, Arc::default());
+    let mut retained = Retained::new(usize::try_from(2 * MIB).unwrap());
+    let first = accept(&mut flights, of(Operation::Write, MIB));
+    let second = accept(&mut flights, of(Operation::Write, MIB));
+    let third = accept(&mut flights, of(Operation::Write, MIB));
+    let read = accept(&mut flights, of(Operation::Read, 64 * MIB));
+    assert!(flights.takes_room(first, &retained));
+    assert!(flights.takes_room(second, &retained));
+    assert!(!flights.takes_room(third, &retained));
+    // It has it already, and is sent again.
+    assert!(flights.takes_room(first, &retained));
+    assert!(flights.takes_room(read, &retained));
+    // Room comes back with the end, however that is.
+    flights.end(second, Err(Failure::Host(libc::EIO)), Instant::now());
+    assert!(flights.takes_room(third, &retained));
+    flights.end(third, Ok(()), Instant::now());
+    retained.keep(0, &[segments::own(&mut vec![1; 1 << 19])]);
+    let fourth = accept(&mut flights, of(Operation::Write, MIB));
+    assert!(!flights.takes_room(fourth, &retained));
+}
+
+#[test]
+fn a_write_that_is_longer_than_all_room_goes_alone() {
+    let mut flights = Flights::new(None, Arc::default());
+    let mut retained = Retained::new(1 << 20);
+    let long = accept(&mut flights, of(Operation::Write, 4 * MIB));
+    let next = accept(&mut flights, of(Operation::Write, 4 * MIB));
+    assert!(flights.takes_room(long, &retained));
+    assert!(!flights.takes_room(next, &retained));
+    flights.end(long, Ok(()), Instant::now());
+    retained.keep(0, &[segments::own(&mut vec![1; 512])]);
+    assert!(!flights.takes_room(next, &retained));
+    retained.covered(retained.now());
+    assert!(flights.takes_room(next, &retained));
+}

@@ -2,9 +2,9 @@
 //!
 //! The server is nfs-ganesha, its file in the page cache; it has most of the time, so what counts is the CPU time of the client
 //! alone. QEMU speaks version 3 only and asks rpcbind for the port, so the server has a host of its own, and so have the clients,
-//! with a cable between them. The server keeps the memory that it has freed (see the harness): by NFSv4 alone it spent half its time
-//! on giving it back, and that is not what is measured. Each figure is the median of alternating runs; the results are printed as tables and written as
-//! JSON to `target/bench/nfs.json`.
+//! with a cable between them. The server keeps the memory that it has freed (see the harness): by NFSv4 alone it spent half its
+//! time on giving it back, and that is not what is measured. Each figure is the median of alternating runs; the results are
+//! printed as tables and written as JSON to `target/bench/nfs.json`.
 //!
 //! `RUNS=`, `MS=`, `WORK=` and `ONLY=` are those of bench-disk; `IDLE=` is for how many seconds an idle disk is watched.
 

@@ -6,12 +6,11 @@ use clap::Args;
 use coracle_storage::backend::Access;
 use coracle_storage::lease::Lock;
 use coracle_storage::overlay::format::{BaseIdentity, Header, State};
-use coracle_storage::request::Failure;
 use serde_json::json;
 
 use super::DiskError;
-use super::copy::{Holds, len_of, pieces, runs};
 use super::offline::{Image, Overlay};
+use super::pieces::{Holds, len_of, pieces, runs};
 use super::progress::Progress;
 use crate::output::{Format, print, print_json};
 
@@ -140,36 +139,23 @@ fn write(overlay: &Overlay, base: &mut Image) -> Result<(), DiskError> {
             // What the overlay does not show of its base reads as zeros.
             let hidden: Range<u64> = run.start.max(header.base_shown_bytes)..run.end;
             if !hidden.is_empty() {
-                let zeroed = base.blocking.zero_at(hidden.start, hidden.end - hidden.start);
-                zeroed.map_err(|source| unwritten(base, hidden.start, source))?;
+                base.zero(hidden.start, hidden.end - hidden.start)?;
             }
             progress.add(run.end - run.start);
         }
     }
-    base.blocking.flush().map_err(|source| DiskError::Flush {
-        path: base.path.clone(),
-        source,
-    })
+    base.flush()
 }
 
 fn put(base: &mut Image, offset_bytes: u64, buffer: &[u8]) -> Result<(), DiskError> {
     for (at, holds, part) in runs(buffer) {
         let offset_bytes = offset_bytes + at as u64;
         match holds {
-            Holds::Zeros => base.blocking.zero_at(offset_bytes, part.len() as u64),
-            Holds::Data => base.blocking.write_at(offset_bytes, part),
+            Holds::Zeros => base.zero(offset_bytes, part.len() as u64)?,
+            Holds::Data => base.write(offset_bytes, part)?,
         }
-        .map_err(|source| unwritten(base, offset_bytes, source))?;
     }
     Ok(())
-}
-
-fn unwritten(base: &Image, offset_bytes: u64, source: Failure) -> DiskError {
-    DiskError::Write {
-        path: base.path.clone(),
-        offset_bytes,
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -1,60 +1,184 @@
-//! Bytes in pieces, and which of them are zeros.
+//! `coraclectl disk copy`: an image as another one, wherever each of them is.
 
-use std::ops::Range;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-/// As much as is read at a time.
-const PIECE_BYTES: u64 = 1 << 20;
+use clap::Args;
+use coracle_storage::backend::Access;
+use coracle_storage::iscsi::IscsiUrl;
+use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::nfs::{self, NfsError, NfsUrl};
+use coracle_storage::open::OpenError;
+use coracle_storage::overlay::file::sync_directory_of;
+use serde_json::json;
 
-/// The unit in which zeros stay holes: the smallest cluster, and the block of most file systems.
-const GRAIN_BYTES: usize = 4096;
+use super::offline::{Image, OWNER};
+use super::pieces::{Holds, len_of, pieces, runs};
+use super::progress::Progress;
+use super::{DiskError, output_refused as refused};
+use crate::confirm::{Question, confirm};
+use crate::output::{Format, print, print_json};
 
-/// `bytes` in pieces that fit in memory.
-pub(crate) fn pieces(bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let mut at = bytes.start;
-    std::iter::from_fn(move || {
-        (at < bytes.end).then(|| {
-            let start = at;
-            at = bytes.end.min(start + PIECE_BYTES);
-            start..at
+/// Copy an image: to a new file here or on an NFS server, or onto a unit of an iSCSI target
+///
+/// Ranges of zeros take no space in a new file. It has its name when it is complete and on the medium, so a copy that breaks off
+/// leaves no image that looks like one. The source must be used by nobody who writes; the copy is nobody's afterwards.
+#[derive(Debug, Args)]
+pub(crate) struct CopyArgs {
+    /// The image to read: a path, iscsi://HOST/TARGET/LUN or nfs://HOST/EXPORT/IMAGE; an overlay is copied by `disk flatten`
+    source: String,
+    /// What to write: a new file, by its path or nfs://HOST/EXPORT/IMAGE, or a unit that `disk create` has made ready
+    target: String,
+    /// Do not ask whether what is on a unit may be replaced
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Carries it out.
+///
+/// # Errors
+///
+/// Why it cannot; then nothing is left of a new file.
+pub(crate) fn copy(args: &CopyArgs, format: Format) -> Result<(), DiskError> {
+    let mut source = Image::open(&args.source, Access::ReadOnly, Lock::Shared)?;
+    let size_bytes = source.size_bytes();
+    if IscsiUrl::is_url(&args.target) {
+        to_unit(&mut source, args)?;
+    } else if NfsUrl::is_url(&args.target) {
+        to_export(&mut source, &args.target)?;
+    } else {
+        to_file(&mut source, &args.target)?;
+    }
+    match format {
+        Format::Json => print_json(&json!({ "output": args.target, "size_bytes": size_bytes }))?,
+        Format::Text => print(format_args!("{} is a copy of {}\n", args.target, args.source))?,
+    }
+    Ok(())
+}
+
+fn to_unit(source: &mut Image, args: &CopyArgs) -> Result<(), DiskError> {
+    if !args.yes {
+        confirm(&Question {
+            action: "replacing what is on a unit",
+            consequence: &format!("{}: whatever is on it is lost.", args.target),
+            question: "Replace it?",
+        })?;
+    }
+    let mut unit = Image::open(&args.target, Access::ReadWrite, Lock::Exclusive)?;
+    if unit.size_bytes() < source.size_bytes() {
+        return Err(DiskError::TargetTooSmall {
+            path: args.target.clone(),
+            size_bytes: unit.size_bytes(),
+            needed_bytes: source.size_bytes(),
+        });
+    }
+    // What is there already is no hole.
+    transfer(source, |at_bytes, holds, part| match holds {
+        Holds::Zeros => unit.zero(at_bytes, part.len() as u64),
+        Holds::Data => unit.write(at_bytes, part),
+    })?;
+    let rest_bytes = unit.size_bytes() - source.size_bytes();
+    if rest_bytes > 0 {
+        unit.zero(source.size_bytes(), rest_bytes)?;
+    }
+    unit.flush()
+}
+
+/// The name is taken first, by a file that no machine can use; the copy gets it at once when it is complete.
+fn to_export(source: &mut Image, url: &str) -> Result<(), DiskError> {
+    let owner = Owner::of_this_process(OWNER);
+    let failed = |error: NfsError| DiskError::Image(OpenError::of_nfs(url, error));
+    let draft_url = draft_of(url);
+    let target = nfs::Operator::new(url, None, &owner).map_err(failed)?;
+    let draft = nfs::Operator::new(&draft_url, None, &owner).map_err(failed)?;
+    target.reserve().map_err(failed)?;
+    let copied = draft
+        .create(source.size_bytes())
+        .map_err(failed)
+        .and_then(|()| {
+            // Nobody else knows its name, so there is nobody to tell of a lease.
+            let mut image = Image::open(&draft_url, Access::ReadWrite, Lock::None)?;
+            fill(source, &mut image)
         })
+        .and_then(|()| target.replace_by(&draft).map_err(failed));
+    copied.inspect_err(|_| {
+        // If these fail, too, the first error is still the one to tell.
+        let _ = draft.remove();
+        let _ = target.remove();
     })
 }
 
-/// How long a range is, as memory.
-pub(crate) fn len_of(bytes: &Range<u64>) -> usize {
-    usize::try_from(bytes.end - bytes.start).expect("pieces fit in memory")
+/// Writes what is no zeros into a new image.
+fn fill(source: &mut Image, image: &mut Image) -> Result<(), DiskError> {
+    transfer(source, |at_bytes, holds, part| match holds {
+        Holds::Zeros => Ok(()),
+        Holds::Data => image.write(at_bytes, part),
+    })?;
+    image.flush()
 }
 
-/// What a part of a buffer holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holds {
-    /// Nothing but zeros.
-    Zeros,
-    /// Something else too.
-    Data,
+/// The URL of a file beside that of `url`, for this process.
+fn draft_of(url: &str) -> String {
+    let (path, options) = url.split_at(url.find('?').unwrap_or(url.len()));
+    format!("{path}.{}.draft{options}", std::process::id())
 }
 
-/// `buffer` in runs of grains that are alike, each with where it starts.
-pub(crate) fn runs(buffer: &[u8]) -> impl Iterator<Item = (usize, Holds, &[u8])> {
-    let grains = buffer.chunks(GRAIN_BYTES).map(|grain| {
-        if grain.iter().all(|byte| *byte == 0) {
-            Holds::Zeros
-        } else {
-            Holds::Data
-        }
+fn to_file(source: &mut Image, path: &str) -> Result<(), DiskError> {
+    write_new(path, |file| {
+        file.set_len(source.size_bytes())
+            .map_err(|error| refused(path, error))?;
+        transfer(source, |at_bytes, holds, part| match holds {
+            Holds::Zeros => Ok(()),
+            Holds::Data => file
+                .write_all_at(part, at_bytes)
+                .map_err(|error| refused(path, error)),
+        })?;
+        file.sync_all().map_err(|error| refused(path, error))
+    })
+}
+
+/// Makes the file `path` of what `write` does. It has its name when it is complete and on the medium.
+///
+/// # Errors
+///
+/// Why it cannot; then nothing is left of it.
+pub(crate) fn write_new(
+    path: &str,
+    write: impl FnOnce(&File) -> Result<(), DiskError>,
+) -> Result<(), DiskError> {
+    let draft = format!("{path}.{}.draft", std::process::id());
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(|error| refused(path, error))?;
+    let written = write(&file).and_then(|()| {
+        // A rename would replace what came into being meanwhile; a link does not.
+        fs::hard_link(&draft, path).map_err(|error| refused(path, error))
     });
-    let mut grains = grains.peekable();
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let holds = grains.next()?;
-        let start = at;
-        at += GRAIN_BYTES;
-        while grains.next_if(|other| *other == holds).is_some() {
-            at += GRAIN_BYTES;
+    let removed = fs::remove_file(&draft).map_err(|error| refused(&draft, error));
+    written?;
+    removed?;
+    sync_directory_of(path).map_err(|error| refused(path, error))
+}
+
+/// Hands all of `source` to `put`, in runs that are zeros or not, each with where it starts.
+fn transfer(
+    source: &mut Image,
+    mut put: impl FnMut(u64, Holds, &[u8]) -> Result<(), DiskError>,
+) -> Result<(), DiskError> {
+    let size_bytes = source.size_bytes();
+    let progress = Progress::new("copy", size_bytes);
+    for piece in pieces(0..size_bytes) {
+        let mut buffer = vec![0; len_of(&piece)];
+        source.read(piece.start, size_bytes, &mut buffer)?;
+        for (at, holds, part) in runs(&buffer) {
+            put(piece.start + at as u64, holds, part)?;
         }
-        at = at.min(buffer.len());
-        Some((start, holds, buffer.get(start..at)?))
-    })
+        progress.add(piece.end - piece.start);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -62,38 +186,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_are_found_in_whole_grains_and_nothing_is_left_out() {
-        let mut buffer = vec![0; 5 * GRAIN_BYTES + 100];
-        buffer
-            .iter_mut()
-            .skip(GRAIN_BYTES + 5)
-            .take(GRAIN_BYTES)
-            .for_each(|byte| *byte = 1);
-        let found: Vec<_> = runs(&buffer)
-            .map(|(at, holds, part)| (at, holds, part.len()))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                (0, Holds::Zeros, GRAIN_BYTES),
-                (GRAIN_BYTES, Holds::Data, 2 * GRAIN_BYTES),
-                (3 * GRAIN_BYTES, Holds::Zeros, 2 * GRAIN_BYTES + 100),
-            ]
-        );
-        assert_eq!(runs(&[]).count(), 0);
-    }
-
-    #[test]
-    fn pieces_are_the_range() {
-        let all: Vec<_> = pieces(512..512 + 2 * PIECE_BYTES + 7).collect();
-        let middle = 512 + PIECE_BYTES;
-        assert_eq!(
-            all,
-            [
-                512..middle,
-                middle..middle + PIECE_BYTES,
-                middle + PIECE_BYTES..middle + PIECE_BYTES + 7
-            ]
-        );
+    fn a_draft_is_beside_its_image_and_reached_in_the_same_way() {
+        let id = std::process::id();
+        assert_eq!(draft_of("nfs://h/e/a.raw"), format!("nfs://h/e/a.raw.{id}.draft"));
+        let url = draft_of("nfs://h/e/a.raw?uid=1&gid=2");
+        assert_eq!(url, format!("nfs://h/e/a.raw.{id}.draft?uid=1&gid=2"));
     }
 }

@@ -1,17 +1,17 @@
 //! `coraclectl disk flatten`: an overlay and its base as one image.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use clap::Args;
 use coracle_storage::iscsi::IscsiUrl;
 use coracle_storage::lease::Lock;
 use coracle_storage::nfs::NfsUrl;
-use coracle_storage::overlay::file::sync_directory_of;
 use serde_json::json;
 
-use super::copy::{Holds, len_of, pieces, runs};
+use super::copy::write_new;
 use super::offline::{Image, Overlay};
+use super::pieces::{Holds, len_of, pieces, runs};
 use super::progress::Progress;
 use super::{DiskError, output_refused as refused};
 use crate::output::{Format, print, print_json};
@@ -42,21 +42,7 @@ pub(crate) fn flatten(args: &FlattenArgs, format: Format) -> Result<(), DiskErro
     }
     let overlay = Overlay::open(&args.overlay, Lock::Exclusive)?;
     let base = overlay.base(args.base.as_deref())?;
-    let draft = format!("{}.{}.draft", args.output, std::process::id());
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&draft)
-        .map_err(|error| refused(&args.output, error))?;
-    let written = write(&overlay, base, &file, args).and_then(|()| {
-        // A rename would replace what came into being meanwhile; a link does not.
-        fs::hard_link(&draft, &args.output).map_err(|error| refused(&args.output, error))
-    });
-    let removed = fs::remove_file(&draft).map_err(|error| refused(&draft, error));
-    written?;
-    removed?;
-    sync_directory_of(&args.output).map_err(|error| refused(&args.output, error))?;
+    write_new(&args.output, |file| write(&overlay, base, file, args))?;
     let size_bytes = overlay.file.header().size_bytes;
     match format {
         Format::Json => print_json(&json!({ "output": args.output, "size_bytes": size_bytes }))?,

@@ -6,6 +6,7 @@ mod create;
 mod flatten;
 mod info;
 mod offline;
+mod pieces;
 mod progress;
 mod rebase;
 mod size;
@@ -33,6 +34,7 @@ pub(crate) struct DiskArgs {
 enum DiskVerb {
     Create(create::CreateArgs),
     Info(info::InfoArgs),
+    Copy(copy::CopyArgs),
     Commit(commit::CommitArgs),
     Rebase(rebase::RebaseArgs),
     Flatten(flatten::FlattenArgs),
@@ -50,11 +52,12 @@ pub(crate) enum DiskError {
     #[error("{0} exists already: remove it or name another file")]
     OutputExists(String),
     #[error(
-        "{0} is a unit of a target, and what is written here is a new file: name one, and copy that to the unit"
+        "{0} is a unit of a target, and what is written here is a new file: name one, and copy that to the unit by `disk copy`"
     )]
     OutputIsUnit(String),
     #[error(
-        "{0} is on an NFS server, and what is written here is a new file of this host: name one, and copy that to the server"
+        "{0} is on an NFS server, and what is written here is a new file of this host: name one, and copy that to the server \
+         by `disk copy`"
     )]
     OutputIsExport(String),
     #[error(
@@ -92,6 +95,12 @@ pub(crate) enum DiskError {
         #[source]
         source: Failure,
     },
+    #[error("{path} has {size_bytes} bytes, and the image {needed_bytes}: enlarge it, or name another")]
+    TargetTooSmall {
+        path: String,
+        size_bytes: u64,
+        needed_bytes: u64,
+    },
     #[error("cannot flush {path}")]
     Flush {
         path: String,
@@ -117,6 +126,7 @@ pub(crate) fn disk(args: &DiskArgs, format: Format) -> Result<(), DiskError> {
     match &args.verb {
         DiskVerb::Create(args) => create::create(args, format),
         DiskVerb::Info(args) => info::info(args, format),
+        DiskVerb::Copy(args) => copy::copy(args, format),
         DiskVerb::Commit(args) => commit::commit(args, format),
         DiskVerb::Rebase(args) => rebase::rebase(args, format),
         DiskVerb::Flatten(args) => flatten::flatten(args, format),

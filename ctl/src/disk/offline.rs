@@ -13,6 +13,7 @@ use coracle_storage::overlay::base::identify;
 use coracle_storage::overlay::clusters::Clusters;
 use coracle_storage::overlay::file::OverlayFile;
 use coracle_storage::overlay::format::{BaseIdentity, DATA_OFFSET_BYTES};
+use coracle_storage::request::Failure;
 
 use super::DiskError;
 
@@ -86,6 +87,49 @@ impl Image {
             offset_bytes,
             source,
         })
+    }
+}
+
+impl Image {
+    /// Writes `bytes` from `offset_bytes` on.
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub(crate) fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        let written = self.blocking.write_at(offset_bytes, bytes);
+        written.map_err(|source| self.unwritten(offset_bytes, source))
+    }
+
+    /// Makes a range zeros.
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub(crate) fn zero(&mut self, offset_bytes: u64, len_bytes: u64) -> Result<(), DiskError> {
+        let zeroed = self.blocking.zero_at(offset_bytes, len_bytes);
+        zeroed.map_err(|source| self.unwritten(offset_bytes, source))
+    }
+
+    /// Returns when all that was written is on the medium.
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub(crate) fn flush(&mut self) -> Result<(), DiskError> {
+        let flushed = self.blocking.flush();
+        flushed.map_err(|source| DiskError::Flush {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn unwritten(&self, offset_bytes: u64, source: Failure) -> DiskError {
+        DiskError::Write {
+            path: self.path.clone(),
+            offset_bytes,
+            source,
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use coracle_storage::overlay::format::{DATA_OFFSET_BYTES, Header};
 use serde_json::json;
 
 use super::DiskError;
-use super::copy::{len_of, pieces};
 use super::offline::{Image, Overlay};
+use super::pieces::{len_of, pieces};
 use super::progress::Progress;
 use crate::output::{Format, print, print_json};
 

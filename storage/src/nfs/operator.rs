@@ -8,14 +8,14 @@ use crate::lease::{ChainError, LeaseError, Lock, Owner, Phase, Record, Terms};
 use crate::reactor::Reactor;
 use crate::remote::dialogue::{self, OPERATOR_LIMIT};
 
-use super::bringup::{self, Arrival, File, Stop};
+use super::bringup::{self, Arrival, File, Stop, failed, run_after_grace};
 use super::error::NfsError;
 use super::fence;
 use super::open::{converse, plan};
 use super::plan::Plan;
-use super::procedure::Port;
+use super::procedure::{CallError, Port};
 use super::records::{self, Newest};
-use super::v4::Verifier;
+use super::v4::{Arguments, FileHandle, Name, Operations, Rename, Status, Verifier};
 
 /// How things stand with a file and its lease.
 #[derive(Debug)]
@@ -74,6 +74,37 @@ impl Operator {
     /// When it is there already, or cannot be made.
     pub fn create(&self, size_bytes: u64) -> Result<(), NfsError> {
         self.converse(dialogue::plain(), move |port, plan| make(port, plan, size_bytes))
+    }
+
+    /// Takes the name for a file that nobody can use yet: it is empty, and no image is.
+    ///
+    /// # Errors
+    ///
+    /// When it is there already, or cannot be made.
+    pub fn reserve(&self) -> Result<(), NfsError> {
+        self.converse(dialogue::plain(), reserve)
+    }
+
+    /// Gives the name to the file of `other`, in the same directory, at once: whoever looks finds the one or the other.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is not there, or the name cannot be given.
+    pub fn replace_by(&self, other: &Self) -> Result<(), NfsError> {
+        let (old_name, _) = other.0.path.file_and_directories();
+        let old_name = old_name.clone();
+        self.converse(dialogue::plain(), move |port, plan| {
+            rename(port, plan, old_name.clone())
+        })
+    }
+
+    /// Removes the file.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn remove(&self) -> Result<(), NfsError> {
+        self.converse(dialogue::plain(), remove)
     }
 
     fn converse<T, F>(&self, io: impl Reactor, body: impl Fn(Port, Arc<Plan>) -> F) -> Result<T, NfsError>
@@ -161,6 +192,14 @@ async fn declare_broken(port: &Port, plan: &Plan, file: &File) -> Result<Record,
 
 async fn make(port: Port, plan: Arc<Plan>, size_bytes: u64) -> Result<(), Stop> {
     bringup::check_size(size_bytes)?;
+    make_any(port, plan, size_bytes).await
+}
+
+async fn reserve(port: Port, plan: Arc<Plan>) -> Result<(), Stop> {
+    make_any(port, plan, 0).await
+}
+
+async fn make_any(port: Port, plan: Arc<Plan>, size_bytes: u64) -> Result<(), Stop> {
     let client = bringup::arrive(&port, &plan).await?;
     let made = match bringup::directory(&port, &plan).await {
         Ok(directory) => fence::create(&port, &plan, directory, client.client_id, size_bytes).await,
@@ -168,4 +207,49 @@ async fn make(port: Port, plan: Arc<Plan>, size_bytes: u64) -> Result<(), Stop> 
     };
     fence::leave(&port, &client).await;
     made
+}
+
+/// Has the file `old_name` called what the image is.
+async fn rename(port: Port, plan: Arc<Plan>, old_name: Name) -> Result<(), Stop> {
+    let (name, _) = plan.path.file_and_directories();
+    let rename = Rename {
+        old_name,
+        new_name: name.clone(),
+    };
+    let renamed = |directory| {
+        Operations::new()
+            .then(&Arguments::Putfh(directory))
+            .then(&Arguments::Savefh)
+            .then(&Arguments::Rename(rename.clone()))
+    };
+    in_directory(&port, &plan, "give the image its name", renamed).await
+}
+
+async fn remove(port: Port, plan: Arc<Plan>) -> Result<(), Stop> {
+    let (name, _) = plan.path.file_and_directories();
+    let removed = |directory| {
+        Operations::new()
+            .then(&Arguments::Putfh(directory))
+            .then(&Arguments::Remove(name.clone()))
+    };
+    in_directory(&port, &plan, "remove the image", removed).await
+}
+
+/// Has something done in the directory of the image, in a session of its own.
+async fn in_directory(
+    port: &Port,
+    plan: &Plan,
+    action: &'static str,
+    operations: impl FnOnce(FileHandle) -> Operations,
+) -> Result<(), Stop> {
+    let client = bringup::arrive(port, plan).await?;
+    let done = match bringup::directory(port, plan).await {
+        Ok(directory) => run_after_grace(port, operations(directory)).await,
+        Err(stop) => Err(stop),
+    };
+    fence::leave(port, &client).await;
+    match done?.status() {
+        Some(Status::OK) => Ok(()),
+        status => Err(failed(action, CallError::of_status(status.unwrap_or(Status::IO)))),
+    }
 }

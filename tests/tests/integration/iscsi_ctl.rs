@@ -59,6 +59,11 @@ pub(crate) const CASES: &[Case] = &[
         need: Need::Nothing,
         run: an_overlay_of_a_unit,
     },
+    Case {
+        name: "an_image_is_copied_to_a_unit_and_back_whatever_was_there",
+        need: Need::Nothing,
+        run: a_copy,
+    },
 ];
 
 const UNIT_BYTES: u64 = 4 << 20;
@@ -364,5 +369,35 @@ fn target_that_is_gone(environment: &Environment, mut target: Target, overlay: &
         info["base_state"].to_string().contains("does not answer"),
         "{info}"
     );
+    Ok(())
+}
+
+fn a_copy(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let url = target.url(1);
+    let place = tempfile::tempdir()?;
+    let path = |name: &str| place.path().join(name).display().to_string();
+    let (source, back) = (path("source"), path("back"));
+    fs::write(target.image(1)?, vec![9; usize::try_from(UNIT_BYTES)?])?;
+    does(environment, &["disk", "create", &url, "--force", "--yes"])?;
+    let mut content = vec![0; 2 << 20];
+    content[100_000..200_000].fill(7);
+    fs::write(&source, &content)?;
+    refuses(environment, &["disk", "copy", &source, &url], &["--yes"])?;
+    does(environment, &["disk", "copy", &source, &url, "--yes"])?;
+    refuses(environment, &["disk", "copy", &url, &back], &["base_immutable"])?;
+    let unchanging = format!("{url}?base_immutable=true");
+    does(environment, &["disk", "copy", &unchanging, &back])?;
+    content.resize(usize::try_from(UNIT_BYTES - TAIL_BYTES)?, 0);
+    ensure!(fs::read(&back)? == content, "the unit has something else");
+    fs::write(&source, vec![1; usize::try_from(UNIT_BYTES)?])?;
+    refuses(
+        environment,
+        &["disk", "copy", &source, &url, "--yes"],
+        &["enlarge it"],
+    )?;
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(shown["record"]["phase"] == "released", "{shown}");
     Ok(())
 }

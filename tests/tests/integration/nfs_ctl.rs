@@ -4,6 +4,9 @@
     reason = "JSON that lacks a field is a failure of the test"
 )]
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
 use coracle_tests::guest::run;
@@ -33,6 +36,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "an_overlay_of_an_image_on_a_server_is_shown_flattened_rebased_and_committed",
         need: Need::Nothing,
         run: an_overlay,
+    },
+    Case {
+        name: "an_image_is_copied_to_a_server_and_back_and_zeros_take_no_space_there",
+        need: Need::Nothing,
+        run: a_copy,
     },
 ];
 
@@ -157,6 +165,58 @@ fn an_overlay(context: &Context) -> Outcome {
     ensure!(
         info["base_state"].to_string().contains("does not answer"),
         "{info}"
+    );
+    Ok(())
+}
+
+fn a_copy(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let server = Server::start(Plan::default().export(Export::new("export")))?;
+    let place = tempfile::tempdir()?;
+    let path = |name: &str| place.path().join(name).display().to_string();
+    let (source, back, url) = (path("source"), path("back"), server.url(IMAGE));
+    // Data, a long hole, and data at the very end.
+    let mut content = vec![0; usize::try_from(BYTES)?];
+    for (at, byte) in [(0, 1), (70_000, 2), (content.len() - 512, 3)] {
+        content[at..at + 512].fill(byte);
+    }
+    fs::write(&source, &content)?;
+    let copied = does(environment, &["disk", "copy", &source, &url])?;
+    ensure!(copied["size_bytes"] == BYTES, "{copied}");
+    ensure!(
+        fs::read(server.path(IMAGE))? == content,
+        "it is something else there"
+    );
+    let allocated_bytes = server.path(IMAGE).metadata()?.blocks() * 512;
+    ensure!(
+        allocated_bytes < 256 << 10,
+        "{allocated_bytes} bytes for its zeros"
+    );
+    does(environment, &["disk", "copy", &url, &back])?;
+    ensure!(fs::read(&back)? == content, "it is something else here");
+    // Nothing is replaced, and nothing is left behind.
+    refuses(
+        environment,
+        &["disk", "copy", &source, &url],
+        &["exists", "nothing was changed"],
+    )?;
+    refuses(environment, &["disk", "copy", &url, &back], &["exists already"])?;
+    refuses(
+        environment,
+        &["disk", "copy", &path("none"), &server.url("export/other.raw")],
+        &["none"],
+    )?;
+    let names: Vec<_> = fs::read_dir(server.path("export"))?.collect::<Result<_, _>>()?;
+    let strange: Vec<_> = names.iter().map(fs::DirEntry::file_name).collect();
+    ensure!(strange.len() == 1, "{strange:?}");
+    let shown = does(environment, &["lease", "show", &url])?;
+    ensure!(shown["fence"] == "free" && shown["record"].is_null(), "{shown}");
+    // On the server, from one image to the other.
+    let second = server.url("export/second.raw");
+    does(environment, &["disk", "copy", &url, &second])?;
+    ensure!(
+        fs::read(server.path("export/second.raw"))? == content,
+        "the second differs"
     );
     Ok(())
 }

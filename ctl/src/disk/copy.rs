@@ -1,7 +1,10 @@
 //! `coraclectl disk copy`: an image as another one, wherever each of them is.
 
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use clap::Args;
 use coracle_storage::backend::Access;
@@ -12,12 +15,15 @@ use coracle_storage::open::OpenError;
 use coracle_storage::overlay::file::sync_directory_of;
 use serde_json::json;
 
-use super::offline::{Image, OWNER};
+use super::offline::{Image, OWNER, Overlay};
 use super::pieces::{Holds, len_of, pieces, runs};
 use super::progress::Progress;
 use super::{DiskError, output_refused as refused};
 use crate::confirm::{Question, confirm};
 use crate::output::{Format, print, print_json};
+
+/// So much of a unit is written last: boot sectors, partition tables and superblocks begin there.
+const HEAD_BYTES: u64 = 1 << 20;
 
 /// Copy an image: to a new file here or on an NFS server, or onto a unit of an iSCSI target
 ///
@@ -40,6 +46,9 @@ pub(crate) struct CopyArgs {
 ///
 /// Why it cannot; then nothing is left of a new file.
 pub(crate) fn copy(args: &CopyArgs, format: Format) -> Result<(), DiskError> {
+    if Overlay::open(&args.source, Lock::None).is_ok() {
+        return Err(DiskError::SourceIsOverlay(args.source.clone()));
+    }
     let mut source = Image::open(&args.source, Access::ReadOnly, Lock::Shared)?;
     let size_bytes = source.size_bytes();
     if IscsiUrl::is_url(&args.target) {
@@ -72,16 +81,31 @@ fn to_unit(source: &mut Image, args: &CopyArgs) -> Result<(), DiskError> {
             needed_bytes: source.size_bytes(),
         });
     }
-    // What is there already is no hole.
-    transfer(source, |at_bytes, holds, part| match holds {
-        Holds::Zeros => unit.zero(at_bytes, part.len() as u64),
-        Holds::Data => unit.write(at_bytes, part),
-    })?;
-    let rest_bytes = unit.size_bytes() - source.size_bytes();
-    if rest_bytes > 0 {
-        unit.zero(source.size_bytes(), rest_bytes)?;
+    let block_bytes = u64::from(unit.blocking.geometry().logical_block_bytes);
+    if !source.size_bytes().is_multiple_of(block_bytes) {
+        return Err(DiskError::PartialBlock {
+            path: args.target.clone(),
+            block_bytes,
+            size_bytes: source.size_bytes(),
+        });
     }
-    unit.flush()
+    // What it begins with is written last: a copy that breaks off is nothing that a machine could start from.
+    let (size_bytes, head_bytes) = (source.size_bytes(), HEAD_BYTES.min(source.size_bytes()));
+    unit.zero(0, head_bytes)?;
+    if unit.size_bytes() > size_bytes {
+        unit.zero(size_bytes, unit.size_bytes() - size_bytes)?;
+    }
+    unit.flush()?;
+    let progress = Progress::new("copy", size_bytes);
+    for range in [head_bytes..size_bytes, 0..head_bytes] {
+        // What is there already is no hole.
+        transfer(source, range, &progress, |at_bytes, holds, part| match holds {
+            Holds::Zeros => unit.zero(at_bytes, part.len() as u64),
+            Holds::Data => unit.write(at_bytes, part),
+        })?;
+        unit.flush()?;
+    }
+    Ok(())
 }
 
 /// The name is taken first, by a file that no machine can use; the copy gets it at once when it is complete.
@@ -104,30 +128,36 @@ fn to_export(source: &mut Image, url: &str) -> Result<(), DiskError> {
     copied.inspect_err(|_| {
         // If these fail, too, the first error is still the one to tell.
         let _ = draft.remove();
-        let _ = target.remove();
+        let _ = target.forgo();
     })
 }
 
 /// Writes what is no zeros into a new image.
 fn fill(source: &mut Image, image: &mut Image) -> Result<(), DiskError> {
-    transfer(source, |at_bytes, holds, part| match holds {
+    transfer_all(source, |at_bytes, holds, part| match holds {
         Holds::Zeros => Ok(()),
         Holds::Data => image.write(at_bytes, part),
     })?;
     image.flush()
 }
 
-/// The URL of a file beside that of `url`, for this process.
+/// The URL of a file beside that of `url`.
 fn draft_of(url: &str) -> String {
     let (path, options) = url.split_at(url.find('?').unwrap_or(url.len()));
-    format!("{path}.{}.draft{options}", std::process::id())
+    format!("{}{options}", draft_beside(path))
+}
+
+/// A name beside `path` that nobody else takes.
+fn draft_beside(path: &str) -> String {
+    let number = RandomState::new().build_hasher().finish();
+    format!("{path}.{number:016x}.draft")
 }
 
 fn to_file(source: &mut Image, path: &str) -> Result<(), DiskError> {
     write_new(path, |file| {
         file.set_len(source.size_bytes())
             .map_err(|error| refused(path, error))?;
-        transfer(source, |at_bytes, holds, part| match holds {
+        transfer_all(source, |at_bytes, holds, part| match holds {
             Holds::Zeros => Ok(()),
             Holds::Data => file
                 .write_all_at(part, at_bytes)
@@ -146,7 +176,10 @@ pub(crate) fn write_new(
     path: &str,
     write: impl FnOnce(&File) -> Result<(), DiskError>,
 ) -> Result<(), DiskError> {
-    let draft = format!("{path}.{}.draft", std::process::id());
+    if Path::new(path).exists() {
+        return Err(DiskError::OutputExists(path.to_owned()));
+    }
+    let draft = draft_beside(path);
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -163,14 +196,23 @@ pub(crate) fn write_new(
     sync_directory_of(path).map_err(|error| refused(path, error))
 }
 
-/// Hands all of `source` to `put`, in runs that are zeros or not, each with where it starts.
+fn transfer_all(
+    source: &mut Image,
+    put: impl FnMut(u64, Holds, &[u8]) -> Result<(), DiskError>,
+) -> Result<(), DiskError> {
+    let size_bytes = source.size_bytes();
+    transfer(source, 0..size_bytes, &Progress::new("copy", size_bytes), put)
+}
+
+/// Hands a range of `source` to `put`, in runs that are zeros or not, each with where it starts.
 fn transfer(
     source: &mut Image,
+    range: Range<u64>,
+    progress: &Progress,
     mut put: impl FnMut(u64, Holds, &[u8]) -> Result<(), DiskError>,
 ) -> Result<(), DiskError> {
     let size_bytes = source.size_bytes();
-    let progress = Progress::new("copy", size_bytes);
-    for piece in pieces(0..size_bytes) {
+    for piece in pieces(range) {
         let mut buffer = vec![0; len_of(&piece)];
         source.read(piece.start, size_bytes, &mut buffer)?;
         for (at, holds, part) in runs(&buffer) {
@@ -187,9 +229,12 @@ mod tests {
 
     #[test]
     fn a_draft_is_beside_its_image_and_reached_in_the_same_way() {
-        let id = std::process::id();
-        assert_eq!(draft_of("nfs://h/e/a.raw"), format!("nfs://h/e/a.raw.{id}.draft"));
-        let url = draft_of("nfs://h/e/a.raw?uid=1&gid=2");
-        assert_eq!(url, format!("nfs://h/e/a.raw.{id}.draft?uid=1&gid=2"));
+        let drafts = [(); 2].map(|()| draft_of("nfs://h/e/a.raw?uid=1&gid=2"));
+        for draft in &drafts {
+            assert!(draft.starts_with("nfs://h/e/a.raw."), "{draft}");
+            assert!(draft.ends_with(".draft?uid=1&gid=2"), "{draft}");
+        }
+        assert!(drafts[0] != drafts[1], "{drafts:?}");
+        assert!(draft_of("nfs://h/e/a.raw").ends_with(".draft"));
     }
 }

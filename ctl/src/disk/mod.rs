@@ -101,6 +101,18 @@ pub(crate) enum DiskError {
         size_bytes: u64,
         needed_bytes: u64,
     },
+    #[error(
+        "{0} is an overlay, which is nothing without its base: write both into one image by `disk flatten`"
+    )]
+    SourceIsOverlay(String),
+    #[error(
+        "{path} has blocks of {block_bytes} bytes, and the image ends within one: it has {size_bytes} bytes"
+    )]
+    PartialBlock {
+        path: String,
+        block_bytes: u64,
+        size_bytes: u64,
+    },
     #[error("cannot flush {path}")]
     Flush {
         path: String,

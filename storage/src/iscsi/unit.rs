@@ -66,6 +66,17 @@ pub(super) struct Limits {
 impl Limits {
     /// What a command does at most, whatever the unit takes: 1 MiB of data.
     pub(super) const TRANSFER_BYTES_MAX: u32 = 1 << 20;
+
+    /// Those that the unit has `now`; what it could not do, or was not to, it is not asked for again.
+    pub(super) fn renewed(&self, now: &Self) -> Self {
+        let unless_missing = |before: u32, now: u32| if before == 0 { 0 } else { now };
+        Self {
+            transfer_blocks: now.transfer_blocks,
+            unmap_blocks: unless_missing(self.unmap_blocks, now.unmap_blocks),
+            write_same_blocks: unless_missing(self.write_same_blocks, now.write_same_blocks),
+            write_same_unmaps: self.write_same_unmaps && now.write_same_unmaps,
+        }
+    }
 }
 
 impl Unit {

@@ -84,8 +84,9 @@ const REQUESTS_MAX: u32 = 64;
 const REQUESTS_MIN: u32 = 2;
 /// Data of a READ or WRITE at most.
 const DATA_BYTES_MAX: u32 = 1 << 20;
-/// At least so much is to fit into one.
-const DATA_BYTES_MIN: u32 = 4 << 10;
+/// At least so much is to fit into one, and a page of a directory into an answer.
+const DATA_BYTES_MIN: u32 = 32 << 10;
+const BLOCK_BYTES: u32 = 4 << 10;
 /// What stands around them in a record at most.
 const HEADER_BYTES_MAX: u32 = 4 << 10;
 /// An answer that is kept for a replay: those of procedures, whose compounds are short.
@@ -304,7 +305,9 @@ pub(super) async fn enter(port: &Port, plan: &Plan, verifier: Verifier) -> Resul
         .and_then(|mut results| Ok(results.create_session()?));
     let made = made.map_err(|error| failed("make a session", error))?;
     let granted = made.fore_channel;
-    let data_bytes_max = |granted: u32| granted.saturating_sub(HEADER_BYTES_MAX).min(DATA_BYTES_MAX);
+    // Whole blocks.
+    let data_bytes_max =
+        |granted: u32| granted.saturating_sub(HEADER_BYTES_MAX).min(DATA_BYTES_MAX) & !(BLOCK_BYTES - 1);
     let arrival = Arrival {
         manner: manner.clone(),
         client_id,
@@ -315,6 +318,7 @@ pub(super) async fn enter(port: &Port, plan: &Plan, verifier: Verifier) -> Resul
         || arrival.read_bytes_max < DATA_BYTES_MIN
         || arrival.write_bytes_max < DATA_BYTES_MIN
     {
+        end_session(port, &manner, made.session_id).await?;
         return Err(Stop::Later(NfsError::Narrow {
             requests: granted.max_requests,
             request_bytes: granted.max_request_size.min(granted.max_response_size),
@@ -418,8 +422,7 @@ pub(super) struct Found {
 impl Found {
     /// The same, to be opened by this client.
     pub(super) fn of(self, arrival: Arrival, verifier: Verifier) -> File {
-        // Whole blocks.
-        let bytes_max = |file: u32, session: u32| file.min(session) & !(DATA_BYTES_MIN - 1);
+        let bytes_max = |file: u32, session: u32| file.min(session) & !(BLOCK_BYTES - 1);
         File {
             handle: self.handle,
             directory: self.directory,
@@ -447,7 +450,7 @@ pub(super) async fn find(port: &Port, plan: &Plan) -> Result<Found, Stop> {
     let bytes_max = |told: Option<u64>| {
         let told = told.and_then(|told| u32::try_from(told).ok());
         // A server that says less than one block means something else.
-        told.unwrap_or(DATA_BYTES_MAX).max(DATA_BYTES_MIN)
+        told.unwrap_or(DATA_BYTES_MAX).max(BLOCK_BYTES)
     };
     Ok(Found {
         handle,

@@ -235,7 +235,7 @@ pub enum NfsError {
     },
     /// A session that is of no use.
     #[error(
-        "the server takes {requests} requests at a time, of {request_bytes} bytes each: an image needs 2 of 8 KiB. It may be \
+        "the server takes {requests} requests at a time, of {request_bytes} bytes each: an image needs 2 of 36 KiB. It may be \
          short of memory, or set up so"
     )]
     Narrow {

@@ -15,7 +15,7 @@ use super::open::{converse, plan};
 use super::plan::Plan;
 use super::procedure::{CallError, Port};
 use super::records::{self, Newest};
-use super::v4::{Arguments, FileHandle, Name, Operations, Rename, Status, Verifier};
+use super::v4::{Arguments, Attributes, FileHandle, Name, Operations, Rename, Status, Verifier};
 
 /// How things stand with a file and its lease.
 #[derive(Debug)]
@@ -85,17 +85,27 @@ impl Operator {
         self.converse(dialogue::plain(), reserve)
     }
 
-    /// Gives the name to the file of `other`, in the same directory, at once: whoever looks finds the one or the other.
+    /// Gives the name, which was reserved, to the file of `other`, in the same directory, at once: whoever looks finds the one or
+    /// the other.
     ///
     /// # Errors
     ///
-    /// When one of them is not there, or the name cannot be given.
+    /// When one of them is not there, the name is that of an image by now, or it cannot be given.
     pub fn replace_by(&self, other: &Self) -> Result<(), NfsError> {
         let (old_name, _) = other.0.path.file_and_directories();
         let old_name = old_name.clone();
         self.converse(dialogue::plain(), move |port, plan| {
             rename(port, plan, old_name.clone())
         })
+    }
+
+    /// Gives the name back that was reserved.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed, or is that of an image by now.
+    pub fn forgo(&self) -> Result<(), NfsError> {
+        self.converse(dialogue::plain(), forgo)
     }
 
     /// Removes the file.
@@ -217,8 +227,7 @@ async fn rename(port: Port, plan: Arc<Plan>, old_name: Name) -> Result<(), Stop>
         new_name: name.clone(),
     };
     let renamed = |directory| {
-        Operations::new()
-            .then(&Arguments::Putfh(directory))
+        if_reserved(directory, name)
             .then(&Arguments::Savefh)
             .then(&Arguments::Rename(rename.clone()))
     };
@@ -233,6 +242,25 @@ async fn remove(port: Port, plan: Arc<Plan>) -> Result<(), Stop> {
             .then(&Arguments::Remove(name.clone()))
     };
     in_directory(&port, &plan, "remove the image", removed).await
+}
+
+async fn forgo(port: Port, plan: Arc<Plan>) -> Result<(), Stop> {
+    let (name, _) = plan.path.file_and_directories();
+    let removed = |directory| if_reserved(directory, name).then(&Arguments::Remove(name.clone()));
+    in_directory(&port, &plan, "give the name of the image back", removed).await
+}
+
+/// Goes on in the directory only if the file of that name is an empty one, which is no image.
+fn if_reserved(directory: FileHandle, name: &Name) -> Operations {
+    let is_empty = Attributes {
+        size: Some(0),
+        ..Attributes::default()
+    };
+    Operations::new()
+        .then(&Arguments::Putfh(directory))
+        .then(&Arguments::Lookup(name.clone()))
+        .then(&Arguments::Verify(is_empty))
+        .then(&Arguments::Putfh(directory))
 }
 
 /// Has something done in the directory of the image, in a session of its own.
@@ -250,6 +278,10 @@ async fn in_directory(
     fence::leave(port, &client).await;
     match done?.status() {
         Some(Status::OK) => Ok(()),
+        // It was empty when it was made here.
+        Some(Status::NOT_SAME) => Err(Stop::Never(NfsError::OtherFile {
+            image: plan.name.clone(),
+        })),
         status => Err(failed(action, CallError::of_status(status.unwrap_or(Status::IO)))),
     }
 }

@@ -382,13 +382,11 @@ impl Session {
 
     /// When [`Self::beat`] is to be called.
     pub(super) fn alarm(&self, connection: &NfsConnection) -> Instant {
-        if connection.is_trusting() {
-            return self.pulse.heard() + TRUST_MAX;
-        }
+        let trust = connection.is_trusting().then(|| self.pulse.heard() + TRUST_MAX);
         let again = self.put_off.front().map(|(again, _)| *again);
         let sign_of_life = self.pulse.due(self.calls > 0);
         let expires = self.is_aimed.then(|| self.pulse.expires());
-        let alarms = [Some(sign_of_life), expires, again, self.next_look()];
+        let alarms = [trust, Some(sign_of_life), expires, again, self.next_look()];
         alarms.into_iter().flatten().min().expect("there is one at least")
     }
 
@@ -406,12 +404,11 @@ impl Session {
             self.looked = now;
             self.look_for_lost_answers()?;
         }
-        if now < self.alarm(connection) {
-            return Ok(());
-        }
-        if connection.is_trusting() {
+        if connection.is_trusting() && self.pulse.heard() + TRUST_MAX <= now {
             self.streak.broke_off();
             connection.expect(ANYTHING_BYTES);
+        }
+        if now < self.alarm(connection) {
             return Ok(());
         }
         // A session whose lease is in doubt is being proved.

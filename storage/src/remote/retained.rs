@@ -101,6 +101,20 @@ impl Retained {
         usize::try_from(len_bytes).is_ok_and(|len| self.bytes() + len <= self.bytes_max)
     }
 
+    /// Whether nothing but zeros is kept.
+    pub(crate) fn has_no_bytes(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// How much room a copy of `len_bytes` takes at most: as many as fit share a chunk, and what they leave of it is lost.
+    pub(crate) fn room_of(len_bytes: u64) -> u64 {
+        let sharers = CHUNK_BYTES as u64 / len_bytes.max(1);
+        match sharers {
+            0 => len_bytes,
+            sharers => CHUNK_BYTES as u64 / sharers,
+        }
+    }
+
     /// Keeps what `segments` contain, which was written at `offset_bytes`.
     pub(crate) fn keep(&mut self, offset_bytes: u64, segments: &[Segment]) {
         let len = segments::total(segments);

@@ -73,10 +73,10 @@ fn a_server_that_grants_too_little_is_told_from_one_that_breaks_off() {
     };
     export::life::check_narrow(one_at_a_time, "takes 1 requests at a time");
     let short = Limits {
-        message_bytes_max: 8_191,
+        message_bytes_max: 36_863,
         ..Limits::default()
     };
-    export::life::check_narrow(short, "of 8191 bytes each");
+    export::life::check_narrow(short, "of 36863 bytes each");
 }
 
 #[test]

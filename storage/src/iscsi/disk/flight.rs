@@ -123,8 +123,14 @@ impl Flight {
     ) -> Command {
         self.sent.get_or_insert(retained.now());
         let left = self.request.len_bytes - self.done_bytes;
+        if self.stage == Stage::WriteSame && unit.limits.write_same_blocks == 0 {
+            // It could when this was begun.
+            self.stage = Stage::WriteZeros;
+        }
         let blocks_max = match self.stage {
             Stage::Transfer | Stage::WriteZeros => unit.limits.transfer_blocks,
+            // As that: it refuses all of it.
+            Stage::Unmap if unit.limits.unmap_blocks == 0 => u32::MAX,
             Stage::Unmap => unit.limits.unmap_blocks,
             Stage::WriteSame => unit.limits.write_same_blocks,
             Stage::Flush | Stage::Capacity => u32::MAX,

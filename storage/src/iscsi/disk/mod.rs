@@ -169,14 +169,16 @@ impl Disk {
         }
         self.empty_cache_if_due();
         // Once around, so that those that have to wait keep their order, and the queue its memory.
+        let mut is_full = false;
         for _ in 0..self.flights.queued() {
             let Some(place) = self.flights.pop() else {
                 break;
             };
             // What the unit cannot forget needs no copy. (Nor does FUA, which waits for the medium with every write.)
-            if self.unit.cache() == Cache::None || self.flights.takes_room(place, &self.retained) {
+            if self.unit.cache() == Cache::None || self.flights.takes_room(place, &self.retained, is_full) {
                 self.send(place);
             } else {
+                is_full = true;
                 self.empty_cache();
                 self.flights.queue(place);
             }

@@ -114,7 +114,7 @@ impl Disk {
         // What a guest was told of the disk stays, whatever the unit says now.
         self.unit = Unit {
             size_bytes: self.unit.size_bytes,
-            limits: self.unit.limits,
+            limits: self.unit.limits.renewed(&up.unit.limits),
             ..up.unit
         };
         self.tenure = up.tenure;

@@ -140,7 +140,7 @@ impl Disk {
                 rewriting.waiting.extend(rewrite);
             }
             // It cannot do what it said, and the same is done in another way.
-            Verdict::Failed(Failure::Unsupported) if self.unit.limits.write_same_blocks > 0 => {
+            Verdict::Failed(Failure::Unsupported) if cdb::is_write_same(&ended.command.cdb) => {
                 self.unit.limits.write_same_blocks = 0;
                 rewriting.waiting.extend(rewrite);
             }

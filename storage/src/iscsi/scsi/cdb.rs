@@ -209,6 +209,12 @@ pub fn moves_blocks(cdb: &Cdb) -> bool {
     matches!(opcode, 0x28 | 0x88 | 0x2a | 0x8a)
 }
 
+/// Whether this is a WRITE SAME (16).
+pub fn is_write_same(cdb: &Cdb) -> bool {
+    let [opcode, ..] = cdb;
+    *opcode == 0x93
+}
+
 /// WRITE (10) or (16) (SBC-3, 5.33 and 5.35).
 pub fn write(blocks: Blocks, durability: Durability) -> Cdb {
     transfer([0x2a, 0x8a], blocks, durability)

@@ -185,13 +185,15 @@ impl Disk {
             self.empty_cache(io);
         }
         // Once around, so that those that have to wait keep their order, and the queue its memory.
+        let mut is_full = false;
         for _ in 0..self.flights.queued() {
             let Some(place) = self.flights.pop() else {
                 break;
             };
-            if self.flights.takes_room(place, &self.retained) {
+            if self.flights.takes_room(place, &self.retained, is_full) {
                 self.send(place, io);
             } else {
+                is_full = true;
                 self.empty_cache(io);
                 self.flights.queue(place);
             }

@@ -34,7 +34,7 @@ pub(super) enum After {
 }
 
 /// A server that says so soon again that something was revoked, though that was looked after, says it each time.
-const REVOKED_AGAIN: Duration = Duration::from_secs(60);
+const REVOKED_AGAIN: Duration = Duration::from_secs(5);
 
 impl Disk {
     /// Begins to use a reactor.

@@ -131,8 +131,10 @@ impl Disk {
             }
             Ok(Outcome::Done) => return self.rewrite(io),
             Err(status)
-                if verdict(status) == Verdict::Failed(Failure::Unsupported) && self.file.can_deallocate =>
+                if verdict(status) == Verdict::Failed(Failure::Unsupported)
+                    && ended.command.segments.is_empty() =>
             {
+                // It was a DEALLOCATE, and not the first, perhaps.
                 self.file.can_deallocate = false;
                 rewriting.waiting.push(rewrite);
                 return self.rewrite(io);

@@ -207,6 +207,8 @@ operations! {
     SAVEFH Savefh = 32, save_fh() -> ();
     /// Sets attributes of the current file.
     SETATTR Setattr = 34, setattr(setattr: Setattr) -> (attributes_set: Bitmap);
+    /// Goes on only if the current file has these attributes.
+    VERIFY Verify = 37, verify(attributes: Attributes) -> ();
     /// Writes to the current file bytes that are few enough to be copied.
     WRITE Write = 38, write_copied(write: Write<'a>) -> (written: WriteResult);
     /// Makes this connection one of a session.

@@ -47,19 +47,19 @@ fn copies_of_what_is_under_way_have_room_before_it_is_sent() {
     let second = accept(&mut flights, of(Operation::Write, MIB));
     let third = accept(&mut flights, of(Operation::Write, MIB));
     let read = accept(&mut flights, of(Operation::Read, 64 * MIB));
-    assert!(flights.takes_room(first, &retained));
-    assert!(flights.takes_room(second, &retained));
-    assert!(!flights.takes_room(third, &retained));
+    assert!(flights.takes_room(first, &retained, false));
+    assert!(flights.takes_room(second, &retained, false));
+    assert!(!flights.takes_room(third, &retained, false));
     // It has it already, and is sent again.
-    assert!(flights.takes_room(first, &retained));
-    assert!(flights.takes_room(read, &retained));
+    assert!(flights.takes_room(first, &retained, false));
+    assert!(flights.takes_room(read, &retained, false));
     // Room comes back with the end, however that is.
     flights.end(second, Err(Failure::Host(libc::EIO)), Instant::now());
-    assert!(flights.takes_room(third, &retained));
+    assert!(flights.takes_room(third, &retained, false));
     flights.end(third, Ok(()), Instant::now());
     retained.keep(0, &[segments::own(&mut vec![1; 1 << 19])]);
     let fourth = accept(&mut flights, of(Operation::Write, MIB));
-    assert!(!flights.takes_room(fourth, &retained));
+    assert!(!flights.takes_room(fourth, &retained, false));
 }
 
 #[test]
@@ -68,11 +68,29 @@ fn a_write_that_is_longer_than_all_room_goes_alone() {
     let mut retained = Retained::new(1 << 20);
     let long = accept(&mut flights, of(Operation::Write, 4 * MIB));
     let next = accept(&mut flights, of(Operation::Write, 4 * MIB));
-    assert!(flights.takes_room(long, &retained));
-    assert!(!flights.takes_room(next, &retained));
+    assert!(flights.takes_room(long, &retained, false));
+    assert!(!flights.takes_room(next, &retained, false));
     flights.end(long, Ok(()), Instant::now());
     retained.keep(0, &[segments::own(&mut vec![1; 512])]);
-    assert!(!flights.takes_room(next, &retained));
+    assert!(!flights.takes_room(next, &retained, false));
     retained.covered(retained.now());
-    assert!(flights.takes_room(next, &retained));
+    assert!(flights.takes_room(next, &retained, false));
+}
+
+#[test]
+fn a_long_write_is_not_overtaken_by_short_ones_for_ever() {
+    let mut flights = Flights::new(None, Arc::default());
+    let retained = Retained::new(usize::try_from(2 * MIB).unwrap());
+    let short = accept(&mut flights, of(Operation::Write, 4096));
+    assert!(flights.takes_room(short, &retained, false));
+    let long = accept(&mut flights, of(Operation::Write, 2 * MIB));
+    let later = accept(&mut flights, of(Operation::Write, 4096));
+    let flush = accept(&mut flights, of(Operation::Flush, 0));
+    assert!(!flights.takes_room(long, &retained, false));
+    assert!(!flights.takes_room(later, &retained, true));
+    assert!(flights.takes_room(flush, &retained, true));
+    // What has room already is sent again.
+    assert!(flights.takes_room(short, &retained, true));
+    flights.end(short, Ok(()), Instant::now());
+    assert!(flights.takes_room(long, &retained, false));
 }

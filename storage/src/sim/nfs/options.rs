@@ -166,7 +166,7 @@ impl Limits {
         Self {
             minor_version_max: dice.pick(&[1, 2, 2]),
             slots: dice.pick(&[2, 3, 8, 64, 200]),
-            message_bytes_max: dice.pick(&[8_192, 50_000, 2 << 20, 2 << 20]),
+            message_bytes_max: dice.pick(&[36_864, 50_000, 2 << 20, 2 << 20]),
             lease: Duration::from_secs(dice.pick(&[6, 20, 60])),
             grace: Duration::from_secs(dice.pick(&[0, 1, 3, 12])),
             read_bytes_max: dice.pick(&[4096, 65_536, 1 << 20]),

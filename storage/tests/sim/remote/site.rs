@@ -133,6 +133,10 @@ impl Site {
             },
             ..Terms::new(lock, owner)
         };
+        if lock == Lock::None {
+            // Nothing else stops what an old connection delivers late.
+            self.target.adjust(|options| options.quirks.reinstates = true);
+        }
         let url = self.url(&owner.vm);
         initiator::open(io, &url, &terms, means.uncommitted_bytes_max)
     }

@@ -289,6 +289,7 @@ impl Values {
                 stateid: self.stateid(),
                 attributes: self.attributes(),
             }),
+            Arguments::Verify(self.attributes()),
         ]
     }
 
@@ -452,6 +453,7 @@ impl Values {
                 target: self.change_info(),
             }),
             Results::Setattr(self.bitmap()),
+            Results::Verify,
         ]
     }
 

@@ -185,8 +185,9 @@ pub enum IscsiError {
     },
     /// By somebody of whom the key is known.
     #[error(
-        "cannot lease `{image}`: it is reserved{} by somebody who left no record; when it is certain that nobody uses it, run \
-         `coraclectl lease break` on it", with_key(*key)
+        "cannot lease `{image}`: it is reserved{}; `coraclectl lease show` says for whom, if that is recorded. Stop that machine \
+         first; when it is certain that nobody uses it, run `coraclectl lease break` on it. After that it is reserved until a \
+         machine has written it", with_key(*key)
     )]
     Reserved {
         /// The image.

@@ -97,6 +97,12 @@ fn a_killed_machine_keeps_its_unit(context: &Context) -> Outcome {
         &["disk", "create", &url, "--force", "--yes"],
         &["generation 1 is held by"],
     )?;
+    // Its session goes to where it was told at first.
+    for (path, status) in [(url.clone(), 204), (url.replace("127.0.0.1", "127.0.0.2"), 400)] {
+        let patch = json!({ "drive_id": "d", "path_on_host": path });
+        let answer = first.request("PATCH", "/drives/d", Some(&patch))?;
+        ensure!(answer.status == status, "{path}: {answer:?}");
+    }
     first.signal(Signal::KILL)?;
     first.wait(SOON)?;
 

@@ -252,6 +252,18 @@ impl Monitor {
             size_bytes,
         });
         if next.is_none() {
+            let has_path = self
+                .config
+                .drives()
+                .iter()
+                .any(|had| had.drive_id == drive.drive_id && had.path_on_host == drive.path_on_host);
+            if drive.path_on_host.as_deref().is_some_and(open::is_remote) && !has_path {
+                return Err(Fault::bad_request(format!(
+                    "drive `{}` has that image by another URL, and its session keeps the portals, the user and the options of \
+                     that: leave path_on_host out, or start the machine anew",
+                    drive.drive_id
+                )));
+            }
             return settled(self.patch_on(patch));
         }
         if let Some(at) = &drive.lease_at {

@@ -136,9 +136,10 @@ fn user_of(text: &str) -> Result<String, UrlError> {
     is_user.then_some(user).ok_or(UrlError::User)
 }
 
-/// `text` for a message: as it is if it is a URL of an image, else without the places where a password could be.
+/// `text` for a message: as it is if it is a URL of an image or none of this kind, else without the places where a password could
+/// be.
 pub(crate) fn shown(text: &str) -> String {
-    if text.parse::<IscsiUrl>().is_ok() {
+    if !IscsiUrl::is_url(text) || text.parse::<IscsiUrl>().is_ok() {
         return text.to_owned();
     }
     let rest = text.get(SCHEME.len()..).unwrap_or_default();

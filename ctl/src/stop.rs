@@ -108,8 +108,12 @@ fn politest(client: &Client<'_>) -> Result<Rung, StopError> {
         Some("Not started") => Ok(Rung::Monitor),
         Some("Paused") => {
             note("the machine is paused: it is resumed so that its guest can shut down");
-            Phase::Resumed.bring(client)?;
-            Ok(Rung::Guest)
+            let Err(error) = Phase::Resumed.bring(client) else {
+                return Ok(Rung::Guest);
+            };
+            // One that has lost a disk does not go on.
+            note(format_args!("{error}; its monitor gets SIGTERM"));
+            Ok(Rung::Monitor)
         }
         _ => Ok(Rung::Guest),
     }

@@ -41,6 +41,15 @@ pub enum DriveChangeError {
     /// Its queue could not be drained, or not be started again.
     #[error(transparent)]
     Device(#[from] TransitionError),
+    /// It was asked to grow, and whoever has the image has not answered.
+    #[error(
+        "the image of drive `{id}` has not grown yet: its storage does not answer, and may do it when it does. Then ask again, or \
+         the guest is not told"
+    )]
+    Growing {
+        /// The drive's id.
+        id: String,
+    },
     /// The image or the limits are not taken.
     #[error("drive `{id}` is as it was")]
     Control {
@@ -280,6 +289,10 @@ impl DriveChange {
                 None => Step::Wait(change.until()),
                 Some(Ok(Changed::Geometry)) => Step::Next(Stage::Announce),
                 Some(Ok(Changed::Nothing)) => Step::Over(Ok(())),
+                Some(Err(ControlError::Late)) => {
+                    let id = drive.id.clone();
+                    Step::Over(Err(DriveChangeError::Growing { id }))
+                }
                 Some(Err(source)) => Step::Over(Err(drive.refused(source))),
             },
             Stage::Announce => with(slot, |transport| {

@@ -43,8 +43,8 @@ pub enum DriveChangeError {
     Device(#[from] TransitionError),
     /// It was asked to grow, and whoever has the image has not answered.
     #[error(
-        "the image of drive `{id}` has not grown yet: its storage does not answer, and may do it when it does. Then ask again, or \
-         the guest is not told"
+        "the image of drive `{id}` has not grown yet: its storage does not answer, and may do it when it does. Then ask again, \
+         or the guest is not told"
     )]
     Growing {
         /// The drive's id.

@@ -404,9 +404,11 @@ mod tests {
     fn a_mark_is_reached_by_no_less_than_itself_and_lies_a_step_above_the_last() {
         let marks: Vec<LowWater> = MARKS.iter().map(LowWater).collect();
         assert!(marks.is_sorted() && marks.first() == Some(&LowWater::ANY));
+        let high = marks.iter().filter(|mark| mark.bytes() >= LowWater::STEP_BYTES);
+        for (steps, mark) in (1..).zip(high) {
+            assert_eq!(mark.bytes(), steps * LowWater::STEP_BYTES);
+        }
         for mark in marks {
-            let is_step = mark.bytes().is_multiple_of(LowWater::STEP_BYTES);
-            assert!(is_step || mark.bytes() < LowWater::STEP_BYTES);
             assert_eq!(LowWater::reached_by(mark.bytes()), mark);
             assert!(LowWater::reached_by(mark.bytes() - 1) < mark || mark == LowWater::ANY);
         }

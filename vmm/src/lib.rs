@@ -15,3 +15,4 @@ pub mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod signals;
+pub mod state;

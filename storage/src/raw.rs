@@ -144,6 +144,8 @@ impl Raw {
             return Err(Err(Failure::OutOfRange));
         }
         match request.operation {
+            // Its lease is the host's.
+            Operation::Raise => Err(Ok(())),
             Operation::Flush if read_only => Err(Ok(())),
             Operation::Flush => Ok(Stage::Sync),
             Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if read_only => {

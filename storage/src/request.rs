@@ -19,6 +19,9 @@ pub enum Operation {
         /// Whether the range may be deallocated, or must stay allocated.
         space: Space,
     },
+    /// Raises the generation of the image's lease, durably; nothing else is in flight. Only an image of a network has a lease
+    /// of its own, others are done at once: the host's records are raised by [`crate::open::Hold::raise`].
+    Raise,
     /// Makes the image `len_bytes` long, which is no less than it is; what is new reads as zeros. `offset_bytes` is 0.
     Grow,
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use super::chain::ChainError;
 use super::fence::ofd::Conflict;
-use super::record::Record;
+use super::record::{Overtaken, Record};
 
 /// Why an image cannot be leased.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,23 @@ pub enum LeaseError {
         /// What the host says.
         #[source]
         source: io::Error,
+    },
+    /// By nobody, but it has been written since.
+    #[error("cannot go on with `{path}` as it was when the snapshot was made: {overtaken}")]
+    Overtaken {
+        /// The image.
+        path: String,
+        /// What is known.
+        overtaken: Box<Overtaken>,
+    },
+    /// Nothing says whether it has been written.
+    #[error(
+        "cannot go on with `{path}` as it was when the snapshot was made: there is no place for lease records, so nothing says \
+         whether it has been written since; name one by `lease_at` before the machine is started"
+    )]
+    Forgotten {
+        /// The image.
+        path: String,
     },
     /// Nothing to break.
     #[error("the lease of `{path}` is free: there is nothing to break")]

@@ -38,8 +38,9 @@ pub use self::fence::ofd::{Conflict, Role};
 pub use self::inspect::{Standing, break_lease, inspect};
 pub(crate) use self::owner::fill_random;
 pub use self::owner::{Incarnation, Owner};
-pub use self::record::{Phase, RECORD_BYTES_MAX, Record, RecordError};
-pub use self::terms::{Lock, NetworkTerms, OnError, Terms};
+pub(crate) use self::record::NotTaken;
+pub use self::record::{Overtaken, Phase, RECORD_BYTES_MAX, Record, RecordError};
+pub use self::terms::{Lock, NetworkTerms, OnError, Succession, Terms};
 
 /// The right to use an image. To be dropped after the image was closed: then it is released, and the
 /// next owner learns that the last one has ended properly.
@@ -147,6 +148,36 @@ impl Lease {
         Ok(())
     }
 
+    /// The generation of the image, if that is recorded; once the lease is settled.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        match &self.mark {
+            Mark::Made(step) => Some(step.record.generation),
+            Mark::None | Mark::Coming(_) => None,
+        }
+    }
+
+    /// Raises the generation, if that is recorded, durably: whoever remembers an older one knows that the image may have
+    /// been written since. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not; then nothing may be written.
+    pub(crate) fn raise(&mut self) -> Result<(), LeaseError> {
+        self.settle()?;
+        let Mark::Made(step) = &mut self.mark else {
+            return Ok(());
+        };
+        let raised = Record::after(Some(&step.record), Phase::Held, &step.record.owner);
+        let appended = raised
+            .ok_or(ChainError::Exhausted)
+            .and_then(|raised| step.chain.append(&raised).map(|()| raised));
+        step.record = appended.map_err(|source| LeaseError::Chain {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(())
+    }
+
     /// Says whether the lease could be had now, and changes nothing.
     ///
     /// # Errors
@@ -238,6 +269,7 @@ impl Candidate<'_> {
     fn begin_step(&self) -> Result<Mark, LeaseError> {
         let chain = match self.place()? {
             Place::Chain(chain) => chain,
+            Place::Nowhere(_) if self.terms.succession != Succession::Raises => return Err(self.forgotten()),
             Place::Nowhere(reason) => {
                 tell_unrecorded(self.path, &reason);
                 return Ok(Mark::None);
@@ -251,10 +283,17 @@ impl Candidate<'_> {
         if let Some(last) = &last {
             self.check_end_of(last)?;
         }
-        let record = Record::after(last.as_ref(), Phase::Held, self.terms.owner);
-        let record = record.ok_or(ChainError::Exhausted).map_err(failed)?;
+        let record = Record::taking(last.as_ref(), self.terms.succession, self.terms.owner);
+        let record = record.map_err(|not_taken| match not_taken {
+            NotTaken::Overtaken(overtaken) => LeaseError::Overtaken {
+                path: self.path.to_owned(),
+                overtaken,
+            },
+            NotTaken::Exhausted => failed(ChainError::Exhausted),
+        })?;
         // A chain that was begun has to go on, or its generation says nothing.
-        let is_optional = last.is_none() && self.terms.at.is_none();
+        let is_optional =
+            last.is_none() && self.terms.at.is_none() && self.terms.succession == Succession::Raises;
         let path = self.path.to_owned();
         let step = move || match chain.append(&record) {
             Ok(()) => Ok(Some(Step { chain, record })),
@@ -320,6 +359,12 @@ impl Candidate<'_> {
             path: self.path.to_owned(),
             source,
         })
+    }
+
+    fn forgotten(&self) -> LeaseError {
+        LeaseError::Forgotten {
+            path: self.path.to_owned(),
+        }
     }
 
     fn unlockable(&self, source: std::io::Error) -> LeaseError {

@@ -19,6 +19,7 @@ use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::owner::{Incarnation, NAME_BYTES_MAX, Owner, is_printable};
+use super::terms::Succession;
 use crate::utc::UtcSecond;
 
 /// One step in the life of an image's lease.
@@ -68,6 +69,39 @@ pub enum RecordError {
     Line(&'static str),
 }
 
+/// Why an owner does not take an image.
+#[derive(Debug)]
+pub(crate) enum NotTaken {
+    Overtaken(Box<Overtaken>),
+    Exhausted,
+}
+
+/// An image that is of another generation than whoever goes on with it remembers: it has been written since, or is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overtaken {
+    /// What is remembered.
+    pub expected: u64,
+    /// What the storage says, if anything.
+    pub newest: Option<Record>,
+}
+
+impl fmt::Display for Overtaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let expected = self.expected;
+        match &self.newest {
+            Some(record) => write!(
+                f,
+                "it was of generation {expected} then, and is of {} now: written by {} since {}",
+                record.generation, record.owner, record.since
+            ),
+            None => write!(
+                f,
+                "it was of generation {expected} then, and nothing says of which it is now"
+            ),
+        }
+    }
+}
+
 const MAGIC: &str = "coracle lease 1";
 
 impl Record {
@@ -82,6 +116,43 @@ impl Record {
             owner: owner.clone(),
             since: now(),
         })
+    }
+
+    /// The step of `owner`, who goes on where `last` has ended: the generation stays, and nothing is written before it is
+    /// raised by [`Self::after`]. `None` when no number is left.
+    pub(crate) fn keeping(last: &Self, owner: &Owner) -> Option<Self> {
+        Some(Self {
+            epoch: last.epoch.checked_add(1)?,
+            generation: last.generation,
+            phase: Phase::Held,
+            owner: owner.clone(),
+            since: now(),
+        })
+    }
+
+    /// The step by which `owner` takes an image whose newest record is `last`.
+    ///
+    /// # Errors
+    ///
+    /// When the image is of another generation than is asked for, or no number is left.
+    pub(crate) fn taking(
+        last: Option<&Self>,
+        succession: Succession,
+        owner: &Owner,
+    ) -> Result<Self, NotTaken> {
+        let record = match (succession, last) {
+            (Succession::Raises, last) => Self::after(last, Phase::Held, owner),
+            (Succession::Keeps(expected), Some(last)) if last.generation == expected => {
+                Self::keeping(last, owner)
+            }
+            (Succession::Keeps(expected), last) => {
+                return Err(NotTaken::Overtaken(Box::new(Overtaken {
+                    expected,
+                    newest: last.cloned(),
+                })));
+            }
+        };
+        record.ok_or(NotTaken::Exhausted)
     }
 
     /// The step that declares a record broken of which only the number is known.

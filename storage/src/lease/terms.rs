@@ -41,6 +41,17 @@ pub struct NetworkTerms {
     pub takes_over: Option<u64>,
 }
 
+/// How an owner goes on with the generation of an image, which tells whether it has been written since it was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Succession {
+    /// The generation is raised when the lease is taken: the owner may write at once.
+    #[default]
+    Raises,
+    /// The image is taken only if it is still of this generation, which it keeps for now. Nothing may be written before the
+    /// generation is raised ([`crate::open::Hold::raise`], [`crate::request::Operation::Raise`]).
+    Keeps(u64),
+}
+
 /// On what terms an image is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
@@ -50,6 +61,8 @@ pub struct Terms<'a> {
     pub at: Option<&'a str>,
     /// Who asks.
     pub owner: &'a Owner,
+    /// What becomes of the generation.
+    pub succession: Succession,
     /// What is asked of an image of a network.
     pub network: NetworkTerms,
 }
@@ -61,6 +74,7 @@ impl<'a> Terms<'a> {
             lock,
             at: None,
             owner,
+            succession: Succession::default(),
             network: NetworkTerms::default(),
         }
     }

@@ -356,3 +356,64 @@ fn a_standing_tells_the_record_and_the_fence() {
     assert_eq!(standing.fence, Some(Conflict::Writer));
     assert_eq!(standing.newest.unwrap(), rig.newest());
 }
+
+fn keep(path: &str, generation: u64, owner: &Owner) -> Result<Image, OpenError> {
+    let terms = Terms {
+        succession: Succession::Keeps(generation),
+        ..Terms::new(Lock::Exclusive, owner)
+    };
+    open(path, Access::ReadWrite, &terms)
+}
+
+#[test]
+fn who_goes_on_with_an_image_keeps_its_generation_until_it_is_raised() {
+    let rig = Rig::new();
+    drop(write(&rig.image, &machine("vm1", 1)).unwrap());
+    let next = keep(&rig.image, 1, &machine("vm1", 2)).unwrap();
+    assert_eq!(next.hold.generation(), Some(1));
+    drop(next);
+    // Nothing was written, so the same may go on once more.
+    let mut next = keep(&rig.image, 1, &machine("vm1", 3)).unwrap();
+    next.hold.raise().unwrap();
+    assert_eq!(next.hold.generation(), Some(2));
+    let newest = rig.newest().unwrap();
+    assert_eq!((newest.generation, newest.phase), (2, Phase::Held));
+}
+
+#[test]
+fn an_image_that_was_written_since_is_refused_with_the_writer_and_without_a_step() {
+    let rig = Rig::new();
+    drop(write(&rig.image, &machine("vm1", 1)).unwrap());
+    let mut first = keep(&rig.image, 1, &machine("vm1", 2)).unwrap();
+    first.hold.raise().unwrap();
+    drop(first);
+    let before = rig.newest();
+    let error = refused(keep(&rig.image, 1, &machine("vm2", 3)));
+    let text = error.to_string();
+    assert!(matches!(error, LeaseError::Overtaken { .. }), "{text}");
+    for part in ["it was of generation 1 then, and is of 2 now", "VM `vm1`"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(rig.newest(), before);
+    drop(write(&rig.image, &machine("vm2", 4)).unwrap());
+}
+
+#[test]
+fn an_image_without_a_record_cannot_be_gone_on_with() {
+    let rig = Rig::new();
+    let error = refused(keep(&rig.image, 1, &machine("vm1", 1)));
+    assert!(matches!(error, LeaseError::Overtaken { .. }), "{error}");
+    assert_eq!(rig.newest(), None);
+}
+
+#[test]
+fn a_writer_who_raises_the_generation_stays_alone() {
+    let rig = Rig::new();
+    let mut held = write(&rig.image, &machine("vm1", 1)).unwrap();
+    held.hold.raise().unwrap();
+    assert_eq!(held.hold.generation(), Some(2));
+    let error = refused(write(&rig.image, &machine("vm2", 2)));
+    assert!(error.to_string().contains("generation 2 is held by"), "{error}");
+    drop(held);
+    assert_eq!(rig.newest().unwrap().phase, Phase::Released);
+}

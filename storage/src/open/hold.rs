@@ -41,6 +41,21 @@ impl Hold {
         Ok(self.leases.iter_mut().try_for_each(Lease::settle)?)
     }
 
+    /// The generation of what is written, if the host has a record of it. That of an image of a network is told by its
+    /// session ([`crate::metrics::SessionMetrics`]).
+    pub fn generation(&self) -> Option<u64> {
+        self.leases.iter().find_map(Lease::generation)
+    }
+
+    /// Raises the generation where the host has a record of it, durably. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// Why one is not raised; then nothing may be written.
+    pub fn raise(&mut self) -> Result<(), OpenError> {
+        Ok(self.leases.iter_mut().try_for_each(Lease::raise)?)
+    }
+
     /// Keeps a lease of something that belongs to the image.
     pub(crate) fn extend(&mut self, lease: Option<Lease>) {
         self.leases.extend(lease);

@@ -12,7 +12,7 @@ use super::format::{BaseIdentity, Header, State};
 use super::{Lifetime, Overlay};
 use crate::backend::{Access, Backend};
 use crate::blocking::Blocking;
-use crate::lease::{Lock, Terms};
+use crate::lease::{Lock, Succession, Terms};
 use crate::open::{self, Image, OpenError, is_remote};
 use crate::request::Failure;
 
@@ -182,6 +182,8 @@ impl OverlayConfig {
                 Lock::Exclusive | Lock::Shared => Lock::Shared,
             },
             at: None,
+            // It is the overlay that is written.
+            succession: Succession::default(),
             ..*terms
         };
         Ok(open::open(&self.base, Access::ReadOnly, &shared)?)

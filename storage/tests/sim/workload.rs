@@ -98,6 +98,7 @@ impl Wish {
             Operation::Discard => Effect::Discard,
             Operation::WriteZeroes { .. } => Effect::Zero,
             Operation::Grow => Effect::Grow,
+            Operation::Raise => unreachable!("no workload asks for it"),
         }
     }
 }

@@ -8,7 +8,7 @@ use coracle_storage::backend::{Backend, Geometry};
 use coracle_storage::metrics::SessionMetrics;
 
 use super::control::{BlkControl, ControlError, REPLY_MS_MAX, locked};
-use super::mailbox::{Answer, Call, Command, GrowReply, Mailbox, ReplaceReply, Unanswered};
+use super::mailbox::{Answer, AskReply, Call, Command, Mailbox, ReplaceReply, Unanswered};
 use crate::virtio::device::{Notice, Patience};
 
 /// A change under way. Who drops it gives it up: then it may take place or not.
@@ -29,7 +29,7 @@ pub(super) enum Asked {
     },
     Grow {
         size_bytes: u64,
-        answer: Answer<GrowReply>,
+        answer: Answer<AskReply>,
     },
 }
 
@@ -127,7 +127,7 @@ impl Exchange {
     }
 }
 
-fn answered<T>(reply: Result<T, Unanswered>) -> Result<T, ControlError> {
+pub(super) fn answered<T>(reply: Result<T, Unanswered>) -> Result<T, ControlError> {
     reply.map_err(|unanswered| match unanswered {
         Unanswered::Gone => ControlError::WorkerGone,
         Unanswered::Late => ControlError::Late,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use coracle_storage::backend::{Access, Backend};
 use coracle_storage::engine::{Engine, PreparedReactor};
-use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Terms};
+use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Succession, Terms};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::open::{self, Hold, Image, OpenError};
 use coracle_storage::overlay::{OverlayConfig, OverlayError};
@@ -481,6 +481,7 @@ impl DriveConfig {
             lock: self.lock()?,
             at: self.lease_at.as_deref(),
             owner,
+            succession: Succession::default(),
             network: self.network()?,
         })
     }

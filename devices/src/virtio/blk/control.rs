@@ -8,7 +8,7 @@ use coracle_storage::backend::{Access, Backend, Geometry};
 use coracle_storage::blocking::Blocking;
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::metrics::SessionMetrics;
-use coracle_storage::request::Failure;
+use coracle_storage::request::{Failure, Operation};
 
 use super::change::{Asked, Changed, Exchange, ImageChange};
 use super::config::forked;
@@ -76,8 +76,14 @@ pub enum ControlError {
         #[source]
         source: Failure,
     },
+    /// What was written is not all on the medium.
+    #[error("what was written to the image cannot be made durable")]
+    Flush(#[source] Failure),
+    /// The lease is not raised.
+    #[error("the generation of the image cannot be raised")]
+    Raise(#[source] Failure),
     /// The worker is busy.
-    #[error("the disk's worker did not answer within {REPLY_MS_MAX} ms")]
+    #[error("the disk's worker did not answer in time")]
     Late,
     /// The worker thread is gone.
     #[error("the disk's worker thread has ended")]
@@ -173,7 +179,7 @@ impl BlkControl {
         let (call, answer) = Call::new(notice);
         // One worker asks; the forks of an image share its size.
         let mailbox = self.mailboxes.first().ok_or(ControlError::WorkerGone)?;
-        mailbox.post(Command::Grow(size_bytes, call))?;
+        mailbox.post(Command::Ask(Operation::Grow, size_bytes, call))?;
         Ok(Asked::Grow { size_bytes, answer })
     }
 

@@ -384,7 +384,11 @@ impl Lane {
 fn limited_bytes(request: &Request) -> u64 {
     match request.operation {
         Operation::Read | Operation::Write => request.len_bytes,
-        Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } | Operation::Grow => 0,
+        Operation::Flush
+        | Operation::Discard
+        | Operation::WriteZeroes { .. }
+        | Operation::Raise
+        | Operation::Grow => 0,
     }
 }
 
@@ -407,6 +411,6 @@ fn count(metrics: &BlkMetrics, operation: Operation, len_bytes: u64, took: Resul
         }
         Operation::Flush => metrics.flush_count.add(1),
         Operation::Discard | Operation::WriteZeroes { .. } => metrics.discard_count.add(1),
-        Operation::Grow => {}
+        Operation::Raise | Operation::Grow => {}
     }
 }

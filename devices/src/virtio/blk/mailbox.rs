@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::Backend;
-use coracle_storage::request::Failure;
+use coracle_storage::request::{Failure, Operation};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::share::Share;
@@ -21,8 +21,9 @@ pub(super) enum Command {
     Stop(StopCall),
     /// Use another image, and give the old one back; only while nothing is served.
     Replace(Box<dyn Backend>, Call<ReplaceReply>),
-    /// Make the image so many bytes long. It is made so even where whoever asked has given up.
-    Grow(u64, Call<GrowReply>),
+    /// Have the image do an operation that has no data, with a length if that makes it long. It is done even where whoever
+    /// asked has given up.
+    Ask(Operation, u64, Call<AskReply>),
     /// Let what waits for tokens go: the limits have changed.
     Reconsider,
     /// Quiesce and end the thread.
@@ -35,8 +36,8 @@ pub(super) type StopReply = Result<Option<Box<Share>>, StopError>;
 /// The image that was in use, or why it is still.
 pub(super) type ReplaceReply = io::Result<Box<dyn Backend>>;
 
-/// Whether the image has become so long.
-pub(super) type GrowReply = Result<(), Failure>;
+/// Whether the image has done it.
+pub(super) type AskReply = Result<(), Failure>;
 
 /// The worker's end of a wish that may be given up.
 pub(super) struct Call<T> {

@@ -202,6 +202,10 @@ pub(super) fn take_segments(operation: Operation, chain: &mut Chain, spare: Vec<
     match operation {
         Operation::Read => mem::replace(&mut chain.writable, spare),
         Operation::Write => mem::replace(&mut chain.readable, spare),
-        Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } | Operation::Grow => spare,
+        Operation::Flush
+        | Operation::Discard
+        | Operation::WriteZeroes { .. }
+        | Operation::Raise
+        | Operation::Grow => spare,
     }
 }

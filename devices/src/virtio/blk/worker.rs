@@ -10,7 +10,7 @@ use coracle_storage::request::{Completion, Durability, Failure, Operation, Reque
 
 use super::departure::{Departure, Whereabouts};
 use super::lane::{Drive, Lane, lane_of};
-use super::mailbox::{Call, Command, GrowReply, Inbox, ReplaceReply, StopCall};
+use super::mailbox::{AskReply, Call, Command, Inbox, ReplaceReply, StopCall};
 use super::polling::Polling;
 use super::share::Share;
 use crate::virtio::device::StopError;
@@ -65,8 +65,8 @@ struct Service {
 
 /// Who waits for a request of the worker's own.
 enum OwnRequest {
-    /// Whoever wants the image to grow.
-    Grow(Call<GrowReply>),
+    /// Whoever asked.
+    Asked(Call<AskReply>),
     /// The worker, to end.
     LastFlush,
 }
@@ -280,7 +280,7 @@ impl Worker {
                     }
                 }
                 Command::Replace(image, call) => self.replace(image, call, now),
-                Command::Grow(size_bytes, call) => self.grow(size_bytes, call),
+                Command::Ask(operation, len_bytes, call) => self.ask(operation, len_bytes, call),
             }
         }
     }
@@ -356,13 +356,13 @@ impl Worker {
         Ok(std::mem::replace(&mut self.drive.image, image))
     }
 
-    fn grow(&mut self, size_bytes: u64, call: Call<GrowReply>) {
+    fn ask(&mut self, operation: Operation, len_bytes: u64, call: Call<AskReply>) {
         if self.own.is_some() {
             // Whoever asked may have given up. One at a time is enough: the caller asks again.
             let _ = call.answer(Err(Failure::Host(libc::EBUSY)));
             return;
         }
-        self.start_own(Operation::Grow, size_bytes, OwnRequest::Grow(call));
+        self.start_own(operation, len_bytes, OwnRequest::Asked(call));
     }
 
     /// Asks the image for something on the worker's own account.
@@ -387,8 +387,8 @@ impl Worker {
     fn complete_own(&mut self, outcome: Result<(), Failure>) {
         let own = self.own.take();
         match own.expect("an image ends each request once, and there is one of our own at most") {
-            OwnRequest::Grow(call) => {
-                // Whoever asked may have given up; the image is larger all the same.
+            OwnRequest::Asked(call) => {
+                // Whoever asked may have given up; it is done all the same.
                 let _ = call.answer(outcome);
             }
             OwnRequest::LastFlush => {

@@ -320,6 +320,7 @@ fn first_stage(request: &Request, geometry: &Geometry, file: &File) -> Result<St
     }
     let is_read_only = geometry.access == Access::ReadOnly;
     match request.operation {
+        Operation::Raise => Err(Err(Failure::Unsupported)),
         Operation::Flush if is_read_only => Err(Ok(())),
         Operation::Flush => Ok(Stage::Commit),
         Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {

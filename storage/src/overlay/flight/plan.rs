@@ -39,7 +39,7 @@ impl Flight {
                 };
                 self.plan_change(contents);
             }
-            Operation::Flush | Operation::Grow => unreachable!("they have no range"),
+            Operation::Flush | Operation::Raise | Operation::Grow => unreachable!("they have no range"),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::virtio::blk::control::BlkControl;
-use crate::virtio::device::{ActiveQueue, Interrupt, Session};
+use crate::virtio::device::{ActiveQueue, Interrupt, Notice, Patience, Session};
 use crate::virtio::testing::memory;
 
 const QUEUES: u16 = 4;
@@ -229,4 +229,28 @@ fn by_io_uring_a_disk_grows_under_a_running_driver_and_never_shrinks() {
 #[test]
 fn by_plain_calls_a_disk_grows_under_a_running_driver_and_never_shrinks() {
     a_disk_grows_under_a_running_driver_and_never_shrinks(Engine::Sync);
+}
+
+fn a_stopped_disk_is_flushed_and_raised_on_behalf_of_its_machine(engine: Engine) {
+    let mut rig = Rig::new(engine);
+    assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[1; 512]).0, OK);
+    let session = rig.device.stop().unwrap().unwrap();
+    let limit = Duration::from_secs(10);
+    let notice = Notice::default();
+    let flush = rig.control.begin_flush(limit, &notice).unwrap();
+    flush.poll(Patience::WithinLimit).unwrap().unwrap();
+    let raise = rig.control.begin_raise(limit, &notice).unwrap();
+    raise.poll(Patience::WithinLimit).unwrap().unwrap();
+    rig.device.start(session).unwrap();
+    assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 1, &[2; 512]).0, OK);
+}
+
+#[test]
+fn by_io_uring_a_stopped_disk_is_flushed_and_raised_on_behalf_of_its_machine() {
+    a_stopped_disk_is_flushed_and_raised_on_behalf_of_its_machine(Engine::Async);
+}
+
+#[test]
+fn by_plain_calls_a_stopped_disk_is_flushed_and_raised_on_behalf_of_its_machine() {
+    a_stopped_disk_is_flushed_and_raised_on_behalf_of_its_machine(Engine::Sync);
 }

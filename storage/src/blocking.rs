@@ -8,6 +8,7 @@
 mod tests;
 
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,7 @@ impl Blocking {
     pub fn zero_at(&mut self, offset_bytes: u64, len_bytes: u64) -> Result<(), Failure> {
         let space = Space::MayBeFreed;
         self.run(request(Operation::WriteZeroes { space }, offset_bytes, len_bytes))
+            .map(drop)
     }
 
     /// Returns when everything that was written is on the medium.
@@ -114,7 +116,7 @@ impl Blocking {
     ///
     /// What the storage answers.
     pub fn flush(&mut self) -> Result<(), Failure> {
-        self.run(request(Operation::Flush, 0, 0))
+        self.run(request(Operation::Flush, 0, 0)).map(drop)
     }
 
     /// Makes the image `len_bytes` long.
@@ -123,7 +125,28 @@ impl Blocking {
     ///
     /// What the storage answers.
     pub fn grow(&mut self, len_bytes: u64) -> Result<(), Failure> {
-        self.run(request(Operation::Grow, 0, len_bytes))
+        self.run(request(Operation::Grow, 0, len_bytes)).map(drop)
+    }
+
+    /// The first part of `range` that may hold something else than zeros, as far as the image knows; an empty one if there is
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub fn find_data(&mut self, range: Range<u64>) -> Result<Range<u64>, Failure> {
+        let len_bytes = range.end.saturating_sub(range.start);
+        let found = self.run(request(Operation::FindData, range.start, len_bytes))?;
+        Ok(found.range())
+    }
+
+    /// Raises the generation of the image's lease, if it has one of its own ([`Operation::Raise`]).
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub fn raise(&mut self) -> Result<(), Failure> {
+        self.run(request(Operation::Raise, 0, 0)).map(drop)
     }
 
     fn transfer(
@@ -139,9 +162,11 @@ impl Blocking {
             segments: vec![segment],
             ..request(operation, offset_bytes, len as u64)
         })
+        .map(drop)
     }
 
-    fn run(&mut self, request: Request) -> Result<(), Failure> {
+    /// Carries a request out, and gives it back.
+    fn run(&mut self, request: Request) -> Result<Request, Failure> {
         if self.expired {
             return Err(EXPIRED);
         }
@@ -151,13 +176,13 @@ impl Blocking {
             if let Some(request) = offered.take() {
                 let io = &mut self.io;
                 match self.image.as_mut().expect(IMAGE_IS_THERE).start(request, io) {
-                    Step::Done(Completion { outcome, .. }) => return outcome,
+                    Step::Done(completion) => return ended(completion),
                     Step::Pending => {}
                     Step::Busy(request) => offered = Some(request),
                 }
             }
-            if let Some(Completion { outcome, .. }) = self.next_completion() {
-                return outcome;
+            if let Some(completion) = self.next_completion() {
+                return ended(completion);
             }
             if end.is_some_and(|end| end <= self.io.now()) {
                 self.expire();
@@ -167,8 +192,8 @@ impl Blocking {
                 offered.is_none() || self.image().is_attached(),
                 "there is room for one request in an image that waits for nothing"
             );
-            if let Some(Completion { outcome, .. }) = self.turn(end) {
-                return outcome;
+            if let Some(completion) = self.turn(end) {
+                return ended(completion);
             }
             if self.image().loss().is_some() {
                 // The request stays in the image for good; nothing of the kernel's uses its memory.
@@ -243,6 +268,10 @@ impl Drop for Blocking {
             self.part(Parting::Breaks);
         }
     }
+}
+
+fn ended(completion: Completion) -> Result<Request, Failure> {
+    completion.outcome.map(|()| completion.request)
 }
 
 fn request(operation: Operation, offset_bytes: u64, len_bytes: u64) -> Request {

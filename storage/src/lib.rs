@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod blocking;
+pub mod draft;
 pub mod engine;
 mod escape;
 mod host;
@@ -16,6 +17,7 @@ pub mod metrics;
 pub mod nfs;
 pub mod open;
 pub mod overlay;
+pub mod pipeline;
 pub mod plain;
 pub mod raw;
 pub mod reactor;

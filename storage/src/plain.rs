@@ -28,12 +28,29 @@ pub struct Plain {
     /// Those that were registered, and the sockets that were made in their places.
     files: [RawFd; FILES_MAX],
     sockets: Sockets,
-    watches: Vec<(RawFd, Token)>,
+    watches: Vec<Watch>,
     queued: VecDeque<(KernelOp, Token)>,
     ops_max: usize,
     deadline: Option<Instant>,
     /// The list of the last poll, for its room.
     polled: Vec<PollFd<'static>>,
+}
+
+/// A descriptor that is polled while the owner waits.
+#[derive(Debug)]
+struct Watch {
+    fd: RawFd,
+    token: Token,
+    reading: Reading,
+}
+
+/// Who reads what is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// The reactor: it is a counter that is to be reset.
+    Resets,
+    /// Whoever is told.
+    Leaves,
 }
 
 impl Plain {
@@ -84,15 +101,15 @@ impl Reactor for Plain {
     }
 
     fn watch(&mut self, eventfd: RawFd, token: Token) -> io::Result<()> {
-        if self.watches.len() == WATCHES_MAX {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
-        }
-        self.watches.push((eventfd, token));
-        Ok(())
+        self.add_watch(eventfd, token, Reading::Resets)
+    }
+
+    fn watch_readable(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.add_watch(fd, token, Reading::Leaves)
     }
 
     fn unwatch(&mut self, token: Token) -> io::Result<()> {
-        self.watches.retain(|(_, watched)| *watched != token);
+        self.watches.retain(|watch| watch.token != token);
         Ok(())
     }
 
@@ -134,6 +151,14 @@ enum Polled {
 }
 
 impl Plain {
+    fn add_watch(&mut self, fd: RawFd, token: Token, reading: Reading) -> io::Result<()> {
+        if self.watches.len() == WATCHES_MAX {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        self.watches.push(Watch { fd, token, reading });
+        Ok(())
+    }
+
     fn run_queued(&mut self, wakes: &mut Vec<Wake>) {
         while let Some((op, token)) = self.queued.pop_front() {
             match op {
@@ -150,7 +175,7 @@ impl Plain {
     }
 
     fn poll(&mut self, limit: Option<Duration>, wakes: &mut Vec<Wake>) -> io::Result<Polled> {
-        let entry = |(eventfd, _): &(RawFd, Token)| PollFd::from_borrowed_fd(borrow(*eventfd), PollFlags::IN);
+        let entry = |watch: &Watch| PollFd::from_borrowed_fd(borrow(watch.fd), PollFlags::IN);
         self.polled.clear();
         self.polled.extend(self.watches.iter().map(entry));
         self.polled.extend(self.sockets.polls());
@@ -161,14 +186,17 @@ impl Plain {
             Err(errno) => return Err(errno.into()),
         }
         let mut polled = self.polled.iter().map(PollFd::revents);
-        for ((eventfd, token), revents) in self.watches.iter().zip(polled.by_ref()) {
+        for (watch, revents) in self.watches.iter().zip(polled.by_ref()) {
             if revents.intersects(PollFlags::NVAL | PollFlags::ERR) {
                 return Err(io::Error::from_raw_os_error(libc::EBADF));
             }
-            if revents.contains(PollFlags::IN) {
-                // Resets the counter; it is readable and nobody else reads it, so this cannot block.
-                rustix::io::read(borrow(*eventfd), &mut [0_u8; 8])?;
-                wakes.push(Wake::Signalled(*token));
+            if revents.contains(PollFlags::IN) && watch.reading == Reading::Resets {
+                // It is readable and nobody else reads it, so this cannot block.
+                rustix::io::read(borrow(watch.fd), &mut [0_u8; 8])?;
+            }
+            // The end of what another closes is read like anything else.
+            if revents.intersects(PollFlags::IN | PollFlags::HUP) {
+                wakes.push(Wake::Signalled(watch.token));
             }
         }
         self.sockets.go_on(polled, wakes);

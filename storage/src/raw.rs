@@ -152,6 +152,8 @@ impl Raw {
                 Err(Err(Failure::ReadOnly))
             }
             _ if request.len_bytes == 0 => Err(Ok(())),
+            // No reactor looks for holes.
+            Operation::FindData => Err(Ok(())),
             Operation::Read | Operation::Write => Ok(Stage::Transfer),
             Operation::Discard if self.geometry.discard == Discard::Ignored => Err(Ok(())),
             Operation::Discard => Ok(Stage::Deallocate),

@@ -349,6 +349,17 @@ pub trait Reactor: Submit {
     /// When [`WATCHES_MAX`] are watched, or the kernel refuses the descriptor.
     fn watch(&mut self, eventfd: RawFd, token: Token) -> io::Result<()>;
 
+    /// Reports as [`Wake::Signalled`] with `token` that `fd` has become readable, or is already; until [`Self::unwatch`]. Nothing
+    /// is read of it: whoever is told reads all that is there, and may be told again until then.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::watch`], and when the reactor cannot.
+    fn watch_readable(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+        let _unsupported = (fd, token);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Takes a watch back: `token` is not reported any more. Unknown tokens are ignored.
     ///
     /// # Errors

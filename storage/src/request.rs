@@ -1,6 +1,7 @@
 //! The vocabulary between a device and an image: requests, completions and their errors.
 #![expect(unsafe_code, reason = "a segment promises that memory outlives its request")]
 
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// What a guest asked of its disk.
@@ -20,10 +21,13 @@ pub enum Operation {
         space: Space,
     },
     /// Raises the generation of the image's lease, durably; nothing else is in flight. Only an image of a network has a lease
-    /// of its own, others are done at once: the host's records are raised by [`crate::open::Hold::raise`].
+    /// of its own, others are done at once: the host's records are raised by [`crate::open::Hold::begin_raise`].
     Raise,
     /// Makes the image `len_bytes` long, which is no less than it is; what is new reads as zeros. `offset_bytes` is 0.
     Grow,
+    /// Narrows the range of the request to the first part of it that may hold something else than zeros; one that is empty, at
+    /// the end, if there is none. What lies before reads as zeros. An image that cannot tell leaves the range as it is.
+    FindData,
 }
 
 /// When a change of the image counts as done.
@@ -137,6 +141,23 @@ pub struct Request {
     pub durability: Durability,
     /// The guest's memory; empty unless the operation is a read or a write.
     pub segments: Vec<Segment>,
+}
+
+impl Request {
+    /// What it is about.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.offset_bytes..self.offset_bytes + self.len_bytes
+    }
+
+    /// Makes it one about a part of its range.
+    pub(crate) fn narrow(&mut self, part: &Range<u64>) {
+        let whole = self.range();
+        assert!(
+            whole.start <= part.start && part.start <= part.end && part.end <= whole.end,
+            "a part lies within the whole"
+        );
+        (self.offset_bytes, self.len_bytes) = (part.start, part.end - part.start);
+    }
 }
 
 /// The end of a request: sent exactly once for every request that was accepted.

@@ -49,6 +49,15 @@ impl PreparedRing {
     ///
     /// What this host lacks, and what to do about it.
     pub fn new(ops_max: u32, reach: Reach) -> Result<Self, Unavailable> {
+        Self::with_workers(ops_max, reach, FILE_WORKERS_MAX)
+    }
+
+    /// The same with at most `file_workers_max` kernel workers for operations on files.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn with_workers(ops_max: u32, reach: Reach, file_workers_max: u32) -> Result<Self, Unavailable> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -59,7 +68,7 @@ impl PreparedRing {
             .setup_cqsize((2 * (ops_max + WATCH_ENTRIES)).next_power_of_two())
             .build((ops_max + WATCH_ENTRIES).next_power_of_two())
             .map_err(Unavailable::from_setup)?;
-        restrict(&ring, reach)?;
+        restrict(&ring, reach, file_workers_max)?;
         Ok(Self { ring, ops_max, reach })
     }
 
@@ -88,6 +97,10 @@ impl PreparedRing {
         })
     }
 }
+
+/// Kernel workers of a disk's ring for operations on files, which are bounded by the medium. Without a cap the kernel starts up
+/// to one per operation in flight.
+const FILE_WORKERS_MAX: u32 = 4;
 
 /// Room in the submission queue for watches; they are submitted at once, so one would do.
 const WATCH_ENTRIES: u32 = 2;
@@ -193,6 +206,11 @@ impl Reactor for Ring {
             watch.token = Some(token);
         }
         self.arm(slot)
+    }
+
+    fn watch_readable(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+        // A multishot poll reads nothing, of an eventfd neither.
+        self.watch(fd, token)
     }
 
     fn unwatch(&mut self, token: Token) -> io::Result<()> {

@@ -15,4 +15,5 @@ pub mod nfs;
 pub mod oracle;
 pub mod reactor;
 pub mod seeds;
+pub mod serve;
 pub mod target;

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use coracle_storage::backend::Access;
 use coracle_storage::sim::dice::Dice;
+use coracle_storage::sim::serve::{Served, serve};
 use coracle_storage::sim::target::options::{Mishaps, Options, Place};
-use coracle_storage::sim::target::serve::{Served, serve};
 use coracle_storage::sim::target::{Redirect, Target, Term};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -50,7 +50,7 @@ fn trial(name: &str, program: &str, run: impl FnOnce() + Send + 'static) -> Tria
 const SIZE_BYTES: u64 = 16 << 20;
 
 /// Serves a target with a disk, number 1, and a small one that is write-protected, number 2.
-fn serve_seeded(options: Options, seed: u64) -> Served {
+fn serve_seeded(options: Options, seed: u64) -> Served<Target> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("{},1", listener.local_addr().unwrap());
     let place = Place {
@@ -66,12 +66,12 @@ fn serve_seeded(options: Options, seed: u64) -> Served {
     serve(listener, make).unwrap()
 }
 
-fn url(served: &Served, lun: u16) -> String {
+fn url(served: &Served<Target>, lun: u16) -> String {
     format!("iscsi://{}/iqn.2026-01.test:t1/{lun}", served.address())
 }
 
 /// Runs a program for at most half a minute; what it says, if it ends well.
-fn run(served: &Served, program: &str, arguments: &[&str]) -> String {
+fn run(served: &Served<Target>, program: &str, arguments: &[&str]) -> String {
     let output = Command::new("timeout")
         .arg("30")
         .arg(program)

@@ -16,7 +16,7 @@ use coracle_storage::overlay::file::sync_directory_of;
 use serde_json::json;
 
 use super::offline::{Image, OWNER, Overlay};
-use super::pieces::{Holds, len_of, pieces, runs};
+use super::pieces::{GRAIN_BYTES, Holds, len_of, pieces, runs};
 use super::progress::Progress;
 use super::{DiskError, output_refused as refused};
 use crate::confirm::{Question, confirm};
@@ -99,9 +99,9 @@ fn to_unit(source: &mut Image, args: &CopyArgs) -> Result<(), DiskError> {
     let progress = Progress::new("copy", size_bytes);
     for range in [head_bytes..size_bytes, 0..head_bytes] {
         // What is there already is no hole.
-        transfer(source, range, &progress, |at_bytes, holds, part| match holds {
-            Holds::Zeros => unit.zero(at_bytes, part.len() as u64),
-            Holds::Data => unit.write(at_bytes, part),
+        transfer(source, range, &progress, |at_bytes, part| match part {
+            Part::Zeros { len_bytes } => unit.zero(at_bytes, len_bytes),
+            Part::Data(bytes) => unit.write(at_bytes, bytes),
         })?;
         unit.flush()?;
     }
@@ -120,6 +120,9 @@ fn to_export(source: &mut Image, url: &str) -> Result<(), DiskError> {
         .create(source.size_bytes())
         .map_err(failed)
         .and_then(|()| {
+            if cloned(source, &draft, &owner).map_err(failed)? {
+                return Ok(());
+            }
             // Nobody else knows its name, so there is nobody to tell of a lease.
             let mut image = Image::open(&draft_url, Access::ReadWrite, Lock::None)?;
             fill(source, &mut image)
@@ -132,11 +135,25 @@ fn to_export(source: &mut Image, url: &str) -> Result<(), DiskError> {
     })
 }
 
+/// Has the server of `draft` clone `source` if that is there as well. It stays open meanwhile, so that nobody writes it. `false`:
+/// nothing was done.
+fn cloned(source: &Image, draft: &nfs::Operator, owner: &Owner) -> Result<bool, NfsError> {
+    if !NfsUrl::is_url(&source.path) {
+        return Ok(false);
+    }
+    match nfs::Operator::new(&source.path, None, owner) {
+        Ok(origin) if draft.is_with(&origin) => draft.clone_of(&origin, source.size_bytes()),
+        // By NFSv3 nothing is cloned.
+        Ok(_) | Err(NfsError::Unfenced) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes what is no zeros into a new image.
 fn fill(source: &mut Image, image: &mut Image) -> Result<(), DiskError> {
-    transfer_all(source, |at_bytes, holds, part| match holds {
-        Holds::Zeros => Ok(()),
-        Holds::Data => image.write(at_bytes, part),
+    transfer_all(source, |at_bytes, part| match part {
+        Part::Zeros { .. } => Ok(()),
+        Part::Data(bytes) => image.write(at_bytes, bytes),
     })?;
     image.flush()
 }
@@ -157,10 +174,10 @@ fn to_file(source: &mut Image, path: &str) -> Result<(), DiskError> {
     write_new(path, |file| {
         file.set_len(source.size_bytes())
             .map_err(|error| refused(path, error))?;
-        transfer_all(source, |at_bytes, holds, part| match holds {
-            Holds::Zeros => Ok(()),
-            Holds::Data => file
-                .write_all_at(part, at_bytes)
+        transfer_all(source, |at_bytes, part| match part {
+            Part::Zeros { .. } => Ok(()),
+            Part::Data(bytes) => file
+                .write_all_at(bytes, at_bytes)
                 .map_err(|error| refused(path, error)),
         })?;
         file.sync_all().map_err(|error| refused(path, error))
@@ -196,36 +213,85 @@ pub(crate) fn write_new(
     sync_directory_of(path).map_err(|error| refused(path, error))
 }
 
+/// A part of an image.
+enum Part<'a> {
+    Zeros { len_bytes: u64 },
+    Data(&'a [u8]),
+}
+
 fn transfer_all(
     source: &mut Image,
-    put: impl FnMut(u64, Holds, &[u8]) -> Result<(), DiskError>,
+    put: impl FnMut(u64, Part<'_>) -> Result<(), DiskError>,
 ) -> Result<(), DiskError> {
     let size_bytes = source.size_bytes();
     transfer(source, 0..size_bytes, &Progress::new("copy", size_bytes), put)
 }
 
-/// Hands a range of `source` to `put`, in runs that are zeros or not, each with where it starts.
+/// Hands a range of `source`, which begins with a whole grain, to `put`, in parts that are zeros or not, each with where it
+/// starts. Holes are not read, where the image tells of them.
 fn transfer(
     source: &mut Image,
     range: Range<u64>,
     progress: &Progress,
-    mut put: impl FnMut(u64, Holds, &[u8]) -> Result<(), DiskError>,
+    mut put: impl FnMut(u64, Part<'_>) -> Result<(), DiskError>,
 ) -> Result<(), DiskError> {
     let size_bytes = source.size_bytes();
-    for piece in pieces(range) {
-        let mut buffer = vec![0; len_of(&piece)];
-        source.read(piece.start, size_bytes, &mut buffer)?;
-        for (at, holds, part) in runs(&buffer) {
-            put(piece.start + at as u64, holds, part)?;
+    let mut at_bytes = range.start;
+    while at_bytes < range.end {
+        let rest = at_bytes..range.end;
+        let data = worth_reading(&source.find_data(rest.clone())?, &rest);
+        let len_bytes = data.start - at_bytes;
+        if len_bytes > 0 {
+            put(at_bytes, Part::Zeros { len_bytes })?;
+            progress.add(len_bytes);
         }
-        progress.add(piece.end - piece.start);
+        at_bytes = data.end;
+        for piece in pieces(data) {
+            let mut buffer = vec![0; len_of(&piece)];
+            source.read(piece.start, size_bytes, &mut buffer)?;
+            for (at, holds, bytes) in runs(&buffer) {
+                let part = match holds {
+                    Holds::Zeros => Part::Zeros {
+                        len_bytes: bytes.len() as u64,
+                    },
+                    Holds::Data => Part::Data(bytes),
+                };
+                put(piece.start + at as u64, part)?;
+            }
+            progress.add(piece.end - piece.start);
+        }
     }
     Ok(())
+}
+
+/// To read so much takes no longer than to ask where less of it ends.
+const READ_BYTES_MIN: u64 = 256 << 10;
+
+/// What is read of the `rest` of an image because there are data: whole grains, and not too few of them.
+fn worth_reading(data: &Range<u64>, rest: &Range<u64>) -> Range<u64> {
+    if data.is_empty() {
+        return rest.end..rest.end;
+    }
+    let grain_bytes = GRAIN_BYTES as u64;
+    let start = (data.start / grain_bytes * grain_bytes).max(rest.start);
+    let end = data.end.next_multiple_of(grain_bytes);
+    start..end.max(start + READ_BYTES_MIN).min(rest.end)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_are_read_in_whole_grains_and_no_few_of_them() {
+        let rest = 8192..1 << 20;
+        let read = |data: Range<u64>| worth_reading(&data, &rest);
+        assert_eq!(read(1 << 20..1 << 20), 1 << 20..1 << 20, "nothing is left");
+        assert_eq!(read(8192..8193), 8192..8192 + READ_BYTES_MIN);
+        assert_eq!(read(20_000..500_001), 16_384..503_808);
+        assert_eq!(read(1_040_000..1_040_001), 1_036_288..1 << 20);
+        assert_eq!(read(rest.clone()), rest);
+    }
 
     #[test]
     fn a_draft_is_beside_its_image_and_reached_in_the_same_way() {

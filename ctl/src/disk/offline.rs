@@ -82,15 +82,22 @@ impl Image {
             return Ok(());
         }
         let read = self.blocking.read_at(offset_bytes, inside);
-        read.map_err(|source| DiskError::Read {
-            path: self.path.clone(),
-            offset_bytes,
-            source,
-        })
+        read.map_err(|source| self.unread(offset_bytes, source))
     }
 }
 
 impl Image {
+    /// The first part of `bytes` that may hold something else than zeros; an empty one if there is none.
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub(crate) fn find_data(&mut self, bytes: Range<u64>) -> Result<Range<u64>, DiskError> {
+        let offset_bytes = bytes.start;
+        let found = self.blocking.find_data(bytes);
+        found.map_err(|source| self.unread(offset_bytes, source))
+    }
+
     /// Writes `bytes` from `offset_bytes` on.
     ///
     /// # Errors
@@ -122,6 +129,14 @@ impl Image {
             path: self.path.clone(),
             source,
         })
+    }
+
+    fn unread(&self, offset_bytes: u64, source: Failure) -> DiskError {
+        DiskError::Read {
+            path: self.path.clone(),
+            offset_bytes,
+            source,
+        }
     }
 
     fn unwritten(&self, offset_bytes: u64, source: Failure) -> DiskError {

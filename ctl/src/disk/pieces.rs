@@ -6,7 +6,7 @@ use std::ops::Range;
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// The unit in which zeros stay holes: the smallest cluster, and the block of most file systems.
-const GRAIN_BYTES: usize = 4096;
+pub(crate) const GRAIN_BYTES: usize = 4096;
 
 /// `bytes` in pieces that fit in memory.
 pub(crate) fn pieces(bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> {

@@ -173,6 +173,7 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName
         access,
         lock: terms.lock,
         owner: terms.owner.clone(),
+        succession: terms.succession,
         keys: Keyring::of(terms.owner.incarnation),
         begun: Mutex::default(),
         chain: chain.map_err(|error| IscsiError::Records {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{Chain, Incarnation, Lock, Owner, Record};
+use crate::lease::{Chain, ChainError, Incarnation, LeaseError, Lock, NotTaken, Owner, Record, Succession};
 
 use super::bringup::Stop;
 use super::error::IscsiError;
@@ -30,6 +30,8 @@ pub(super) struct Plan {
     pub(super) access: Access,
     pub(super) lock: Lock,
     pub(super) owner: Owner,
+    /// What becomes of the generation when the lease is taken.
+    pub(super) succession: Succession,
     /// Keys of this process.
     pub(super) keys: Keyring,
     /// The record that an attempt to take the lease has begun to write; nobody may have been told that it was written.
@@ -88,6 +90,7 @@ impl Plan {
             access: self.access,
             lock: Lock::None,
             owner: self.owner.clone(),
+            succession: Succession::default(),
             keys: Keyring::of(self.owner.incarnation),
             chain: None,
             is_immutable: self.is_immutable,
@@ -110,6 +113,17 @@ impl Plan {
         match &*begun {
             Some(before) if before.epoch == record.epoch => before.clone(),
             _ => begun.insert(record).clone(),
+        }
+    }
+
+    /// That the lease is not taken, and why.
+    pub(super) fn not_taken(&self, why: NotTaken) -> Stop {
+        match why {
+            NotTaken::Overtaken(overtaken) => {
+                let path = self.name.clone();
+                Stop::Never(LeaseError::Overtaken { path, overtaken }.into())
+            }
+            NotTaken::Exhausted => self.unrecorded(ChainError::Exhausted),
         }
     }
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{ChainError, LeaseError, Phase, Record};
+use crate::lease::{ChainError, LeaseError, Phase, Record, Succession};
 use crate::request::Durability;
 
 use super::bringup::{Refused, Stop, attempt, run};
@@ -42,6 +42,30 @@ pub(super) struct Tenure {
     pub(super) key: ReservationKey,
     /// The record that says so, if there is a place for one.
     pub(super) record: Option<Record>,
+    /// The step by which its generation is raised, from when that has begun: it may have been made.
+    pub(super) begun: Option<Record>,
+}
+
+impl Tenure {
+    /// Under this key, by this record, which was made.
+    fn of(key: ReservationKey, record: Option<Record>) -> Self {
+        let begun = None;
+        Self { key, record, begun }
+    }
+
+    /// The generation, or 0 if nothing says so.
+    pub(super) fn generation(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.generation)
+    }
+
+    /// Begins to raise the generation, unless there is none or no number is left: from now on the step is made, or the lease is
+    /// lost. It is the same however often it is tried.
+    pub(super) fn begin(&mut self) -> bool {
+        if let (Some(record), None) = (&self.record, &self.begun) {
+            self.begun = Record::after(Some(record), Phase::Held, &record.owner);
+        }
+        self.begun.is_some()
+    }
 }
 
 /// What PERSISTENT RESERVE IN tells at most: as many keys as anybody would look at.
@@ -52,8 +76,15 @@ const USURPER_WAITS_MAX: u32 = 20;
 
 /// Takes the lease of a unit that this process does not have yet.
 pub(super) async fn claim(port: &Port, plan: &Plan, unit: &Unit) -> Result<Tenure, Stop> {
+    if plan.succession != Succession::Raises && plan.records(unit).is_none() {
+        let path = plan.name.clone();
+        return Err(Stop::Never(LeaseError::Forgotten { path }.into()));
+    }
     let before = read_record(port, plan, unit).await?;
     check_free(port, plan, before.as_ref()).await?;
+    // Under the fence it has to be the same.
+    let checked = plan.succession.check(before.as_ref());
+    checked.map_err(|why| plan.not_taken(why))?;
     let key = plan.keys.next();
     register(port, key).await?;
     let mut taken = take(port, plan, key, before.as_ref()).await;
@@ -157,7 +188,7 @@ async fn record_tenure(
              its lease: format it by `coraclectl disk create`, or name a place for records by `lease_at`",
             plan.name
         );
-        return Ok(Tenure { key, record: None });
+        return Ok(Tenure::of(key, None));
     }
     let now = read_record(port, plan, unit).await?;
     if now.as_ref() != before {
@@ -168,13 +199,13 @@ async fn record_tenure(
     let record = match now {
         // Once more: it may not be durable.
         Some(begun) if plan.has_begun(&begun) => begun,
-        now => plan.begin(next_record(now.as_ref(), Phase::Held, plan)?),
+        now => {
+            let taken = Record::taking(now.as_ref(), plan.succession, &plan.owner);
+            plan.begin(taken.map_err(|why| plan.not_taken(why))?)
+        }
     };
     write_record(port, plan, unit, &record).await?;
-    Ok(Tenure {
-        key,
-        record: Some(record),
-    })
+    Ok(Tenure::of(key, Some(record)))
 }
 
 /// Takes the reservation over from the last session of this process, if the lease is still its own.
@@ -185,19 +216,33 @@ pub(super) async fn reclaim(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenu
     if !preempt(port, key, victim).await? && !succeed(port, plan, key).await? {
         retake(port, plan, unit, tenure, key).await?;
     }
-    match still_ours(port, plan, unit, tenure).await {
-        Ok(()) => {
-            plan.keys.settle(key);
-            Ok(Tenure {
-                key,
-                record: tenure.record.clone(),
-            })
-        }
-        Err(stop) => {
-            give_up(port, key).await;
-            Err(stop)
-        }
+    let confirmed = confirm(port, plan, unit, tenure).await;
+    match &confirmed {
+        Ok(_) => plan.keys.settle(key),
+        Err(_) => give_up(port, key).await,
     }
+    confirmed.map(|record| Tenure::of(key, record))
+}
+
+/// Raises the generation, which has begun, under the key that the session has. Whoever has lost the lease gives that back.
+pub(super) async fn raise(port: Port, plan: Arc<Plan>, unit: Unit, tenure: Tenure) -> Result<Tenure, Stop> {
+    let confirmed = confirm(&port, &plan, &unit, &tenure).await;
+    if let Err(Stop::Lost(_)) = confirmed {
+        give_up(&port, tenure.key).await;
+    }
+    confirmed.map(|record| Tenure::of(tenure.key, record))
+}
+
+/// Says under the fence by which record the lease is still ours: that of `tenure`, or the one that it has begun, which is made.
+/// From then on, whoever remembers the generation before knows that the unit may have been written since.
+async fn confirm(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<Option<Record>, Stop> {
+    still_ours(port, plan, unit, tenure).await?;
+    let Some(raised) = &tenure.begun else {
+        return Ok(tenure.record.clone());
+    };
+    // Once more, if it is there: it may not be durable.
+    write_record(port, plan, unit, raised).await?;
+    Ok(Some(raised.clone()))
 }
 
 /// Takes the reservation from a session that broke off before anybody was told that it had got it.
@@ -251,11 +296,11 @@ async fn retake(
     }))
 }
 
-/// Whether the newest record is the one of `tenure`.
+/// Whether the newest record is the one of `tenure`, or the one that it has begun.
 async fn still_ours(port: &Port, plan: &Plan, unit: &Unit, tenure: &Tenure) -> Result<(), Stop> {
     let Some(ours) = &tenure.record else { return Ok(()) };
     match read_record(port, plan, unit).await? {
-        Some(newest) if newest == *ours => Ok(()),
+        Some(newest) if newest == *ours || Some(&newest) == tenure.begun.as_ref() => Ok(()),
         Some(newest) => Err(Stop::Lost(format!(
             "the lease is lost: it is {} by {}",
             newest.phase, newest
@@ -401,11 +446,11 @@ pub(super) async fn read_record(port: &Port, plan: &Plan, unit: &Unit) -> Result
     }
 }
 
-/// Makes `record` the newest, durably. Only under the fence.
+/// Makes `record` the newest, durably; we may have done so before. Only under the fence.
 pub(super) async fn write_record(port: &Port, plan: &Plan, unit: &Unit, record: &Record) -> Result<(), Stop> {
     match plan.records(unit) {
         None => Ok(()),
-        Some(Records::Chain(chain)) => chain.append(record).map_err(|error| plan.unrecorded(error)),
+        Some(Records::Chain(chain)) => chain.complete(record).map_err(|error| plan.unrecorded(error)),
         Some(Records::Tail(tail)) => {
             let start = tail.slot_of(record.epoch).start;
             write_durably(port, unit, start, tail.encode_record(record)).await

@@ -63,12 +63,12 @@ enum Mark {
     Made(Step),
 }
 
-/// Ends with the step, or without one where there is no place for it.
-type StepThread = JoinHandle<Result<Option<Step>, ChainError>>;
+/// Ends with the newest step of ours, if there is one: that which it made, or, where it could not, the one before.
+type StepThread = JoinHandle<(Option<Step>, Result<(), ChainError>)>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Step {
-    chain: Chain,
+    chain: Arc<Chain>,
     record: Record,
 }
 
@@ -135,17 +135,26 @@ impl Lease {
     ///
     /// Why it is not.
     pub(crate) fn settle(&mut self) -> Result<(), LeaseError> {
-        self.mark = match std::mem::take(&mut self.mark) {
+        let (mark, outcome) = match std::mem::take(&mut self.mark) {
             Mark::Coming(step) => {
-                let step = joined(step).map_err(|source| LeaseError::Chain {
-                    path: self.path.clone(),
-                    source,
-                })?;
-                step.map_or(Mark::None, Mark::Made)
+                let (step, outcome) = joined(step);
+                (step.map_or(Mark::None, Mark::Made), outcome)
             }
-            settled => settled,
+            settled => (settled, Ok(())),
         };
-        Ok(())
+        self.mark = mark;
+        outcome.map_err(|source| LeaseError::Chain {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Whether [`Self::settle`] has nothing to wait for.
+    pub(crate) fn is_settled(&self) -> bool {
+        match &self.mark {
+            Mark::None | Mark::Made(_) => true,
+            Mark::Coming(step) => step.is_finished(),
+        }
     }
 
     /// The generation of the image, if that is recorded; once the lease is settled.
@@ -156,25 +165,29 @@ impl Lease {
         }
     }
 
-    /// Raises the generation, if that is recorded, durably: whoever remembers an older one knows that the image may have
-    /// been written since. Waits for the disk.
+    /// Begins to raise the generation, if that is recorded, durably: whoever remembers an older one will know that the image
+    /// may have been written since. Nothing may be written before [`Self::settle`]; `done` is called when that does not wait
+    /// any more.
     ///
     /// # Errors
     ///
-    /// Why it is not; then nothing may be written.
-    pub(crate) fn raise(&mut self) -> Result<(), LeaseError> {
+    /// Why it is not begun; then the lease is as it was.
+    pub(crate) fn begin_raise(&mut self, done: impl FnOnce() + Send + 'static) -> Result<(), LeaseError> {
         self.settle()?;
-        let Mark::Made(step) = &mut self.mark else {
+        let Mark::Made(step) = &self.mark else {
             return Ok(());
         };
-        let raised = Record::after(Some(&step.record), Phase::Held, &step.record.owner);
-        let appended = raised
-            .ok_or(ChainError::Exhausted)
-            .and_then(|raised| step.chain.append(&raised).map(|()| raised));
-        step.record = appended.map_err(|source| LeaseError::Chain {
-            path: self.path.clone(),
-            source,
-        })?;
+        let (last, path) = (step.clone(), self.path.clone());
+        let raise = move || {
+            let raised = last.raised();
+            done();
+            match raised {
+                Ok(step) => (Some(step), Ok(())),
+                Err(error) => (Some(last), Err(error)),
+            }
+        };
+        let thread = thread::Builder::new().name("lease".to_owned()).spawn(raise);
+        self.mark = Mark::Coming(thread.map_err(|source| LeaseError::Unlockable { path, source })?);
         Ok(())
     }
 
@@ -210,7 +223,7 @@ impl Drop for Lease {
         let step = match std::mem::take(&mut self.mark) {
             Mark::None => None,
             // What was not made needs no release.
-            Mark::Coming(step) => joined(step).ok().flatten(),
+            Mark::Coming(step) => joined(step).0,
             Mark::Made(step) => Some(step),
         };
         if let Some(step) = step
@@ -224,11 +237,22 @@ impl Drop for Lease {
     }
 }
 
-fn joined(step: StepThread) -> Result<Option<Step>, ChainError> {
+fn joined(step: StepThread) -> (Option<Step>, Result<(), ChainError>) {
     step.join().expect("a thread that panics ends the process")
 }
 
 impl Step {
+    /// The step after this one, by the same owner and of the next generation.
+    fn raised(&self) -> Result<Self, ChainError> {
+        let raised = Record::after(Some(&self.record), Phase::Held, &self.record.owner);
+        let record = raised.ok_or(ChainError::Exhausted)?;
+        self.chain.append(&record)?;
+        Ok(Self {
+            chain: Arc::clone(&self.chain),
+            record,
+        })
+    }
+
     fn release(&self) -> Result<(), ChainError> {
         let released = Record::after(Some(&self.record), Phase::Released, &self.record.owner);
         self.chain.append(&released.ok_or(ChainError::Exhausted)?)
@@ -295,13 +319,14 @@ impl Candidate<'_> {
         let is_optional =
             last.is_none() && self.terms.at.is_none() && self.terms.succession == Succession::Raises;
         let path = self.path.to_owned();
+        let chain = Arc::new(chain);
         let step = move || match chain.append(&record) {
-            Ok(()) => Ok(Some(Step { chain, record })),
+            Ok(()) => (Some(Step { chain, record }), Ok(())),
             Err(reason @ ChainError::NoPlace { .. }) if is_optional => {
                 tell_unrecorded(&path, &reason);
-                Ok(None)
+                (None, Ok(()))
             }
-            Err(error) => Err(error),
+            Err(error) => (None, Err(error)),
         };
         let thread = thread::Builder::new().name("lease".to_owned()).spawn(step);
         Ok(Mark::Coming(thread.map_err(|error| self.unlockable(error))?))

@@ -140,17 +140,10 @@ impl Record {
         succession: Succession,
         owner: &Owner,
     ) -> Result<Self, NotTaken> {
+        succession.check(last)?;
         let record = match (succession, last) {
-            (Succession::Raises, last) => Self::after(last, Phase::Held, owner),
-            (Succession::Keeps(expected), Some(last)) if last.generation == expected => {
-                Self::keeping(last, owner)
-            }
-            (Succession::Keeps(expected), last) => {
-                return Err(NotTaken::Overtaken(Box::new(Overtaken {
-                    expected,
-                    newest: last.cloned(),
-                })));
-            }
+            (Succession::Keeps(_), Some(last)) => Self::keeping(last, owner),
+            (_, last) => Self::after(last, Phase::Held, owner),
         };
         record.ok_or(NotTaken::Exhausted)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Owner, Role};
+use super::{NotTaken, Overtaken, Owner, Record, Role};
 
 /// How an image is kept from being changed by two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,8 +48,23 @@ pub enum Succession {
     #[default]
     Raises,
     /// The image is taken only if it is still of this generation, which it keeps for now. Nothing may be written before the
-    /// generation is raised ([`crate::open::Hold::raise`], [`crate::request::Operation::Raise`]).
+    /// generation is raised ([`crate::open::Hold::begin_raise`], [`crate::request::Operation::Raise`]).
     Keeps(u64),
+}
+
+impl Succession {
+    /// Says whether an owner may go on with an image whose newest record is `last`.
+    pub(crate) fn check(self, last: Option<&Record>) -> Result<(), NotTaken> {
+        match self {
+            Self::Keeps(expected) if last.is_none_or(|last| last.generation != expected) => {
+                Err(NotTaken::Overtaken(Box::new(Overtaken {
+                    expected,
+                    newest: last.cloned(),
+                })))
+            }
+            Self::Keeps(_) | Self::Raises => Ok(()),
+        }
+    }
 }
 
 /// On what terms an image is opened.

@@ -365,6 +365,12 @@ fn keep(path: &str, generation: u64, owner: &Owner) -> Result<Image, OpenError> 
     open(path, Access::ReadWrite, &terms)
 }
 
+fn raise(image: &mut Image) {
+    image.hold.begin_raise(&|| ()).unwrap();
+    image.hold.settle().unwrap();
+    assert!(image.hold.is_settled());
+}
+
 #[test]
 fn who_goes_on_with_an_image_keeps_its_generation_until_it_is_raised() {
     let rig = Rig::new();
@@ -374,7 +380,7 @@ fn who_goes_on_with_an_image_keeps_its_generation_until_it_is_raised() {
     drop(next);
     // Nothing was written, so the same may go on once more.
     let mut next = keep(&rig.image, 1, &machine("vm1", 3)).unwrap();
-    next.hold.raise().unwrap();
+    raise(&mut next);
     assert_eq!(next.hold.generation(), Some(2));
     let newest = rig.newest().unwrap();
     assert_eq!((newest.generation, newest.phase), (2, Phase::Held));
@@ -385,7 +391,7 @@ fn an_image_that_was_written_since_is_refused_with_the_writer_and_without_a_step
     let rig = Rig::new();
     drop(write(&rig.image, &machine("vm1", 1)).unwrap());
     let mut first = keep(&rig.image, 1, &machine("vm1", 2)).unwrap();
-    first.hold.raise().unwrap();
+    raise(&mut first);
     drop(first);
     let before = rig.newest();
     let error = refused(keep(&rig.image, 1, &machine("vm2", 3)));
@@ -410,10 +416,21 @@ fn an_image_without_a_record_cannot_be_gone_on_with() {
 fn a_writer_who_raises_the_generation_stays_alone() {
     let rig = Rig::new();
     let mut held = write(&rig.image, &machine("vm1", 1)).unwrap();
-    held.hold.raise().unwrap();
+    raise(&mut held);
     assert_eq!(held.hold.generation(), Some(2));
     let error = refused(write(&rig.image, &machine("vm2", 2)));
     assert!(error.to_string().contains("generation 2 is held by"), "{error}");
     drop(held);
     assert_eq!(rig.newest().unwrap().phase, Phase::Released);
+}
+
+#[test]
+fn a_generation_that_cannot_be_raised_stays_what_it_was_and_is_released() {
+    let rig = Rig::new();
+    let mut held = write(&rig.image, &machine("vm1", 1)).unwrap();
+    // The number of the next step is taken, which nobody can have done who keeps to the rules.
+    fs::write(rig.path("a.img.lease.2"), "in the way").unwrap();
+    held.hold.begin_raise(&|| ()).unwrap();
+    assert!(held.hold.settle().is_err());
+    assert_eq!(held.hold.generation(), Some(1));
 }

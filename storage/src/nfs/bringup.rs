@@ -62,6 +62,8 @@ pub(super) struct File {
     pub(super) write_bytes_max: u32,
     /// Ranges can be freed.
     pub(super) can_deallocate: bool,
+    /// The server says where data begin and end.
+    pub(super) can_seek: bool,
     /// How the server is talked to.
     pub(super) manner: Manner,
 }
@@ -200,6 +202,7 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
             fence::claim(&port, &plan, file).await?
         }
     };
+    let tenure = fence::raise(&port, &plan, &file, tenure).await?;
     port.aim(file.target()).await;
     Ok(Up {
         file,
@@ -215,6 +218,7 @@ async fn go_on(port: &Port, plan: &Plan, file: &File, past: &Past) -> Result<Up,
     } else {
         (file.clone(), past.tenure.clone())
     };
+    let tenure = fence::raise(port, plan, &file, tenure).await?;
     port.aim(file.target()).await;
     port.replay().await;
     Ok(Up {
@@ -434,6 +438,8 @@ impl Found {
             read_bytes_max: bytes_max(self.read_bytes_max, arrival.read_bytes_max),
             write_bytes_max: bytes_max(self.write_bytes_max, arrival.write_bytes_max),
             can_deallocate: false,
+            // Until it has refused to.
+            can_seek: arrival.manner.minor_version >= 2,
             manner: arrival.manner,
         }
     }

@@ -4,8 +4,8 @@ use crate::request::Segment;
 use crate::segments;
 
 use super::v4::{
-    Allocation, Attributes, Commit, Compound, CompoundReply, FileHandle, Read, ReplyError, Setattr,
-    Stability, Stateid, Status, Verifier,
+    Allocation, Attributes, Commit, Compound, CompoundReply, Content, FileHandle, Read, ReplyError, Seek,
+    Setattr, Stability, Stateid, Status, Verifier,
 };
 
 /// Something to be done to the file, and the memory that it fills or sends.
@@ -31,6 +31,8 @@ pub(super) enum Action {
     Deallocate { offset_bytes: u64, len_bytes: u64 },
     /// The file is to have this size.
     Resize { size_bytes: u64 },
+    /// Where the next of that begins is to be said.
+    Seek { offset_bytes: u64, what: Content },
 }
 
 /// How a command has ended.
@@ -53,6 +55,8 @@ pub(super) enum Outcome {
     },
     /// All that a server with this verifier has acknowledged is safe.
     Committed(Verifier),
+    /// It begins there; `None`: nowhere.
+    Found(Option<u64>),
     /// It.
     Done,
 }
@@ -136,6 +140,11 @@ impl Command {
                     ..Attributes::default()
                 },
             }),
+            Action::Seek { offset_bytes, what } => compound.seek(&Seek {
+                stateid,
+                offset: offset_bytes,
+                what,
+            }),
         }
         compound.finish();
     }
@@ -171,6 +180,10 @@ impl Command {
             Action::Resize { .. } => {
                 results.setattr()?;
                 Outcome::Done
+            }
+            Action::Seek { .. } => {
+                let found = results.seek()?;
+                Outcome::Found((!found.eof).then_some(found.offset))
             }
         })
     }

@@ -11,7 +11,7 @@
 //! silence that was longer than its lease, looks at the records first.
 
 use crate::backend::Access;
-use crate::lease::{LeaseError, Lock, Phase, Record};
+use crate::lease::{LeaseError, Lock, Phase, Record, Succession};
 
 use super::bringup::{self, Arrival, File, Stop, failed, has_lock, run, run_after_grace};
 use super::error::NfsError;
@@ -31,6 +31,24 @@ use super::v4::{
 pub(super) struct Tenure {
     /// The record that says so.
     pub(super) record: Record,
+    /// The step by which its generation is raised, from when that has begun: it may have been made.
+    pub(super) begun: Option<Record>,
+}
+
+impl Tenure {
+    /// By this record, which was made.
+    fn of(record: Record) -> Self {
+        Self { record, begun: None }
+    }
+
+    /// Begins to raise the generation, unless no number is left: from now on the step is made, or the lease is lost. It is the
+    /// same however often it is tried.
+    pub(super) fn begin(&mut self) -> bool {
+        if self.begun.is_none() {
+            self.begun = Record::after(Some(&self.record), Phase::Held, &self.record.owner);
+        }
+        self.begun.is_some()
+    }
 }
 
 /// The byte that is locked: far behind the end of every file, where nobody reads or writes.
@@ -127,7 +145,9 @@ async fn settle(port: &Port, plan: &Plan, file: &mut File) -> Result<Option<Tenu
         Newest::Record(record)
             if record.phase == Phase::Held && record.owner.incarnation == plan.owner.incarnation =>
         {
-            return Ok(Some(Tenure { record }));
+            let checked = plan.succession.check(Some(&record));
+            checked.map_err(|why| plan.not_taken(why))?;
+            return Ok(Some(Tenure::of(record)));
         }
         Newest::Record(record) => {
             if record.phase == Phase::Held {
@@ -135,15 +155,18 @@ async fn settle(port: &Port, plan: &Plan, file: &mut File) -> Result<Option<Tenu
             }
             Some(record)
         }
-        Newest::Torn(number) => Record::of_step(number, &plan.owner),
+        Newest::Torn(number) => match plan.succession {
+            Succession::Raises => Record::of_step(number, &plan.owner),
+            Succession::Keeps(_) => records::of_torn(port, plan, file.directory, number).await?,
+        },
         Newest::None => None,
     };
+    let record = Record::taking(last.as_ref(), plan.succession, &plan.owner);
+    let record = record.map_err(|why| plan.not_taken(why))?;
     // What the last owner wrote and nobody committed is there to be read: it is to stay, whatever happens to the server.
     commit(port, file).await?;
-    let record = Record::after(last.as_ref(), Phase::Held, &plan.owner);
-    let record = record.ok_or_else(|| plan.unrecorded(crate::lease::ChainError::Exhausted))?;
     records::append(port, plan, file, &record).await?;
-    Ok(Some(Tenure { record }))
+    Ok(Some(Tenure::of(record)))
 }
 
 /// Whether what is open and locked still is, in a session that goes on; what is not is opened and locked anew.
@@ -430,28 +453,59 @@ async fn lock(port: &Port, plan: &Plan, file: &File, restored: Restored) -> Resu
     })
 }
 
-/// Whether no step of the lease is newer than the one of `tenure`.
+/// Makes the step that `tenure` has begun, if it has: from then on, whoever remembers the generation before knows that the
+/// image may have been written since. Only under the fence.
+pub(super) async fn raise(
+    port: &Port,
+    plan: &Plan,
+    file: &File,
+    tenure: Option<Tenure>,
+) -> Result<Option<Tenure>, Stop> {
+    let Some(raised) = tenure.as_ref().and_then(|tenure| tenure.begun.clone()) else {
+        return Ok(tenure);
+    };
+    match records::append(port, plan, file, &raised).await {
+        Err(Stop::Later(NfsError::Raced { .. })) => {}
+        appended => return appended.map(|()| Some(Tenure::of(raised))),
+    }
+    // By ourselves, and the answer was lost; or by another.
+    match records::newest(port, plan, file.directory).await? {
+        Newest::Record(newest) if newest == raised && plan.chain.is_none() => {
+            records::commit(port, plan, file, raised.epoch).await?;
+            Ok(Some(Tenure::of(raised)))
+        }
+        newest => Err(lost(&newest)),
+    }
+}
+
+/// Whether no step of the lease is newer than the one of `tenure`, or the one that it has begun.
 async fn check_ours(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenure>) -> Result<(), Stop> {
-    let Some(Tenure { record: ours }) = tenure else {
+    let Some(Tenure { record: ours, begun }) = tenure else {
         return Ok(());
     };
     if plan.chain.is_none() && records::newest_number(port, plan, file.directory).await? == Some(ours.epoch) {
         // Whoever makes a number first has it for good.
         return Ok(());
     }
-    match records::newest(port, plan, file.directory).await? {
-        Newest::Record(newest) if newest == *ours => Ok(()),
-        Newest::Record(newest) => Err(Stop::Lost(format!(
-            "the lease is lost: it is {} by {newest}",
-            newest.phase
-        ))),
-        Newest::Torn(_) => Err(Stop::Lost(
-            "the lease is lost: another has begun to take it".to_owned(),
-        )),
-        Newest::None => Err(Stop::Lost(
-            "the lease is lost: its record is gone, and with it the proof that nobody else writes".to_owned(),
-        )),
-    }
+    let newest = records::newest(port, plan, file.directory).await?;
+    let is_ours = match (&newest, begun) {
+        (Newest::Record(newest), begun) => newest == ours || begun.as_ref() == Some(newest),
+        // If it is not ours, it cannot be made once more.
+        (Newest::Torn(number), Some(begun)) => *number == begun.epoch,
+        (Newest::Torn(_), None) | (Newest::None, _) => false,
+    };
+    if is_ours { Ok(()) } else { Err(lost(&newest)) }
+}
+
+/// That this step is not ours.
+fn lost(newest: &Newest) -> Stop {
+    Stop::Lost(match newest {
+        Newest::Record(newest) => format!("the lease is lost: it is {} by {newest}", newest.phase),
+        Newest::Torn(_) => "the lease is lost: another has begun to take it".to_owned(),
+        Newest::None => {
+            "the lease is lost: its record is gone, and with it the proof that nobody else writes".to_owned()
+        }
+    })
 }
 
 /// Has the file open and locked as an owner has it, but without a record, if nobody else has it.
@@ -471,13 +525,28 @@ pub(super) async fn hold(port: &Port, plan: &Plan, client: Arrival) -> Result<Fi
     }
 }
 
+/// Has the file open so that nobody writes it, if nobody does.
+pub(super) async fn share(port: &Port, plan: &Plan, client: Arrival) -> Result<File, Stop> {
+    let file = bringup::find(port, plan).await?.of(client, Verifier::default());
+    match open_with(port, plan, &file, &Claim::ByName, SHARED).await {
+        Ok(opened) => Ok(opened),
+        Err(Refused::Denied) => Err(Stop::Never(NfsError::InUse {
+            image: plan.name.clone(),
+            is_writer: true,
+        })),
+        Err(Refused::Stop(stop)) => Err(stop),
+    }
+}
+
+/// What a reader asks for.
+const SHARED: Asks = Asks {
+    access: ShareAccess::READ,
+    deny: ShareDeny::Write,
+};
+
 /// Whether the server keeps the file for somebody who writes.
 pub(super) async fn is_kept(port: &Port, plan: &Plan, file: &File) -> Result<bool, Stop> {
-    let asks = Asks {
-        access: ShareAccess::READ,
-        deny: ShareDeny::Write,
-    };
-    match open_with(port, plan, file, &Claim::ByName, asks).await {
+    match open_with(port, plan, file, &Claim::ByName, SHARED).await {
         Ok(opened) => {
             close(port, &opened).await;
             Ok(false)
@@ -551,7 +620,7 @@ async fn try_release(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenu
     if plan.access == Access::ReadWrite {
         commit(port, file).await?;
     }
-    let Some(Tenure { record }) = tenure else {
+    let Some(Tenure { record, .. }) = tenure else {
         return Ok(());
     };
     let released = Record::after(Some(record), Phase::Released, &plan.owner);
@@ -560,7 +629,7 @@ async fn try_release(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenu
 }
 
 /// Has everything on the medium that was written to the file.
-async fn commit(port: &Port, file: &File) -> Result<(), Stop> {
+pub(super) async fn commit(port: &Port, file: &File) -> Result<(), Stop> {
     let ask = Operations::new()
         .then(&Arguments::Putfh(file.handle))
         .then(&Arguments::Commit(Commit { offset: 0, count: 0 }));

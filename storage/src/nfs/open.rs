@@ -110,6 +110,7 @@ pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan
         access,
         lock: terms.lock,
         owner: terms.owner.clone(),
+        succession: terms.succession,
         chain: chain.map_err(|error| NfsError::Records {
             image: url.to_string(),
             source: Box::new(error),

@@ -15,7 +15,8 @@ use super::open::{converse, plan};
 use super::plan::Plan;
 use super::procedure::{CallError, Port};
 use super::records::{self, Newest};
-use super::v4::{Arguments, Attributes, FileHandle, Name, Operations, Rename, Status, Verifier};
+use super::v4::status::{Verdict, verdict};
+use super::v4::{Arguments, Attributes, CloneRange, FileHandle, Name, Operations, Rename, Status, Verifier};
 
 /// How things stand with a file and its lease.
 #[derive(Debug)]
@@ -76,6 +77,26 @@ impl Operator {
         self.converse(dialogue::plain(), move |port, plan| make(port, plan, size_bytes))
     }
 
+    /// Whether `other` is reached in the same way: on the same server, as the same user, by the same version.
+    pub fn is_with(&self, other: &Self) -> bool {
+        let way = |plan: &Plan| (plan.servers.clone(), plan.version, Arc::clone(&plan.credential));
+        way(&self.0) == way(&other.0)
+    }
+
+    /// Has the server make the file, which is as long and which nobody uses, share the content of that of `origin`, which is
+    /// with it: then it is on the medium. `false`: it has changed nothing, because it does not do that, or because the file of
+    /// `origin` has not `size_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be reached, or is written by somebody.
+    pub fn clone_of(&self, origin: &Self, size_bytes: u64) -> Result<bool, NfsError> {
+        let origin = Arc::clone(&origin.0);
+        self.converse(dialogue::plain(), move |port, plan| {
+            clone_of(port, plan, Arc::clone(&origin), size_bytes)
+        })
+    }
+
     /// Takes the name for a file that nobody can use yet: it is empty, and no image is.
     ///
     /// # Errors
@@ -96,6 +117,20 @@ impl Operator {
         let old_name = old_name.clone();
         self.converse(dialogue::plain(), move |port, plan| {
             rename(port, plan, old_name.clone())
+        })
+    }
+
+    /// Gives the name to the file of `other`, in the same directory, at once, whatever has it now: whoever looks finds the one
+    /// or the other.
+    ///
+    /// # Errors
+    ///
+    /// When the other is not there, or the name cannot be given.
+    pub fn give_way_to(&self, other: &Self) -> Result<(), NfsError> {
+        let (old_name, _) = other.0.path.file_and_directories();
+        let old_name = old_name.clone();
+        self.converse(dialogue::plain(), move |port, plan| {
+            rename_over(port, plan, old_name.clone())
         })
     }
 
@@ -219,6 +254,75 @@ async fn make_any(port: Port, plan: Arc<Plan>, size_bytes: u64) -> Result<(), St
     made
 }
 
+/// Has the file share the content of that of `origin`.
+async fn clone_of(port: Port, plan: Arc<Plan>, origin: Arc<Plan>, size_bytes: u64) -> Result<bool, Stop> {
+    let client = bringup::arrive(&port, &plan).await?;
+    let cloned = match client.manner.minor_version {
+        0..=1 => Ok(false),
+        _ => clone_in_session(&port, (&plan, &origin), &client, size_bytes).await,
+    };
+    fence::leave(&port, &client).await;
+    cloned
+}
+
+async fn clone_in_session(
+    port: &Port,
+    (plan, origin): (&Plan, &Plan),
+    client: &Arrival,
+    size_bytes: u64,
+) -> Result<bool, Stop> {
+    let source = fence::share(port, origin, client.clone()).await?;
+    let cloned = match fence::hold(port, plan, client.clone()).await {
+        Ok(file) if source.size_bytes == size_bytes => {
+            let cloned = clone_file(port, &source, &file).await;
+            fence::close(port, &file).await;
+            cloned
+        }
+        Ok(file) => {
+            fence::close(port, &file).await;
+            Ok(false)
+        }
+        Err(stop) => Err(stop),
+    };
+    fence::close(port, &source).await;
+    cloned
+}
+
+/// Clones all of a file that is open, and has that on the medium. Whether the server does such a thing.
+async fn clone_file(port: &Port, source: &File, file: &File) -> Result<bool, Stop> {
+    let range = CloneRange {
+        source_stateid: source.target().stateid,
+        destination_stateid: file.target().stateid,
+        source_offset: 0,
+        destination_offset: 0,
+        // To the end.
+        count: 0,
+    };
+    let ask = Operations::new()
+        .then(&Arguments::Putfh(source.handle))
+        .then(&Arguments::Savefh)
+        .then(&Arguments::Putfh(file.handle))
+        .then(&Arguments::Clone(range));
+    let reply = run_after_grace(port, ask).await?;
+    let cloned = reply.results().and_then(|mut results| {
+        results.put_fh()?;
+        results.save_fh()?;
+        results.put_fh()?;
+        Ok(results.clone_range()?)
+    });
+    match cloned {
+        Ok(()) => {
+            fence::commit(port, file).await?;
+            Ok(true)
+        }
+        Err(error) => match error.status().map(verdict) {
+            // All of it is done, or nothing (RFC 7862, 15.13.3).
+            Some(Verdict::Failed(_)) => Ok(false),
+            _ => Err(failed("clone an image", error)),
+        },
+    }
+}
+
 /// Has the file `old_name` called what the image is.
 async fn rename(port: Port, plan: Arc<Plan>, old_name: Name) -> Result<(), Stop> {
     let (name, _) = plan.path.file_and_directories();
@@ -232,6 +336,22 @@ async fn rename(port: Port, plan: Arc<Plan>, old_name: Name) -> Result<(), Stop>
             .then(&Arguments::Rename(rename.clone()))
     };
     in_directory(&port, &plan, "give the image its name", renamed).await
+}
+
+/// Has the file `old_name` called what the image is, instead of what is called so.
+async fn rename_over(port: Port, plan: Arc<Plan>, old_name: Name) -> Result<(), Stop> {
+    let (name, _) = plan.path.file_and_directories();
+    let rename = Rename {
+        old_name,
+        new_name: name.clone(),
+    };
+    let renamed = |directory| {
+        Operations::new()
+            .then(&Arguments::Putfh(directory))
+            .then(&Arguments::Savefh)
+            .then(&Arguments::Rename(rename.clone()))
+    };
+    in_directory(&port, &plan, "give the file its name", renamed).await
 }
 
 async fn remove(port: Port, plan: Arc<Plan>) -> Result<(), Stop> {

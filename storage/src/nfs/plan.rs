@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{Chain, Lock, Owner, Record};
+use crate::lease::{Chain, ChainError, LeaseError, Lock, NotTaken, Owner, Record, Succession};
 
 use super::bringup::Stop;
 use super::error::NfsError;
@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub(super) access: Access,
     pub(super) lock: Lock,
     pub(super) owner: Owner,
+    /// What becomes of the generation when the lease is taken.
+    pub(super) succession: Succession,
     /// Where records are kept, if the user has named a place.
     pub(super) chain: Option<Chain>,
     /// How long a request waits for the server before it fails; for ever if nothing is said.
@@ -84,6 +86,17 @@ impl Plan {
             uid: self.user.uid,
             gid: self.user.gid,
         })
+    }
+
+    /// That the lease is not taken, and why.
+    pub(super) fn not_taken(&self, why: NotTaken) -> Stop {
+        match why {
+            NotTaken::Overtaken(overtaken) => {
+                let path = self.name.clone();
+                Stop::Never(LeaseError::Overtaken { path, overtaken }.into())
+            }
+            NotTaken::Exhausted => self.unrecorded(ChainError::Exhausted),
+        }
     }
 
     /// That who has the lease cannot be told, or not be written down, and why.

@@ -17,8 +17,8 @@ use super::error::NfsError;
 use super::plan::Plan;
 use super::procedure::{CallError, Port};
 use super::v4::{
-    Arguments, Attributes, Bitmap, Close, CreateHow, FileHandle, Name, Open, OpenClaim, OpenHow, Operations,
-    Read, Readdir, ShareAccess, ShareDeny, Stability, Stateid, Status, Verifier, Write,
+    Arguments, Attributes, Bitmap, Close, Commit, CreateHow, FileHandle, Name, Open, OpenClaim, OpenHow,
+    Operations, Read, Readdir, ShareAccess, ShareDeny, Stability, Stateid, Status, Verifier, Write,
 };
 
 /// What stands at the end of a chain of records.
@@ -69,6 +69,29 @@ pub(super) async fn newest(port: &Port, plan: &Plan, directory: FileHandle) -> R
     Err(plan.unrecorded("its newest record does not stay"))
 }
 
+/// The step that was torn under this number, as who goes on below it has it: nothing happened but that the number is taken.
+/// `None` if what lies below is not known.
+pub(super) async fn of_torn(
+    port: &Port,
+    plan: &Plan,
+    directory: FileHandle,
+    torn: u64,
+) -> Result<Option<Record>, Stop> {
+    for number in (1..torn).rev().take(LOOKS_MAX) {
+        match read(port, plan, directory, number).await? {
+            Some(bytes) if bytes.is_empty() => {}
+            Some(bytes) => {
+                return Ok(match newest_of(plan, number, &bytes)? {
+                    Newest::Record(below) => Some(Record { epoch: torn, ..below }),
+                    Newest::Torn(_) | Newest::None => None,
+                });
+            }
+            None => break,
+        }
+    }
+    Ok(None)
+}
+
 fn newest_of(plan: &Plan, number: u64, bytes: &[u8]) -> Result<Newest, Stop> {
     if bytes.is_empty() {
         return Ok(Newest::Torn(number));
@@ -103,7 +126,7 @@ pub(super) fn place(plan: &Plan) -> String {
 /// Makes the step that `record` describes: afterwards it is durable, and it is the newest.
 pub(super) async fn append(port: &Port, plan: &Plan, file: &File, record: &Record) -> Result<(), Stop> {
     if let Some(chain) = &plan.chain {
-        return chain.append(record).map_err(|error| match error {
+        return chain.complete(record).map_err(|error| match error {
             ChainError::Lost { .. } => raced(plan),
             error => plan.unrecorded(error),
         });
@@ -120,6 +143,23 @@ pub(super) async fn append(port: &Port, plan: &Plan, file: &File, record: &Recor
         remove(port, file, plan.record_name(older)?).await?;
     }
     Ok(())
+}
+
+/// Has the record with this number, which is there, on the medium.
+pub(super) async fn commit(port: &Port, plan: &Plan, file: &File, number: u64) -> Result<(), Stop> {
+    let ask = Operations::new()
+        .then(&Arguments::Putfh(file.directory))
+        .then(&Arguments::Lookup(plan.record_name(number)?))
+        .then(&Arguments::Commit(Commit { offset: 0, count: 0 }));
+    let reply = run(port, ask).await?;
+    let committed = reply.results().and_then(|mut results| {
+        results.put_fh()?;
+        results.lookup()?;
+        Ok(results.commit()?)
+    });
+    committed
+        .map(drop)
+        .map_err(|error| failed("commit a lease record", error))
 }
 
 fn raced(plan: &Plan) -> Stop {

@@ -47,13 +47,20 @@ impl Hold {
         self.leases.iter().find_map(Lease::generation)
     }
 
-    /// Raises the generation where the host has a record of it, durably. Waits for the disk.
+    /// Begins to raise the generation where the host has a record of it, durably. Nothing may be written before
+    /// [`Self::settle`]; `done` is called for each record when that does not wait for it any more.
     ///
     /// # Errors
     ///
-    /// Why one is not raised; then nothing may be written.
-    pub fn raise(&mut self) -> Result<(), OpenError> {
-        Ok(self.leases.iter_mut().try_for_each(Lease::raise)?)
+    /// Why one is not begun.
+    pub fn begin_raise(&mut self, done: &(impl Fn() + Clone + Send + 'static)) -> Result<(), OpenError> {
+        let raise = |lease: &mut Lease| lease.begin_raise(done.clone());
+        Ok(self.leases.iter_mut().try_for_each(raise)?)
+    }
+
+    /// Whether [`Self::settle`] has nothing to wait for.
+    pub fn is_settled(&self) -> bool {
+        self.leases.iter().all(Lease::is_settled)
     }
 
     /// Keeps a lease of something that belongs to the image.

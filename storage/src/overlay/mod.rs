@@ -323,6 +323,8 @@ impl Overlay {
         }
         match request.operation {
             Operation::Flush => (self.lifetime == Lifetime::Temporary).then_some(Ok(())),
+            // Its base is not asked.
+            Operation::FindData => Some(Ok(())),
             _ => (request.len_bytes == 0).then_some(Ok(())),
         }
     }

@@ -215,10 +215,12 @@ impl<F: Flight> Flights<F> {
         self.overdue_at().is_some_and(|due| due <= now)
     }
 
-    /// When something is to be done about the time: a request was put off until then, or has waited too long.
+    /// When something is to be done about the time: a request was put off until then, or has waited too long, or has ended
+    /// while nobody looked.
     pub(crate) fn alarm(&self) -> Option<Instant> {
         let put_off = self.put_off.iter().map(|(due, _)| *due).min();
-        put_off.into_iter().chain(self.overdue_at()).min()
+        let ended = self.last_ended.filter(|_| !self.done.is_empty());
+        [put_off, self.overdue_at(), ended].into_iter().flatten().min()
     }
 
     /// When the oldest request has waited too long, where there is a limit.

@@ -9,8 +9,8 @@ use io_uring::{IoUring, opcode};
 use super::{FIXED_FILES, Unavailable};
 use crate::reactor::Reach;
 
-/// Limits a ring that is not enabled yet to what is needed for `reach`.
-pub(super) fn restrict(ring: &IoUring, reach: Reach) -> Result<(), Unavailable> {
+/// Limits a ring that is not enabled yet to what is needed for `reach`, and to `file_workers_max` kernel workers for files.
+pub(super) fn restrict(ring: &IoUring, reach: Reach, file_workers_max: u32) -> Result<(), Unavailable> {
     let mut restrictions = vec![
         // SOCKET and ASYNC_CANCEL take no file, and carry the flag without a meaning.
         Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
@@ -21,7 +21,7 @@ pub(super) fn restrict(ring: &IoUring, reach: Reach) -> Result<(), Unavailable> 
         look_for_sockets(ring)?;
         restrictions.extend(SOCKET_OPS.map(Restriction::sqe_op));
     }
-    limit(ring, &mut restrictions).map_err(Unavailable::Other)
+    limit(ring, file_workers_max, &mut restrictions).map_err(Unavailable::Other)
 }
 
 /// Operations on files and watches.
@@ -50,17 +50,16 @@ const SOCKET_OPS: [u8; 9] = [
     opcode::FixedFdInstall::CODE,
 ];
 
-/// Kernel worker threads that one ring may start, for operations on files (bounded by the medium)
-/// and on everything else. Without a cap the kernel starts up to one per operation in flight.
-const WORKERS_MAX: [u32; 2] = [4, 1];
+/// Kernel worker threads that one ring may start for operations on anything but files.
+const OTHER_WORKERS_MAX: u32 = 1;
 
 /// IORING_REGISTER_FILES_UPDATE, the one registration allowed while the ring runs (io_uring.h).
 const REGISTER_FILES_UPDATE: u8 = 6;
 
-fn limit(ring: &IoUring, restrictions: &mut [Restriction]) -> io::Result<()> {
+fn limit(ring: &IoUring, file_workers_max: u32, restrictions: &mut [Restriction]) -> io::Result<()> {
     let submitter = ring.submitter();
     submitter.register_files_sparse(FIXED_FILES)?;
-    submitter.register_iowq_max_workers(&mut WORKERS_MAX.clone())?;
+    submitter.register_iowq_max_workers(&mut [file_workers_max, OTHER_WORKERS_MAX])?;
     submitter.register_restrictions(restrictions)
 }
 

@@ -52,6 +52,8 @@ struct Asked {
     ticket: Ticket,
     buffer: Buffer,
     segment_count: usize,
+    /// The generation of the image when it was asked.
+    generation: u64,
 }
 
 /// Waits until the next end of a request at most: a request takes a few operations, each a few parts.
@@ -90,6 +92,13 @@ impl Lane {
     /// How many requests have not ended.
     pub(crate) fn outstanding(&self) -> usize {
         self.asked.len()
+    }
+
+    /// The generation of the image, as its session tells it; 0 if nothing says so.
+    pub(crate) fn generation(&self) -> u64 {
+        self.image
+            .session()
+            .map_or(0, |session| session.lease_epoch.value())
     }
 
     /// Whether another request may be started now.
@@ -135,6 +144,7 @@ impl Lane {
             ticket,
             buffer,
             segment_count,
+            generation: self.generation(),
         };
         self.asked.insert(tag, asked);
         self.start(request, guest);
@@ -263,7 +273,11 @@ impl Lane {
             panic!("request {} was completed twice", request.tag);
         };
         let Asked {
-            wish, ticket, buffer, ..
+            wish,
+            ticket,
+            buffer,
+            generation,
+            ..
         } = asked;
         if matches!(guest.excuse, Excuse::Anything) {
             return guest.graveyard.bury(request, buffer);
@@ -276,9 +290,18 @@ impl Lane {
                 "{context}: the memory of a write was changed"
             );
         }
+        if wish.operation == Operation::Raise && outcome.is_ok() {
+            let is_raised = generation == 0 || self.generation() > generation;
+            assert!(is_raised, "{context}: the generation is still {generation}");
+        }
         match (wish.operation, outcome) {
             (Operation::Read, Ok(())) => {
                 let verdict = guest.oracle.has_read(ticket, buffer.bytes());
+                verdict.unwrap_or_else(|violation| panic!("{context}: {violation}"));
+            }
+            (Operation::FindData, Ok(())) => {
+                let passed = usize::try_from(request.offset_bytes - wish.offset_bytes).unwrap();
+                let verdict = guest.oracle.has_read(ticket, &vec![0; passed]);
                 verdict.unwrap_or_else(|violation| panic!("{context}: {violation}"));
             }
             (_, Ok(())) => guest.oracle.has_succeeded(ticket, wish.durability),

@@ -92,6 +92,12 @@ pub(crate) const FLUSH: Wish = Wish {
     durability: Durability::Cached,
 };
 
+/// Asked of a disk that has nothing else to do.
+pub(crate) const RAISE: Wish = Wish {
+    operation: Operation::Raise,
+    ..FLUSH
+};
+
 pub(crate) fn check_size(lanes: &[Lane], guest: &Guest) {
     if lanes.iter().any(Lane::is_growing) {
         return;

@@ -11,6 +11,7 @@ mod buffers;
 mod export;
 mod lane;
 mod life;
+mod memory;
 mod passing;
 mod remote;
 mod workload;
@@ -38,6 +39,21 @@ fn a_disk_on_a_target_keeps_its_promises_whatever_happens_on_the_way() {
 #[test]
 fn a_unit_is_written_by_nobody_but_its_last_heir() {
     seeds::run(REMOTE_SEEDS, remote::heirs::simulate);
+}
+
+#[test]
+fn a_unit_is_gone_on_with_until_its_generation_is_raised() {
+    remote::keeping::check();
+}
+
+#[test]
+fn a_unit_without_records_is_not_gone_on_with() {
+    remote::keeping::check_unrecorded();
+}
+
+#[test]
+fn the_generation_of_a_unit_is_raised_where_its_records_are() {
+    remote::keeping::check_elsewhere();
 }
 
 #[test]
@@ -85,6 +101,21 @@ fn an_image_on_an_export_is_written_by_nobody_but_its_last_owner() {
 }
 
 #[test]
+fn an_image_on_an_export_is_gone_on_with_until_its_generation_is_raised() {
+    export::keeping::check();
+}
+
+#[test]
+fn a_step_that_was_torn_is_no_generation() {
+    export::keeping::check_torn();
+}
+
+#[test]
+fn the_generation_of_an_image_on_an_export_is_raised_where_its_records_are() {
+    export::keeping::check_elsewhere();
+}
+
+#[test]
 fn a_machine_writes_no_more_when_another_has_taken_its_lock() {
     seeds::run(REMOTE_SEEDS, export::heirs::simulate_hand_over);
 }
@@ -102,4 +133,14 @@ fn a_disk_on_an_export_is_soon_served_again_and_sleeps_until_then() {
 #[test]
 fn what_was_stuck_in_a_server_does_no_harm_later() {
     seeds::run(REMOTE_SEEDS, export::outage::simulate_strays);
+}
+
+#[test]
+fn a_reader_goes_around_holes_and_around_nothing_else() {
+    seeds::run(REMOTE_SEEDS, export::sparse::simulate);
+}
+
+#[test]
+fn a_reader_of_holes_comes_to_an_end_whatever_the_server_says() {
+    seeds::run(REMOTE_SEEDS, export::sparse::simulate_lies);
 }

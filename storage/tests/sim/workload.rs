@@ -69,6 +69,19 @@ impl Workload {
         }
     }
 
+    /// The same of an image that knows its holes: it may also be asked where data are, from there to the end of the disk.
+    pub(crate) fn wish_of_sparse(&self, size_bytes: u64, dice: &mut Dice) -> Wish {
+        let wish = self.wish(size_bytes, dice);
+        if wish.operation != Operation::Read || !dice.one_in(8) {
+            return wish;
+        }
+        Wish {
+            operation: Operation::FindData,
+            len_bytes: size_bytes - wish.offset_bytes,
+            ..wish
+        }
+    }
+
     fn range(&self, operation: Operation, size_bytes: u64, dice: &mut Dice) -> (u64, u64) {
         let sectors = size_bytes / SECTOR_BYTES;
         let offset = match dice.below(3) {
@@ -92,13 +105,13 @@ impl Wish {
     /// The same in the words of the oracle.
     pub(crate) fn effect(&self) -> Effect {
         match self.operation {
-            Operation::Read => Effect::Read,
+            // A raise has nothing that could be read.
+            Operation::Read | Operation::FindData | Operation::Raise => Effect::Read,
             Operation::Write => Effect::Write,
             Operation::Flush => Effect::Flush,
             Operation::Discard => Effect::Discard,
             Operation::WriteZeroes { .. } => Effect::Zero,
             Operation::Grow => Effect::Grow,
-            Operation::Raise => unreachable!("no workload asks for it"),
         }
     }
 }

@@ -19,6 +19,7 @@ use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::network::generations::kept_until_raised;
 use crate::network::operator::{
     SOON, committed, ctl, does, holding, machine, named, overlaid, refuses, said, text, with_input,
 };
@@ -58,6 +59,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "an_overlay_of_a_unit_is_shown_flattened_rebased_and_committed",
         need: Need::Nothing,
         run: an_overlay_of_a_unit,
+    },
+    Case {
+        name: "a_unit_is_gone_on_with_until_its_generation_is_raised",
+        need: Need::Nothing,
+        run: a_generation,
     },
     Case {
         name: "an_image_is_copied_to_a_unit_and_back_whatever_was_there",
@@ -133,6 +139,16 @@ fn a_killed_machine_keeps_its_unit(context: &Context) -> Outcome {
         "{shown}"
     );
     Ok(())
+}
+
+fn a_generation(context: &Context) -> Outcome {
+    let mut target = Target::start(Plan::disk(UNIT_BYTES))?;
+    let url = target.url(1);
+    does(&context.environment, &["disk", "create", &url])?;
+    kept_until_raised(&url, || {
+        target.kill()?;
+        target.restart()
+    })
 }
 
 fn a_unit_without_a_place_for_records(context: &Context) -> Outcome {

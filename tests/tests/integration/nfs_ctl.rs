@@ -5,8 +5,16 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::net::TcpListener;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
 
+use coracle_storage::nfs::v4::Operation;
+use coracle_storage::sim::clock::Clock;
+use coracle_storage::sim::dice::Dice;
+use coracle_storage::sim::nfs::Server as Simulated;
+use coracle_storage::sim::nfs::options::Options;
+use coracle_storage::sim::serve::serve;
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
 use coracle_tests::guest::run;
@@ -14,6 +22,7 @@ use coracle_tests::harness::nfs::server::{Export, Plan, Server};
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 
+use crate::network::generations::kept_until_raised;
 use crate::network::operator::{SOON, committed, does, holding, machine, named, overlaid, refuses, said};
 
 pub(crate) const CASES: &[Case] = &[
@@ -38,9 +47,24 @@ pub(crate) const CASES: &[Case] = &[
         run: an_overlay,
     },
     Case {
+        name: "an_image_on_a_server_is_gone_on_with_until_its_generation_is_raised",
+        need: Need::Nothing,
+        run: a_generation,
+    },
+    Case {
         name: "an_image_is_copied_to_a_server_and_back_and_zeros_take_no_space_there",
         need: Need::Nothing,
         run: a_copy,
+    },
+    Case {
+        name: "a_copy_on_a_server_that_clones_is_made_by_the_server",
+        need: Need::Nothing,
+        run: a_clone,
+    },
+    Case {
+        name: "an_image_of_a_tebibyte_of_holes_is_copied_in_the_time_of_its_data",
+        need: Need::Nothing,
+        run: a_sparse_copy,
     },
 ];
 
@@ -86,6 +110,15 @@ fn an_image_is_made(context: &Context) -> Outcome {
         &["disk", "create", &elsewhere, "--size", "4M"],
         &["no `none` in /"],
     )
+}
+
+fn a_generation(_: &Context) -> Outcome {
+    let mut server = Server::start(Plan::image(BYTES))?;
+    let url = server.url(IMAGE);
+    kept_until_raised(&url, || {
+        server.kill()?;
+        server.restart()
+    })
 }
 
 fn a_running_machine(context: &Context) -> Outcome {
@@ -166,6 +199,105 @@ fn an_overlay(context: &Context) -> Outcome {
         info["base_state"].to_string().contains("does not answer"),
         "{info}"
     );
+    Ok(())
+}
+
+/// To read all of it would take minutes, by any network.
+fn a_sparse_copy(context: &Context) -> Outcome {
+    const SPARSE_BYTES: u64 = 1 << 40;
+    const DATA: [(u64, u8); 4] = [
+        (0, 1),
+        (123_456_789 << 10, 2),
+        ((1 << 39) + 512, 3),
+        (SPARSE_BYTES - 512, 4),
+    ];
+    let environment = &context.environment;
+    let server = Server::start(Plan::default().export(Export::new("export")))?;
+    let place = tempfile::tempdir()?;
+    let source = fs::File::create_new(server.path(IMAGE))?;
+    source.set_len(SPARSE_BYTES)?;
+    for (at, byte) in DATA {
+        source.write_all_at(&[byte; 512], at)?;
+    }
+    let back = place.path().join("back");
+    let second = "export/second.raw";
+    let begun = Instant::now();
+    for target in [back.display().to_string(), server.url(second)] {
+        does(environment, &["disk", "copy", &server.url(IMAGE), &target])?;
+    }
+    let time = begun.elapsed();
+    ensure!(time < Duration::from_secs(20), "two copies took {time:?}");
+    for copy in [back, server.path(second)] {
+        let copy = fs::File::open(&copy)?;
+        let metadata = copy.metadata()?;
+        ensure!(metadata.len() == SPARSE_BYTES, "it has another size");
+        let allocated_bytes = metadata.blocks() * 512;
+        ensure!(
+            allocated_bytes < 1 << 20,
+            "{allocated_bytes} bytes for four sectors"
+        );
+        for (at, byte) in DATA {
+            let mut sector = [0; 512];
+            copy.read_exact_at(&mut sector, at)?;
+            ensure!(sector == [byte; 512], "it is something else at {at}");
+        }
+    }
+    Ok(())
+}
+
+/// nfs-ganesha clones nothing, so this is a simulated server.
+fn a_clone(context: &Context) -> Outcome {
+    let environment = &context.environment;
+    let content: Vec<u8> = (0..1 << 20)
+        .map(|at: u32| at.to_le_bytes()[at as usize % 4])
+        .collect();
+    for clones in [true, false] {
+        let image = content.clone();
+        let make = move || {
+            let mut options = Options::default();
+            options.quirks.clones = clones;
+            let server = Simulated::new("export", options, Clock::default(), Dice::new(1));
+            server.add("image.raw", &image);
+            server
+        };
+        let served = serve(TcpListener::bind("127.0.0.1:0")?, make)?;
+        let url = |name: &str, options: &str| format!("nfs://{}/export/{name}{options}", served.address());
+        let source = url("image.raw", "");
+        let copied = does(environment, &["disk", "copy", &source, &url("second.raw", "")])?;
+        ensure!(copied["size_bytes"] == content.len(), "{copied}");
+        let [reads, writes, names] = served.with(|server| {
+            [Operation::READ, Operation::WRITE, Operation::RENAME].map(|operation| server.asked(operation))
+        });
+        ensure!(
+            (reads == 0, writes == 0, names) == (clones, clones, 1),
+            "clones: {clones}: {reads} reads, {writes} writes, {names} names given"
+        );
+        // As another user, or by a version that has no such thing, it is copied byte by byte.
+        does(
+            environment,
+            &["disk", "copy", &source, &url("third.raw", "?uid=7")],
+        )?;
+        let old = url("image.raw", "?version=4.1");
+        does(
+            environment,
+            &["disk", "copy", &old, &url("fourth.raw", "?version=4.1")],
+        )?;
+        let (later, clones_asked) =
+            served.with(|server| (server.asked(Operation::READ), server.asked(Operation::CLONE)));
+        ensure!(
+            later >= reads + 2 && clones_asked == 1,
+            "{later} reads, {clones_asked} clones"
+        );
+        let (names, complaints) = served.with(|server| (server.names(), server.complaints()));
+        ensure!(
+            names == ["fourth.raw", "image.raw", "second.raw", "third.raw"] && complaints.is_empty(),
+            "{names:?}, {complaints:?}"
+        );
+        for copy in names {
+            let found = served.with(move |server| server.durable(&copy));
+            ensure!(found == content, "a copy is something else");
+        }
+    }
     Ok(())
 }
 

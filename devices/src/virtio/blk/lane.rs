@@ -388,7 +388,8 @@ fn limited_bytes(request: &Request) -> u64 {
         | Operation::Discard
         | Operation::WriteZeroes { .. }
         | Operation::Raise
-        | Operation::Grow => 0,
+        | Operation::Grow
+        | Operation::FindData => 0,
     }
 }
 
@@ -411,6 +412,6 @@ fn count(metrics: &BlkMetrics, operation: Operation, len_bytes: u64, took: Resul
         }
         Operation::Flush => metrics.flush_count.add(1),
         Operation::Discard | Operation::WriteZeroes { .. } => metrics.discard_count.add(1),
-        Operation::Raise | Operation::Grow => {}
+        Operation::Raise | Operation::Grow | Operation::FindData => {}
     }
 }

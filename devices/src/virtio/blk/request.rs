@@ -206,6 +206,7 @@ pub(super) fn take_segments(operation: Operation, chain: &mut Chain, spare: Vec<
         | Operation::Discard
         | Operation::WriteZeroes { .. }
         | Operation::Raise
-        | Operation::Grow => spare,
+        | Operation::Grow
+        | Operation::FindData => spare,
     }
 }

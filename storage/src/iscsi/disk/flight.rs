@@ -18,7 +18,7 @@ use crate::remote::retained::{Moment, Retained};
 ///
 /// ```text
 ///   Transfer ──not durable yet──► Flush            Discard: Unmap
-///   WriteZeroes: WriteSame ──not supported──► WriteZeros       Grow: Capacity
+///   WriteZeroes: WriteSame ──not supported──► WriteZeros       Grow: Capacity      Raise: Raise
 /// ```
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -41,6 +41,8 @@ pub(super) struct Flight {
     retries: u32,
     /// Parameters that a command sends, or data of ours that it fills.
     buffer: Vec<u8>,
+    /// The generation that is to be raised.
+    raised_from: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ enum Stage {
     WriteSame,
     WriteZeros,
     Capacity,
+    /// No command does it.
+    Raise,
 }
 
 /// What is to be done about a flight.
@@ -107,9 +111,20 @@ impl Flight {
                 covers: None,
                 retries: 0,
                 buffer: Vec::new(),
+                raised_from: None,
             }),
             Err(outcome) => Err((request, outcome)),
         }
+    }
+
+    /// Whether the generation is to be raised.
+    pub(super) fn is_raise(&self) -> bool {
+        self.stage == Stage::Raise
+    }
+
+    /// Whether it is, now that it is `generation`. It has to become a higher one than it was when this was asked first.
+    pub(super) fn is_raised(&mut self, generation: u64) -> bool {
+        generation > *self.raised_from.get_or_insert(generation)
     }
 
     /// The flight's next command. `segments` is empty, `zeros` are [`ZEROS_BYTES`] of them.
@@ -133,7 +148,7 @@ impl Flight {
             Stage::Unmap if unit.limits.unmap_blocks == 0 => u32::MAX,
             Stage::Unmap => unit.limits.unmap_blocks,
             Stage::WriteSame => unit.limits.write_same_blocks,
-            Stage::Flush | Stage::Capacity => u32::MAX,
+            Stage::Flush | Stage::Capacity | Stage::Raise => u32::MAX,
         };
         let len = left.min(u64::from(blocks_max) * u64::from(unit.block_bytes));
         self.under_way_bytes = len;
@@ -182,6 +197,7 @@ impl Flight {
                 segments.push(segments::own(&mut self.buffer));
                 (cdb::read_capacity(CAPACITY_BYTES), Transfer::In)
             }
+            Stage::Raise => unreachable!("the generation is raised by a procedure"),
         };
         Command {
             cdb,
@@ -295,7 +311,7 @@ impl Flight {
                 return Next::End(Ok(()));
             }
             Stage::Capacity => return Next::End(self.grown(ended, unit)),
-            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros => {}
+            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros | Stage::Raise => {}
         }
         self.done_bytes += self.under_way_bytes;
         self.is_cached |= may_be_forgotten;
@@ -345,13 +361,15 @@ fn first_stage(request: &Request, geometry: &Geometry, unit: &Unit) -> Result<St
     let is_read_only = geometry.access == Access::ReadOnly;
     let is_aligned = (request.offset_bytes | request.len_bytes).is_multiple_of(unit.block_bytes.into());
     match request.operation {
-        Operation::Raise => Err(Err(Failure::Unsupported)),
+        Operation::Raise => Ok(Stage::Raise),
         Operation::Flush if is_read_only || unit.cache() == Cache::None => Err(Ok(())),
         Operation::Flush => Ok(Stage::Flush),
         Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {
             Err(Err(Failure::ReadOnly))
         }
         _ if request.len_bytes == 0 => Err(Ok(())),
+        // A unit has no holes.
+        Operation::FindData => Err(Ok(())),
         // The guest was told the size of a block.
         _ if !is_aligned => Err(Err(Failure::Unsupported)),
         Operation::Read | Operation::Write => Ok(Stage::Transfer),

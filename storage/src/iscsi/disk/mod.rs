@@ -41,6 +41,9 @@ use crate::remote::retained::{Moment, Retained};
 ///      └── Lost ◄── Leaving ◄── the lease is another's ◄──────────────────────┘
 /// ```
 ///
+/// To raise the generation of the lease, for a request that has the disk to itself, the disk is `Raising` for a while instead of
+/// `Serving`. If that breaks off, the step is made on the next connection, before anything else is.
+///
 /// Requests are accepted in each state, and wait for `Serving`. What was sent and not answered when a connection broke is sent
 /// again on the next: the same bytes to the same place. It cannot overtake what the old connection may still deliver, because
 /// the next session begins by ending the registration of the old one, or by a reset of the unit. What was answered and may
@@ -90,6 +93,7 @@ enum State {
     BringingUp(Procedure<Result<Up, Stop>>),
     Rewriting,
     Serving,
+    Raising(Procedure<Result<Tenure, Stop>>),
     Leaving(After),
     Farewell(Procedure<()>),
     /// Another has the lease, for this reason.
@@ -151,8 +155,7 @@ impl Disk {
     /// Tells whoever reads the metrics how it stands with the lease, if there is one.
     fn tell_of_lease(&self, state: LeaseState) {
         if let Some(tenure) = &self.tenure {
-            let generation = tenure.record.as_ref().map_or(0, |record| record.generation);
-            self.metrics.lease_epoch.set(generation);
+            self.metrics.lease_epoch.set(tenure.generation());
             self.metrics.set_lease_state(state);
         }
     }
@@ -174,6 +177,13 @@ impl Disk {
             let Some(place) = self.flights.pop() else {
                 break;
             };
+            if self.flights.get(place).is_some_and(Flight::is_raise) {
+                self.raise(place, io);
+                if !matches!(self.state, State::Serving) {
+                    return;
+                }
+                continue;
+            }
             // What the unit cannot forget needs no copy. (Nor does FUA, which waits for the medium with every write.)
             if self.unit.cache() == Cache::None || self.flights.takes_room(place, &self.retained, is_full) {
                 self.send(place);
@@ -204,6 +214,29 @@ impl Disk {
             segments,
         );
         self.initiator.start(command);
+    }
+
+    /// Goes on with a request that raises the generation, when nothing else is under way.
+    fn raise(&mut self, place: usize, io: &mut dyn Submit) {
+        let others = self.flights.under_way() > 1 || self.emptying.is_some();
+        let (Some(tenure), Some(flight)) = (&mut self.tenure, self.flights.get_mut(place)) else {
+            return self.end(place, Ok(()), io.now());
+        };
+        if flight.is_raised(tenure.generation()) {
+            return self.end(place, Ok(()), io.now());
+        }
+        if others {
+            return self.flights.queue(place);
+        }
+        if !tenure.begin() {
+            return self.end(place, Err(Failure::Host(libc::EOVERFLOW)), io.now());
+        }
+        self.begin_raise(io);
+        match self.state {
+            // At once: the records are on this host.
+            State::Serving => self.end(place, Ok(()), io.now()),
+            _ => self.flights.queue(place),
+        }
     }
 
     /// Has the unit empty its cache before there is no room for copies any more.
@@ -331,6 +364,11 @@ impl Backend for Disk {
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
         let now = io.now();
+        let has_record = self.tenure.as_ref().is_some_and(|tenure| tenure.record.is_some());
+        if request.operation == Operation::Raise && !has_record {
+            let outcome = Ok(());
+            return Step::Done(Completion { request, outcome });
+        }
         match Flight::begin(request, &self.geometry, &self.unit, now) {
             Err((request, outcome)) => Step::Done(Completion { request, outcome }),
             Ok(flight) => {

@@ -91,6 +91,15 @@ impl Disk {
                 Progress::Ends(Ok(up)) => self.is_up(up, io),
                 Progress::Ends(Err(stop)) => self.stopped(stop, io),
             },
+            State::Raising(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.initiator.perform(ask, io.now()),
+                Progress::Ends(Ok(tenure)) => {
+                    self.tenure = Some(tenure);
+                    self.tell_of_lease(LeaseState::Held);
+                    self.state = State::Serving;
+                }
+                Progress::Ends(Err(stop)) => self.stopped(stop, io),
+            },
             State::Farewell(procedure) => match procedure.step(answer) {
                 Progress::Asks(ask) => self.initiator.perform(ask, io.now()),
                 Progress::Ends(()) => self.leave(After::End, Leave::Close, io),
@@ -98,6 +107,16 @@ impl Disk {
             // The connection is being left.
             _ => {}
         }
+    }
+
+    /// Makes the step that raises the generation, which has begun, while nothing else is under way.
+    pub(super) fn begin_raise(&mut self, io: &mut dyn Submit) {
+        let Some(tenure) = self.tenure.clone() else { return };
+        let (plan, unit) = (self.plan.clone(), self.unit.clone());
+        self.state = State::Raising(Procedure::new(|port| {
+            reservation::raise(port, plan, unit, tenure)
+        }));
+        self.step(None, io);
     }
 
     fn is_up(&mut self, up: Up, io: &mut dyn Submit) {
@@ -191,6 +210,8 @@ impl Disk {
     }
 
     fn leave(&mut self, after: After, how: Leave, io: &mut dyn Submit) {
+        // The record may still be on its way to the medium.
+        self.strays |= matches!(self.state, State::Raising(_));
         self.state = State::Leaving(after);
         self.initiator.leave(how, io);
         if self.initiator.is_closed() {

@@ -11,14 +11,14 @@ use crate::reactor::{Patience, Reactor, Submit, Wake};
 use crate::request::{Completion, Durability, Operation, Request};
 use crate::segments;
 use crate::sim::dice::Dice;
+use crate::sim::serve::{Served, serve};
 use crate::sim::target::options::{Options, Place};
-use crate::sim::target::serve::{Served, serve};
 use crate::sim::target::{Redirect, Target, Term};
 
 const BLOCK_BYTES: usize = 512;
 
 /// A target with a disk, number 1, that has a cache and FUA.
-fn served() -> Served {
+fn served() -> Served<Target> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("{},1", listener.local_addr().unwrap());
     let place = Place {
@@ -37,11 +37,11 @@ fn served() -> Served {
     serve(listener, make).unwrap()
 }
 
-fn url(served: &Served) -> String {
+fn url(served: &Served<Target>) -> String {
     format!("iscsi://{}/iqn.2026-01.test:t1/1", served.address())
 }
 
-fn planned(served: &Served) -> Arc<Plan> {
+fn planned(served: &Served<Target>) -> Arc<Plan> {
     let owner = Owner::of_this_process("vm");
     let terms = Terms::new(Lock::Exclusive, &owner);
     Arc::new(plan(&url(served), Access::ReadWrite, &terms).unwrap().0)
@@ -107,7 +107,7 @@ struct Host {
 }
 
 impl Host {
-    fn of(served: &Served) -> Self {
+    fn of(served: &Served<Target>) -> Self {
         let owner = Owner::of_this_process("vm");
         let terms = Terms::new(Lock::None, &owner);
         Self::using(open(&url(served), Access::ReadWrite, &terms).unwrap().disk)

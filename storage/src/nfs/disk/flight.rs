@@ -11,13 +11,14 @@ use crate::segments;
 use super::super::bringup::File;
 use super::super::command::{Action, Command, Ended, Outcome};
 use super::super::v4::status::{Verdict, verdict};
-use super::super::v4::{Stability, Verifier};
+use super::super::v4::{Content, Stability, Verifier};
 
 /// A request that was accepted.
 ///
 /// ```text
 ///   Transfer ──not durable yet──► Commit           Discard: Deallocate
-///   WriteZeroes: Deallocate ──not supported──► WriteZeros       Grow: Resize
+///   WriteZeroes: Deallocate ──not supported──► WriteZeros       Grow: Resize      Raise: Raise
+///   FindData: FindData ──there──► FindHole
 /// ```
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -34,6 +35,8 @@ pub(super) struct Flight {
     is_cached: bool,
     /// What a commit under way covers.
     covers: Option<Moment>,
+    /// The generation that is to be raised.
+    raised_from: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,10 @@ enum Stage {
     Deallocate,
     WriteZeros,
     Resize,
+    FindData,
+    FindHole,
+    /// No command does it.
+    Raise,
 }
 
 /// What is to be done about a flight.
@@ -114,9 +121,20 @@ impl Flight {
                 under_way_bytes: 0,
                 is_cached: false,
                 covers: None,
+                raised_from: None,
             }),
             Err(outcome) => Err((request, outcome)),
         }
+    }
+
+    /// Whether the generation is to be raised.
+    pub(super) fn is_raise(&self) -> bool {
+        self.stage == Stage::Raise
+    }
+
+    /// Whether it is, now that it is `generation`. It has to become a higher one than it was when this was asked first.
+    pub(super) fn is_raised(&mut self, generation: u64) -> bool {
+        generation > *self.raised_from.get_or_insert(generation)
     }
 
     /// The flight's next command. `segments` is empty, `zeros` are [`ZEROS_BYTES`] of them.
@@ -134,7 +152,7 @@ impl Flight {
         let len_max = match self.stage {
             Stage::Transfer if is_read => file.read_bytes_max.into(),
             Stage::Transfer | Stage::WriteZeros => file.write_bytes_max.into(),
-            Stage::Commit | Stage::Deallocate | Stage::Resize => u64::MAX,
+            _ => u64::MAX,
         };
         let len_bytes = left.min(len_max);
         self.under_way_bytes = len_bytes;
@@ -179,6 +197,15 @@ impl Flight {
             Stage::Resize => Action::Resize {
                 size_bytes: self.request.len_bytes,
             },
+            Stage::FindData => Action::Seek {
+                offset_bytes,
+                what: Content::Data,
+            },
+            Stage::FindHole => Action::Seek {
+                offset_bytes,
+                what: Content::Hole,
+            },
+            Stage::Raise => unreachable!("the generation is raised by a procedure"),
         };
         Command {
             action,
@@ -215,6 +242,7 @@ impl Flight {
                 }
                 Next::End(Ok(()))
             }
+            Outcome::Found(at) => self.found(at),
             Outcome::Done if self.stage == Stage::Deallocate => {
                 retained.keep_zeroes(self.request.offset_bytes + self.done_bytes, self.under_way_bytes);
                 self.is_cached = true;
@@ -242,7 +270,39 @@ impl Flight {
                 self.stage = Stage::WriteZeros;
                 Next::Send
             }
+            // It is asked for what lies behind its end, and the rest of a file may be a hole: that is the same to some.
+            Verdict::Failed(Failure::Host(libc::ENXIO)) if self.stage == Stage::FindData => self.found(None),
+            Verdict::Failed(_) if matches!(self.stage, Stage::FindData | Stage::FindHole) => {
+                // All of it may be data. If something is the matter with the file, reading it will tell.
+                file.can_seek = false;
+                Next::End(Ok(()))
+            }
             Verdict::Failed(failure) => Next::End(Err(failure)),
+        }
+    }
+
+    /// Narrows the range by where data, or the hole behind them, begin. No server is believed that would have a caller go around
+    /// in circles.
+    fn found(&mut self, at: Option<u64>) -> Next {
+        let whole = self.request.range();
+        let at = at.unwrap_or(whole.end).min(whole.end);
+        match self.stage {
+            Stage::FindData if at >= whole.start => {
+                self.request.narrow(&(at..whole.end));
+                self.stage = Stage::FindHole;
+                if at == whole.end {
+                    Next::End(Ok(()))
+                } else {
+                    Next::Send
+                }
+            }
+            // Somebody has freed what was there a moment ago, or the server is wrong. Where the hole ends, nobody has said.
+            Stage::FindHole if at == whole.start => Next::End(Ok(())),
+            Stage::FindHole if at > whole.start => {
+                self.request.narrow(&(whole.start..at));
+                Next::End(Ok(()))
+            }
+            _ => Next::End(Err(Failure::Host(libc::EIO))),
         }
     }
 
@@ -320,7 +380,7 @@ fn first_stage(request: &Request, geometry: &Geometry, file: &File) -> Result<St
     }
     let is_read_only = geometry.access == Access::ReadOnly;
     match request.operation {
-        Operation::Raise => Err(Err(Failure::Unsupported)),
+        Operation::Raise => Ok(Stage::Raise),
         Operation::Flush if is_read_only => Err(Ok(())),
         Operation::Flush => Ok(Stage::Commit),
         Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {
@@ -328,6 +388,8 @@ fn first_stage(request: &Request, geometry: &Geometry, file: &File) -> Result<St
         }
         _ if request.len_bytes == 0 => Err(Ok(())),
         Operation::Read | Operation::Write => Ok(Stage::Transfer),
+        Operation::FindData if !file.can_seek => Err(Ok(())),
+        Operation::FindData => Ok(Stage::FindData),
         Operation::Discard if geometry.discard == Discard::Ignored || !file.can_deallocate => Err(Ok(())),
         Operation::Discard => Ok(Stage::Deallocate),
         Operation::WriteZeroes {

@@ -40,6 +40,9 @@ use super::v4::status::{Verdict, verdict};
 ///      └── Lost ◄── Leaving ◄── the lease is another's ◄──────────────────────┘
 /// ```
 ///
+/// To raise the generation of the lease, for a request that has the disk to itself, the disk is `Raising` for a while instead of
+/// `Serving`. If that breaks off, the step is made on the next connection, before anything else is.
+///
 /// Requests are accepted in each state, and wait for `Serving`. A session outlives its connection: what was sent in it and not
 /// answered is sent again on the next, in the same slot with the same sequence id, so the server does it once. If the
 /// session is gone, what the old connection may still deliver is refused, and what was answered and may have been forgotten is
@@ -96,6 +99,7 @@ enum State {
     BringingUp(Procedure<Result<Up, Stop>>),
     Rewriting,
     Serving,
+    Raising(Procedure<Result<Option<Tenure>, Stop>>),
     Leaving(After),
     Farewell(Procedure<()>),
     /// Another has the lease, for this reason.
@@ -190,6 +194,13 @@ impl Disk {
             let Some(place) = self.flights.pop() else {
                 break;
             };
+            if self.flights.get(place).is_some_and(Flight::is_raise) {
+                self.raise(place, io);
+                if !matches!(self.state, State::Serving) {
+                    return;
+                }
+                continue;
+            }
             if self.flights.takes_room(place, &self.retained, is_full) {
                 self.send(place, io);
             } else {
@@ -219,6 +230,29 @@ impl Disk {
             segments,
         );
         self.client.start(command, io.now());
+    }
+
+    /// Goes on with a request that raises the generation, when nothing else is under way.
+    fn raise(&mut self, place: usize, io: &mut dyn Submit) {
+        let others = self.flights.under_way() > 1 || self.emptying.is_some();
+        let (Some(tenure), Some(flight)) = (&mut self.tenure, self.flights.get_mut(place)) else {
+            return self.end(place, Ok(()), io.now());
+        };
+        if flight.is_raised(tenure.record.generation) {
+            return self.end(place, Ok(()), io.now());
+        }
+        if others {
+            return self.flights.queue(place);
+        }
+        if !tenure.begin() {
+            return self.end(place, Err(Failure::Host(libc::EOVERFLOW)), io.now());
+        }
+        self.begin_raise(io);
+        match self.state {
+            // At once: the records are on this host.
+            State::Serving => self.end(place, Ok(()), io.now()),
+            _ => self.flights.queue(place),
+        }
     }
 
     /// Has the server commit what it was sent, unless nothing is kept of that or a COMMIT is under way or was just refused.
@@ -341,6 +375,10 @@ impl Backend for Disk {
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
         let now = io.now();
+        if request.operation == Operation::Raise && self.tenure.is_none() {
+            let outcome = Ok(());
+            return Step::Done(Completion { request, outcome });
+        }
         match Flight::begin(request, &self.geometry, &self.file, now) {
             Err((request, outcome)) => Step::Done(Completion { request, outcome }),
             Ok(flight) => {

@@ -86,6 +86,14 @@ impl Disk {
                 Progress::Ends(Ok(up)) => self.is_up(up, io),
                 Progress::Ends(Err(stop)) => self.stopped(stop, io),
             },
+            State::Raising(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.client.perform(ask, io.now()),
+                Progress::Ends(Ok(tenure)) => {
+                    self.tenure = tenure;
+                    self.serve(io);
+                }
+                Progress::Ends(Err(stop)) => self.stopped(stop, io),
+            },
             State::Farewell(procedure) => match procedure.step(answer) {
                 Progress::Asks(ask) => self.client.perform(ask, io.now()),
                 Progress::Ends(()) => self.leave(After::End, Leave::Close, io),
@@ -93,6 +101,16 @@ impl Disk {
             // The connection is being left.
             _ => {}
         }
+    }
+
+    /// Makes the step that raises the generation, which has begun, while nothing else is under way.
+    pub(super) fn begin_raise(&mut self, io: &mut dyn Submit) {
+        let plan = self.plan.clone();
+        let (file, tenure) = (self.file.clone(), self.tenure.clone());
+        self.state = State::Raising(Procedure::new(|port| async move {
+            fence::raise(&port, &plan, &file, tenure).await
+        }));
+        self.step(None, io);
     }
 
     fn is_up(&mut self, up: Up, io: &mut dyn Submit) {

@@ -39,7 +39,9 @@ impl Flight {
                 };
                 self.plan_change(contents);
             }
-            Operation::Flush | Operation::Raise | Operation::Grow => unreachable!("they have no range"),
+            Operation::Flush | Operation::Raise | Operation::Grow | Operation::FindData => {
+                unreachable!("they do not ask for what is in a range")
+            }
         }
     }
 

@@ -2,12 +2,10 @@
 
 use super::state::State;
 use super::task::{Task, failed};
-use super::tree::{Node, ROOT, handle, number};
 use super::{Ending, io::Bytes};
-use crate::nfs::v4::attributes::{Attributes, Bitmap, FileType};
 use crate::nfs::v4::{
-    Arguments, CallCompound, ChangeInfo, DirectoryEntry, GuardedName, LockDenied, Name, Operation,
-    ReadResult, Readdir, ReaddirResult, ReplyWriter, Results, Stateid, Status, Statuses, Verifier,
+    Arguments, CallCompound, ChangeInfo, LockDenied, Operation, ReadResult, ReplyWriter, Results, Stateid,
+    Status, Statuses,
 };
 use crate::nfs::xdr::Writer;
 
@@ -17,6 +15,7 @@ pub(super) struct Scene {
     pub(super) client: u64,
     pub(super) file: Option<u64>,
     pub(super) stateid: Option<Stateid>,
+    pub(super) saved: Option<u64>,
     minor_version: u32,
 }
 
@@ -97,6 +96,7 @@ impl State {
                 self.end(Ending::Crash);
                 return Vec::new();
             }
+            *self.asked.entry(arguments.operation().0).or_default() += 1;
             let is_delayed = may_be_delayed(arguments) && self.dice.one_in(mishaps.delay_one_in);
             let done = match arguments {
                 _ if self.dice.one_in(self.options.hostility.status_one_in) => {
@@ -147,23 +147,6 @@ impl State {
     fn operate(&mut self, scene: &mut Scene, arguments: &Arguments<'_>) -> Result<Done, Refusal> {
         let life = self.life;
         let done = match arguments {
-            Arguments::Putrootfh => {
-                scene.file = Some(ROOT);
-                Results::Putrootfh
-            }
-            Arguments::Putfh(handle) => {
-                let file = number(handle).ok_or(Status::BADHANDLE)?;
-                self.tree.node(file).ok_or(Status::STALE)?;
-                scene.file = Some(file);
-                Results::Putfh
-            }
-            Arguments::Getfh => Results::Getfh(handle(current(scene)?)),
-            Arguments::Lookup(name) => {
-                let names = self.tree.directory(current(scene)?).ok_or(Status::NOTDIR)?;
-                scene.file = Some(*names.get(name.bytes()).ok_or(Status::NOENT)?);
-                Results::Lookup
-            }
-            Arguments::Getattr(wanted) => Results::Getattr(self.attributes(current(scene)?, *wanted)?),
             Arguments::Open(open) => Results::Open(self.open(scene, open)?),
             Arguments::Close(close) => {
                 let stateid = scene.named(&close.open_stateid)?;
@@ -194,90 +177,26 @@ impl State {
                 self.deallocate(scene.client, current(scene)?, range)?;
                 Results::Deallocate
             }
+            Arguments::Seek(seek) if scene.minor_version > 1 => {
+                Results::Seek(self.seek(scene.client, current(scene)?, seek)?)
+            }
             Arguments::Setattr(setattr) => {
                 self.resize(scene.client, current(scene)?, setattr)?;
                 Results::Setattr(setattr.attributes.set())
             }
-            Arguments::Readdir(readdir) => Results::Readdir(self.readdir(current(scene)?, readdir)?),
-            Arguments::Remove(name) => self.remove(current(scene)?, name)?,
+            Arguments::Clone(range) if scene.minor_version > 1 => {
+                let from = scene.saved.ok_or(Status::NOFILEHANDLE)?;
+                self.clone_range(scene.client, (from, current(scene)?), range)?;
+                Results::Clone
+            }
             Arguments::ReclaimComplete(_) => {
                 self.clients.complete(scene.client)?;
                 Results::ReclaimComplete
             }
             Arguments::DestroySession(id) => self.destroy_session(*id)?,
-            other => {
-                self.complaints
-                    .push(format!("{} is not done here", other.operation()));
-                return Err(Status::NOTSUPP.into());
-            }
+            other => self.look_or_name(scene, other)?,
         };
         Ok(Done::Plain(Box::new(done)))
-    }
-
-    fn attributes(&self, file: u64, wanted: Bitmap) -> Result<Attributes, Status> {
-        let node = self.tree.node(file).ok_or(Status::STALE)?;
-        let limits = self.options.limits;
-        let seconds = u32::try_from(limits.lease.as_secs()).expect("a lease is short");
-        let all = Attributes {
-            file_type: Some(match node {
-                Node::Directory(_) => FileType::Directory,
-                Node::File(_) => FileType::Regular,
-            }),
-            size: Some(self.tree.file(file).map_or(0, |file| self.tree.len_bytes(file))),
-            lease_time: Some(seconds),
-            maxread: Some(limits.read_bytes_max.into()),
-            maxwrite: Some(limits.write_bytes_max.into()),
-            ..Attributes::default()
-        };
-        Ok(all.only(wanted))
-    }
-
-    fn readdir(&mut self, directory: u64, readdir: &Readdir) -> Result<ReaddirResult, Status> {
-        /// The first ones are not given out.
-        const RESERVED: u64 = 2;
-        let verifier = Verifier(*b"cookies!");
-        if readdir.cookie != 0 && readdir.cookie_verifier != verifier {
-            self.complaints.push("a cookie without its verifier".to_owned());
-            return Err(Status::NOT_SAME);
-        }
-        let names = self.tree.directory(directory).ok_or(Status::NOTDIR)?;
-        let mut entries: Vec<(u64, Vec<u8>)> = names
-            .iter()
-            .map(|(name, number)| (number + RESERVED, name.clone()))
-            .filter(|(cookie, _)| *cookie > readdir.cookie)
-            .collect();
-        entries.sort_unstable();
-        let is_endless = self.dice.one_in(self.options.hostility.endless_one_in);
-        if is_endless {
-            entries.push((readdir.cookie.wrapping_add(1), b"image.raw.lease.3".to_vec()));
-        }
-        let eof = entries.len() <= self.options.limits.page_entries && !is_endless;
-        entries.truncate(self.options.limits.page_entries);
-        let entry = |(cookie, name)| DirectoryEntry {
-            cookie,
-            name: GuardedName(Name::new(name)),
-            attributes: Attributes::default(),
-        };
-        Ok(ReaddirResult {
-            cookie_verifier: verifier,
-            entries: entries.into_iter().map(entry).collect(),
-            eof,
-        })
-    }
-
-    fn remove(&mut self, directory: u64, name: &Name) -> Result<Results<'static>, Status> {
-        if self.is_in_grace() {
-            return Err(Status::GRACE);
-        }
-        if !name.bytes().windows(7).any(|part| part == b".lease.") {
-            self.complaints.push(format!("{name} is removed"));
-            return Err(Status::ACCESS);
-        }
-        self.tree.directory(directory).ok_or(Status::NOTDIR)?;
-        match self.tree.remove(directory, name.bytes()) {
-            true => Ok(Results::Remove(NO_CHANGE)),
-            false => Err(Status::NOENT),
-        }
     }
 }
 

@@ -82,6 +82,14 @@ impl State {
             (OpenHow::Create(CreateHow::Exclusive41(verifier, _)), None) if directory == EXPORT => {
                 Ok(self.tree.make(name.bytes(), b"", Some(*verifier)))
             }
+            (OpenHow::Create(CreateHow::Guarded(_)), Some(_)) => Err(Status::EXIST),
+            (OpenHow::Create(CreateHow::Guarded(attributes)), None) if directory == EXPORT => {
+                let file = self.tree.make(name.bytes(), b"", None);
+                if let (Some(size), Some(made)) = (attributes.size, self.tree.file(file)) {
+                    self.tree.grow(made, size);
+                }
+                Ok(file)
+            }
             _ => Err(Status::NOTSUPP),
         }
     }

@@ -5,8 +5,8 @@ use super::state::State;
 use super::tree::{File, Lasts, number};
 use super::{Change, Event};
 use crate::nfs::v4::{
-    Allocation, FileHandle, Read, Setattr, ShareAccess, Stability, Stateid, Status, Verifier, Write,
-    WriteResult,
+    Allocation, CloneRange, Content, FileHandle, Read, Seek, SeekResult, Setattr, ShareAccess, Stability,
+    Stateid, Status, Verifier, Write, WriteResult,
 };
 
 /// A WRITE that was let in, and is carried out part by part whatever happens meanwhile.
@@ -166,6 +166,77 @@ impl State {
             self.tree.zero(file, range.offset, end - range.offset);
             self.log(client, number, (range.offset, end - range.offset), right);
         }
+        Ok(())
+    }
+
+    /// Where data or a hole begin: a block that holds nothing but zeros is one.
+    pub(super) fn seek(&mut self, client: u64, number: u64, seek: &Seek) -> Result<SeekResult, Status> {
+        let file = self.tree.file(number).ok_or(Status::ISDIR)?;
+        self.admit(client, &seek.stateid, number, READ)?;
+        let len_bytes = self.tree.len_bytes(file);
+        if !self.options.quirks.seeks {
+            return Err(Status::NOTSUPP);
+        }
+        if seek.offset >= len_bytes {
+            return Err(Status::NXIO);
+        }
+        if self.dice.one_in(self.options.hostility.astray_one_in) {
+            let anywhere = [
+                0,
+                1,
+                seek.offset.wrapping_sub(1),
+                seek.offset,
+                seek.offset + 1,
+                len_bytes,
+                u64::MAX,
+            ];
+            return Ok(SeekResult {
+                eof: self.dice.one_in(4),
+                offset: self.dice.pick(&anywhere),
+            });
+        }
+        let block_bytes = self.options.limits.block_bytes;
+        let first = seek.offset / block_bytes * block_bytes;
+        let content = self.tree.read(file, first, u64::MAX);
+        let is_sought = |block: &[u8]| block.iter().any(|byte| *byte != 0) == (seek.what == Content::Data);
+        let found = content.chunks(index(block_bytes)).position(is_sought);
+        let found = found.map(|block| (first + block as u64 * block_bytes).max(seek.offset));
+        match (found, seek.what) {
+            (Some(offset), _) => Ok(SeekResult { eof: false, offset }),
+            (None, Content::Data) if self.options.quirks.refuses_to_seek_nothing => Err(Status::NXIO),
+            // Behind its end each file is a hole.
+            (None, _) => Ok(SeekResult {
+                eof: true,
+                offset: len_bytes,
+            }),
+        }
+    }
+
+    /// Makes a range hold what a range of another file holds.
+    pub(super) fn clone_range(
+        &mut self,
+        client: u64,
+        (from, to): (u64, u64),
+        range: &CloneRange,
+    ) -> Result<(), Status> {
+        let source = self.tree.file(from).ok_or(Status::WRONG_TYPE)?;
+        let destination = self.tree.file(to).ok_or(Status::WRONG_TYPE)?;
+        self.admit(client, &range.source_stateid, from, READ)?;
+        let right = self.admit(client, &range.destination_stateid, to, WRITE)?;
+        if !self.options.quirks.clones {
+            return Err(Status::NOTSUPP);
+        }
+        let len_bytes = match range.count {
+            0 => u64::MAX,
+            count => count,
+        };
+        let bytes = self.tree.read(source, range.source_offset, len_bytes);
+        if range.count != 0 && bytes.len() as u64 != range.count {
+            return Err(Status::INVAL);
+        }
+        self.tree
+            .write(destination, range.destination_offset, &bytes, Lasts::AfterSync);
+        self.log(client, to, (range.destination_offset, bytes.len() as u64), right);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ mod execute;
 mod grant;
 mod hostile;
 mod io;
+mod names;
 pub mod options;
 mod peer;
 mod rights;
@@ -31,6 +32,7 @@ pub use self::rights::Right;
 use self::state::State;
 use self::tree::{EXPORT, Lasts};
 use crate::lease::{Owner, Phase, Record};
+use crate::nfs::v4::Operation;
 use crate::sim::clock::Clock;
 use crate::sim::dice::Dice;
 
@@ -231,6 +233,11 @@ impl Server {
     /// When it is.
     pub fn due(&self) -> Option<Instant> {
         self.state().due(None)
+    }
+
+    /// How often an operation was begun in a session.
+    pub fn asked(&self, operation: Operation) -> u64 {
+        self.state().asked.get(&operation.0).copied().unwrap_or(0)
     }
 
     /// What has happened since the last call.

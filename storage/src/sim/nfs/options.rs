@@ -36,6 +36,8 @@ pub struct Limits {
     pub write_bytes_max: u32,
     /// Entries of one answer to a READDIR.
     pub page_entries: usize,
+    /// What is a hole, or is none, as a whole.
+    pub block_bytes: u64,
 }
 
 impl Default for Limits {
@@ -49,6 +51,7 @@ impl Default for Limits {
             read_bytes_max: 1 << 20,
             write_bytes_max: 1 << 20,
             page_entries: 64,
+            block_bytes: 4096,
         }
     }
 }
@@ -80,6 +83,12 @@ pub struct Quirks {
     pub is_stable: bool,
     /// Ranges can be freed.
     pub deallocates: bool,
+    /// A file can share the content of another.
+    pub clones: bool,
+    /// It says where holes are.
+    pub seeks: bool,
+    /// Where there are no more data it says that there is nothing, and otherwise that the file ends.
+    pub refuses_to_seek_nothing: bool,
 }
 
 impl Default for Quirks {
@@ -97,6 +106,9 @@ impl Default for Quirks {
             lifts_grace: true,
             is_stable: false,
             deallocates: true,
+            clones: false,
+            seeks: true,
+            refuses_to_seek_nothing: false,
         }
     }
 }
@@ -147,6 +159,8 @@ pub struct Hostility {
     pub doubled_one_in: u64,
     /// An operation that has failed for no reason.
     pub status_one_in: u64,
+    /// A hole, or its end, that is anywhere.
+    pub astray_one_in: u64,
 }
 
 impl Options {
@@ -172,6 +186,7 @@ impl Limits {
             read_bytes_max: dice.pick(&[4096, 65_536, 1 << 20]),
             write_bytes_max: dice.pick(&[4096, 65_536, 1 << 20]),
             page_entries: dice.pick(&[1, 2, 64]),
+            block_bytes: dice.pick(&[512, 4096, 65_536]),
         }
     }
 }
@@ -192,6 +207,9 @@ impl Quirks {
             lifts_grace: has(),
             is_stable: has() && has() && has(),
             deallocates: has(),
+            clones: true,
+            seeks: has(),
+            refuses_to_seek_nothing: has(),
         }
     }
 }
@@ -229,6 +247,7 @@ impl Hostility {
             calls_one_in: rate(),
             doubled_one_in: rate(),
             status_one_in: rate(),
+            astray_one_in: rate(),
         }
     }
 }

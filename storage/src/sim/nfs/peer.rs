@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Server;
 use super::connection::Connection;
 use crate::sim::net::Peer;
+use crate::sim::serve::Host;
 
 /// One connection of a server, on the clock of a network.
 #[derive(Debug)]
@@ -62,5 +63,23 @@ impl Peer for ServerPeer {
     fn wake(&mut self, _now: Instant) {
         // What is due is sent when the network asks next: at once, or as soon as there is room.
         self.alarm = None;
+    }
+}
+
+impl Host for Server {
+    fn accept(&self) -> Box<dyn Peer> {
+        Box::new(ServerPeer::new(self))
+    }
+
+    fn pass_to(&self, now: Instant) {
+        self.state().clock.pass_to(now);
+    }
+
+    fn advance(&self) {
+        Self::advance(self);
+    }
+
+    fn is_working(&self) -> bool {
+        Self::is_working(self)
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) life: u64,
     pub(super) grace_until: Option<Instant>,
     pub(super) saboteur: Saboteur,
+    /// How often each operation was begun in a session, by its number.
+    pub(super) asked: BTreeMap<u32, u64>,
     pub(super) events: Vec<Event>,
     pub(super) complaints: Vec<String>,
 }
@@ -57,6 +59,7 @@ impl State {
             life: 0,
             grace_until: None,
             saboteur: Saboteur::default(),
+            asked: BTreeMap::new(),
             events: Vec::new(),
             complaints: Vec::new(),
         }

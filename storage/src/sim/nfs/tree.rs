@@ -94,6 +94,20 @@ impl Tree {
         self.nodes.remove(&number).is_some()
     }
 
+    /// Gives a file another name in its directory; who had that is gone.
+    pub(super) fn rename(&mut self, directory: u64, old_name: &[u8], new_name: &[u8]) -> bool {
+        let Some(Node::Directory(names)) = self.nodes.get_mut(&directory) else {
+            return false;
+        };
+        let Some(number) = names.remove(old_name) else {
+            return false;
+        };
+        if let Some(replaced) = names.insert(new_name.to_vec(), number) {
+            self.nodes.remove(&replaced);
+        }
+        true
+    }
+
     pub(super) fn len_bytes(&self, file: File) -> u64 {
         self.medium.len_bytes(file.slot)
     }

@@ -20,7 +20,6 @@ mod plan;
 mod refusal;
 mod reservation;
 
-pub mod serve;
 mod session;
 mod task;
 mod transfer;

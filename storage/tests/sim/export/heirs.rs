@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::lease::{LeaseError, Lock, Owner};
 use coracle_storage::nfs::NfsError;
 use coracle_storage::reactor::Patience;
 use coracle_storage::request::{Durability, Operation};
@@ -14,8 +14,9 @@ use coracle_storage::sim::reactor::Faults;
 
 use super::site::{IMAGE, MEANS, Site, chain, expected};
 use crate::lane::{Excuse, Guest, Lane};
-use crate::life::FLUSH;
-use crate::passing::{RECOVERY_MAX, Surroundings, drain, wait};
+use crate::life::{FLUSH, RAISE};
+use crate::memory::Memory;
+use crate::passing::{RECOVERY_MAX, Surroundings, drain, step, wait};
 use crate::remote::life::fresh;
 use crate::workload::{Wish, Workload};
 
@@ -52,6 +53,9 @@ pub(crate) fn simulate(seed: u64) {
         if dice.one_in(3) {
             refuse(&mut now, &mut site, &mut judge, &mut dice);
         }
+        let memory = dice
+            .one_in(2)
+            .then(|| remember(&mut now, &mut stopped, &mut site, &mut judge, &mut dice));
         let is_killed = dice.one_in(2);
         if is_killed {
             now.lane.io.cut_off();
@@ -61,7 +65,7 @@ pub(crate) fn simulate(seed: u64) {
             site.server.restart();
             site.hang_up();
         }
-        let next = succeed(&site, &mut judge, &mut dice);
+        let next = succeed(&mut site, memory, &mut judge, &mut dice);
         judge.look(&site);
         judge.lost.push(client::prefix(&now.owner));
         let mut last = std::mem::replace(&mut now, next);
@@ -164,20 +168,101 @@ fn refuse(machine: &mut Machine, site: &mut Site, judge: &mut Judge, dice: &mut 
     judge.look(site);
 }
 
-/// The next machine, as soon as the server has given up the last.
-fn succeed(site: &Site, judge: &mut Judge, dice: &mut Dice) -> Machine {
+/// A snapshot is made of a machine, which may go on and raise the generation then, whatever happens on the way.
+fn remember(
+    machine: &mut Machine,
+    stopped: &mut [Machine],
+    site: &mut Site,
+    judge: &mut Judge,
+    dice: &mut Dice,
+) -> Memory {
+    calm_down(machine, stopped, site, judge);
+    let mut memory = Memory::of(&machine.lane);
+    if dice.one_in(3) {
+        return memory;
+    }
+    memory.fades();
+    if dice.one_in(2) {
+        site.rage();
+    }
+    machine.lane.ask(RAISE, &mut machine.guest, dice);
+    let mishap_one_in = dice.pick(&[0, 5]);
+    for _ in 0..dice.below(40) {
+        if dice.one_in(mishap_one_in) {
+            site.mishap(&machine.owner, dice);
+        }
+        step(&mut machine.lane, site, &mut machine.guest, Patience::UntilEvent);
+        judge.look(site);
+    }
+    site.calm();
+    if dice.one_in(2) {
+        calm_down(machine, stopped, site, judge);
+        memory.is_overtaken(&machine.lane);
+    }
+    memory
+}
+
+/// Everything that was asked of a machine ends, while those that were stopped go on as well.
+fn calm_down(machine: &mut Machine, stopped: &mut [Machine], site: &mut Site, judge: &mut Judge) {
+    site.recover();
+    let start = machine.lane.now();
+    while machine.lane.outstanding() > 0 {
+        for machine in stopped.iter_mut().chain([&mut *machine]) {
+            let limit = site.due().into_iter().chain([machine.lane.now() + TURN]).min();
+            machine
+                .lane
+                .go_on_until(limit, Patience::UntilEvent, &mut machine.guest);
+            site.look();
+            judge.look(site);
+        }
+        let time = machine.lane.now() - start;
+        assert!(
+            time < 2 * RECOVERY_MAX,
+            "requests have not ended after the last fault"
+        );
+    }
+}
+
+/// How long one of them has its turn.
+const TURN: Duration = Duration::from_millis(5);
+
+/// The next machine, as soon as the server has given up the last: it goes on with what is remembered, if it may.
+fn succeed(site: &mut Site, mut memory: Option<Memory>, judge: &mut Judge, dice: &mut Dice) -> Machine {
     let mut last = String::new();
-    for _ in 0..300 {
+    let mut dies_one_in = 3;
+    for _ in 0..600 {
         let owner = initiator::owner(dice.pick(&["vm", "other"]), dice);
         let io = site.host(Faults::default(), dice);
-        match site.open(io.clone(), Lock::Exclusive, &owner, MEANS) {
+        let opened = match memory {
+            Some(memory) => site.keep(io.clone(), &owner, memory.generation),
+            None => site.open(io.clone(), Lock::Exclusive, &owner, MEANS),
+        };
+        match opened {
             Ok(disk) => {
-                return Machine {
+                let mut machine = Machine {
                     owner,
                     lane: Lane::new(disk, io),
                     guest: Guest::new(&site.server.content(IMAGE), Excuse::Nothing),
                     workload: Workload::draw(dice),
                 };
+                if let Some(memory) = &mut memory {
+                    memory.was_kept(&machine.lane);
+                    if dice.one_in(dies_one_in) {
+                        // Before it has written anything: the next one may go on all the same.
+                        dies_one_in = 0;
+                        machine.lane.io.cut_off();
+                        continue;
+                    }
+                    machine.lane.ask(RAISE, &mut machine.guest, dice);
+                    drain(&mut machine.lane, site, &mut machine.guest);
+                    memory.is_overtaken(&machine.lane);
+                }
+                return machine;
+            }
+            Err(NfsError::Lease(LeaseError::Overtaken { .. })) => {
+                memory.take().expect("it asks for a generation").was_refused();
+                let lockers = site.server.lockers(IMAGE);
+                assert!(lockers.is_empty(), "who was refused keeps the lock: {lockers:?}");
             }
             Err(error) => last = chain(&error),
         }

@@ -70,7 +70,7 @@ fn work(lane: &mut Lane, site: &mut Site, guest: &mut Guest, steps: u64, dice: &
             return;
         }
         if lane.outstanding() < workload.depth && dice.below(8) < 3 {
-            let wish = workload.wish(guest.oracle.size_bytes(), dice);
+            let wish = workload.wish_of_sparse(guest.oracle.size_bytes(), dice);
             if wish.operation != Operation::Grow {
                 lane.ask(wish, guest, dice);
             }

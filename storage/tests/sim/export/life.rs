@@ -14,7 +14,7 @@ use coracle_storage::sim::reactor::Faults;
 
 use super::site::{IMAGE, Means, Site, expected};
 use crate::lane::{Excuse, Guest, Lane};
-use crate::life::{FLUSH, check_size};
+use crate::life::{FLUSH, RAISE, check_size};
 use crate::passing::{RECOVERY_MAX, drain, step, wait};
 use crate::remote::life::fresh;
 use crate::workload::Workload;
@@ -59,6 +59,9 @@ pub(crate) fn simulate(seed: u64) {
             drain(&mut lane, &mut site, &mut guest);
         }
         if dice.one_in(3) {
+            raise(&mut lane, &mut site, &mut guest, &owner, &mut dice);
+        }
+        if dice.one_in(3) {
             move_on(&mut lane, &mut site, &mut guest, &mut dice);
         }
         if dice.one_in(8) {
@@ -91,7 +94,7 @@ fn use_up(lane: &mut Lane, site: &mut Site, guest: &mut Guest, owner: &Owner, di
             site.mishap(owner, dice);
         }
         if lane.outstanding() < depth && dice.below(8) < 3 {
-            let mut wish = workload.wish(guest.oracle.size_bytes(), dice);
+            let mut wish = workload.wish_of_sparse(guest.oracle.size_bytes(), dice);
             if wish.operation == Operation::Grow && lane.is_growing() {
                 continue;
             }
@@ -105,6 +108,29 @@ fn use_up(lane: &mut Lane, site: &mut Site, guest: &mut Guest, owner: &Owner, di
             step(lane, site, guest, patience);
         }
     }
+}
+
+/// The generation is raised, whatever happens on the way.
+fn raise(lane: &mut Lane, site: &mut Site, guest: &mut Guest, owner: &Owner, dice: &mut Dice) {
+    let before = lane.generation();
+    if dice.one_in(2) {
+        site.rage();
+    }
+    lane.ask(RAISE, guest, dice);
+    let mishap_one_in = dice.pick(&[0, 3, 10]);
+    for _ in 0..dice.below(40) {
+        if dice.one_in(mishap_one_in) {
+            site.mishap(owner, dice);
+        }
+        step(lane, site, guest, Patience::UntilEvent);
+    }
+    site.calm();
+    drain(lane, site, guest);
+    let now = lane.generation();
+    assert!(
+        now == before || now == before + 1,
+        "generation {before} was raised to {now}"
+    );
 }
 
 /// The disk leaves its reactor, and goes on there or elsewhere.

@@ -2,6 +2,8 @@
 
 pub(crate) mod heirs;
 pub(crate) mod hostile;
+pub(crate) mod keeping;
 pub(crate) mod life;
 pub(crate) mod outage;
 mod site;
+pub(crate) mod sparse;

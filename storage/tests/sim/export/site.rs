@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::Backend;
-use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Terms};
+use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Succession, Terms};
 use coracle_storage::nfs::NfsError;
 use coracle_storage::reactor::Reactor;
 use coracle_storage::sim::clock::Clock;
@@ -68,6 +68,11 @@ impl Site {
         site
     }
 
+    /// Whether the image's URL asks for that version.
+    pub(crate) fn is_of_version(&self, version: &str) -> bool {
+        self.version.ends_with(version)
+    }
+
     /// A host on the network.
     pub(crate) fn host(&self, faults: Faults, dice: &mut Dice) -> SimReactor {
         let io = SimReactor::new(&Medium::default(), 16, faults, dice.split());
@@ -83,6 +88,30 @@ impl Site {
         owner: &Owner,
         means: Means,
     ) -> Result<Box<dyn Backend>, NfsError> {
+        self.open_on(io, &Terms::new(lock, owner), means)
+    }
+
+    /// The same, if it still is of this generation.
+    pub(crate) fn keep(
+        &self,
+        io: impl Reactor,
+        owner: &Owner,
+        generation: u64,
+    ) -> Result<Box<dyn Backend>, NfsError> {
+        let terms = Terms {
+            succession: Succession::Keeps(generation),
+            ..Terms::new(Lock::Exclusive, owner)
+        };
+        self.open_on(io, &terms, MEANS)
+    }
+
+    /// The same on any terms.
+    pub(crate) fn open_on(
+        &self,
+        io: impl Reactor,
+        terms: &Terms<'_>,
+        means: Means,
+    ) -> Result<Box<dyn Backend>, NfsError> {
         let on_error = match means.timeout {
             Some(_) => OnError::Report,
             None => OnError::Wait,
@@ -93,7 +122,7 @@ impl Site {
                 timeout: means.timeout,
                 takes_over: None,
             },
-            ..Terms::new(lock, owner)
+            ..*terms
         };
         let url = format!("nfs://10.0.0.1/export/{IMAGE}{}", self.version);
         client::open(io, &url, &terms, means.uncommitted_bytes_max)

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use coracle_storage::iscsi::IscsiError;
-use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::lease::{LeaseError, Lock, Owner};
 use coracle_storage::reactor::{Full, KernelOp, Patience, Reactor, Submit, Token, Wake};
 use coracle_storage::request::{Durability, Operation};
 use coracle_storage::sim::dice::Dice;
@@ -15,10 +15,11 @@ use coracle_storage::sim::reactor::{Faults, SimReactor};
 use coracle_storage::sim::target::{Event, Written};
 
 use super::life::fresh;
-use super::site::{Means, Site, Tail, chain, expected};
+use super::site::{MEANS, Site, Tail, chain, expected};
 use crate::lane::{Excuse, Guest, Lane};
-use crate::life::FLUSH;
-use crate::passing::{RECOVERY_MAX, Surroundings, drain};
+use crate::life::{FLUSH, RAISE};
+use crate::memory::Memory;
+use crate::passing::{RECOVERY_MAX, Surroundings, drain, step};
 use crate::workload::{Wish, Workload};
 
 /// A machine.
@@ -62,6 +63,9 @@ pub(crate) fn simulate(seed: u64) {
             }
         }
         site.calm();
+        let memory = dice
+            .one_in(2)
+            .then(|| remember(&mut now, &mut fenced, &mut site, &judge, &mut dice));
         let fate = dice.pick(&[Fate::Killed, Fate::Frozen, Fate::Alive]);
         if fate == Fate::Killed {
             now.lane.io.cut_off();
@@ -71,15 +75,19 @@ pub(crate) fn simulate(seed: u64) {
             site.target.restart();
             site.hang_up();
         }
-        let next = succeed(&mut now, fate, &site, &judge, &mut dice);
+        let (next, memory) = succeed(&mut now, fate, &site, memory, &judge, &mut dice);
         judge.look(&site);
         judge.fenced.push(initiator::isid(&now.owner));
         let mut last = std::mem::replace(&mut now, next);
-        if fate == Fate::Killed {
-            continue;
+        if fate != Fate::Killed {
+            last.guest.excuse = Excuse::Anything;
+            fenced.push(last);
         }
-        last.guest.excuse = Excuse::Anything;
-        fenced.push(last);
+        if let Some(mut memory) = memory {
+            now.lane.ask(RAISE, &mut now.guest, &mut dice);
+            calm_down(&mut now, &mut fenced, &mut site, &judge);
+            memory.is_overtaken(&now.lane);
+        }
     }
     site.calm();
     for machine in &mut fenced {
@@ -109,13 +117,71 @@ fn start(site: &Site, content: &[u8], dice: &mut Dice) -> Machine {
     }
 }
 
-const MEANS: Means = Means {
-    timeout: None,
-    uncommitted_bytes_max: 32 << 20,
-};
+/// A snapshot is made of a machine, which may go on and raise the generation then, whatever happens on the way.
+fn remember(
+    machine: &mut Machine,
+    fenced: &mut [Machine],
+    site: &mut Site,
+    judge: &Judge,
+    dice: &mut Dice,
+) -> Memory {
+    calm_down(machine, fenced, site, judge);
+    let mut memory = Memory::of(&machine.lane);
+    if dice.one_in(3) {
+        return memory;
+    }
+    memory.fades();
+    if dice.one_in(2) {
+        site.rage();
+    }
+    machine.lane.ask(RAISE, &mut machine.guest, dice);
+    let mishap_one_in = dice.pick(&[0, 5]);
+    for _ in 0..dice.below(40) {
+        if dice.one_in(mishap_one_in) {
+            site.mishap(Lock::Exclusive, dice);
+        }
+        step(&mut machine.lane, site, &mut machine.guest, Patience::UntilEvent);
+        judge.look(site);
+    }
+    site.calm();
+    if dice.one_in(2) {
+        calm_down(machine, fenced, site, judge);
+        memory.is_overtaken(&machine.lane);
+    }
+    memory
+}
 
-/// The next machine in the place of `last`, whose lease is broken for that.
-fn succeed(last: &mut Machine, fate: Fate, site: &Site, judge: &Judge, dice: &mut Dice) -> Machine {
+/// Everything that was asked of a machine ends, while those that are fenced go on as well.
+fn calm_down(machine: &mut Machine, fenced: &mut [Machine], site: &mut Site, judge: &Judge) {
+    site.recover();
+    let start = machine.lane.now();
+    while machine.lane.outstanding() > 0 {
+        for machine in fenced.iter_mut().chain([&mut *machine]) {
+            let limit = site.due().into_iter().chain([machine.lane.now() + TURN]).min();
+            machine
+                .lane
+                .go_on_until(limit, Patience::UntilEvent, &mut machine.guest);
+            site.look();
+            judge.look(site);
+        }
+        let time = machine.lane.now() - start;
+        assert!(
+            time < 2 * RECOVERY_MAX,
+            "requests have not ended after the last fault"
+        );
+    }
+}
+
+/// The next machine in the place of `last`, whose lease is broken for that. It goes on with what is remembered, if it may: then
+/// that is returned, and nothing has been raised yet.
+fn succeed(
+    last: &mut Machine,
+    fate: Fate,
+    site: &Site,
+    memory: Option<Memory>,
+    judge: &Judge,
+    dice: &mut Dice,
+) -> (Machine, Option<Memory>) {
     // The same machine once more, or another.
     let owner = initiator::owner(dice.pick(&["vm", "other"]), dice);
     let io = site.host(Faults::default(), dice);
@@ -140,19 +206,36 @@ fn succeed(last: &mut Machine, fate: Fate, site: &Site, judge: &Judge, dice: &mu
         host.cut_off();
         broken
     });
-    let disk = until_done("taken", || {
-        site.open(Beside::new(&io, &mut others), Lock::Exclusive, &owner, MEANS)
+    let (disk, memory) = until_done("taken", || {
+        let beside = Beside::new(&io, &mut others);
+        let Some(memory) = memory else {
+            let opened = site.open(beside, Lock::Exclusive, &owner, MEANS);
+            return opened.map(|disk| (disk, None));
+        };
+        match site.keep(beside, &owner, memory.generation) {
+            Err(IscsiError::Lease(LeaseError::Overtaken { .. })) => {
+                memory.was_refused();
+                let beside = Beside::new(&io, &mut others);
+                let opened = site.open(beside, Lock::Exclusive, &owner, MEANS);
+                opened.map(|disk| (disk, None))
+            }
+            opened => opened.map(|disk| (disk, Some(memory))),
+        }
     });
     if let Some(last) = others.machine.take() {
         // What it is told from now on, nobody judges.
         last.guest.excuse = Excuse::Anything;
     }
-    Machine {
+    let machine = Machine {
         owner,
         lane: Lane::new(disk, io),
         guest: Guest::new(&site.content(), Excuse::Nothing),
         workload: Workload::draw(dice),
+    };
+    if let Some(memory) = &memory {
+        memory.was_kept(&machine.lane);
     }
+    (machine, memory)
 }
 
 /// Tries what a machine that is about to lose may come in between of.

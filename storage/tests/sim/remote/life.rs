@@ -13,7 +13,7 @@ use coracle_storage::sim::reactor::Faults;
 
 use super::site::{Means, Site, Tail, expected};
 use crate::lane::{Excuse, Guest, Lane};
-use crate::life::{FLUSH, check_size};
+use crate::life::{FLUSH, RAISE, check_size};
 use crate::passing::{RECOVERY_MAX, drain, step, wait};
 use crate::workload::Workload;
 
@@ -60,6 +60,9 @@ pub(crate) fn simulate(seed: u64) {
         if dice.one_in(2) {
             lane.ask(FLUSH, &mut guest, &mut dice);
             drain(&mut lane, &mut site, &mut guest);
+        }
+        if dice.one_in(3) {
+            raise(&mut lane, &mut site, &mut guest, lock, &mut dice);
         }
         if dice.one_in(3) {
             move_on(&mut lane, &mut site, &mut guest, &mut dice);
@@ -111,6 +114,29 @@ fn use_up(lane: &mut Lane, site: &mut Site, guest: &mut Guest, lock: Lock, dice:
             step(lane, site, guest, patience);
         }
     }
+}
+
+/// The generation is raised, whatever happens on the way.
+fn raise(lane: &mut Lane, site: &mut Site, guest: &mut Guest, lock: Lock, dice: &mut Dice) {
+    let before = lane.generation();
+    if dice.one_in(2) {
+        site.rage();
+    }
+    lane.ask(RAISE, guest, dice);
+    let mishap_one_in = dice.pick(&[0, 3, 10]);
+    for _ in 0..dice.below(40) {
+        if dice.one_in(mishap_one_in) {
+            site.mishap(lock, dice);
+        }
+        step(lane, site, guest, Patience::UntilEvent);
+    }
+    site.calm();
+    drain(lane, site, guest);
+    let now = lane.generation();
+    assert!(
+        now == before || now == before + 1,
+        "generation {before} was raised to {now}"
+    );
 }
 
 /// The disk leaves its reactor, and goes on there or elsewhere.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend};
 use coracle_storage::iscsi::IscsiError;
-use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Terms};
+use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Succession, Terms};
 use coracle_storage::reactor::Reactor;
 use coracle_storage::sim::clock::Clock;
 use coracle_storage::sim::dice::Dice;
@@ -121,6 +121,30 @@ impl Site {
         owner: &Owner,
         means: Means,
     ) -> Result<Box<dyn Backend>, IscsiError> {
+        self.open_on(io, &Terms::new(lock, owner), means)
+    }
+
+    /// The same, if it still is of this generation.
+    pub(crate) fn keep(
+        &self,
+        io: impl Reactor,
+        owner: &Owner,
+        generation: u64,
+    ) -> Result<Box<dyn Backend>, IscsiError> {
+        let terms = Terms {
+            succession: Succession::Keeps(generation),
+            ..Terms::new(Lock::Exclusive, owner)
+        };
+        self.open_on(io, &terms, MEANS)
+    }
+
+    /// The same on any terms.
+    pub(crate) fn open_on(
+        &self,
+        io: impl Reactor,
+        terms: &Terms<'_>,
+        means: Means,
+    ) -> Result<Box<dyn Backend>, IscsiError> {
         let on_error = match means.timeout {
             Some(_) => OnError::Report,
             None => OnError::Wait,
@@ -131,13 +155,13 @@ impl Site {
                 timeout: means.timeout,
                 takes_over: None,
             },
-            ..Terms::new(lock, owner)
+            ..*terms
         };
-        if lock == Lock::None {
+        if terms.lock == Lock::None {
             // Nothing else stops what an old connection delivers late.
             self.target.adjust(|options| options.quirks.reinstates = true);
         }
-        let url = self.url(&owner.vm);
+        let url = self.url(&terms.owner.vm);
         initiator::open(io, &url, &terms, means.uncommitted_bytes_max)
     }
 
@@ -274,6 +298,11 @@ pub(crate) struct Means {
     pub(crate) timeout: Option<Duration>,
     pub(crate) uncommitted_bytes_max: usize,
 }
+
+pub(crate) const MEANS: Means = Means {
+    timeout: None,
+    uncommitted_bytes_max: 32 << 20,
+};
 
 /// What is there, or why not.
 pub(crate) fn expected<T>(opened: Result<T, IscsiError>) -> T {

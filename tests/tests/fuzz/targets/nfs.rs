@@ -1,7 +1,7 @@
 //! What an NFS server may answer and ask, and what a user may write instead of a URL.
 
 use coracle_storage::nfs::rpc::{Call, CallError, Direction, RECORD_MARK_BYTES, RecordMark, Reply};
-use coracle_storage::nfs::url::NfsUrl;
+use coracle_storage::nfs::url::{NfsUrl, URL_BYTES_MAX, UrlError};
 use coracle_storage::nfs::v3;
 use coracle_storage::nfs::v4::callback::{Callback, CallbackCompound, callback_reply};
 use coracle_storage::nfs::v4::{
@@ -226,7 +226,13 @@ pub(crate) fn run_url(data: &[u8]) {
         Ok(url) => {
             assert!(NfsUrl::is_url(text));
             let canonical = url.to_string();
-            assert_eq!(canonical.parse().as_ref(), Ok(&url), "{canonical}");
+            // What needs no escape may be given one, which makes it longer.
+            let read = if canonical.len() > URL_BYTES_MAX {
+                Err(UrlError::Long)
+            } else {
+                Ok(url.clone())
+            };
+            assert_eq!(canonical.parse(), read, "{canonical}");
             assert!(!url.image.path.components().is_empty());
         }
         Err(error) => drop(error.to_string()),

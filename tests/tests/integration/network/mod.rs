@@ -4,6 +4,7 @@ pub(crate) mod boot;
 pub(crate) mod cell;
 pub(crate) mod double_start;
 pub(crate) mod faults;
+pub(crate) mod generations;
 pub(crate) mod messages;
 pub(crate) mod operator;
 pub(crate) mod patience;

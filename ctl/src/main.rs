@@ -20,6 +20,7 @@ mod ps;
 mod run;
 mod runtime_dir;
 mod signals;
+mod snapshot;
 mod stop;
 mod summary;
 mod table;
@@ -78,6 +79,7 @@ enum Verb {
     Stop(stop::StopArgs),
     Lease(lease::LeaseArgs),
     Disk(disk::DiskArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Api(api::ApiArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
 fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
     match verb {
         Verb::Run(args) => return Ok(run::run(args, format)?),
+        Verb::Snapshot(args) => return Ok(snapshot::snapshot(args, format)?),
         Verb::Api(args) => return Ok(api::api(args, format)?),
         Verb::Ps(args) => ps::ps(args, format)?,
         Verb::Info(args) => info::info(args, format)?,

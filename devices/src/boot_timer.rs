@@ -12,7 +12,8 @@ const BOOTED: u8 = 123;
 /// As many reports are logged: a guest that goes on reporting fills no log.
 const REPORTS_MAX: u8 = 16;
 
-/// Measures from its making to each report of the guest.
+/// Measures from its making to each report of the guest. It has no state that would go on elsewhere: after a restore it
+/// measures from the restore.
 #[derive(Debug)]
 pub struct BootTimer {
     begun: Instant,

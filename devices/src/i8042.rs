@@ -1,5 +1,7 @@
 //! As much of a PS/2 controller as it takes to reset the machine and to press Ctrl-Alt-Del.
 
+mod state;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
 use crate::power::{EndSignal, GuestEnd};
+
+pub use state::{ExpectedState, I8042State, I8042StateError};
 
 /// The first of [`I8042_PORTS`] I/O ports.
 pub const I8042_PORT: u16 = 0x60;
@@ -226,12 +230,12 @@ fn count(counter: &AtomicU64) {
 mod tests {
     use super::*;
 
-    fn controller() -> (I8042, Arc<EndSignal>) {
+    pub(super) fn controller() -> (I8042, Arc<EndSignal>) {
         let end = EndSignal::new().unwrap();
         (I8042::new(Arc::clone(&end)).unwrap(), end)
     }
 
-    fn read(controller: &mut I8042, offset: u64) -> u8 {
+    pub(super) fn read(controller: &mut I8042, offset: u64) -> u8 {
         let mut data = [0xee];
         controller.read(offset, &mut data);
         let [byte] = data;

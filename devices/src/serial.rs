@@ -2,6 +2,7 @@
 
 mod config;
 mod output;
+mod state;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,6 +20,7 @@ use crate::wait::borrow;
 
 pub use config::SerialConfig;
 pub use output::{BACKLOG_BYTES_MAX, Output, OutputCounts};
+pub use state::{SerialPortState, SerialPortStateError};
 
 /// The first of [`SERIAL_PORTS`] I/O ports (COM1).
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -202,11 +204,11 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsFd;
 
-    const INTERRUPT_ENABLE: u64 = 1;
+    pub(super) const INTERRUPT_ENABLE: u64 = 1;
     const MODEM_CONTROL: u64 = 4;
     const LINE_STATUS: u64 = 5;
 
-    fn read(port: &mut SerialPort, offset: u64) -> u8 {
+    pub(super) fn read(port: &mut SerialPort, offset: u64) -> u8 {
         let mut data = [0xee];
         port.read(offset, &mut data);
         let [byte] = data;
@@ -214,7 +216,7 @@ mod tests {
     }
 
     /// Reads as a guest does: while the line status says that there is data.
-    fn read_all(port: &mut SerialPort) -> Vec<u8> {
+    pub(super) fn read_all(port: &mut SerialPort) -> Vec<u8> {
         let mut bytes = Vec::new();
         while read(port, LINE_STATUS) & 1 != 0 {
             bytes.push(read(port, DATA));

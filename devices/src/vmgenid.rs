@@ -1,11 +1,13 @@
 //! The VM generation ID: 16 bytes that differ whenever the same guest may have run before.
 //!
 //! The DSDT tells the guest the address. A guest mixes the identifier into its random generator, so
-//! it must be fresh at every boot and after every restore.
+//! it must be fresh at every boot and after every restore; and since a restored guest does not know that it
+//! was one, an interrupt has it look again.
 
 use std::io;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::random;
 
@@ -20,6 +22,12 @@ pub enum GenerationError {
     /// The vmm chose an address that the guest could not use.
     #[error("the generation ID at {0:#x} is not aligned to {GENERATION_ID_ALIGN_BYTES} bytes")]
     Alignment(u64),
+    /// The host gave no descriptor for the interrupt line.
+    #[error("cannot make the interrupt line of the generation ID")]
+    Line(#[source] io::Error),
+    /// The guest cannot be told.
+    #[error("cannot raise the interrupt line of the generation ID")]
+    Raise(#[source] io::Error),
     /// The host gave no random bytes.
     #[error("no random bytes for a generation ID")]
     Random(#[source] io::Error),
@@ -34,10 +42,11 @@ pub enum GenerationError {
     },
 }
 
-/// Where a guest looks for its generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a guest looks for its generation, and what tells it to.
+#[derive(Debug)]
 pub struct GenerationId {
     address: GuestAddress,
+    line: EventFd,
 }
 
 impl GenerationId {
@@ -45,12 +54,13 @@ impl GenerationId {
     ///
     /// # Errors
     ///
-    /// When it is not aligned.
+    /// When it is not aligned, or the process has no descriptor left.
     pub fn new(address: GuestAddress) -> Result<Self, GenerationError> {
         if !address.0.is_multiple_of(GENERATION_ID_ALIGN_BYTES) {
             return Err(GenerationError::Alignment(address.0));
         }
-        Ok(Self { address })
+        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(GenerationError::Line)?;
+        Ok(Self { address, line })
     }
 
     /// The guest address, for the DSDT.
@@ -58,19 +68,36 @@ impl GenerationId {
         self.address
     }
 
-    /// Writes a fresh identifier, before the guest runs.
+    /// The interrupt line; written when the generation has changed.
+    pub fn line(&self) -> &EventFd {
+        &self.line
+    }
+
+    /// Has a guest that was restored look at its identifier: once that is renewed, and the interrupt controllers are as they
+    /// were, which would forget an interrupt that came earlier.
     ///
     /// # Errors
     ///
-    /// When there are no random bytes or the address is not guest memory.
-    pub fn renew(&self, memory: &GuestMemoryMmap) -> Result<(), GenerationError> {
-        let mut id = [0; GENERATION_ID_BYTES];
-        random::fill(&mut id).map_err(GenerationError::Random)?;
-        let address = self.address.0;
-        memory
-            .write_slice(&id, self.address)
-            .map_err(|source| GenerationError::Memory { address, source })
+    /// When the line cannot be raised.
+    pub fn announce(&self) -> Result<(), GenerationError> {
+        self.line.write(1).map_err(GenerationError::Raise)
     }
+}
+
+/// Writes a fresh identifier at `address`, before the guest runs.
+///
+/// # Errors
+///
+/// When there are no random bytes or the address is not guest memory.
+pub fn renew(address: GuestAddress, memory: &GuestMemoryMmap) -> Result<(), GenerationError> {
+    let mut id = [0; GENERATION_ID_BYTES];
+    random::fill(&mut id).map_err(GenerationError::Random)?;
+    memory
+        .write_slice(&id, address)
+        .map_err(|source| GenerationError::Memory {
+            address: address.0,
+            source,
+        })
 }
 
 #[cfg(test)]
@@ -82,10 +109,10 @@ mod tests {
     #[test]
     fn every_renewal_writes_another_identifier_and_nothing_beside_it() {
         let memory = memory(4096);
-        let place = GenerationId::new(GuestAddress(0x108)).unwrap();
+        let place = GuestAddress(0x108);
         let mut seen = [[0_u8; 32]; 2];
         for bytes in &mut seen {
-            place.renew(&memory).unwrap();
+            renew(place, &memory).unwrap();
             memory.read_slice(bytes, GuestAddress(0x100)).unwrap();
         }
         let [first, second] = seen;
@@ -95,13 +122,21 @@ mod tests {
     }
 
     #[test]
+    fn only_a_guest_that_was_restored_is_told() {
+        let place = GenerationId::new(GuestAddress(0x100)).unwrap();
+        assert!(place.line().read().is_err(), "a guest that boots looks by itself");
+        place.announce().unwrap();
+        assert_eq!(place.line().read().unwrap(), 1);
+    }
+
+    #[test]
     fn an_address_that_is_odd_or_no_memory_is_refused() {
         assert!(matches!(
             GenerationId::new(GuestAddress(4)),
             Err(GenerationError::Alignment(4))
         ));
-        let beyond = GenerationId::new(GuestAddress(4096 - 8)).unwrap();
-        let error = beyond.renew(&memory(4096)).unwrap_err();
+        let beyond = GuestAddress(4096 - 8);
+        let error = renew(beyond, &memory(4096)).unwrap_err();
         assert!(matches!(error, GenerationError::Memory { address: 4088, .. }));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -13,6 +15,7 @@ use crate::config::{
     IdError, Level, LoggerConfig, MetricsConfig, UnknownLevel, check_device_id, check_instance_id,
 };
 use crate::end::{EXIT_BAD_ARGUMENT, EXIT_BAD_CONFIGURATION};
+use crate::state::{FORMAT_VERSION, HEADER_BYTES, Header, StateError};
 
 /// Largest `--http-api-max-payload-size`, in bytes.
 pub const BODY_BYTES_MAX_MAX: usize = 1 << 30;
@@ -86,6 +89,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Cli
         },
     })?;
     flags.refuse_what_is_not_built()?;
+    if flags.snapshot_version {
+        return Err(CliError::Text {
+            text: format!("v{FORMAT_VERSION}\n"),
+        });
+    }
+    if let Some(path) = flags.describe_snapshot {
+        return Err(described(path));
+    }
     check_instance_id(&flags.id)?;
     let level = flags.level.as_deref().map(str::parse::<Level>).transpose()?;
     if flags.http_api_max_payload_size > BODY_BYTES_MAX_MAX {
@@ -183,12 +194,32 @@ pub enum CliError {
         /// The drive.
         drive_id: String,
     },
+    /// No state file of a snapshot.
+    #[error("--describe-snapshot {}", path.display())]
+    Describe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: DescribeError,
+    },
     /// A limit that is none.
     #[error("--http-api-max-payload-size is {bytes}; choose at most {BODY_BYTES_MAX_MAX}")]
     BodyBytes {
         /// As asked.
         bytes: usize,
     },
+}
+
+/// Why a file is not described.
+#[derive(Debug, thiserror::Error)]
+pub enum DescribeError {
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Host(#[source] io::Error),
+    /// It is something else.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 impl CliError {
@@ -202,6 +233,7 @@ impl CliError {
             | Self::Id(_)
             | Self::TakesOver { .. }
             | Self::TakesOverTwice { .. }
+            | Self::Describe { .. }
             | Self::BodyBytes { .. } => EXIT_BAD_ARGUMENT,
         }
     }
@@ -272,15 +304,30 @@ struct Flags {
     /// Not built yet: content for the metadata service
     #[arg(long, value_name = "PATH")]
     metadata: Option<PathBuf>,
-    /// Not built yet: the version of a snapshot file
+    /// Print the version of a snapshot's state file, and end
     #[arg(long, value_name = "PATH")]
     describe_snapshot: Option<PathBuf>,
-    /// Not built yet: the version of snapshots
+    /// Print the version of the snapshots that this program makes, and end
     #[arg(long)]
     snapshot_version: bool,
     /// Not built yet: PCI
     #[arg(long)]
     enable_pci: bool,
+}
+
+/// The version of the snapshot's state file `path`, or what is wrong with it.
+fn described(path: PathBuf) -> CliError {
+    let mut start = vec![0; HEADER_BYTES];
+    let read = File::open(&path).and_then(|mut file| file.read_exact(&mut start));
+    match read
+        .map_err(DescribeError::Host)
+        .and_then(|()| Ok(Header::parse(&start)?))
+    {
+        Ok(header) => CliError::Text {
+            text: format!("v{}\n", header.format),
+        },
+        Err(source) => CliError::Describe { path, source },
+    }
 }
 
 impl Flags {
@@ -292,8 +339,6 @@ impl Flags {
                 "system call filters",
             ),
             (self.metadata.is_some(), "metadata", "the metadata service"),
-            (self.describe_snapshot.is_some(), "describe-snapshot", "snapshots"),
-            (self.snapshot_version, "snapshot-version", "snapshots"),
             (self.enable_pci, "enable-pci", "PCI"),
         ];
         match flags.into_iter().find(|(is_set, ..)| *is_set) {
@@ -379,8 +424,8 @@ mod tests {
             ("--takes-over a=1 --takes-over a=2", 153, "`a` twice"),
             ("--seccomp-filter f", 153, "system call filters"),
             ("--metadata f", 153, "the metadata service"),
-            ("--describe-snapshot f", 153, "snapshots"),
-            ("--snapshot-version", 153, "snapshots"),
+            ("--describe-snapshot /nowhere/f", 153, "/nowhere/f"),
+            ("--snapshot-version", 0, "v1"),
             ("--enable-pci", 153, "PCI"),
         ] {
             let error = read(line).unwrap_err();

@@ -29,6 +29,8 @@ pub const EXIT_KVM_INTERNAL_ERROR: u8 = 161;
 pub const EXIT_KVM_ENTRY_FAILED: u8 = 162;
 /// KVM_RUN itself failed, or returned for a reason that the monitor does not know.
 pub const EXIT_KVM_RUN_FAILED: u8 = 163;
+/// Memory of a restored guest cannot be loaded.
+pub const EXIT_MEMORY_LOST: u8 = 164;
 
 /// Why a machine has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +91,11 @@ pub enum End {
         /// What it was.
         cause: String,
     },
+    /// Memory of a restored guest is damaged in its file, or cannot be read from it: the guest never sees it.
+    MemoryLost {
+        /// Which, and why.
+        reason: String,
+    },
 }
 
 impl End {
@@ -103,6 +110,7 @@ impl End {
             Self::EntryFailed { .. } => EXIT_KVM_ENTRY_FAILED,
             Self::NotStarted { .. } => EXIT_BAD_CONFIGURATION,
             Self::RunFailed { .. } => EXIT_KVM_RUN_FAILED,
+            Self::MemoryLost { .. } => EXIT_MEMORY_LOST,
         }
     }
 }
@@ -140,6 +148,7 @@ impl fmt::Display for End {
             }
             Self::NotStarted { reason } => f.write_str(reason),
             Self::RunFailed { vcpu, cause } => write!(f, "vCPU {vcpu} cannot run: {cause}"),
+            Self::MemoryLost { reason } => write!(f, "guest memory cannot be loaded: {reason}"),
         }
     }
 }

@@ -15,4 +15,5 @@ pub mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod signals;
+pub mod snapshot;
 pub mod state;

@@ -14,6 +14,18 @@
     reason = "advice about a mapping can have effects, so it has no safe wrapper"
 )]
 
+mod chunk;
+mod eager;
+pub mod external;
+pub mod pager;
+mod places;
+mod reading;
+pub mod restore;
+#[cfg(test)]
+mod testing;
+pub mod userfault;
+mod working_set;
+
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -27,6 +39,11 @@ use vm_memory::{
 };
 
 use crate::arch::x86_64::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
+
+pub use eager::LoadError;
+pub use pager::Pager;
+pub use reading::ChunkError;
+pub use restore::restore;
 
 /// The most memory that a guest can be given, 1 TiB: what Firecracker gives, and far below the
 /// end of a server processor's physical addresses.
@@ -126,6 +143,34 @@ pub fn allocate(mib: u64, backing: Backing, pages: PageSize) -> Result<Arc<Guest
         }
         let region = GuestRegionMmap::new(region, start).expect("ranges() end below 2^64");
         regions.push(region);
+        offset_bytes += size_bytes;
+    }
+    let memory =
+        GuestMemoryMmap::from_regions(regions).map_err(|source| MemoryError::Layout { mib, source })?;
+    Ok(Arc::new(memory))
+}
+
+/// Maps the first `size_bytes` of `file`, whole MiB, so that what is written stays in this process. The file must not get shorter
+/// while the memory lives.
+fn map_copy_on_write(
+    file: File,
+    size_bytes: u64,
+    pages: PageSize,
+) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    let mib = size_bytes / MIB;
+    let file = Arc::new(file);
+    let mut offset_bytes = 0;
+    let mut regions = Vec::new();
+    for (start, size_bytes) in ranges(size_bytes) {
+        let place = FileOffset::from_arc(Arc::clone(&file), offset_bytes);
+        let size = usize::try_from(size_bytes).expect("a 64-bit host");
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let region = MmapRegion::build(Some(place), size, libc::PROT_READ | libc::PROT_WRITE, flags)
+            .map_err(|source| MemoryError::Map { mib, source })?;
+        if pages == PageSize::Transparent {
+            advise_huge_pages(&region).map_err(MemoryError::TransparentHugePages)?;
+        }
+        regions.push(GuestRegionMmap::new(region, start).expect("ranges() end below 2^64"));
         offset_bytes += size_bytes;
     }
     let memory =

@@ -5,6 +5,7 @@
 
 mod opening;
 mod operation;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod wakeup;
@@ -253,6 +254,9 @@ impl Monitor {
             Verb::Start => self.start(),
             Verb::PatchDrive(patch) => self.patch_drive(patch),
             Verb::Pause => Ok(self.pause()),
+            Verb::Resume => self.begin_to_resume(),
+            Verb::CreateSnapshot(files) => self.create_snapshot(files),
+            Verb::LoadSnapshot(load) => self.load_snapshot(*load),
             other => self.execute(other).map(Reaction::Done),
         }
     }
@@ -301,22 +305,36 @@ impl Monitor {
             }
             Verb::FlushMetrics => self.metrics.write(),
             Verb::SendCtrlAltDel => self.press_ctrl_alt_del()?,
-            Verb::Start | Verb::PatchDrive(_) | Verb::Pause => {
-                unreachable!("what takes its time is begun")
-            }
-            Verb::Resume => self.resume()?,
+            Verb::GetSnapshot => return Ok(Data::json(&self.snapshot_progress())),
+            Verb::CancelSnapshot => self.cancel_snapshot(),
+            Verb::Start
+            | Verb::PatchDrive(_)
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::CreateSnapshot(_)
+            | Verb::LoadSnapshot(_) => unreachable!("what takes its time is begun"),
         }
         Ok(Data::Empty)
     }
 
     /// Builds what was opened, and lets it run.
     fn run(&mut self, plan: Plan) -> Result<(), Fault> {
-        let machine =
-            machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))?;
+        let machine = self.build(plan)?;
         // A machine that cannot run is taken apart again: nobody could start another beside it.
         let machine = machine
             .resume()
             .map_err(|Refused { error, .. }| Fault::from_error(&error))?;
+        self.attend(&machine);
+        self.guest = Guest::Running(machine);
+        Ok(())
+    }
+
+    fn build(&self, plan: Plan) -> Result<Machine<Paused>, Fault> {
+        machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))
+    }
+
+    /// Looks after the console, the counts and the disks of a machine that is here to stay.
+    fn attend<P>(&mut self, machine: &Machine<P>) {
         let has_file = self
             .config
             .serial()
@@ -332,8 +350,6 @@ impl Monitor {
         for loss in machine.loss_signals() {
             self.event_loop.watch(Source::Loss(Arc::clone(loss)));
         }
-        self.guest = Guest::Running(machine);
-        Ok(())
     }
 
     fn patch_group(&mut self, patch: &RateLimiterGroup) -> Result<(), Fault> {

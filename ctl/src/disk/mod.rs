@@ -23,6 +23,8 @@ use thiserror::Error;
 use crate::confirm::ConfirmError;
 use crate::output::{Format, OutputError};
 
+pub(crate) use self::progress::Progress;
+
 /// Make images, look at them and at overlays, and change overlays, while no machine uses them
 #[derive(Debug, Args)]
 pub(crate) struct DiskArgs {

@@ -24,6 +24,8 @@ pub(super) enum Ended {
     EntryFailed,
     /// KVM_RUN failed.
     RunFailed,
+    /// Memory of a restored guest could not be loaded.
+    MemoryLost,
     /// A signal stopped it: `coraclectl`, or the monitor.
     Stopped,
     /// The monitor failed or crashed.
@@ -62,6 +64,8 @@ impl Ended {
             Self::TripleFault
         } else if of_a_vcpu(" cannot run: ") {
             Self::RunFailed
+        } else if reason.starts_with("guest memory cannot be loaded: ") {
+            Self::MemoryLost
         } else if reason.starts_with("KVM cannot emulate ") || reason.starts_with("KVM internal error ") {
             Self::KvmInternalError
         } else if reason.starts_with("the processor refused the state of vCPU ") {
@@ -91,6 +95,7 @@ mod tests {
         let (vcpu, rip) = (3, 0x1000);
         let by = StopSignal::Terminate;
         let (instruction, cause) = (vec![0x0f], "Bad address".to_owned());
+        let reason = "memory file `a` is damaged".to_owned();
         for (end, expected) in [
             (End::GuestExit { status: 160 }, Ended::GuestExit),
             (End::PowerOff, Ended::PowerOff),
@@ -115,6 +120,7 @@ mod tests {
             ),
             (End::EntryFailed { vcpu, reason: 7 }, Ended::EntryFailed),
             (End::RunFailed { vcpu, cause }, Ended::RunFailed),
+            (End::MemoryLost { reason }, Ended::MemoryLost),
         ] {
             let (line, status) = (format!("coracle: {end}"), i32::from(end.status()) << 8);
             assert_eq!(ended(status, None, Some(&line)), Some(expected), "{line}");

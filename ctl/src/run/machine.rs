@@ -17,13 +17,13 @@ pub(super) const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1";
 
 /// One request that configures a part of the machine.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Step {
-    /// The part, for people.
-    pub(super) part: String,
+pub(crate) struct Step {
+    /// What it sets, or does, for people: what cannot be set, or done, if it fails.
+    pub(crate) part: String,
     /// The resource.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// What it is set to.
-    pub(super) body: Value,
+    pub(crate) body: Value,
 }
 
 /// Why the command line describes no machine.
@@ -74,6 +74,15 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
         step("the entropy device", "/entropy", json!({}));
     }
     Ok(steps)
+}
+
+/// The request that lets a configured machine go.
+pub(super) fn start() -> Step {
+    Step {
+        part: "start the machine".to_owned(),
+        path: "/actions".to_owned(),
+        body: json!({ "action_type": "InstanceStart" }),
+    }
 }
 
 fn boot_source(args: &RunArgs) -> Value {
@@ -173,6 +182,7 @@ mod tests {
             end::EXIT_KVM_INTERNAL_ERROR,
             end::EXIT_KVM_ENTRY_FAILED,
             end::EXIT_KVM_RUN_FAILED,
+            end::EXIT_MEMORY_LOST,
         ];
         assert!(
             statuses

@@ -26,6 +26,7 @@ use self::console::Input;
 use self::disk::DiskSpec;
 use self::ended::Ended;
 use self::last_words::LastWords;
+pub(crate) use self::machine::Step;
 use self::machine::{DEFAULT_CMDLINE, MachineError};
 use self::memory::MemoryMib;
 use self::monitor::{Files, Monitor, MonitorError};
@@ -50,7 +51,7 @@ const LOG_TAIL_LINES_MAX: usize = 10;
 ///
 /// With --json the last line on standard error is one JSON object with the status and what chose it,
 /// `ended`: guest_exit, power_off, reset, triple_fault, kvm_internal_error, entry_failed, run_failed,
-/// stopped, monitor_failed, or null when the monitor did not say. Standard output stays the guest's alone.
+/// memory_lost, stopped, monitor_failed, or null when the monitor did not say. Standard output stays the guest's alone.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit status:
@@ -65,6 +66,7 @@ Exit status:
   161      KVM could not go on with a vCPU
   162      the processor refused a vCPU's state
   163      KVM failed to run a vCPU
+  164      memory of a restored guest is damaged in its file, or cannot be read
 A guest can give any of these too: the monitor says on standard error which it was, and --json
 says it as `ended`.")]
 pub(crate) struct RunArgs {
@@ -93,6 +95,13 @@ pub(crate) struct RunArgs {
     /// Give the guest a source of entropy
     #[arg(long)]
     entropy: bool,
+    #[command(flatten)]
+    foreground: ForegroundArgs,
+}
+
+/// How a machine is run in the foreground, whatever it begins with.
+#[derive(Debug, Args)]
+pub(crate) struct ForegroundArgs {
     /// What the machine is called [default: vm- and the process id]
     #[arg(long, visible_alias = "id")]
     name: Option<Name>,
@@ -132,6 +141,20 @@ pub(crate) enum RunError {
 /// When it could not be started or watched. Nothing is left running or lying about in any case.
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
     let steps = machine::steps(args)?;
+    foreground(&args.foreground, &steps, &machine::start(), format)
+}
+
+/// Configures a machine by `steps`, lets it go by `start` and stays with it until it ends; returns the exit status.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn foreground(
+    args: &ForegroundArgs,
+    steps: &[Step],
+    start: &Step,
+    format: Format,
+) -> Result<u8, RunError> {
     let signals = Signals::watch()?;
     let name = args.name.clone().unwrap_or_else(unused_name);
     let at_the_end = if args.keep {
@@ -153,7 +176,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
     let last_words = monitor.take_stderr().map(LastWords::listen);
     let pid = monitor.process().pid();
     let guest_wait = Duration::from_secs(args.stop_timeout);
-    let ended = Session::new(monitor, &dir.socket(), &signals, guest_wait).run(&steps, input);
+    let ended = Session::new(monitor, &dir.socket(), &signals, guest_wait).run(steps, start, input);
     let last_words = last_words.and_then(LastWords::wait);
     if ended.as_ref().map_or_else(is_unexplained, has_failed) {
         print_log_tail(&dir.log(), format);

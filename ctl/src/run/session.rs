@@ -14,7 +14,6 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use serde_json::json;
 use thiserror::Error;
 
 use super::console::{Console, Input, Pumped};
@@ -136,20 +135,20 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Configures, starts and watches the machine until its monitor has ended.
+    /// Configures the machine by `steps`, lets it go by `start` and watches it until its monitor has ended.
     ///
     /// # Errors
     ///
     /// When the machine does not start, or cannot be watched. The monitor has ended in any case.
-    pub(super) fn run(mut self, steps: &[Step], input: Input) -> Result<Outcome, SessionError> {
-        match self.begin(steps, input) {
+    pub(super) fn run(mut self, steps: &[Step], start: &Step, input: Input) -> Result<Outcome, SessionError> {
+        match self.begin(steps, start, input) {
             Err(error) if is_interrupted(&error) => {}
             begun => begun?,
         }
         self.watch()
     }
 
-    fn begin(&mut self, steps: &[Step], input: Input) -> Result<(), SessionError> {
+    fn begin(&mut self, steps: &[Step], start: &Step, input: Input) -> Result<(), SessionError> {
         self.await_api()?;
         let client = self.client.clone().interrupted_by(self.signals.as_fd());
         for step in steps {
@@ -159,14 +158,14 @@ impl<'a> Session<'a> {
         if let Some(pipe) = self.monitor.take_stdin() {
             self.console = Some(Console::open(pipe, input)?);
         }
-        match client.send("PUT", "/actions", &json!({ "action_type": "InstanceStart" })) {
+        match client.send("PUT", &start.path, &start.body) {
             // A guest may be so short that its monitor ends before it has answered.
             Err(ClientError::Closed { .. } | ClientError::Io { .. })
                 if self.monitor.process().wait(Deadline::after(END_WAIT))? =>
             {
                 Ok(())
             }
-            started => started.map_err(start_error),
+            started => started.map_err(|error| start_error(&start.part, error)),
         }
     }
 
@@ -315,10 +314,10 @@ fn configure_error(part: &str, error: ClientError) -> SessionError {
     }
 }
 
-fn start_error(error: ClientError) -> SessionError {
+fn start_error(what: &str, error: ClientError) -> SessionError {
     match error {
         ClientError::Refused { fault, .. } => SessionError::Refused {
-            what: "start the machine".to_owned(),
+            what: what.to_owned(),
             fault,
         },
         source => SessionError::Start(source),

@@ -1,6 +1,8 @@
 //! What every virtio device promises its transport (see [`super::device`]), as one test that runs over each of them.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+mod transport;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
@@ -115,6 +117,10 @@ impl Bench {
                 self.driver.used_index(),
                 "used rings are complete after a stop"
             );
+            assert!(
+                !queue.ring.owes_interrupt(),
+                "the driver was interrupted for all that it was given, if it wanted that"
+            );
         }
         self.offer();
         self.kick();
@@ -146,6 +152,7 @@ pub(crate) fn conforms(subject: &Subject) {
         it_ends_while_it_is_asked_to_stop(bench());
         it_survives_chains_that_make_no_sense(bench());
         it_asks_for_a_reset_when_a_ring_is_broken(bench());
+        transport::conforms(subject, features);
     }
 }
 
@@ -335,13 +342,13 @@ fn wait_until(mut condition: impl FnMut() -> bool, promise: &str) {
 #[cfg(test)]
 mod block {
     use coracle_storage::engine::Engine;
-    use coracle_storage::lease::{Lock, Owner};
+    use coracle_storage::lease::{Lock, Owner, Succession};
 
     use super::*;
     use crate::virtio::blk::{Blk, DriveConfig};
     use crate::virtio::testing::Piece;
 
-    fn disk(engine: Engine) -> Box<dyn VirtioDevice> {
+    fn disk(engine: Engine, queues: u16) -> Box<dyn VirtioDevice> {
         // The open image outlives its name.
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
@@ -349,10 +356,13 @@ mod block {
             drive_id: "disk".to_owned(),
             path_on_host: Some(file.path().to_str().unwrap().to_owned()),
             io_engine: Some(engine),
+            num_queues: Some(queues),
             lock: Some(Lock::None),
             ..DriveConfig::default()
         };
-        let held = config.open(&Owner::of_this_process("test")).unwrap();
+        let held = config
+            .open(&Owner::of_this_process("test"), Succession::Raises)
+            .unwrap();
         Box::new(Blk::new(held.disk).unwrap().0)
     }
 
@@ -368,7 +378,7 @@ mod block {
     #[test]
     fn the_block_device_keeps_the_promises_of_every_device_by_io_uring() {
         conforms(&Subject {
-            make: || disk(Engine::Async),
+            make: || disk(Engine::Async, 1),
             offer,
         });
     }
@@ -376,7 +386,15 @@ mod block {
     #[test]
     fn the_block_device_keeps_the_promises_of_every_device_by_plain_calls() {
         conforms(&Subject {
-            make: || disk(Engine::Sync),
+            make: || disk(Engine::Sync, 1),
+            offer,
+        });
+    }
+
+    #[test]
+    fn every_queue_of_a_block_device_goes_on_at_its_own_position() {
+        transport::every_queue_goes_on_at_its_own_position(&Subject {
+            make: || disk(Engine::Async, 4),
             offer,
         });
     }

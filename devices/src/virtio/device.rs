@@ -25,6 +25,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ring::Virtqueue;
+use super::state::{DeviceState, DeviceStateError};
 
 /// The device's number in virtio 1.2, section 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,11 @@ impl Interrupt {
         self.raise(INTERRUPT_NEEDS_RESET | INTERRUPT_CONFIGURATION);
     }
 
+    /// Raises the line for the reasons that are set already.
+    pub(super) fn again(&self) {
+        self.raise(0);
+    }
+
     fn raise(&self, reason: u32) {
         // The reason must be visible before the line rises: the driver reads it in its handler.
         self.status.fetch_or(reason, Ordering::SeqCst);
@@ -123,6 +129,16 @@ pub trait VirtioDevice: Send {
 
     /// The driver has reset the device: what it wrote to the configuration space is forgotten. The device is stopped.
     fn reset_config(&mut self) {}
+
+    /// What the driver has changed in the device and a fresh one does not know. Asked while it is stopped.
+    fn save(&self) -> DeviceState;
+
+    /// Takes up what [`Self::save`] gave elsewhere. The device has not been started; the state may be anybody's.
+    ///
+    /// # Errors
+    ///
+    /// When it is the state of another kind of device, or cannot be; the device is then as it was.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError>;
 
     /// Serves the rings until it is stopped; looks at each once before it waits for a kick,
     /// because a restored ring may hold requests whose kick is long past.

@@ -8,6 +8,8 @@
 //!    │                                                                               ▼  │
 //!    │                                                                       pause(): Paused
 //!    └── stop() at last ── Resetting ◄── write 0: stop() ran out of time ────────────┘
+//!
+//!   as after power-on ── restore(state) ──► Idle or Paused, until resume()
 //! ```
 //!
 //! A reset whose drain runs out of time must neither keep the vCPU for ever nor let go of memory that
@@ -15,26 +17,31 @@
 //! reading as not zero (the driver must wait for zero, 2.4.2), and each further look at the status
 //! tries again. Until it succeeds every other write is ignored.
 
+mod pause;
 mod registers;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{
-    ActiveQueue, INTERRUPT_CONFIGURATION, INTERRUPT_NEEDS_RESET, INTERRUPT_USED_BUFFER, Interrupt, Notice,
-    Patience, Session, StartError, Stop, StopError, VirtioDevice,
+    ActiveQueue, INTERRUPT_CONFIGURATION, INTERRUPT_NEEDS_RESET, INTERRUPT_USED_BUFFER, Interrupt, Session,
+    StartError, StopError, VirtioDevice,
 };
-use super::ring::{RingError, Virtqueue};
+use super::dirty::DirtyPages;
+use super::ring::{QueueState, RingError, Virtqueue};
 use crate::bus::BusDevice;
 use crate::complaints::Complaints;
 use registers::{Registers, register, status};
+
+pub use pause::{Pause, TransportError};
+pub use state::{NotPaused, RestoreError, TransportQueueState, TransportState};
 
 /// How many addresses one device takes: the registers, and as much configuration space again and more.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -48,36 +55,21 @@ const CONFIG: u64 = 0x100;
 /// As much of the configuration space as is compared to notice a change; no device has more.
 const CONFIG_BYTES_MAX: usize = 256;
 
-/// Why a device could not be paused or resumed.
-#[derive(Debug, thiserror::Error)]
-pub enum TransportError {
-    /// The device did not give its session back.
-    #[error("the virtio device cannot be paused")]
-    Stop(#[source] StopError),
-    /// The device did not start again; the driver was told to reset it.
-    #[error("the virtio device cannot be resumed")]
-    Start(#[source] StartError),
-}
-
-/// What has become of the wish to pause a device.
-#[derive(Debug)]
-pub enum Pause {
-    /// It is not answered yet: look again when the notice rings, or then.
-    Pending {
-        /// Then at the latest there is an answer.
-        until: Instant,
-    },
-    /// Nothing is in flight, and the session waits here, if there is one.
-    Paused,
-    /// It was not paused.
-    Refused(TransportError),
+/// A queue that the driver made ready and that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("queue {index}: {error}")]
+pub struct QueueError {
+    /// Which one.
+    pub index: usize,
+    /// What is wrong with it.
+    pub error: RingError,
 }
 
 /// What a driver's DRIVER_OK can fail by; the guest hears DEVICE_NEEDS_RESET, the log hears this.
 #[derive(Debug, thiserror::Error)]
 enum ActivateError {
-    #[error("queue {index}: {error}")]
-    Ring { index: usize, error: RingError },
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     #[error(transparent)]
     Start(#[from] StartError),
 }
@@ -98,12 +90,16 @@ enum Life {
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     memory: Arc<GuestMemoryMmap>,
+    /// Where pages are tracked.
+    dirty: Option<Arc<DirtyPages>>,
     registers: Registers,
     life: Life,
     /// Whoever paused the device has not resumed it: a session that the driver makes meanwhile waits.
     is_paused: bool,
     interrupt_status: Arc<AtomicU32>,
     line: Arc<EventFd>,
+    /// Restored with a reason that the driver has not acknowledged: its interrupt may not have got through.
+    owes_interrupt: bool,
     kicks: Vec<Arc<EventFd>>,
     generation: u32,
     config_seen: [u8; CONFIG_BYTES_MAX],
@@ -127,12 +123,14 @@ impl MmioTransport {
             .collect::<io::Result<Vec<_>>>()?;
         let mut transport = Self {
             memory,
+            dirty: None,
             registers: Registers::new(device.queue_sizes_max()),
             device,
             life: Life::Idle,
             is_paused: false,
             interrupt_status: Arc::default(),
             line: eventfd()?,
+            owes_interrupt: false,
             kicks,
             generation: 0,
             config_seen: [0; CONFIG_BYTES_MAX],
@@ -152,67 +150,23 @@ impl MmioTransport {
         &self.line
     }
 
-    /// Stops the device and keeps its session; when it returns nothing is in flight.
+    /// Marks in `dirty`, or nowhere any more, which pages the device writes. What belongs to its rings is marked by
+    /// [`Self::save`] at last.
     ///
     /// # Errors
     ///
-    /// When the device did not drain in time, and goes on serving; when its storage is lost, or its worker has ended.
-    pub fn pause(&mut self) -> Result<(), TransportError> {
-        self.begin_pause(&Notice::default());
-        match self.poll_pause(Patience::WithinLimit) {
-            Pause::Paused => Ok(()),
-            Pause::Refused(error) => Err(error),
-            Pause::Pending { .. } => unreachable!("who is patient gets an answer"),
-        }
-    }
-
-    /// Begins to stop the device; `notice` rings when [`Self::poll_pause`] has something to say. The driver may go on:
-    /// a reset is obeyed, and what it starts then waits for [`Self::resume`].
-    pub fn begin_pause(&mut self, notice: &Notice) {
-        self.is_paused = true;
-        if matches!(self.life, Life::Serving | Life::Resetting) {
-            self.device.begin_stop(notice);
-        }
-    }
-
-    /// What has become of [`Self::begin_pause`]; at once, without `patience`.
-    pub fn poll_pause(&mut self, patience: Patience) -> Pause {
-        let stopped = match self.life {
-            Life::Idle | Life::Paused(_) => return Pause::Paused,
-            Life::Serving | Life::Resetting => self.device.poll_stop(patience),
-        };
-        match (stopped, &self.life) {
-            (Stop::Pending { until }, _) => return Pause::Pending { until },
-            (Stop::Refused(error), _) => {
-                self.is_paused = false;
-                return Pause::Refused(TransportError::Stop(error));
-            }
-            (Stop::Stopped(_session_dropped), Life::Resetting) => self.clear(),
-            (Stop::Stopped(Some(session)), _) => self.life = Life::Paused(session),
-            (Stop::Stopped(None), _) => {
-                self.give_up("a device that was started had no session to give back");
-            }
-        }
-        Pause::Paused
-    }
-
-    /// Starts the device again where [`Self::pause`] stopped it.
-    ///
-    /// # Errors
-    ///
-    /// When the device does not start; its driver is told that it needs a reset.
-    pub fn resume(&mut self) -> Result<(), TransportError> {
-        self.is_paused = false;
-        match std::mem::replace(&mut self.life, Life::Idle) {
-            Life::Paused(session) => match self.device.start(session) {
-                Ok(()) => self.life = Life::Serving,
-                Err(error) => {
-                    self.give_up("it did not start again");
-                    return Err(TransportError::Start(error));
+    /// When the device is being served, or not yet reset.
+    pub fn track(&mut self, dirty: Option<Arc<DirtyPages>>) -> Result<(), NotPaused> {
+        match &mut self.life {
+            Life::Idle => {}
+            Life::Paused(session) => {
+                for queue in session.queues.iter_mut().flatten() {
+                    queue.ring.track(dirty.clone());
                 }
-            },
-            other => self.life = other,
+            }
+            Life::Serving | Life::Resetting => return Err(NotPaused),
         }
+        self.dirty = dirty;
         Ok(())
     }
 
@@ -242,6 +196,7 @@ impl MmioTransport {
         self.device.reset_config();
         self.registers = Registers::new(self.device.queue_sizes_max());
         self.life = Life::Idle;
+        self.owes_interrupt = false;
         self.interrupt_status.store(0, Ordering::SeqCst);
         for kick in &self.kicks {
             // Empties the counter; fails only when it is empty.
@@ -292,13 +247,7 @@ impl MmioTransport {
         }
         // Bits are only ever added, each when the one before it is there (3.1.1).
         let added = value & !self.registers.status;
-        for (bit, needs) in [
-            (status::ACKNOWLEDGE, 0),
-            (status::DRIVER, status::ACKNOWLEDGE),
-            (status::FEATURES_OK, status::DRIVER),
-            (status::DRIVER_OK, status::FEATURES_OK),
-            (status::FAILED, 0),
-        ] {
+        for (bit, needs) in status::ORDER {
             let ready = self.registers.status & needs == needs;
             let accepted =
                 bit != status::FEATURES_OK || self.registers.features_are_within(self.device.features());
@@ -315,26 +264,7 @@ impl MmioTransport {
 
     /// Builds the queues that are ready and gives them to the device.
     fn activate(&mut self) -> Result<(), ActivateError> {
-        let features = self.registers.driver_features;
-        let mut queues = Vec::with_capacity(self.kicks.len());
-        for (index, (setup, kick)) in self.registers.queues.iter().zip(&self.kicks).enumerate() {
-            queues.push(if setup.ready {
-                let ring = Virtqueue::new(Arc::clone(&self.memory), setup.layout, features)
-                    .map_err(|error| ActivateError::Ring { index, error })?;
-                Some(ActiveQueue {
-                    ring,
-                    kick: Arc::clone(kick),
-                })
-            } else {
-                None
-            });
-        }
-        let session = Session {
-            memory: Arc::clone(&self.memory),
-            features,
-            queues,
-            interrupt: self.interrupt(),
-        };
+        let session = self.session(&self.registers, std::iter::repeat(0))?;
         if self.is_paused {
             self.life = Life::Paused(session);
             return Ok(());
@@ -342,6 +272,42 @@ impl MmioTransport {
         self.device.start(session)?;
         self.life = Life::Serving;
         Ok(())
+    }
+
+    /// A session with the queues of `registers` that are ready, each at its position: so many chains, modulo 2^16, were
+    /// taken and given back. Does not look into the guest's memory.
+    fn session(
+        &self,
+        registers: &Registers,
+        positions: impl Iterator<Item = u16>,
+    ) -> Result<Session, QueueError> {
+        let features = registers.driver_features;
+        let mut queues = Vec::with_capacity(self.kicks.len());
+        let setups = registers.queues.iter().zip(&self.kicks).zip(positions);
+        for (index, ((setup, kick), position)) in setups.enumerate() {
+            if !setup.ready {
+                queues.push(None);
+                continue;
+            }
+            let state = QueueState {
+                layout: setup.layout,
+                next_avail: position,
+                next_used: position,
+            };
+            let mut ring = Virtqueue::restore(Arc::clone(&self.memory), state, features)
+                .map_err(|error| QueueError { index, error })?;
+            ring.track(self.dirty.clone());
+            queues.push(Some(ActiveQueue {
+                ring,
+                kick: Arc::clone(kick),
+            }));
+        }
+        Ok(Session {
+            memory: Arc::clone(&self.memory),
+            features,
+            queues,
+            interrupt: self.interrupt(),
+        })
     }
 
     fn read_register(&mut self, offset: u64) -> u32 {

@@ -4,9 +4,11 @@ pub mod blk;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod device;
+pub mod dirty;
 pub mod mmio;
 pub mod ring;
 pub mod rng;
 pub mod segments;
+pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;

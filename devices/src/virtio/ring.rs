@@ -16,6 +16,7 @@
 //! ```
 
 mod error;
+mod marks;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,9 @@ use virtio_bindings::virtio_ring::{
 };
 use vm_memory::GuestMemoryMmap;
 
+use super::dirty::DirtyPages;
 pub use error::{ChainFault, PopError, RingError, RingFault};
+use marks::Marks;
 use memory::{Area, Map};
 use walk::{DESCRIPTOR_BYTES, Walk};
 
@@ -126,6 +129,8 @@ pub struct Virtqueue {
     next_used: u16,
     /// The used index for which the driver was last interrupted, or considered.
     considered_used: u16,
+    /// Where pages are tracked.
+    marks: Option<Box<Marks>>,
 }
 
 impl Virtqueue {
@@ -199,6 +204,7 @@ impl Virtqueue {
             seen_avail: next_avail,
             next_used,
             considered_used: next_used,
+            marks: None,
         })
     }
 
@@ -208,6 +214,30 @@ impl Virtqueue {
             layout: self.layout,
             next_avail: self.next_avail,
             next_used: self.next_used,
+        }
+    }
+
+    /// Whether something was published for which [`Self::needs_interrupt`] was not asked: the driver may wait for it.
+    pub fn owes_interrupt(&self) -> bool {
+        self.considered_used != self.next_used
+    }
+
+    /// Marks in `dirty` from now on what is written by way of this queue: the writable part of each chain when it is given
+    /// back, and the used ring when [`Self::mark_used_ring`] asks for it and when the queue ends.
+    ///
+    /// # Panics
+    ///
+    /// When something is in flight.
+    pub fn track(&mut self, dirty: Option<Arc<DirtyPages>>) {
+        assert_eq!(self.in_flight(), 0, "what is in flight was not remembered");
+        let layout = self.layout;
+        self.marks = dirty.map(|dirty| Box::new(Marks::new(dirty, layout)));
+    }
+
+    /// Marks the used ring, where pages are tracked: it is written all the time, and looked for rarely.
+    pub fn mark_used_ring(&self) {
+        if let Some(marks) = &self.marks {
+            marks.used_ring();
         }
     }
 
@@ -241,8 +271,11 @@ impl Virtqueue {
         self.next_avail = self.next_avail.wrapping_add(1);
         chain.clear(head);
         let walk = Walk::new(&self.map, chain, self.features);
-        walk.along(self.descriptors.cells(), self.layout.size)
-            .map_err(|fault| PopError::Malformed { head, fault })?;
+        let walked = walk.along(self.descriptors.cells(), self.layout.size);
+        if let Some(marks) = &mut self.marks {
+            marks.taken(chain);
+        }
+        walked.map_err(|fault| PopError::Malformed { head, fault })?;
         Ok(true)
     }
 
@@ -286,6 +319,9 @@ impl Virtqueue {
             self.in_flight() > 0,
             "a chain is given back once: descriptor {head} was not in flight"
         );
+        if let Some(marks) = &mut self.marks {
+            marks.given_back(head);
+        }
         let slot = usize::from(self.next_used & (self.layout.size - 1));
         self.used
             .at(1 + 2 * slot)

@@ -191,18 +191,6 @@ fn what_is_not_offered_is_named(context: &Context) -> Outcome {
         ("GET", "/balloon", "", "balloon"),
         ("PATCH", "/balloon", r#"{"amount_mib":1}"#, "balloon"),
         ("GET", "/balloon/statistics", "", "balloon"),
-        (
-            "PUT",
-            "/snapshot/create",
-            r#"{"snapshot_path":"s","mem_file_path":"m"}"#,
-            "snapshot",
-        ),
-        (
-            "PUT",
-            "/snapshot/load",
-            r#"{"snapshot_path":"s","mem_file_path":"m"}"#,
-            "snapshot",
-        ),
         ("PUT", "/pmem/p", r#"{"id":"p","path_on_host":"x"}"#, "pmem"),
         ("PUT", "/hotplug/memory", r#"{"total_size_mib":128}"#, "memory"),
     ];

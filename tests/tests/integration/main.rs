@@ -30,6 +30,7 @@ mod nfs_v3;
 mod overlay;
 mod serial;
 mod signals;
+mod snapshot;
 mod soak;
 
 use std::path::Path;
@@ -43,6 +44,7 @@ use libtest_mimic::Arguments;
 /// Every test, in groups; what takes long comes first, so that all CPUs are busy to the end.
 const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
+    ("snapshot", snapshot::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),

@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 use super::verbs::{AnswerShape, ROUTES, Route, permitted};
 use crate::config::{
     BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
-    MachineConfigPatch, MetricsConfig, Phase, RateLimiterGroup, Version, Vm,
+    MachineConfigPatch, MetricsConfig, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad, SnapshotPatch,
+    SnapshotProgress, Version, Vm,
 };
 
 /// Command that writes the document, from the root of the repository.
@@ -133,6 +134,10 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "PartialDrive" => schemas.subschema_for::<PartialDrive>(),
         "RateLimiterGroup" => schemas.subschema_for::<RateLimiterGroup>(),
         "SerialConfig" => schemas.subschema_for::<SerialConfig>(),
+        "SnapshotCreate" => schemas.subschema_for::<SnapshotCreate>(),
+        "SnapshotLoad" => schemas.subschema_for::<SnapshotLoad>(),
+        "SnapshotPatch" => schemas.subschema_for::<SnapshotPatch>(),
+        "SnapshotProgress" => schemas.subschema_for::<SnapshotProgress>(),
         "Version" => schemas.subschema_for::<Version>(),
         "Vm" => schemas.subschema_for::<Vm>(),
         other => unreachable!("the table of verbs names the type {other}, which has no schema here"),

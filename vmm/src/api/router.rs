@@ -97,7 +97,11 @@ mod tests {
             | VerbKind::GetVersion
             | VerbKind::GetMachineConfig
             | VerbKind::GetMetrics
-            | VerbKind::GetConfig => "",
+            | VerbKind::GetConfig
+            | VerbKind::GetSnapshot => "",
+            VerbKind::CreateSnapshot => r#"{"snapshot_path": "s", "mem_file_path": "m"}"#,
+            VerbKind::LoadSnapshot => r#"{"snapshot_path": "s", "mem_file_path": "m"}"#,
+            VerbKind::CancelSnapshot => r#"{"state": "Cancelled"}"#,
         }
     }
 
@@ -182,8 +186,6 @@ mod tests {
             (Method::Get, "/balloon/statistics", "balloon"),
             (Method::Put, "/pmem/a", "pmem"),
             (Method::Patch, "/hotplug/memory", "memory hotplug"),
-            (Method::Put, "/snapshot/create", "snapshots"),
-            (Method::Put, "/snapshot/load", "snapshots"),
         ] {
             let body = if method == Method::Get { "" } else { "{}" };
             let message = ask(method, path, body).unwrap_err();

@@ -10,7 +10,8 @@ pub use super::answer::{Answer, Data, Fault};
 use super::http::{Content, Method};
 use crate::config::{
     Action, BootSource, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig, MachineConfigPatch,
-    MetricsConfig, Phase, RateLimiterGroup, Vm, VmState,
+    MetricsConfig, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad, SnapshotPatch, SnapshotWish, Vm,
+    VmState,
 };
 
 /// What a client wants, with everything it sent parsed.
@@ -60,6 +61,14 @@ pub enum Verb {
     Resume,
     /// Tell the whole configuration.
     GetConfig,
+    /// Make a snapshot.
+    CreateSnapshot(SnapshotCreate),
+    /// Go on from a snapshot.
+    LoadSnapshot(Box<SnapshotLoad>),
+    /// Tell how far a snapshot is.
+    GetSnapshot,
+    /// Give up the snapshot that is being made.
+    CancelSnapshot,
 }
 
 /// What a verb is, without what it carries.
@@ -88,6 +97,10 @@ pub enum VerbKind {
     Pause,
     Resume,
     GetConfig,
+    CreateSnapshot,
+    LoadSnapshot,
+    GetSnapshot,
+    CancelSnapshot,
 }
 
 impl Verb {
@@ -116,6 +129,10 @@ impl Verb {
             Self::Pause => VerbKind::Pause,
             Self::Resume => VerbKind::Resume,
             Self::GetConfig => VerbKind::GetConfig,
+            Self::CreateSnapshot(_) => VerbKind::CreateSnapshot,
+            Self::LoadSnapshot(_) => VerbKind::LoadSnapshot,
+            Self::GetSnapshot => VerbKind::GetSnapshot,
+            Self::CancelSnapshot => VerbKind::CancelSnapshot,
         }
     }
 
@@ -124,6 +141,7 @@ impl Verb {
         match self {
             Self::PutMachineConfig(machine) => machine.cpu_template.is_some(),
             Self::PatchMachineConfig(patch) => patch.cpu_template.is_some(),
+            Self::LoadSnapshot(load) => load.is_deprecated(),
             _ => false,
         }
     }
@@ -137,7 +155,16 @@ impl Verb {
 pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
     use VerbKind as V;
     match (phase, verb) {
-        (_, V::GetInstance | V::GetVersion | V::GetMachineConfig | V::GetConfig | V::GetMetrics) => Ok(()),
+        (
+            _,
+            V::GetInstance
+            | V::GetVersion
+            | V::GetMachineConfig
+            | V::GetConfig
+            | V::GetMetrics
+            | V::GetSnapshot
+            | V::CancelSnapshot,
+        ) => Ok(()),
         (
             Phase::NotStarted,
             V::PutMachineConfig
@@ -150,8 +177,13 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
             | V::PutSerial
             | V::PutLogger
             | V::PutMetrics
-            | V::Start,
+            | V::Start
+            | V::LoadSnapshot,
         ) => Ok(()),
+        (Phase::Paused, V::CreateSnapshot) => Ok(()),
+        (Phase::Running, V::CreateSnapshot) => Err(Fault::bad_request(
+            "Create snapshot error: the microVM runs: pause it first (PATCH /vm with state `Paused`).",
+        )),
         (
             Phase::Running | Phase::Paused,
             V::PatchDrive
@@ -168,7 +200,8 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
             | V::FlushMetrics
             | V::SendCtrlAltDel
             | V::Pause
-            | V::Resume,
+            | V::Resume
+            | V::CreateSnapshot,
         ) => Err(Fault::bad_request(
             "The requested operation is not supported before starting the microVM.",
         )),
@@ -184,7 +217,8 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
             | V::PutSerial
             | V::PutLogger
             | V::PutMetrics
-            | V::Start,
+            | V::Start
+            | V::LoadSnapshot,
         ) => Err(Fault::bad_request(
             "The requested operation is not supported after starting the microVM.",
         )),
@@ -200,11 +234,24 @@ pub enum Underway {
     Pause,
     /// A drive is being given another image or size.
     DriveChange,
+    /// A snapshot is being made.
+    SnapshotCreate,
+    /// A snapshot is being loaded.
+    SnapshotLoad,
+    /// The guest is about to run on: its disks are made ready.
+    Resume,
 }
 
 impl Underway {
     /// All of them, for tables over them.
-    pub const ALL: [Self; 3] = [Self::Start, Self::Pause, Self::DriveChange];
+    pub const ALL: [Self; 6] = [
+        Self::Start,
+        Self::Pause,
+        Self::DriveChange,
+        Self::SnapshotCreate,
+        Self::SnapshotLoad,
+        Self::Resume,
+    ];
 
     /// The answer for a client that asks for something else meanwhile.
     pub fn fault(self) -> Fault {
@@ -212,6 +259,9 @@ impl Underway {
             Self::Start => "a start",
             Self::Pause => "a pause",
             Self::DriveChange => "a change of a drive",
+            Self::SnapshotCreate => "a snapshot",
+            Self::SnapshotLoad => "the load of a snapshot",
+            Self::Resume => "a resume",
         };
         Fault::bad_request(format!("{what} is under way: ask again when it has ended"))
     }
@@ -231,6 +281,8 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::GetMachineConfig
         | V::GetConfig
         | V::GetMetrics
+        | V::GetSnapshot
+        | V::CancelSnapshot
         | V::FlushMetrics
         | V::SendCtrlAltDel => Ok(()),
         V::PutMachineConfig
@@ -247,7 +299,9 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::PutMetrics
         | V::Start
         | V::Pause
-        | V::Resume => Err(underway.fault()),
+        | V::Resume
+        | V::CreateSnapshot
+        | V::LoadSnapshot => Err(underway.fault()),
     }
 }
 
@@ -465,6 +519,46 @@ pub static ROUTES: &[Route] = &[
         kinds: &[VerbKind::GetConfig],
         parse: |_, _| Ok(Verb::GetConfig),
     },
+    Route {
+        method: Method::Put,
+        path: "/snapshot/create",
+        summary: "Makes a snapshot of the paused machine.",
+        body: Some("SnapshotCreate"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::CreateSnapshot],
+        parse: |_, body| json(body).map(Verb::CreateSnapshot),
+    },
+    Route {
+        method: Method::Put,
+        path: "/snapshot/load",
+        summary: "Goes on from a snapshot, in place of a start.",
+        body: Some("SnapshotLoad"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::LoadSnapshot],
+        parse: |_, body| json(body).map(|load| Verb::LoadSnapshot(Box::new(load))),
+    },
+    Route {
+        method: Method::Get,
+        path: "/snapshot",
+        summary: "Tells how far the snapshot is that is being made or loaded. (Not in Firecracker.)",
+        body: None,
+        answer: AnswerShape::Json("SnapshotProgress"),
+        kinds: &[VerbKind::GetSnapshot],
+        parse: |_, _| Ok(Verb::GetSnapshot),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/snapshot",
+        summary: "Gives up the snapshot that is being made; nothing of it is left. (Not in Firecracker.)",
+        body: Some("SnapshotPatch"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::CancelSnapshot],
+        parse: |_, body| {
+            json(body).map(|patch: SnapshotPatch| match patch.state {
+                SnapshotWish::Cancelled => Verb::CancelSnapshot,
+            })
+        },
+    },
 ];
 
 /// What Firecracker has at a path that is not built into this version: first part of the path, and
@@ -476,7 +570,6 @@ pub static NOT_BUILT: &[(&str, &str)] = &[
     ("balloon", "the balloon device"),
     ("pmem", "pmem devices"),
     ("hotplug", "memory hotplug"),
-    ("snapshot", "snapshots"),
 ];
 
 fn patch_machine_config(_: &str, body: &[u8]) -> Result<Verb, Fault> {
@@ -534,6 +627,8 @@ mod tests {
     use super::*;
 
     const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
+    const RUNNING: &str =
+        "Create snapshot error: the microVM runs: pause it first (PATCH /vm with state `Paused`).";
     const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 
     #[test]
@@ -542,7 +637,7 @@ mod tests {
         for underway in Underway::ALL {
             for kind in ROUTES.iter().flat_map(|route| route.kinds) {
                 let looks = format!("{kind:?}").starts_with("Get")
-                    || matches!(kind, V::FlushMetrics | V::SendCtrlAltDel);
+                    || matches!(kind, V::FlushMetrics | V::SendCtrlAltDel | V::CancelSnapshot);
                 assert_eq!(permitted_meanwhile(underway, *kind).is_ok(), looks, "{kind:?}");
             }
         }
@@ -563,6 +658,8 @@ mod tests {
             V::GetMachineConfig,
             V::GetConfig,
             V::GetMetrics,
+            V::GetSnapshot,
+            V::CancelSnapshot,
         ];
         let once_started = [
             V::PatchDrive,
@@ -571,12 +668,14 @@ mod tests {
             V::SendCtrlAltDel,
             V::Pause,
             V::Resume,
+            V::CreateSnapshot,
         ];
         let mut seen = 0;
         for kind in ROUTES.iter().flat_map(|route| route.kinds) {
             for phase in Phase::ALL {
                 let expected = match phase {
                     _ if always.contains(kind) => Ok(()),
+                    Phase::Running if *kind == V::CreateSnapshot => Err(Fault::bad_request(RUNNING)),
                     Phase::NotStarted if once_started.contains(kind) => Err(Fault::bad_request(BEFORE)),
                     Phase::Running | Phase::Paused if !once_started.contains(kind) => {
                         Err(Fault::bad_request(AFTER))
@@ -589,7 +688,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            22 * 3,
+            26 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

@@ -10,6 +10,7 @@ mod id;
 mod instance;
 mod machine;
 mod observe;
+mod snapshot;
 
 use std::collections::BTreeMap;
 
@@ -33,6 +34,10 @@ pub use machine::{
     StaticTemplate, VCPU_COUNT_MAX,
 };
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
+pub use snapshot::{
+    MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotLoadError,
+    SnapshotPatch, SnapshotProgress, SnapshotStage, SnapshotType, SnapshotWish, Verify, VsockOverride,
+};
 
 /// Most drives of a machine: with the entropy device, all interrupt lines that are left for virtio.
 pub const DRIVES_MAX: usize = crate::arch::x86_64::layout::VIRTIO_DEVICES_MAX as usize;
@@ -309,6 +314,40 @@ impl Config {
     /// Replaces the serial port's configuration.
     pub fn set_serial(&mut self, serial: SerialConfig) {
         self.serial = Some(serial);
+    }
+
+    /// The same without a logger and metrics.
+    #[must_use]
+    pub fn without_observers(self) -> Self {
+        Self {
+            logger: None,
+            metrics: None,
+            ..self
+        }
+    }
+
+    /// What the process has of its own in a machine that goes on from a snapshot of another, whose configuration this is:
+    /// its logger, its metrics, and what its command line allows it to take over.
+    #[must_use]
+    pub fn continued_by(self, process: &Self) -> Self {
+        let mut config = Self {
+            logger: process.logger.clone(),
+            metrics: process.metrics.clone(),
+            ..self
+        };
+        config.take_over(process.takes_over.clone());
+        config
+    }
+
+    /// Whether nothing was configured yet that a snapshot would bring along.
+    pub fn is_untouched(&self) -> bool {
+        let process = Self::default().continued_by(self);
+        *self == process
+    }
+
+    /// Says whether the pages are recorded that the guest writes.
+    pub fn track_dirty_pages(&mut self, track: bool) {
+        self.machine.track_dirty_pages = track;
     }
 
     /// Remembers the logger's configuration, for `GET /vm/config`.

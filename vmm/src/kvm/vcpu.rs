@@ -3,8 +3,9 @@
 //! ```text
 //!           Run(turn)              kick
 //!   parked ───────────► running ─────────────────► parked, which tells the turn
-//!     │                    └── the guest ends: announced, then parked for good
-//!     └── Finish: the thread ends
+//!   │ │                    └── the guest ends: announced, then parked for good
+//!   │ └── Save: its state, still parked
+//!   └── Finish: the thread ends
 //! ```
 //!
 //! A kick says up to which turn the vCPU shall leave, and then sends a real-time signal whose handler
@@ -34,6 +35,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::state::{StateError, StateShape, VcpuState};
 use crate::end::{End, Ending};
 use crate::signals;
 
@@ -85,6 +87,7 @@ type Turn = u64;
 
 enum Order {
     Run(Turn),
+    Save(Arc<StateShape>, Sender<Result<VcpuState, StateError>>),
     Finish,
 }
 
@@ -136,6 +139,21 @@ pub enum VcpuError {
     Unresponsive {
         /// Which vCPU.
         index: u8,
+    },
+    /// It did not save its state in time.
+    #[error("vCPU {index} did not say its state within {ACKNOWLEDGE_MS_MAX} ms")]
+    Silent {
+        /// Which vCPU.
+        index: u8,
+    },
+    /// Its state cannot be saved.
+    #[error("the state of vCPU {index} cannot be saved")]
+    Save {
+        /// Which vCPU.
+        index: u8,
+        /// Why.
+        #[source]
+        source: StateError,
     },
     /// Its thread has ended.
     #[error("the thread of vCPU {index} has ended")]
@@ -275,6 +293,30 @@ impl Vcpu {
         Ok(true)
     }
 
+    /// Reads the state of a parked vCPU, whose guest is between two instructions: KVM_RUN leaves by a kick only after it
+    /// has completed the access that the last exit was for.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Save`] when KVM refuses, [`VcpuError::Silent`] when it takes longer than any host should.
+    pub fn save(&self, shape: &Arc<StateShape>) -> Result<VcpuState, VcpuError> {
+        let index = self.index;
+        assert_eq!(
+            self.motion.get(),
+            Motion::Parked,
+            "only a paused machine is saved"
+        );
+        let (answer, answered) = channel();
+        self.orders
+            .send(Order::Save(Arc::clone(shape), answer))
+            .map_err(|_| VcpuError::Gone { index })?;
+        match answered.recv_timeout(Duration::from_millis(ACKNOWLEDGE_MS_MAX)) {
+            Ok(state) => state.map_err(|source| VcpuError::Save { index, source }),
+            Err(RecvTimeoutError::Timeout) => Err(VcpuError::Silent { index }),
+            Err(RecvTimeoutError::Disconnected) => Err(VcpuError::Gone { index }),
+        }
+    }
+
     /// What is to be said of a vCPU that was given [`ACKNOWLEDGE_MS_MAX`].
     pub fn unresponsive(&self) -> VcpuError {
         VcpuError::Unresponsive { index: self.index }
@@ -336,16 +378,34 @@ impl Loop {
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
         // As below, the controller may have given up on us.
         let _ = parked.send(0);
-        while let Ok(Order::Run(turn)) = orders.recv() {
-            match self.run_guest(turn) {
-                Leave::Kicked => {}
-                Leave::Ended(end) => self.outside.ending.announce(end),
+        loop {
+            match orders.recv() {
+                Ok(Order::Run(turn)) => {
+                    self.tell_of_the_pause();
+                    match self.run_guest(turn) {
+                        Leave::Kicked => {}
+                        Leave::Ended(end) => self.outside.ending.announce(end),
+                    }
+                    // The controller may have given up on us; the next order says so.
+                    let _ = parked.send(turn);
+                }
+                Ok(Order::Save(shape, answer)) => {
+                    // As above.
+                    let _ = answer.send(VcpuState::save(&self.fd, &shape));
+                }
+                Ok(Order::Finish) | Err(_) => break,
             }
-            // The controller may have given up on us; the next order says so.
-            let _ = parked.send(turn);
         }
         // The page goes with the descriptor: a late signal must find no address.
         IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+
+    /// Has KVM tell a guest with a paravirtual clock that time has stood still, so that its watchdogs do not bark.
+    fn tell_of_the_pause(&self) {
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            // A guest without such a clock: one that has just begun, for instance.
+            log::debug!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", self.index);
+        }
     }
 
     fn run_guest(&mut self, turn: Turn) -> Leave {

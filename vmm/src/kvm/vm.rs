@@ -1,6 +1,10 @@
 //! The virtual machine: its memory slots, its interrupt controllers, and the eventfds wired to both.
-#![expect(unsafe_code, reason = "a memory slot hands host addresses to the kernel")]
+#![expect(
+    unsafe_code,
+    reason = "a memory slot hands host addresses to the kernel; the machine's descriptor gets another number"
+)]
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
@@ -8,6 +12,7 @@ use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::state::{StateError, StateShape, VmState};
 use super::{KvmError, failed};
 use crate::arch::x86_64::layout;
 use crate::memory;
@@ -23,7 +28,8 @@ const API_VERSION: i32 = 12;
 pub struct Vm {
     // The descriptor goes before the memory that its slots point into.
     fd: VmFd,
-    _memory: Arc<GuestMemoryMmap>,
+    memory: Arc<GuestMemoryMmap>,
+    state_shape: Arc<StateShape>,
 }
 
 /// Opens `/dev/kvm`. What the machine needs of it is checked with the processors ([`crate::arch::x86_64::cpu`]).
@@ -56,6 +62,38 @@ pub fn check_vcpu_count(kvm: &Kvm, wanted: u8) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// A vCPU of a machine without memory: it can be asked what a processor is like, and nothing else.
+///
+/// # Errors
+///
+/// [`KvmError`] naming the ioctl that failed.
+pub fn blank_vcpu(kvm: &Kvm) -> Result<VcpuFd, KvmError> {
+    let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+    fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))
+}
+
+/// The first number for descriptors that the kernel is to close after all others.
+const LAST_FD_MIN: libc::c_int = 512;
+
+/// The same machine by a descriptor of a high number. A process that dies, by whatever signal, has its descriptors closed from
+/// the lowest to the highest, and KVM waits for its own workers when a machine's last one is closed. A worker may wait for memory
+/// that a pager does not bring any more, until the userfaultfd is closed: that has to come first, or nothing ends the process.
+fn closed_last(kvm: &Kvm, fd: VmFd) -> Result<VmFd, KvmError> {
+    // SAFETY: this makes a descriptor, and touches no memory.
+    let last = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LAST_FD_MIN) };
+    if last < 0 {
+        // The limit on descriptors is low.
+        log::debug!(
+            "the machine keeps its descriptor: {}",
+            std::io::Error::last_os_error()
+        );
+        return Ok(fd);
+    }
+    // SAFETY: the descriptor was made just now, nobody else has it, and it is one of a machine.
+    unsafe { kvm.create_vmfd_from_rawfd(last) }.map_err(failed("KVM_GET_VCPU_MMAP_SIZE"))
+}
+
 impl Vm {
     /// A machine with `memory`, interrupt controllers and a timer.
     ///
@@ -63,7 +101,7 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
-        let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let fd = closed_last(kvm, kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?)?;
         for slot in memory::slots(&memory) {
             let region = kvm_userspace_memory_region {
                 slot: slot.index,
@@ -90,7 +128,12 @@ impl Vm {
             ..Default::default()
         };
         fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
-        Ok(Self { fd, _memory: memory })
+        let state_shape = Arc::new(StateShape::new(kvm, &fd)?);
+        Ok(Self {
+            fd,
+            memory,
+            state_shape,
+        })
     }
 
     /// Makes vCPU `index`; its state is the caller's to set.
@@ -122,6 +165,48 @@ impl Vm {
         self.fd
             .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
             .map_err(failed("KVM_IOEVENTFD"))
+    }
+
+    /// What there is to save and to restore of this machine's vCPUs.
+    pub fn state_shape(&self) -> &Arc<StateShape> {
+        &self.state_shape
+    }
+
+    /// Reads the interrupt controllers, the timer and the clock, once no vCPU and no device touches them.
+    ///
+    /// # Errors
+    ///
+    /// The ioctl that failed.
+    pub fn save(&self) -> Result<VmState, StateError> {
+        VmState::save(&self.fd)
+    }
+
+    /// Gives this fresh machine the state of another, once all its vCPUs are restored: an interrupt that waits in
+    /// the IOAPIC goes on to a local controller at once, whose restore would wipe it out.
+    ///
+    /// # Errors
+    ///
+    /// What is damaged in the state, or what this host's KVM does not take of it.
+    pub fn restore(&self, state: &VmState) -> Result<(), StateError> {
+        state.restore(&self.fd)
+    }
+
+    /// The pages that the guest, or KVM for it, has written since they were asked for last, or since the machine was
+    /// made: one bitmap for each of [`memory::slots`], bit `n % 64` of word `n / 64` for the page `n` of 4096 bytes.
+    /// From now on they count as not written. What this process writes is not in it.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] when the machine was made without [`DirtyLog::On`].
+    pub fn dirty_pages(&self) -> Result<Vec<Vec<u64>>, KvmError> {
+        memory::slots(&self.memory)
+            .map(|slot| {
+                let size = usize::try_from(slot.size_bytes).expect("a 64-bit host");
+                self.fd
+                    .get_dirty_log(slot.index, size)
+                    .map_err(failed("KVM_GET_DIRTY_LOG"))
+            })
+            .collect()
     }
 }
 

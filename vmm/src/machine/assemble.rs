@@ -7,17 +7,21 @@ use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
+use coracle_devices::virtio::dirty::DirtyPages;
 use coracle_devices::virtio::mmio::{self, MmioTransport};
 use coracle_devices::virtio::rng::Entropy;
 use coracle_storage::open::OpenError;
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
-use super::plan::{BootPlan, DiskPlan, Plan};
-use super::platform::{Platform, PlatformError};
+use super::lineage::Lineage;
+use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, Origin, Plan};
+use super::platform::{Platform, PlatformError, renew_generation};
+use super::restore::RestoreError;
 use super::{DriveSlot, Machine, Parts, Paused, VirtioSlot};
 use crate::arch::x86_64::boot::cmdline::{Cmdline, Root};
 use crate::arch::x86_64::boot::{self, BootError, BootSource, Entry};
-use crate::arch::x86_64::cpu::{Cpu, CpuError};
+use crate::arch::x86_64::cpu::{Cpu, CpuError, Topology};
 use crate::arch::x86_64::layout::{self, VirtioWindow};
 use crate::arch::x86_64::regs::{self, RegsError};
 use crate::arch::x86_64::tables::{self, TablesError};
@@ -26,6 +30,7 @@ use crate::kvm::KvmError;
 use crate::kvm::vcpu::{Outside, Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::{self, Vm};
 use crate::memory::{self, MemoryError};
+use crate::snapshot::memory::MemoryId;
 
 /// Why a planned machine could not be built. Nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +92,9 @@ pub enum BuildError {
         layout::VIRTIO_DEVICES_MAX
     )]
     TooManyDevices,
+    /// The saved state is not taken.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The host has no random bytes.
     #[error("the host has no random bytes for the guest")]
     Random(#[source] io::Error),
@@ -114,13 +122,13 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
 fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
     let kvm = vm::open()?;
     vm::check_vcpu_count(&kvm, plan.topology.vcpus())?;
-    let cpu = Cpu::new(&kvm, plan.topology, plan.template)?;
-    let memory = memory::allocate(plan.memory.mib, plan.memory.backing, plan.memory.pages)?;
-    let vm = Vm::new(&kvm, Arc::clone(&memory), plan.memory.dirty_log)?;
+    let (memory, parent) = memory_of(&plan.origin)?;
+    let vm = Vm::new(&kvm, Arc::clone(&memory), plan.dirty_log)?;
+    let lineage = Lineage::new(parent, plan.dirty_log, &memory);
 
     // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
     let mut drives = Vec::new();
-    let mut virtio = VirtioBus::new(&vm, &memory);
+    let mut virtio = VirtioBus::new(&vm, &memory, lineage.devices());
     for disk in plan.disks {
         drives.push(virtio.insert_drive(disk)?);
     }
@@ -147,16 +155,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         mmio.insert(range, "boot timer", Arc::new(Mutex::new(timer)))?;
     }
 
-    let platform = Platform::new(&vm, &memory, &plan.serial, guest_end)?;
-    let entry = load(&memory, &plan.boot, &windows)?;
-    tables::write(
-        &memory,
-        &tables::Platform {
-            vcpus: cpu.topology().vcpus(),
-            virtio: &windows,
-        },
-    )?;
-
+    let platform = Platform::new(&vm, &plan.serial, guest_end)?;
     let counters = Arc::new(VcpuCounters::default());
     let outside = Outside {
         ports: Arc::new(platform.ports),
@@ -165,18 +164,81 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         ending: ending.clone(),
         counters: Arc::clone(&counters),
     };
-    let vcpus = start_vcpus(&vm, &cpu, &memory, &entry, &outside)?;
-    Ok(Parts {
-        vcpus,
+    let mut parts = Parts {
+        vcpus: Vec::new(),
         devices: slots,
         drives,
         groups: plan.groups,
         entropy_counts,
         serial: platform.serial,
         keyboard: platform.keyboard,
+        generation: platform.generation,
         counters,
-        _vm: vm,
-    })
+        vm: Some(vm),
+        pager: None,
+        memory,
+        lineage,
+        is_remembered: parent.is_some(),
+    };
+    let vcpus = match plan.origin {
+        Origin::Boot(origin) => boot(&kvm, &parts, &origin, plan.topology, &windows)?,
+        Origin::Saved(origin) => {
+            parts.pager = origin.memory.pager;
+            parts.restore(&origin.state)?
+        }
+    };
+    parts.vcpus = spawn(vcpus, &outside)?;
+    Ok(parts)
+}
+
+/// The memory that a guest begins with, and its name if a snapshot has given it one.
+fn memory_of(origin: &Origin) -> Result<(Arc<GuestMemoryMmap>, Option<MemoryId>), MemoryError> {
+    match origin {
+        Origin::Boot(origin) => {
+            let MemoryPlan { mib, backing, pages } = origin.memory;
+            Ok((memory::allocate(mib, backing, pages)?, None))
+        }
+        Origin::Saved(origin) => Ok((Arc::clone(&origin.memory.memory), Some(origin.memory.id))),
+    }
+}
+
+/// Puts the kernel and its tables into memory, and makes processors that begin with it.
+fn boot(
+    kvm: &Kvm,
+    parts: &Parts,
+    origin: &BootOrigin,
+    topology: Topology,
+    windows: &[VirtioWindow],
+) -> Result<Vec<VcpuFd>, BuildError> {
+    let cpu = Cpu::new(kvm, topology, origin.template.clone())?;
+    renew_generation(&parts.memory)?;
+    let entry = load(&parts.memory, &origin.boot, windows)?;
+    tables::write(
+        &parts.memory,
+        &tables::Platform {
+            vcpus: topology.vcpus(),
+            virtio: windows,
+        },
+    )?;
+    // All of them exist and are configured before the first thread starts: KVM wants them so (their number is part of the
+    // topology).
+    let mut made = Vec::new();
+    for index in 0..topology.vcpus() {
+        let fd = parts.vm().create_vcpu(index)?;
+        cpu.configure(&fd, index)?;
+        if index == 0 {
+            regs::enter(&fd, &parts.memory, &entry)?;
+        }
+        made.push(fd);
+    }
+    Ok(made)
+}
+
+fn spawn(made: Vec<VcpuFd>, outside: &Outside) -> Result<Vec<Vcpu>, BuildError> {
+    (0..)
+        .zip(made)
+        .map(|(index, fd)| Ok(Vcpu::spawn(index, fd, outside.clone())?))
+        .collect()
 }
 
 fn device_failed(id: &str) -> impl FnOnce(io::Error) -> BuildError + '_ {
@@ -190,16 +252,18 @@ fn device_failed(id: &str) -> impl FnOnce(io::Error) -> BuildError + '_ {
 struct VirtioBus<'a> {
     vm: &'a Vm,
     memory: &'a Arc<GuestMemoryMmap>,
+    dirty: Option<Arc<DirtyPages>>,
     bus: Bus,
     windows: Vec<VirtioWindow>,
     slots: Vec<VirtioSlot>,
 }
 
 impl<'a> VirtioBus<'a> {
-    fn new(vm: &'a Vm, memory: &'a Arc<GuestMemoryMmap>) -> Self {
+    fn new(vm: &'a Vm, memory: &'a Arc<GuestMemoryMmap>, dirty: Option<Arc<DirtyPages>>) -> Self {
         Self {
             vm,
             memory,
+            dirty,
             bus: Bus::new(),
             windows: Vec::new(),
             slots: Vec::new(),
@@ -227,7 +291,10 @@ impl<'a> VirtioBus<'a> {
             .ok()
             .and_then(VirtioWindow::of_device)
             .ok_or(BuildError::TooManyDevices)?;
-        let transport = MmioTransport::new(device, Arc::clone(self.memory)).map_err(device_failed(id))?;
+        let mut transport = MmioTransport::new(device, Arc::clone(self.memory)).map_err(device_failed(id))?;
+        transport
+            .track(self.dirty.clone())
+            .expect("no driver has touched a device that was made just now");
         self.vm.connect_interrupt(transport.line(), window.irq)?;
         for (index, kick) in (0..).zip(transport.kicks()) {
             self.vm
@@ -273,27 +340,4 @@ fn load(memory: &GuestMemoryMmap, plan: &BootPlan, windows: &[VirtioWindow]) -> 
         rng_seed,
     };
     boot::load(memory, &source).map_err(failed)
-}
-
-/// All vCPUs exist and are configured before the first thread starts: KVM wants them so (their
-/// number is part of the topology).
-fn start_vcpus(
-    vm: &Vm,
-    cpu: &Cpu,
-    memory: &GuestMemoryMmap,
-    entry: &Entry,
-    outside: &Outside,
-) -> Result<Vec<Vcpu>, BuildError> {
-    let mut made = Vec::new();
-    for index in 0..cpu.topology().vcpus() {
-        let fd = vm.create_vcpu(index)?;
-        cpu.configure(&fd, index)?;
-        if index == 0 {
-            regs::enter(&fd, memory, entry)?;
-        }
-        made.push((index, fd));
-    }
-    made.into_iter()
-        .map(|(index, fd)| Ok(Vcpu::spawn(index, fd, outside.clone())?))
-        .collect()
 }

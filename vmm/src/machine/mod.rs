@@ -14,10 +14,14 @@
 mod assemble;
 mod change;
 pub mod cpu_template;
+mod lineage;
 mod pausing;
 pub mod plan;
 mod platform;
 mod report;
+mod restore;
+mod round;
+pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -28,15 +32,23 @@ use coracle_devices::serial::SerialPort;
 use coracle_devices::virtio::blk::{BlkControl, LossSignal};
 use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
 use coracle_devices::virtio::rng::EntropyCounts;
+use coracle_devices::vmgenid::GenerationId;
 use coracle_storage::limit::SharedLimiter;
 use coracle_storage::open::Hold;
+use vm_memory::GuestMemoryMmap;
 
 use crate::kvm::vcpu::{Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
+use crate::memory::pager::{self, Pager, Remains};
+
+use self::lineage::Lineage;
 
 pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
 pub use pausing::{Pause, Pausing};
+pub use platform::{PlatformError, renew_generation};
+pub use restore::check_compatible;
+pub use round::{Round, RoundError};
 
 /// The phase in which the guest runs.
 #[derive(Debug)]
@@ -68,8 +80,17 @@ struct Parts {
     entropy_counts: Option<Arc<EntropyCounts>>,
     serial: Arc<Mutex<SerialPort>>,
     keyboard: Arc<Mutex<I8042>>,
+    /// Its line is connected as long as it lives.
+    generation: GenerationId,
     counters: Arc<VcpuCounters>,
-    _vm: Vm,
+    /// There until the end.
+    vm: Option<Vm>,
+    /// Brings memory in; ended after whoever may wait for some.
+    pager: Option<Pager>,
+    memory: Arc<GuestMemoryMmap>,
+    lineage: Lineage,
+    /// A snapshot remembers the generations of the disks.
+    is_remembered: bool,
 }
 
 /// The control end of one drive.
@@ -110,6 +131,11 @@ pub enum TransitionError {
     /// A vCPU does not follow.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A snapshot remembers the machine, and its disks have not been told.
+    #[error(
+        "a snapshot remembers the generations of the disks: they have to be raised before the guest runs on"
+    )]
+    Remembered,
     /// A device could not be stopped or started.
     #[error("device `{id}` does not follow; the machine stays in the phase that it was in")]
     Device {
@@ -140,6 +166,16 @@ impl<P> Machine<P> {
             .filter_map(|loss| Some((loss.drive_id(), loss.reason()?)))
     }
 
+    /// How much of the guest's memory has been loaded, where that goes on.
+    pub fn loading(&self) -> Option<&Arc<pager::Progress>> {
+        self.parts.pager.as_ref().map(Pager::progress)
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.parts.memory
+    }
+
     /// The guest's serial port.
     pub fn serial(&self) -> &Arc<Mutex<SerialPort>> {
         &self.parts.serial
@@ -168,12 +204,21 @@ impl Machine<Paused> {
         }
     }
 
+    /// Whether a snapshot remembers the generations of the disks: [`Self::begin_raise`] comes before [`Self::resume`] then.
+    pub fn is_remembered(&self) -> bool {
+        self.parts.is_remembered
+    }
+
     /// Lets the devices serve and the guest run.
     ///
     /// # Errors
     ///
     /// [`Refused`] with the machine still paused.
     pub fn resume(self) -> Result<Machine<Running>, Refused<Paused>> {
+        if self.parts.is_remembered {
+            let error = TransitionError::Remembered;
+            return Err(Refused { machine: self, error });
+        }
         if let Err(error) = self.parts.start() {
             // Back to where it was: what did start stands still again.
             if let Err(also) = self.parts.stop() {
@@ -202,7 +247,24 @@ impl Machine<Stranded> {
     }
 }
 
+/// Takes a machine apart, in the order that matters.
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.vcpus.clear();
+        self.devices.clear();
+        let remains = self.pager.take().map(Pager::end);
+        if let Some(Remains::Waiters) = remains {
+            // KVM would wait here, for ever, for its workers that wait for memory; with the process they end.
+            std::mem::forget(self.vm.take());
+        }
+    }
+}
+
 impl Parts {
+    fn vm(&self) -> &Vm {
+        self.vm.as_ref().expect("a machine is there until it is dropped")
+    }
+
     fn start(&self) -> Result<(), TransitionError> {
         self.devices.iter().try_for_each(VirtioSlot::start)?;
         Ok(self.vcpus.iter().try_for_each(Vcpu::run)?)

@@ -10,30 +10,64 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_storage::backend::Access;
-use coracle_storage::lease::Owner;
+use coracle_storage::lease::{Lock, Owner, Succession};
 use coracle_storage::limit::SharedLimiter;
+use vm_memory::GuestMemoryMmap;
 
+use super::state::MachineState;
 use super::{LimitGroup, cpu_template};
 use crate::arch::x86_64::boot::BootProtocol;
 use crate::arch::x86_64::boot::cmdline::RootAccess;
 use crate::arch::x86_64::cpu::{CpuError, Smt, Topology};
 use crate::arch::x86_64::template::CpuTemplate;
-use crate::config::{self, Config, HugePages, MemoryBacking};
+use crate::config::{self, Config, HugePages, MachineConfig, MemoryBacking};
 use crate::kvm::vm::DirtyLog;
+use crate::memory::pager::Pager;
 use crate::memory::{Backing, PageSize};
+use crate::snapshot::memory::MemoryId;
 
 /// A machine that can be built.
 pub struct Plan {
-    pub(super) memory: MemoryPlan,
     pub(super) topology: Topology,
-    pub(super) template: CpuTemplate,
-    pub(super) boot: BootPlan,
+    pub(super) dirty_log: DirtyLog,
+    pub(super) origin: Origin,
     pub(super) disks: Vec<DiskPlan>,
     pub(super) groups: Vec<LimitGroup>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
     pub(super) boot_timer: Option<BootTimer>,
+}
+
+/// Where the guest begins.
+pub(super) enum Origin {
+    /// With a kernel, in fresh memory.
+    Boot(Box<BootOrigin>),
+    /// Where another has stopped.
+    Saved(Box<SavedOrigin>),
+}
+
+/// A guest that boots.
+pub(super) struct BootOrigin {
+    pub(super) memory: MemoryPlan,
+    pub(super) template: CpuTemplate,
+    pub(super) boot: BootPlan,
+}
+
+/// A guest that goes on.
+pub(super) struct SavedOrigin {
+    pub(super) memory: MemorySource,
+    pub(super) state: MachineState,
+}
+
+/// The memory of a snapshot.
+pub struct MemorySource {
+    /// What brings in the rest; dropped first, or it would look for memory that is gone.
+    pub pager: Option<Pager>,
+    /// It, or as much as there is of it.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// Its name.
+    pub id: MemoryId,
 }
 
 /// One disk.
@@ -48,7 +82,6 @@ pub(super) struct MemoryPlan {
     pub(super) mib: u64,
     pub(super) backing: Backing,
     pub(super) pages: PageSize,
-    pub(super) dirty_log: DirtyLog,
 }
 
 /// What the guest boots.
@@ -97,6 +130,15 @@ pub enum PlanError {
     /// The processors cannot be had so.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// A drive that the snapshot says nothing about.
+    #[error("the snapshot does not say of drive `{0}` what its image was: it was not saved by this program")]
+    NoState(String),
+    /// A drive of which nobody can tell whether it has been written.
+    #[error(
+        "the snapshot cannot be gone on with beside drive `{0}`: there was no place for records of its lease, so nothing says \
+         whether it has been written since; give the drive a `lease_at` before the machine is started"
+    )]
+    Unrecorded(String),
 }
 
 impl Plan {
@@ -109,48 +151,117 @@ impl Plan {
         let boot_timer = config.boot_timer().then(BootTimer::begin);
         let machine = config.machine();
         let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
+        let origin = Origin::Boot(Box::new(BootOrigin {
+            memory: MemoryPlan::new(machine),
+            template: config.cpu().map(cpu_template::parsed).unwrap_or_default(),
+            boot: BootPlan::new(source, config.drives())?,
+        }));
+        Self::from(config, owner, origin, |_| Ok(Succession::Raises)).map(|plan| Self { boot_timer, ..plan })
+    }
+
+    /// The same for a machine that goes on where another has stopped, which `state` is of, with its `memory`. The images
+    /// have to be as they were: then they are leased, and keep their generations until the machine is resumed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`]; or an image that has been written since.
+    pub fn restore(
+        config: &Config,
+        owner: &Owner,
+        memory: MemorySource,
+        state: MachineState,
+    ) -> Result<Self, PlanError> {
+        let successions = |drive: &DriveConfig| succession(drive, &state);
+        let successions: Vec<_> = config
+            .drives()
+            .iter()
+            .map(successions)
+            .collect::<Result<_, _>>()?;
+        let mut successions = successions.into_iter();
+        let origin = Origin::Saved(Box::new(SavedOrigin { memory, state }));
+        Self::from(config, owner, origin, |_| {
+            Ok(successions.next().unwrap_or_default())
+        })
+    }
+
+    fn from(
+        config: &Config,
+        owner: &Owner,
+        origin: Origin,
+        mut succession: impl FnMut(&DriveConfig) -> Result<Succession, PlanError>,
+    ) -> Result<Self, PlanError> {
+        let machine = config.machine();
         if let Some(id) = config.missing_heir() {
             return Err(PlanError::NoSuchHeir(id.to_owned()));
         }
         let groups: Vec<LimitGroup> = config.groups().iter().map(LimitGroup::new).collect();
         let smt = if machine.smt { Smt::On } else { Smt::Off };
         Ok(Self {
-            memory: MemoryPlan {
-                mib: machine.mem_size_mib,
-                backing: match machine.memory_backing {
-                    MemoryBacking::Anonymous => Backing::Anonymous,
-                    MemoryBacking::Memfd => Backing::Shared,
-                },
-                pages: match machine.huge_pages {
-                    HugePages::None => PageSize::Base,
-                    HugePages::Transparent => PageSize::Transparent,
-                    HugePages::Hugetlbfs2M => PageSize::Huge2Mib,
-                },
-                dirty_log: if machine.track_dirty_pages {
-                    DirtyLog::On
-                } else {
-                    DirtyLog::Off
-                },
-            },
             topology: Topology::new(machine.vcpu_count, smt)?,
-            template: config.cpu().map(cpu_template::parsed).unwrap_or_default(),
-            boot: BootPlan::new(source, config.drives())?,
+            dirty_log: if machine.track_dirty_pages {
+                DirtyLog::On
+            } else {
+                DirtyLog::Off
+            },
+            origin,
             disks: config
                 .drives()
                 .iter()
-                .map(|drive| DiskPlan::new(drive, owner, &groups))
+                .map(|drive| DiskPlan::new(drive, owner, succession(drive)?, &groups))
                 .collect::<Result<_, _>>()?,
             groups,
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),
-            boot_timer,
+            boot_timer: None,
         })
     }
 }
 
+impl MemoryPlan {
+    /// The memory that `machine` asks for.
+    pub(super) fn new(machine: &MachineConfig) -> Self {
+        Self {
+            mib: machine.mem_size_mib,
+            backing: match machine.memory_backing {
+                MemoryBacking::Anonymous => Backing::Anonymous,
+                MemoryBacking::Memfd => Backing::Shared,
+            },
+            pages: page_size(machine.huge_pages),
+        }
+    }
+}
+
+/// The pages of the mapping that `huge_pages` asks for.
+pub(crate) fn page_size(huge_pages: HugePages) -> PageSize {
+    match huge_pages {
+        HugePages::None => PageSize::Base,
+        HugePages::Transparent => PageSize::Transparent,
+        HugePages::Hugetlbfs2M => PageSize::Huge2Mib,
+    }
+}
+
+/// How the image of `drive` is gone on with.
+fn succession(drive: &DriveConfig, state: &MachineState) -> Result<Succession, PlanError> {
+    let id = &drive.drive_id;
+    let saved = state.drive(id).ok_or_else(|| PlanError::NoState(id.clone()))?;
+    // Nothing is checked where nothing is locked: whoever asked for that answers for the image.
+    if drive.access() == Access::ReadOnly || drive.lock()? == Lock::None {
+        return Ok(Succession::Raises);
+    }
+    match saved.generation {
+        Some(generation) => Ok(Succession::Keeps(generation)),
+        None => Err(PlanError::Unrecorded(id.clone())),
+    }
+}
+
 impl DiskPlan {
-    fn new(drive: &DriveConfig, owner: &Owner, groups: &[LimitGroup]) -> Result<Self, PlanError> {
-        let mut held = drive.open(owner)?;
+    fn new(
+        drive: &DriveConfig,
+        owner: &Owner,
+        succession: Succession,
+        groups: &[LimitGroup],
+    ) -> Result<Self, PlanError> {
+        let mut held = drive.open(owner, succession)?;
         let group = drive.rate_limiter_group.clone();
         if let Some(id) = &group {
             let shared = groups.iter().find(|group| group.id == *id);

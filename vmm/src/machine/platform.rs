@@ -8,7 +8,7 @@ use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
 use coracle_devices::i8042::{I8042, I8042_IRQ, I8042_PORT, I8042_PORTS};
 use coracle_devices::power::{EndSignal, POWER_PORT, POWER_PORTS, Power};
 use coracle_devices::serial::{Output, SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialConfig, SerialPort};
-use coracle_devices::vmgenid::{GenerationError, GenerationId};
+use coracle_devices::vmgenid::{self, GenerationError, GenerationId};
 use vm_memory::GuestMemoryMmap;
 
 use crate::arch::x86_64::layout;
@@ -52,21 +52,18 @@ pub(super) struct Platform {
     pub(super) ports: Bus,
     pub(super) serial: Arc<Mutex<SerialPort>>,
     pub(super) keyboard: Arc<Mutex<I8042>>,
+    pub(super) generation: GenerationId,
 }
 
 impl Platform {
-    /// Makes the devices, connects their interrupts, and gives the guest a fresh generation ID.
-    pub(super) fn new(
-        vm: &Vm,
-        memory: &GuestMemoryMmap,
-        serial: &SerialConfig,
-        end: &Arc<EndSignal>,
-    ) -> Result<Self, PlatformError> {
+    /// Makes the devices, and connects their interrupts.
+    pub(super) fn new(vm: &Vm, serial: &SerialConfig, end: &Arc<EndSignal>) -> Result<Self, PlatformError> {
         let serial = SerialPort::new(output(serial)?).map_err(device_failed("serial port"))?;
         vm.connect_interrupt(serial.line(), SERIAL_IRQ)?;
         let keyboard = I8042::new(Arc::clone(end)).map_err(device_failed("keyboard controller"))?;
         vm.connect_interrupt(keyboard.line(), I8042_IRQ)?;
-        GenerationId::new(layout::VMGENID)?.renew(memory)?;
+        let generation = GenerationId::new(layout::VMGENID)?;
+        vm.connect_interrupt(generation.line(), layout::VMGENID_IRQ)?;
 
         let (serial, keyboard) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(keyboard)));
         let power: Arc<Mutex<dyn BusDevice>> = Arc::new(Mutex::new(Power::new(Arc::clone(end))));
@@ -82,8 +79,18 @@ impl Platform {
             ports,
             serial,
             keyboard,
+            generation,
         })
     }
+}
+
+/// Gives the guest a fresh generation ID.
+///
+/// # Errors
+///
+/// When the host has no random bytes, or the guest no memory there.
+pub fn renew_generation(memory: &GuestMemoryMmap) -> Result<(), PlatformError> {
+    Ok(vmgenid::renew(layout::VMGENID, memory)?)
 }
 
 fn output(config: &SerialConfig) -> Result<Output, PlatformError> {

@@ -1,4 +1,4 @@
-//! The thread `open`: it opens what may take as long as a server does.
+//! A thread for what may take as long as a server does.
 
 use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -12,16 +12,20 @@ pub(super) struct Opening<T> {
 }
 
 impl<T: Send + 'static> Opening<T> {
-    /// Begins to `open`; `notice` rings when that is done.
+    /// Begins to `open`, on a thread of this `name`; `notice` rings when that is done.
     ///
     /// # Errors
     ///
     /// When the host has no thread to give.
-    pub(super) fn begin(notice: &Notice, open: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
+    pub(super) fn begin(
+        name: &str,
+        notice: &Notice,
+        open: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Self> {
         let (sender, opened) = channel();
         let notice = notice.clone();
         // Not joined: it may be with a server that never answers, and the process does not wait for that.
-        thread::Builder::new().name("open".to_owned()).spawn(move || {
+        thread::Builder::new().name(name.to_owned()).spawn(move || {
             // Whoever wanted it may be gone.
             if sender.send(open()).is_ok() {
                 notice.ring();
@@ -54,7 +58,10 @@ mod tests {
     fn whoever_waits_is_told_when_it_is_open_and_not_before() {
         let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let (let_go, held) = channel::<()>();
-        let opening = Opening::begin(&Notice::new(Arc::clone(&bell)), move || held.recv().is_ok()).unwrap();
+        let opening = Opening::begin("open", &Notice::new(Arc::clone(&bell)), move || {
+            held.recv().is_ok()
+        })
+        .unwrap();
         assert_eq!(opening.poll(), None);
         assert!(bell.read().is_err());
         let_go.send(()).unwrap();

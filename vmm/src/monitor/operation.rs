@@ -7,13 +7,15 @@ use coracle_devices::virtio::device::Patience;
 use coracle_storage::open::{self, Image};
 
 use super::opening::Opening;
+use super::snapshot::Making;
 use super::{Guest, Monitor};
 use crate::api::verbs::Underway;
 use crate::api::{Data, Fault, Reply};
 use crate::config::{Config, Phase};
 use crate::end::End;
 use crate::machine::plan::{Plan, PlanError};
-use crate::machine::{DriveChange, DriveChangeError, Pause, Progress, Refused};
+use crate::machine::{DriveChange, DriveChangeError, Pause, Progress, Refused, Round};
+use crate::snapshot::load::{LoadError, Loaded};
 
 /// One thing that takes its time.
 pub(super) struct Operation {
@@ -45,6 +47,12 @@ pub(super) enum Work {
     OpenImage(Opening<Result<Image, Fault>>, Box<Patch>),
     /// A drive takes another image, or its image grows.
     ChangeDrive(Box<DriveChange>, Box<Patch>),
+    /// A snapshot is being made.
+    Snapshot(Making),
+    /// A snapshot is being loaded, and its guest is to run on, or not.
+    Load(Opening<Result<Box<Loaded>, LoadError>>, bool),
+    /// The disks are being made ready for the guest to run on.
+    Resume(Round),
 }
 
 /// What remains to be done of a `PATCH /drives`.
@@ -65,7 +73,7 @@ pub(super) enum Reaction {
 }
 
 /// How far work has come.
-enum Course {
+pub(super) enum Course {
     /// It goes on: look again when the bell rings, or then.
     Pending(Work, Option<Instant>),
     Over(Result<(), Fault>),
@@ -77,6 +85,9 @@ impl Operation {
             Work::Start(_) => Underway::Start,
             Work::Pause => Underway::Pause,
             Work::OpenImage(..) | Work::ChangeDrive(..) => Underway::DriveChange,
+            Work::Snapshot(_) => Underway::SnapshotCreate,
+            Work::Load(..) => Underway::SnapshotLoad,
+            Work::Resume(_) => Underway::Resume,
         }
     }
 }
@@ -133,8 +144,11 @@ impl Monitor {
         }
     }
 
-    fn go_on(&mut self, work: Work) -> Course {
+    pub(super) fn go_on(&mut self, work: Work) -> Course {
         match work {
+            Work::Snapshot(making) => self.go_on_making(making),
+            Work::Load(opening, resume) => self.go_on_loading(opening, resume),
+            Work::Resume(round) => self.go_on_resuming(round),
             Work::Start(opening) => match opening.poll() {
                 None => Course::Pending(Work::Start(opening), None),
                 Some(plan) => {
@@ -219,7 +233,7 @@ impl Monitor {
             return self.run(plan).map(|()| Reaction::Done(Data::Empty));
         }
         let (config, owner) = (self.config.clone(), self.owner.clone());
-        let opening = Opening::begin(&self.wakeup.notice(), move || Plan::new(&config, &owner));
+        let opening = Opening::begin("open", &self.wakeup.notice(), move || Plan::new(&config, &owner));
         let opening = opening.map_err(|error| Fault::from_error(&error))?;
         Ok(Reaction::Begun(Work::Start(opening)))
     }
@@ -287,7 +301,7 @@ impl Monitor {
             }
             Ok(image)
         };
-        let opening = Opening::begin(&self.wakeup.notice(), open);
+        let opening = Opening::begin("open", &self.wakeup.notice(), open);
         let opening = opening.map_err(|error| Fault::from_error(&error))?;
         Ok(Reaction::Begun(Work::OpenImage(opening, patch)))
     }

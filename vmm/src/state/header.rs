@@ -9,7 +9,8 @@ use super::{SECTIONS_MAX, STATE_BYTES_MAX, StateError};
 pub const FORMAT_VERSION: u32 = 1;
 /// Longest name of a section, in bytes.
 pub const SECTION_NAME_BYTES_MAX: usize = 40;
-pub(super) const HEADER_BYTES: usize = 64;
+/// The header, in bytes.
+pub const HEADER_BYTES: usize = 64;
 const SECTION_HEADER_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"CORACLES";

@@ -18,8 +18,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::error::StateError;
-pub use self::header::{FORMAT_VERSION, Header, SECTION_NAME_BYTES_MAX};
-use self::header::{HEADER_BYTES, SectionHeader};
+use self::header::SectionHeader;
+pub use self::header::{FORMAT_VERSION, HEADER_BYTES, Header, SECTION_NAME_BYTES_MAX};
 
 /// Longest state, in bytes: that of a machine with 1 TiB of memory, whose table has 96 MiB, and as much again.
 pub const STATE_BYTES_MAX: usize = 192 << 20;
@@ -72,14 +72,23 @@ impl Sections {
     ///
     /// When the name is too long, or there are too many: both are the caller's own.
     pub fn add<T: Body>(&mut self, name: &str, body: &T) {
+        let body = postcard::to_stdvec(body).expect("plain data can be written");
+        self.add_written(name, T::VERSION, &body);
+    }
+
+    /// Adds a section whose body is written already.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::add`].
+    pub fn add_written(&mut self, name: &str, version: u32, body: &[u8]) {
         assert!(
             self.count < SECTIONS_MAX,
             "a machine has fewer sections than that"
         );
-        let body = postcard::to_stdvec(body).expect("plain data can be written");
-        let header = SectionHeader::new(name, T::VERSION, &body);
+        let header = SectionHeader::new(name, version, body);
         self.bytes.extend_from_slice(header.bytes());
-        self.bytes.extend_from_slice(&body);
+        self.bytes.extend_from_slice(body);
         self.count += 1;
     }
 
@@ -185,6 +194,27 @@ impl<'a> State<'a> {
         self.sections
             .iter()
             .map(|section| (section.name.as_str(), section.version, section.body.len()))
+    }
+
+    /// The whole state once more, with another body in the section `name`.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such section, or it was taken: whoever asks has found it there.
+    pub fn with<T: Body>(&self, name: &str, body: &T) -> Vec<u8> {
+        assert!(
+            self.sections.iter().any(|section| section.name == name),
+            "only what is there is replaced"
+        );
+        let mut sections = Sections::default();
+        for section in &self.sections {
+            if section.name == name {
+                sections.add(name, body);
+            } else {
+                sections.add_written(&section.name, section.version, section.body);
+            }
+        }
+        sections.finish()
     }
 
     /// Ends the reading.

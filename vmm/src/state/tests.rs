@@ -79,6 +79,18 @@ fn a_section_that_is_missing_left_over_or_of_another_version_is_an_error_with_it
 }
 
 #[test]
+fn one_section_is_replaced_and_the_others_stay() {
+    let bytes = two_sections();
+    let other = State::parse(&bytes)
+        .unwrap()
+        .with("second.0", &Second(vec![4; 10]));
+    let mut state = State::parse(&other).unwrap();
+    assert_eq!(state.take::<First>("first").unwrap(), first());
+    assert_eq!(state.take::<Second>("second.0").unwrap(), Second(vec![4; 10]));
+    state.finish().unwrap();
+}
+
+#[test]
 fn a_body_with_something_behind_it_is_an_error() {
     let longer = postcard::to_stdvec(&(first(), 1_u8)).unwrap();
     assert!(whole::<First>(&longer).is_err());

@@ -436,13 +436,18 @@ impl DriveConfig {
         }
     }
 
-    /// Opens the image, leases it to `owner` and sets its reactor up; the lease is yet to be settled.
+    /// Opens the image, leases it to `owner`, who goes on with its generation as `succession` has it, and sets its reactor up;
+    /// the lease is yet to be settled.
     ///
     /// # Errors
     ///
     /// As [`Self::check_image`].
-    pub fn open(&self, owner: &Owner) -> Result<HeldDisk, DriveError> {
-        let (path, terms) = (self.image_path()?, self.terms(owner)?);
+    pub fn open(&self, owner: &Owner, succession: Succession) -> Result<HeldDisk, DriveError> {
+        let terms = Terms {
+            succession,
+            ..self.terms(owner)?
+        };
+        let path = self.image_path()?;
         let begun = match &self.overlay {
             Some(overlay) => overlay.open(&terms).map_err(|source| self.overlay_error(source)),
             None => open::begin(path, self.access(), &terms).map_err(|source| self.refused(source)),

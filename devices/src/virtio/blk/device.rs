@@ -20,11 +20,13 @@ use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
 use super::share::{Share, collect, deal};
 use super::space::{WRITEBACK, features, space};
+use super::state::BlkState;
 use super::worker::{DRAIN_MS_MAX, Worker};
 use crate::complaints::Complaints;
 use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice,
 };
+use crate::virtio::state::{DeviceState, DeviceStateError};
 
 /// The size of a queue, in descriptors; what it has in flight at most.
 pub(super) const QUEUE_SIZE_MAX: u16 = 256;
@@ -282,6 +284,23 @@ impl VirtioDevice for Blk {
 
     fn reset_config(&mut self) {
         self.cache.reset();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(BlkState {
+            writeback: self.cache.writeback(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Block(BlkState { writeback }) = state else {
+            return Err(DeviceStateError::Kind {
+                saved: state.kind(),
+                here: self.kind(),
+            });
+        };
+        self.cache.set_writeback(*writeback);
+        Ok(())
     }
 
     fn start(&mut self, session: Session) -> Result<(), StartError> {

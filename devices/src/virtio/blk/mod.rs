@@ -24,6 +24,7 @@ mod polling;
 mod request;
 mod share;
 mod space;
+mod state;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -35,3 +36,4 @@ pub use device::Blk;
 pub use errand::Errand;
 pub use loss::LossSignal;
 pub use metrics::{BlkMetrics, LatencyAggregate};
+pub use state::BlkState;

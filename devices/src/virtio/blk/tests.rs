@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend, Discard, Geometry, Step};
 use coracle_storage::engine::Engine;
+use coracle_storage::lease::Succession;
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
 use coracle_storage::overlay::OverlayConfig;
 use coracle_storage::raw::Raw;
@@ -214,7 +215,7 @@ fn flushes_that_end_by_one_sync_are_all_answered(engine: Engine) {
         }),
         ..drive(&base, engine)
     };
-    let mut rig = Rig::of(config.open(&owner()).unwrap().disk, base);
+    let mut rig = Rig::of(config.open(&owner(), Succession::Raises).unwrap().disk, base);
     for round in 0..20 {
         // Its bit is lacking, so the first flush writes it, and the others wait for the next.
         assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 8 * round, &[7; 4096]).0, OK);
@@ -459,9 +460,14 @@ fn the_device_keeps_the_contract_of_virtio_devices() {
         let file = image_file();
         // The open image keeps the file when its name is gone.
         Box::new(
-            Blk::new(drive(&file, engine).open(&owner()).unwrap().disk)
-                .unwrap()
-                .0,
+            Blk::new(
+                drive(&file, engine)
+                    .open(&owner(), Succession::Raises)
+                    .unwrap()
+                    .disk,
+            )
+            .unwrap()
+            .0,
         )
     }
     let offer = |driver: &mut DriverRing| {
@@ -547,7 +553,10 @@ impl Backend for Stuck {
 #[test]
 fn a_disk_serves_on_when_a_system_call_returns_after_its_stop_was_given_up() {
     let file = image_file();
-    let mut disk = drive(&file, Engine::Sync).open(&owner()).unwrap().disk;
+    let mut disk = drive(&file, Engine::Sync)
+        .open(&owner(), Succession::Raises)
+        .unwrap()
+        .disk;
     let (let_go, held) = channel();
     let geometry = disk.images[0].geometry();
     disk.images[0] = Box::new(Stuck {

@@ -155,4 +155,20 @@ pub(super) mod status {
     pub(in super::super) const FEATURES_OK: u32 = 8;
     pub(in super::super) const DEVICE_NEEDS_RESET: u32 = 0x40;
     pub(in super::super) const FAILED: u32 = 0x80;
+
+    /// Each bit that a driver sets, and the one that must be there before (3.1.1).
+    pub(in super::super) const ORDER: [(u32, u32); 5] = [
+        (ACKNOWLEDGE, 0),
+        (DRIVER, ACKNOWLEDGE),
+        (FEATURES_OK, DRIVER),
+        (DRIVER_OK, FEATURES_OK),
+        (FAILED, 0),
+    ];
+
+    /// Whether a driver can have brought a device to this status.
+    pub(in super::super) fn is_in_order(status: u32) -> bool {
+        let known = ORDER.iter().fold(0, |bits, (bit, _)| bits | bit);
+        let has = |bits| status & bits == bits;
+        status & !known == 0 && ORDER.iter().all(|&(bit, needs)| !has(bit) || has(needs))
+    }
 }

@@ -6,11 +6,14 @@
     reason = "a test's panic is its failure"
 )]
 
-use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+mod state;
 
-use super::super::device::DeviceKind;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::super::device::{DeviceKind, Notice, Patience, Stop};
 use super::super::ring::{FEATURE_EVENT_IDX, QueueLayout};
+use super::super::state::{DeviceState, DeviceStateError};
 use super::super::testing::{DriverRing, memory};
 use super::registers::FEATURE_VERSION_1;
 use super::*;
@@ -64,6 +67,14 @@ impl VirtioDevice for Fake {
                 *place = *byte;
             }
         }
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Entropy
+    }
+
+    fn restore(&mut self, _: &DeviceState) -> Result<(), DeviceStateError> {
+        Ok(())
     }
 
     fn start(&mut self, session: Session) -> Result<(), StartError> {
@@ -498,7 +509,7 @@ fn queue_registers_are_closed_before_features_ok_and_after_driver_ok() {
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
-    /// Whatever a guest writes wherever, the transport answers and a reset brings it back.
+    /// Whatever a guest writes wherever, the transport answers, goes on elsewhere, and a reset brings it back.
     #[test]
     fn garbage_in_the_registers_never_outlives_a_reset(
         accesses in proptest::collection::vec((0..0x200_u64, proptest::prelude::any::<u64>(), 0..4_usize), 0..200),
@@ -510,6 +521,11 @@ proptest::proptest! {
             let mut data = [0; 8];
             guest.transport.read(offset, &mut data[..1 << width]);
         }
+        guest.transport.pause().unwrap();
+        let state = guest.transport.save().unwrap();
+        guest = guest.elsewhere();
+        guest.transport.restore(&state).unwrap();
+        guest.transport.resume().unwrap();
         guest.write(register::STATUS, 0);
         guest.negotiate(FEATURE_VERSION_1);
         let layout = guest.ring.layout();

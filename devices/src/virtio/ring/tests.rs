@@ -1,6 +1,7 @@
 //! A virtqueue between a driver of our own and garbage.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+mod dirty;
 mod handshake;
 
 use proptest::prelude::*;

@@ -15,6 +15,7 @@ use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice,
 };
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
+use crate::virtio::state::{DeviceState, DeviceStateError};
 
 /// How long a stop waits for the worker, which is never further from its mailbox than a few requests.
 pub const DRAIN_MS_MAX: u64 = 1000;
@@ -96,6 +97,20 @@ impl VirtioDevice for Entropy {
     }
 
     fn write_config(&mut self, _offset_bytes: u64, _data: &[u8]) {}
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Entropy
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Entropy => Ok(()),
+            DeviceState::Block(_) => Err(DeviceStateError::Kind {
+                saved: state.kind(),
+                here: self.kind(),
+            }),
+        }
+    }
 
     fn start(&mut self, session: Session) -> Result<(), StartError> {
         if self.serving {

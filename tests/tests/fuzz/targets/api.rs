@@ -96,7 +96,11 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         | Verb::SendCtrlAltDel
         | Verb::Pause
         | Verb::Resume
-        | Verb::GetConfig => {}
+        | Verb::GetConfig
+        | Verb::CreateSnapshot(_)
+        | Verb::GetSnapshot
+        | Verb::CancelSnapshot => {}
+        Verb::LoadSnapshot(load) => drop(load.memory()),
     }
     Ok(())
 }

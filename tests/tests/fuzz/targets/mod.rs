@@ -15,6 +15,7 @@ mod ports;
 mod processor;
 mod ring;
 mod scsi;
+mod snapshot;
 mod tail;
 mod virtio;
 
@@ -101,6 +102,10 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "scsi-data",
         run: scsi::run,
+    },
+    Target {
+        name: "snapshot-state",
+        run: snapshot::run,
     },
     Target {
         name: "virtio-blk",

@@ -13,13 +13,15 @@ use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig};
 use coracle_storage::engine::Engine;
-use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::lease::{Lock, Owner, Succession};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::Input;
 
 /// What is done with one input at most.
 const STEPS_MAX: usize = 1024;
+/// How often the device of one input is saved and restored at most.
+const MOVES_MAX: usize = 4;
 /// Two regions that touch.
 const REGIONS: [(GuestAddress, usize); 2] = [(GuestAddress(0), 0x1_0000), (GuestAddress(0x1_0000), 0x1_0000)];
 /// Where a driver that behaves puts its one queue.
@@ -32,12 +34,15 @@ const STATUS: u64 = 0x070;
 const STATUS_BITS: u32 = 0xcf;
 
 pub(crate) fn run_null(data: &[u8]) {
-    run(Box::new(null::Null::default()), data);
+    run(&|| Box::new(null::Null::default()), data);
 }
 
 pub(crate) fn run_rng(data: &[u8]) {
-    let device = Entropy::new(&EntropyConfig::default()).expect("a thread and a descriptor: none leaks");
-    run(Box::new(device), data);
+    let make: &Make = &|| {
+        let device = Entropy::new(&EntropyConfig::default());
+        Box::new(device.expect("a thread and a descriptor: none leaks"))
+    };
+    run(make, data);
 }
 
 pub(crate) fn run_blk(data: &[u8]) {
@@ -54,22 +59,29 @@ pub(crate) fn run_blk(data: &[u8]) {
         lock: Some(Lock::None),
         ..DriveConfig::default()
     };
-    let held = drive
-        .open(&Owner::of_this_process("fuzz"))
-        .expect("the image is one");
-    let (device, _control) = Blk::new(held.disk).expect("a thread and a descriptor: none leaks");
-    run(Box::new(device), data);
+    let make: &Make = &|| {
+        let held = drive.open(&Owner::of_this_process("fuzz"), Succession::Raises);
+        let disk = held.expect("the image is one").disk;
+        let (device, _control) = Blk::new(disk).expect("a thread and a descriptor: none leaks");
+        Box::new(device)
+    };
+    run(make, data);
     let len = file.as_file().metadata().expect("the file is there").len();
     assert_eq!(len, IMAGE_BYTES, "a guest does not change the size of its disk");
     let beyond = file.as_file().read_at(&mut [0], IMAGE_BYTES);
     assert_eq!(beyond.ok(), Some(0));
 }
 
-fn run(device: Box<dyn VirtioDevice>, data: &[u8]) {
+/// Makes a device: each time the same.
+type Make<'a> = dyn Fn() -> Box<dyn VirtioDevice> + 'a;
+
+fn run(make: &Make<'_>, data: &[u8]) {
     let memory = GuestMemoryMmap::from_ranges(&REGIONS).expect("a little memory");
     let memory = Arc::new(memory);
-    let transport = MmioTransport::new(device, Arc::clone(&memory)).expect("a descriptor: none leaks");
+    let transport = MmioTransport::new(make(), Arc::clone(&memory)).expect("a descriptor: none leaks");
     let mut driver = Driver {
+        make,
+        moves: 0,
         memory,
         transport,
         offered: 0,
@@ -84,13 +96,16 @@ fn run(device: Box<dyn VirtioDevice>, data: &[u8]) {
     driver.finish();
 }
 
-struct Driver {
+struct Driver<'a> {
+    make: &'a Make<'a>,
+    /// How often it has found another device in the place of its own.
+    moves: usize,
     memory: Arc<GuestMemoryMmap>,
     transport: MmioTransport,
     offered: u16,
 }
 
-impl Driver {
+impl Driver<'_> {
     fn step(&mut self, input: &mut Input<'_>) {
         match input.u8() & 15 {
             0 | 1 => {
@@ -109,7 +124,11 @@ impl Driver {
             }
             7 => {
                 self.transport.pause().expect("the device drains");
-                if input.u8() & 1 == 0 {
+                let then = input.u8();
+                if then & 2 != 0 && self.moves < MOVES_MAX {
+                    self.go_elsewhere();
+                }
+                if then & 1 == 0 {
                     // Refused when the device cannot go on, and then its driver hears of it.
                     let _ = self.transport.resume();
                 }
@@ -127,6 +146,17 @@ impl Driver {
                 self.offer(head.into());
             }
         }
+    }
+
+    /// Saves the device, and goes on with a fresh one: whatever the driver has done, that works.
+    fn go_elsewhere(&mut self) {
+        self.moves += 1;
+        let state = self.transport.save().expect("it is paused");
+        self.transport =
+            MmioTransport::new((self.make)(), Arc::clone(&self.memory)).expect("a descriptor: none leaks");
+        self.transport
+            .restore(&state)
+            .expect("what was saved is taken up");
     }
 
     fn read(&mut self, register: u64) -> u32 {

@@ -106,8 +106,7 @@ impl VirtioWindow {
     }
 }
 
-/// The line by which the VM generation ID announces a change: the last one. Nothing is connected to it,
-/// because nothing changes the identifier of a guest that has begun to run.
+/// The line by which the VM generation ID announces a change: the last one.
 pub const VMGENID_IRQ: u32 = IRQ_LAST;
 /// The most virtual processors of a machine.
 pub const VCPUS_MAX: u8 = 32;

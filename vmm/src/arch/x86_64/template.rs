@@ -2,6 +2,8 @@
 //!
 //! The JSON form is Firecracker's custom CPU template; this is what remains of it after parsing.
 
+use std::fmt;
+
 /// Changes to the processor, in the order in which they are applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuTemplate {
@@ -48,6 +50,17 @@ pub enum CpuidRegister {
     Ecx,
     /// `edx`
     Edx,
+}
+
+impl fmt::Display for CpuidRegister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eax => "eax",
+            Self::Ebx => "ebx",
+            Self::Ecx => "ecx",
+            Self::Edx => "edx",
+        })
+    }
 }
 
 /// Bits of one model-specific register.

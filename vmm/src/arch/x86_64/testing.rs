@@ -11,19 +11,21 @@ pub(crate) struct TestVm {
     pub(crate) vm: VmFd,
 }
 
-/// Makes a machine; where /dev/kvm can't be opened, says on the uncaptured stderr which `test`
-/// did not run, and why.
-pub(crate) fn vm(test: &str, vcpus: u8) -> Option<TestVm> {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => {
+/// Opens /dev/kvm; where that can't be done, says on the uncaptured stderr which `test` did not run, and why.
+pub(crate) fn kvm(test: &str) -> Option<Kvm> {
+    Kvm::new()
+        .inspect_err(|error| {
             let line = format!("NOT RUN: {test}: /dev/kvm: {error}\n");
             std::io::stderr()
                 .write_all(line.as_bytes())
                 .expect("stderr can be written");
-            return None;
-        }
-    };
+        })
+        .ok()
+}
+
+/// Makes a machine, where there is a KVM.
+pub(crate) fn vm(test: &str, vcpus: u8) -> Option<TestVm> {
+    let kvm = kvm(test)?;
     let vm = kvm.create_vm().expect("KVM makes a machine");
     vm.create_irq_chip().expect("KVM has an interrupt controller");
     let vcpus = (0..vcpus)

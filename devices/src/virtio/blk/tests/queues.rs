@@ -1,8 +1,10 @@
 //! Several queues, a cache that the guest switches, a disk that grows.
 
 use super::*;
+use crate::virtio::blk::BlkState;
 use crate::virtio::blk::control::BlkControl;
-use crate::virtio::device::{ActiveQueue, Interrupt, Notice, Patience, Session};
+use crate::virtio::device::{ActiveQueue, DeviceKind, Interrupt, Notice, Patience, Session};
+use crate::virtio::state::{DeviceState, DeviceStateError};
 use crate::virtio::testing::memory;
 
 const QUEUES: u16 = 4;
@@ -23,7 +25,8 @@ impl Quad {
             num_queues: Some(QUEUES),
             ..drive(&file, engine)
         };
-        let (device, control) = Blk::with_drain_limit(config.open(&owner()).unwrap().disk, 1000).unwrap();
+        let (device, control) =
+            Blk::with_drain_limit(config.open(&owner(), Succession::Raises).unwrap().disk, 1000).unwrap();
         let memory = memory(8 << 20);
         let eventfd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         Self {
@@ -199,6 +202,31 @@ fn the_writeback_field_is_the_drivers_to_switch_until_it_resets() {
     assert_eq!(read(&rig.device), 0);
     rig.device.reset_config();
     assert_eq!(read(&rig.device), 1);
+}
+
+#[test]
+fn the_writeback_field_goes_on_elsewhere_unless_the_drive_is_written_through_there() {
+    let writeback = |device: &Blk| device.save() == DeviceState::Block(BlkState { writeback: true });
+    let mut before = Rig::new(Engine::Sync);
+    before.device.write_config(WRITEBACK, &[0]);
+    let off = before.device.save();
+    let mut after = Rig::new(Engine::Sync);
+    let on = after.device.save();
+    assert!(writeback(&after.device));
+    after.device.restore(&off).unwrap();
+    assert_eq!(after.device.save(), off);
+    let file = image_file();
+    let through = DriveConfig {
+        cache_type: CacheType::Writethrough,
+        ..drive(&file, Engine::Sync)
+    };
+    let mut through = Rig::of(through.open(&owner(), Succession::Raises).unwrap().disk, file);
+    through.device.restore(&on).unwrap();
+    assert!(!writeback(&through.device));
+    let error = after.device.restore(&DeviceState::Entropy).unwrap_err();
+    let (saved, here) = (DeviceKind::Entropy, DeviceKind::Block);
+    assert_eq!(error, DeviceStateError::Kind { saved, here });
+    assert_eq!(after.device.save(), off);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_storage::engine::Engine;
-use coracle_storage::lease::{Lock, Owner};
+use coracle_storage::lease::{Lock, Owner, Succession};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::reactor::Reactor;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
@@ -76,7 +76,10 @@ pub(super) fn owner() -> Owner {
 impl Rig {
     pub(super) fn new(engine: Engine) -> Self {
         let file = image_file();
-        let disk = drive(&file, engine).open(&owner()).unwrap().disk;
+        let disk = drive(&file, engine)
+            .open(&owner(), Succession::Raises)
+            .unwrap()
+            .disk;
         Self::of(disk, file)
     }
 
@@ -86,7 +89,7 @@ impl Rig {
             is_read_only: Some(true),
             ..drive(&file, engine)
         };
-        Self::of(config.open(&owner()).unwrap().disk, file)
+        Self::of(config.open(&owner(), Succession::Raises).unwrap().disk, file)
     }
 
     pub(super) fn limited(engine: Engine, drive_id: &str, rate_limiter: RateLimiterConfig) -> Self {
@@ -96,7 +99,7 @@ impl Rig {
             rate_limiter: Some(rate_limiter),
             ..drive(&file, engine)
         };
-        Self::of(config.open(&owner()).unwrap().disk, file)
+        Self::of(config.open(&owner(), Succession::Raises).unwrap().disk, file)
     }
 
     pub(super) fn of(disk: Disk, file: tempfile::NamedTempFile) -> Self {
@@ -230,7 +233,10 @@ pub(super) fn by_hand(
     around: impl FnOnce(Box<dyn Reactor>) -> Box<dyn Reactor>,
 ) -> ByHand {
     let file = image_file();
-    let mut disk = drive(&file, engine).open(&owner()).unwrap().disk;
+    let mut disk = drive(&file, engine)
+        .open(&owner(), Succession::Raises)
+        .unwrap()
+        .disk;
     let drive = Drive {
         io: around(disk.reactors.remove(0).enable().unwrap()),
         image: disk.images.remove(0),

@@ -5,6 +5,7 @@ use coracle_devices::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice,
 };
 use coracle_devices::virtio::ring::{Chain, FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, PopError, Virtqueue};
+use coracle_devices::virtio::state::{DeviceState, DeviceStateError};
 
 const FEATURE_VERSION_1: u64 = 1 << 32;
 
@@ -44,6 +45,14 @@ impl VirtioDevice for Null {
         for (to, from) in to.unwrap_or_default().iter_mut().zip(data) {
             *to = *from;
         }
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Entropy
+    }
+
+    fn restore(&mut self, _: &DeviceState) -> Result<(), DeviceStateError> {
+        Ok(())
     }
 
     fn start(&mut self, mut session: Session) -> Result<(), StartError> {

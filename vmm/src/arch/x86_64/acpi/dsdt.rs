@@ -105,10 +105,8 @@ fn vm_generation_id(aml: &mut Vec<u8>) {
 
 /// The generic event device (ACPI 6.5, 5.6.9), which turns interrupts into notifications.
 ///
-/// It is a promise to notify of a changed generation, and it is kept: the identifier is written before
-/// the guest's first instruction and never under a running guest, so there is nothing to raise the line for.
-/// A guest must know of it from its boot on, since its tables stay as they are when its state moves to
-/// a machine that does change the identifier.
+/// It tells of a changed generation: a restored guest goes on with its tables as they were, and must hear that its
+/// identifier is another.
 fn event_device(aml: &mut Vec<u8>) {
     let resources = current_resources(vec![&edge(layout::VMGENID_IRQ)]);
     let generation = Path::new("\\_SB_.VGEN");

@@ -127,6 +127,8 @@ fn the_dsdt_shows_each_device_where_it_is() {
         "0x000DF000",
         "ACPI0013",
         "_EVT",
+        "0x00000017",
+        "Notify (\\_SB.VGEN, 0x80)",
         "_S5",
     ];
     for word in expected {

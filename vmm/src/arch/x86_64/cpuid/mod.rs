@@ -5,6 +5,8 @@
 
 mod amd;
 mod brand;
+pub mod compatibility;
+mod features;
 mod intel;
 mod normalize;
 
@@ -27,6 +29,8 @@ pub enum CpuidError {
          not have: take it out of the template"
     )]
     Missing { leaf: u32, subleaf: u32 },
+    #[error("KVM_GET_CPUID2 failed")]
+    Given(#[source] kvm_ioctls::Error),
     #[error("CPUID has {count} entries, and KVM takes {KVM_MAX_CPUID_ENTRIES}")]
     TooMany { count: usize },
     #[error("KVM_SET_CPUID2 failed with {count} entries: look at the CPU template")]
@@ -126,9 +130,30 @@ impl Cpuid {
             .map_err(|source| CpuidError::Set { count, source })
     }
 
+    /// What `vcpu` really answers.
+    pub fn of_vcpu(vcpu: &VcpuFd) -> Result<Cpuid, CpuidError> {
+        let given = vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(CpuidError::Given)?;
+        Ok(Cpuid::from_entries(given.as_slice()))
+    }
+
     /// All answers.
     pub fn entries(&self) -> &[kvm_cpuid_entry2] {
         &self.entries
+    }
+
+    /// One register of an answer; zero where there is none, as a processor has it.
+    fn answer(&self, leaf: u32, subleaf: u32, register: CpuidRegister) -> u32 {
+        self.entries
+            .iter()
+            .find(|entry| (entry.function, entry.index) == (leaf, subleaf))
+            .map_or(0, |entry| match register {
+                CpuidRegister::Eax => entry.eax,
+                CpuidRegister::Ebx => entry.ebx,
+                CpuidRegister::Ecx => entry.ecx,
+                CpuidRegister::Edx => entry.edx,
+            })
     }
 
     fn find_mut(&mut self, leaf: u32, subleaf: u32) -> Option<&mut kvm_cpuid_entry2> {

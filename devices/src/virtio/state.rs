@@ -1,0 +1,38 @@
+//! What a virtio device itself, beside its registers and rings, takes along to go on elsewhere.
+
+use serde::{Deserialize, Serialize};
+
+use super::blk::BlkState;
+use super::device::DeviceKind;
+
+/// The saved state of one device, by its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// A block device.
+    Block(BlkState),
+    /// An entropy device: nothing. Its rate limiter starts full.
+    Entropy,
+}
+
+impl DeviceState {
+    /// Which device it is of.
+    pub fn kind(&self) -> DeviceKind {
+        match self {
+            Self::Block(_) => DeviceKind::Block,
+            Self::Entropy => DeviceKind::Entropy,
+        }
+    }
+}
+
+/// Why a device did not take up what was saved; it is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceStateError {
+    /// It is of another kind.
+    #[error("a virtio {saved:?} device was saved, and this is a virtio {here:?} device")]
+    Kind {
+        /// Of what kind the saved one is.
+        saved: DeviceKind,
+        /// Of what kind this one is.
+        here: DeviceKind,
+    },
+}

@@ -1,0 +1,195 @@
+//! Making a snapshot of a machine, and going on from one.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The body of `PUT /snapshot/create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// Where the guest's memory goes: a path, or nfs://HOST/EXPORT/FILE. What is there is replaced once the snapshot is whole.
+    pub mem_file_path: String,
+    /// Where everything else goes.
+    pub snapshot_path: String,
+    /// How much of the memory goes there.
+    #[serde(default)]
+    pub snapshot_type: SnapshotType,
+}
+
+/// How much of the guest's memory a snapshot has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SnapshotType {
+    /// What was written since the last snapshot, or since the machine was loaded: to be merged with that. Needs
+    /// `track_dirty_pages`.
+    Diff,
+    /// All of it.
+    #[default]
+    Full,
+}
+
+/// The body of `PUT /snapshot/load`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    /// Where everything but the memory is.
+    pub snapshot_path: String,
+    /// Deprecated: see `track_dirty_pages`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_diff_snapshots: Option<bool>,
+    /// Whether the pages that the guest writes are recorded from now on, for incremental snapshots.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// Deprecated: a `mem_backend` of type File.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_file_path: Option<String>,
+    /// Where the memory is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_backend: Option<MemBackend>,
+    /// Whether the guest runs on at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    /// Network interfaces are not built yet: anything but an empty list is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// The vsock device is not built yet: refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    /// What is checked of the memory. (Not in Firecracker.)
+    #[serde(default)]
+    pub verify: Verify,
+}
+
+/// Where a guest's memory comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemBackend {
+    /// The memory file, or the socket of whoever fills the memory.
+    pub backend_path: String,
+    /// Which of the two it is.
+    pub backend_type: MemBackendType,
+}
+
+/// Who fills a guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MemBackendType {
+    /// This program, from the memory file: a path, or nfs://HOST/EXPORT/FILE.
+    File,
+    /// Another process, by userfaultfd.
+    Uffd,
+}
+
+/// What is checked of a snapshot's memory before its guest sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// The checksum of each part, as it is loaded, before the guest sees a byte of it.
+    #[default]
+    Lazy,
+    /// Nothing: the file is mapped as it is. Only for a file of this host that nobody else can change.
+    Off,
+}
+
+/// Another tap device for a network interface of the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkOverride {
+    /// The interface.
+    pub iface_id: String,
+    /// The tap device.
+    pub host_dev_name: String,
+}
+
+/// Another socket for the vsock device of the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    /// The path of the socket.
+    pub uds_path: String,
+}
+
+/// The body of `PATCH /snapshot`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotPatch {
+    /// What is to become of the snapshot that is being made.
+    pub state: SnapshotWish,
+}
+
+/// What is to become of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SnapshotWish {
+    /// It is given up, and nothing of it is left.
+    Cancelled,
+}
+
+/// The answer to `GET /snapshot`: how far the snapshot is that is being made or loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotProgress {
+    /// What is being done.
+    pub state: SnapshotStage,
+    /// How much of the memory is done, in bytes.
+    pub done_bytes: u64,
+    /// How much there is to do, in bytes.
+    pub total_bytes: u64,
+}
+
+/// What is being done with a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SnapshotStage {
+    /// Nothing.
+    Idle,
+    /// It is being made: the machine stays paused until it is whole.
+    Creating,
+    /// The guest's memory is being loaded, also while the guest runs.
+    Loading,
+}
+
+/// Why a snapshot is not loaded as it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of an error is its documentation")]
+pub enum SnapshotLoadError {
+    #[error("missing field: either `mem_backend` or `mem_file_path` is required")]
+    NoMemory,
+    #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")]
+    TwoMemories,
+    #[error("network_overrides: network interfaces are not built into this version; leave it out")]
+    Network,
+    #[error("vsock_override: the vsock device is not built into this version; leave it out")]
+    Vsock,
+    #[error(
+        "mem_backend of type Uffd: memory filled by another process is not built into this version; use File"
+    )]
+    Uffd,
+}
+
+impl SnapshotLoad {
+    /// Where the memory comes from, and what is there.
+    ///
+    /// # Errors
+    ///
+    /// What is asked for that is not built, or is contradictory.
+    pub fn memory(&self) -> Result<(&str, MemBackendType), SnapshotLoadError> {
+        if !self.network_overrides.is_empty() {
+            return Err(SnapshotLoadError::Network);
+        }
+        if self.vsock_override.is_some() {
+            return Err(SnapshotLoadError::Vsock);
+        }
+        match (&self.mem_backend, &self.mem_file_path) {
+            (None, None) => Err(SnapshotLoadError::NoMemory),
+            (Some(_), Some(_)) => Err(SnapshotLoadError::TwoMemories),
+            (None, Some(path)) => Ok((path, MemBackendType::File)),
+            (Some(backend), None) => Ok((&backend.backend_path, backend.backend_type)),
+        }
+    }
+
+    /// Whether pages that are written are recorded from now on.
+    pub fn tracks_dirty_pages(&self) -> bool {
+        self.track_dirty_pages || self.enable_diff_snapshots == Some(true)
+    }
+
+    /// Whether a field was used that Firecracker has deprecated.
+    pub fn is_deprecated(&self) -> bool {
+        self.mem_file_path.is_some() || self.enable_diff_snapshots.is_some()
+    }
+}

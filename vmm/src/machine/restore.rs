@@ -1,0 +1,103 @@
+//! A fresh machine, made to go on where another has stopped.
+
+use coracle_devices::i8042::I8042StateError;
+use coracle_devices::serial::SerialPortStateError;
+use coracle_devices::virtio::mmio;
+use coracle_devices::vmgenid::GenerationError;
+use kvm_ioctls::VcpuFd;
+
+use super::state::MachineState;
+use super::{NO_PANIC, Parts};
+use crate::arch::x86_64::cpuid::compatibility::{self, CompatibilityError};
+use crate::kvm::{self, KvmError, vm};
+
+/// Why a machine does not take up what was saved.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// A virtio device.
+    #[error("device `{id}` does not go on as it was saved")]
+    Device {
+        /// Which.
+        id: String,
+        /// Why.
+        #[source]
+        source: mmio::RestoreError,
+    },
+    /// The devices are others.
+    #[error(
+        "the snapshot has the state of device `{saved}` in the place of `{here}`: it was not saved by this program"
+    )]
+    OtherDevice {
+        /// The device that was saved.
+        saved: String,
+        /// The device that is there.
+        here: String,
+    },
+    /// The serial port.
+    #[error(transparent)]
+    Serial(#[from] SerialPortStateError),
+    /// The keyboard controller.
+    #[error(transparent)]
+    Keyboard(#[from] I8042StateError),
+    /// A vCPU.
+    #[error("vCPU {index} does not go on as it was saved")]
+    Vcpu {
+        /// Which.
+        index: usize,
+        /// Why.
+        #[source]
+        source: kvm::state::StateError,
+    },
+    /// What the vCPUs share.
+    #[error("the interrupt controllers and the timer do not go on as they were saved")]
+    Vm(#[source] kvm::state::StateError),
+    /// The guest cannot be told that it was restored.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// KVM refuses.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+/// Checks that the processors that a machine was given can be had here, before anything of it is loaded.
+///
+/// # Errors
+///
+/// What is missing, by name.
+pub fn check_compatible(state: &MachineState) -> Result<(), CompatibilityError> {
+    let kvm = vm::open()?;
+    compatibility::check(&kvm, || vm::blank_vcpu(&kvm), &state.vcpus)
+}
+
+impl Parts {
+    /// Gives the fresh parts `state`; the vCPUs are made, and have no threads yet. Devices stay paused. Processors first,
+    /// then the controllers between them and the devices, and last those devices that may raise their lines at once.
+    pub(super) fn restore(&self, state: &MachineState) -> Result<Vec<VcpuFd>, RestoreError> {
+        for (slot, saved) in self.devices.iter().zip(&state.virtio) {
+            if slot.id != saved.id {
+                return Err(RestoreError::OtherDevice {
+                    saved: saved.id.clone(),
+                    here: slot.id.clone(),
+                });
+            }
+            let restored = slot.lock().restore(&saved.transport);
+            restored.map_err(|source| RestoreError::Device {
+                id: slot.id.clone(),
+                source,
+            })?;
+        }
+        let mut made = Vec::new();
+        for (number, _) in (0..).zip(&state.vcpus) {
+            made.push(self.vm().create_vcpu(number)?);
+        }
+        for (index, (fd, saved)) in made.iter().zip(&state.vcpus).enumerate() {
+            let restored = saved.restore(fd, self.vm().state_shape());
+            restored.map_err(|source| RestoreError::Vcpu { index, source })?;
+        }
+        self.vm().restore(&state.vm).map_err(RestoreError::Vm)?;
+        self.serial.lock().expect(NO_PANIC).restore(&state.serial)?;
+        self.keyboard.lock().expect(NO_PANIC).restore(&state.keyboard)?;
+        self.generation.announce()?;
+        Ok(made)
+    }
+}

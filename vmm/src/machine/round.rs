@@ -1,0 +1,159 @@
+//! What all disks of a paused machine are asked for at once: to have everything on the medium before a snapshot, to raise
+//! their generations before the guest writes again.
+
+use std::time::{Duration, Instant};
+
+use coracle_devices::virtio::blk::{ControlError, Errand};
+use coracle_devices::virtio::device::{Notice, Patience};
+use coracle_storage::backend::Access;
+use coracle_storage::open::OpenError;
+
+use super::change::Progress;
+use super::{DriveSlot, Machine, Paused};
+
+/// How long each may take.
+const ERRAND_MAX: Duration = Duration::from_secs(30);
+/// How often records of the host are looked after, beside the notice.
+const LOOK_PERIOD: Duration = Duration::from_millis(50);
+
+/// A round under way, to be looked after by [`Machine::poll_round`].
+pub struct Round {
+    errands: Vec<(usize, Errand)>,
+    /// The drive whose records, on this host, are being made.
+    recording: Vec<usize>,
+    raises: bool,
+    until: Instant,
+}
+
+/// Why a disk is not ready; the machine stays paused.
+#[derive(Debug, thiserror::Error)]
+pub enum RoundError {
+    /// It did not do what it was asked for.
+    #[error("drive `{id}`")]
+    Drive {
+        /// The drive.
+        id: String,
+        /// Why.
+        #[source]
+        source: ControlError,
+    },
+    /// Its lease is not recorded.
+    #[error("drive `{id}`")]
+    Lease {
+        /// The drive.
+        id: String,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+}
+
+impl Machine<Paused> {
+    /// Begins to have everything on the medium that was written to the disks, whatever their `cache_type`.
+    ///
+    /// # Errors
+    ///
+    /// When the worker of a disk is gone.
+    pub fn begin_flush(&self, notice: &Notice) -> Result<Round, RoundError> {
+        let mut round = Round::new();
+        for (at, drive) in self.writable_drives() {
+            let errand = drive.control.begin_flush(ERRAND_MAX, notice);
+            round
+                .errands
+                .push((at, errand.map_err(|source| drive.failed(source))?));
+        }
+        Ok(round)
+    }
+
+    /// Begins to raise the generations of the disks: no snapshot of the machine can be gone on with beside them any more.
+    ///
+    /// # Errors
+    ///
+    /// When the worker of a disk is gone, or the host has no thread left.
+    pub fn begin_raise(&mut self, notice: &Notice) -> Result<Round, RoundError> {
+        let mut round = Round {
+            raises: true,
+            ..Round::new()
+        };
+        for (at, drive) in self.parts.drives.iter_mut().enumerate() {
+            if drive.control.access() == Access::ReadOnly {
+                continue;
+            }
+            let errand = drive.control.begin_raise(ERRAND_MAX, notice);
+            round
+                .errands
+                .push((at, errand.map_err(|source| drive.failed(source))?));
+            let rung = notice.clone();
+            let begun = drive.hold.begin_raise(&move || rung.ring());
+            begun.map_err(|source| drive.unrecorded(source))?;
+            round.recording.push(at);
+        }
+        Ok(round)
+    }
+
+    /// Goes on with `round`.
+    pub fn poll_round(&mut self, round: &mut Round, patience: Patience) -> Progress<Result<(), RoundError>> {
+        let mut outcome = Ok(());
+        round.errands.retain(|(at, errand)| match errand.poll(patience) {
+            None => true,
+            Some(answer) => {
+                let drive = self.parts.drives.get(*at).expect(KEEPS_ITS_PLACE);
+                if let Err(source) = answer {
+                    outcome = Err(drive.failed(source));
+                }
+                false
+            }
+        });
+        let drives = &mut self.parts.drives;
+        round.recording.retain(|at| {
+            let drive = drives.get_mut(*at).expect(KEEPS_ITS_PLACE);
+            if patience == Patience::None && !drive.hold.is_settled() {
+                return true;
+            }
+            if let Err(source) = drive.hold.settle() {
+                outcome = Err(drive.unrecorded(source));
+            }
+            false
+        });
+        if outcome.is_err() {
+            return Progress::Done(outcome);
+        }
+        if round.errands.is_empty() && round.recording.is_empty() {
+            self.parts.is_remembered &= !round.raises;
+            return Progress::Done(Ok(()));
+        }
+        let look = (!round.recording.is_empty()).then(|| Instant::now() + LOOK_PERIOD);
+        let until = round.until.min(look.unwrap_or(round.until));
+        Progress::Pending { until }
+    }
+
+    fn writable_drives(&self) -> impl Iterator<Item = (usize, &DriveSlot)> {
+        let drives = self.parts.drives.iter().enumerate();
+        drives.filter(|(_, drive)| drive.control.access() == Access::ReadWrite)
+    }
+}
+
+const KEEPS_ITS_PLACE: &str = "a drive keeps the place that it was put in";
+
+impl Round {
+    fn new() -> Self {
+        Self {
+            errands: Vec::new(),
+            recording: Vec::new(),
+            raises: false,
+            until: Instant::now() + ERRAND_MAX,
+        }
+    }
+}
+
+impl DriveSlot {
+    fn failed(&self, source: ControlError) -> RoundError {
+        let id = self.id.clone();
+        RoundError::Drive { id, source }
+    }
+
+    fn unrecorded(&self, source: OpenError) -> RoundError {
+        let id = self.id.clone();
+        RoundError::Lease { id, source }
+    }
+}

@@ -1,0 +1,167 @@
+//! Making a snapshot of a machine that stands still: on a thread of its own, into two files that replace others when both are
+//! whole.
+
+use std::sync::Arc;
+
+use coracle_storage::draft::{Draft, DraftError};
+use coracle_storage::request::Failure;
+use vm_memory::GuestMemoryMmap;
+
+use super::contents::MEMORY;
+use super::memory::{Content, MemoryId, PageSet, Progress, Untouched, WriteError, file_bytes, write};
+use crate::config::SnapshotCreate;
+use crate::state::Sections;
+
+/// Everything that it takes to make a snapshot.
+pub struct Job {
+    /// Where it goes.
+    pub files: SnapshotCreate,
+    /// The sections of the machine.
+    pub sections: Sections,
+    /// The guest's memory, which nobody writes meanwhile.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// Which pages of it go to the file.
+    pub pages: Pages,
+    /// How far it is, and how it is given up.
+    pub progress: Arc<Progress>,
+}
+
+/// Which pages of a memory are written.
+#[derive(Debug)]
+pub enum Pages {
+    /// All that are not zeros.
+    All(Untouched),
+    /// Those that were written since another snapshot.
+    Written {
+        /// The memory of that.
+        parent: MemoryId,
+        /// The pages.
+        written: PageSet,
+    },
+}
+
+/// Why there is no snapshot. What was there under its names is as it was, unless the error says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// There is no identity for it.
+    #[error("the host has no random bytes for the snapshot's id")]
+    Random(#[source] std::io::Error),
+    /// One of the files cannot be made, or not get its name.
+    #[error("cannot write `{path}`")]
+    Draft {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<DraftError>,
+    },
+    /// The memory cannot be written.
+    #[error("cannot write `{path}`")]
+    Memory {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: WriteError,
+    },
+    /// The state cannot be written.
+    #[error("cannot write `{path}`")]
+    State {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: Failure,
+    },
+    /// The memory has its name and the state has not.
+    #[error(
+        "cannot give the snapshot's state its name `{path}`: the new memory is under `{memory_path}` already, and what is \
+         under the other name does not belong to it; make the snapshot again"
+    )]
+    Halfway {
+        /// The file.
+        path: String,
+        /// The other.
+        memory_path: String,
+        /// Why.
+        #[source]
+        source: Box<DraftError>,
+    },
+    /// Somebody wanted it no more.
+    #[error("the snapshot was cancelled; nothing of it is left")]
+    Cancelled,
+}
+
+impl Job {
+    /// Does it all, and returns the name of the memory that was written. Waits for the storage.
+    ///
+    /// # Errors
+    ///
+    /// [`CreateError`]; then nothing is left of the new files.
+    pub fn run(mut self) -> Result<MemoryId, CreateError> {
+        let id = MemoryId::random().map_err(CreateError::Random)?;
+        let SnapshotCreate {
+            mem_file_path,
+            snapshot_path,
+            ..
+        } = &self.files;
+        let (memory_draft, table) = self.write_memory(id)?;
+        self.sections.add(MEMORY, &table.save());
+        let state = std::mem::take(&mut self.sections).finish();
+        let state_draft = self.write_state(&state)?;
+        if self.progress.is_cancelled() {
+            return Err(CreateError::Cancelled);
+        }
+        // From here on there is no way back: whoever loads the old state finds that the memory is another's.
+        memory_draft.publish().map_err(failed(mem_file_path))?;
+        state_draft.publish().map_err(|source| CreateError::Halfway {
+            path: snapshot_path.clone(),
+            memory_path: mem_file_path.clone(),
+            source: Box::new(source),
+        })?;
+        Ok(id)
+    }
+
+    fn write_memory(&self, id: MemoryId) -> Result<(Draft, super::memory::MemoryTable), CreateError> {
+        use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+        let path = &self.files.mem_file_path;
+        let size_bytes = self.memory.iter().map(GuestMemoryRegion::len).sum();
+        let draft = Draft::create(path, file_bytes(size_bytes)).map_err(failed(path))?;
+        let content = match &self.pages {
+            Pages::All(untouched) => Content::Full(*untouched),
+            Pages::Written { parent, written } => Content::Diff {
+                parent: *parent,
+                written,
+            },
+        };
+        let image = draft.image().map_err(failed(path))?;
+        let table =
+            write(&self.memory, id, content, image, &self.progress).map_err(|source| match source {
+                WriteError::Cancelled => CreateError::Cancelled,
+                source => CreateError::Memory {
+                    path: path.clone(),
+                    source,
+                },
+            })?;
+        Ok((draft, table))
+    }
+
+    fn write_state(&self, state: &[u8]) -> Result<Draft, CreateError> {
+        let path = &self.files.snapshot_path;
+        let draft = Draft::create(path, state.len() as u64).map_err(failed(path))?;
+        let image = draft.image().map_err(failed(path))?;
+        let written = super::write_whole(image, state);
+        written.map_err(|source| CreateError::State {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(draft)
+    }
+}
+
+fn failed(path: &str) -> impl FnOnce(DraftError) -> CreateError + '_ {
+    move |source| CreateError::Draft {
+        path: path.to_owned(),
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,265 @@
+//! Going on from a snapshot: everything is read and checked before the first image is leased.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_devices::vmgenid::GENERATION_ID_BYTES;
+use coracle_storage::backend::Access;
+use coracle_storage::blocking::Blocking;
+use coracle_storage::lease::{Lock, Owner, Terms};
+use coracle_storage::open::{self, OpenError};
+use coracle_storage::request::Failure;
+
+use super::contents::{CONFIG, ConfigState, MEMORY, ORIGIN, OriginState};
+use super::memory::{MemoryTable, MemoryTableState, TableError};
+use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
+use crate::arch::x86_64::layout;
+use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
+use crate::end::Ending;
+use crate::machine::plan::{MemorySource, Plan, PlanError, page_size};
+use crate::machine::state::{Counts, MachineState};
+use crate::machine::{PlatformError, check_compatible, renew_generation};
+use crate::memory::external::{self, ExternalError};
+use crate::memory::pager::BringError;
+use crate::memory::restore::{self, SavedMemory};
+use crate::state::{Header, STATE_BYTES_MAX, State, StateError};
+
+/// What is needed to load a snapshot.
+pub struct Job {
+    /// What was asked for.
+    pub load: SnapshotLoad,
+    /// What the process was told before: where logs go, what may be taken over.
+    pub process: Config,
+    /// Who asks.
+    pub owner: Owner,
+    /// Where it is announced that the memory is damaged.
+    pub ending: Ending,
+}
+
+/// A machine that can go on.
+pub struct Loaded {
+    /// What it is built from.
+    pub plan: Plan,
+    /// Its configuration.
+    pub config: Config,
+}
+
+/// Why a snapshot is not loaded. No image was leased, unless the error is of one.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// What was asked for makes no sense.
+    #[error(transparent)]
+    Asked(#[from] SnapshotLoadError),
+    /// The state file cannot be opened.
+    #[error("cannot read the snapshot's state")]
+    Open(#[from] OpenError),
+    /// Or not be read.
+    #[error("cannot read the snapshot's state `{path}`")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the storage answers.
+        #[source]
+        source: Failure,
+    },
+    /// The host has no descriptor left.
+    #[error("cannot read the snapshot's state")]
+    Host(#[source] io::Error),
+    /// It is not one, or damaged.
+    #[error("`{path}` cannot be loaded")]
+    State {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        #[source]
+        source: StateError,
+    },
+    /// Its configuration breaks a rule.
+    #[error("`{path}` cannot be loaded")]
+    Config {
+        /// The file.
+        path: String,
+        /// Which.
+        #[source]
+        source: Box<ConfigFileError>,
+    },
+    /// Its memory table is wrong.
+    #[error("`{path}` cannot be loaded")]
+    Table {
+        /// The file.
+        path: String,
+        /// How.
+        #[source]
+        source: TableError,
+    },
+    /// The host is another.
+    #[error(transparent)]
+    Compatibility(#[from] CompatibilityError),
+    /// The memory.
+    #[error(transparent)]
+    Memory(#[from] restore::RestoreError),
+    /// The memory that another process fills.
+    #[error(transparent)]
+    External(#[from] ExternalError),
+    /// What is needed of the memory at once.
+    #[error(transparent)]
+    Bring(#[from] BringError),
+    /// The generation ID.
+    #[error(transparent)]
+    Renew(#[from] PlatformError),
+    /// The disks, or what else the machine needs.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// A state file that was read and checked, and not looked into.
+pub struct StateFile {
+    path: String,
+    bytes: Vec<u8>,
+}
+
+/// What a state file says.
+pub struct Snapshot {
+    /// What it is of.
+    pub origin: OriginState,
+    /// Its configuration.
+    pub config: Config,
+    /// The machine.
+    pub state: MachineState,
+    /// What its memory file has.
+    pub table: MemoryTable,
+}
+
+/// How long the first pages of the memory may take.
+const FIRST_PAGES_MAX: Duration = Duration::from_secs(30);
+
+impl StateFile {
+    /// What was read elsewhere, and errors call `path`.
+    pub fn of(path: &Path, bytes: Vec<u8>) -> Self {
+        Self {
+            path: path.display().to_string(),
+            bytes,
+        }
+    }
+
+    /// Reads the file at `path`, here or on a server.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is larger than any state.
+    pub fn read(path: &str, owner: &Owner) -> Result<Self, LoadError> {
+        let terms = Terms::new(Lock::None, owner);
+        let image = open::open(path, Access::ReadOnly, &terms)?;
+        let length = image.backend.geometry().size_bytes;
+        if length > STATE_BYTES_MAX as u64 {
+            return Err(LoadError::State {
+                path: path.to_owned(),
+                source: StateError::Long,
+            });
+        }
+        let mut bytes = vec![0; usize::try_from(length).expect("it is no longer than a state")];
+        let mut image = Blocking::new(image.backend).map_err(LoadError::Host)?;
+        image.read_at(0, &mut bytes).map_err(|source| LoadError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+        })
+    }
+
+    /// Checks all of it, and takes it apart.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, by the name of the section.
+    pub fn parse(&self) -> Result<Snapshot, LoadError> {
+        let path = || self.path.clone();
+        let wrong = |source| LoadError::State { path: path(), source };
+        let mut state = State::parse(&self.bytes).map_err(wrong)?;
+        let origin = state.take::<OriginState>(ORIGIN).map_err(wrong)?;
+        let config = state.take::<ConfigState>(CONFIG).map_err(wrong)?.config();
+        let config = config.map_err(|source| LoadError::Config {
+            path: path(),
+            source: Box::new(source),
+        })?;
+        let table = state.take::<MemoryTableState>(MEMORY).map_err(wrong)?;
+        let size_bytes = config.machine().mem_size_mib << 20;
+        let table = MemoryTable::restore(&table, size_bytes)
+            .map_err(|source| LoadError::Table { path: path(), source })?;
+        let counts = Counts {
+            vcpus: config.machine().vcpu_count,
+            virtio: config.drives().len() + usize::from(config.entropy().is_some()),
+        };
+        let machine = MachineState::read(&mut state, counts).map_err(wrong)?;
+        state.finish().map_err(wrong)?;
+        Ok(Snapshot {
+            origin,
+            config,
+            state: machine,
+            table,
+        })
+    }
+
+    /// The version of the program that wrote it, if it is a state at all.
+    pub fn written_by(&self) -> String {
+        Header::parse(&self.bytes)
+            .map(|header| header.written_by)
+            .unwrap_or_default()
+    }
+
+    /// The bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Job {
+    /// Does it all. Waits for the storage.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]; then nothing is left of it.
+    pub fn run(self) -> Result<Loaded, LoadError> {
+        let (path, backend) = self.load.memory()?;
+        let file = StateFile::read(&self.load.snapshot_path, &self.owner)?;
+        let snapshot = file.parse()?;
+        check_compatible(&snapshot.state)?;
+        let mut config = snapshot.config.continued_by(&self.process);
+        config.track_dirty_pages(self.load.tracks_dirty_pages());
+        let id = snapshot.table.id();
+        let pages = page_size(config.machine().huge_pages);
+        let (memory, pager) = match backend {
+            MemBackendType::File => {
+                let saved = SavedMemory {
+                    path,
+                    table: Arc::new(snapshot.table),
+                    verify: match self.load.verify {
+                        Verify::Lazy => restore::Verify::Chunks,
+                        Verify::Off => restore::Verify::Off,
+                    },
+                    pages,
+                    owner: &self.owner,
+                };
+                restore::restore(saved, &self.ending)?
+            }
+            MemBackendType::Uffd => {
+                let mib = config.machine().mem_size_mib;
+                // Its guard stays, whatever becomes of what is returned.
+                let (memory, _guard) = external::restore_by(path, mib, pages)?;
+                (memory, None)
+            }
+        };
+        if let Some(pager) = &pager {
+            // Whoever waits for it is this thread, and not for ever.
+            pager.bring(&[(layout::VMGENID, GENERATION_ID_BYTES as u64)], FIRST_PAGES_MAX)?;
+        }
+        renew_generation(&memory)?;
+        let source = MemorySource { memory, pager, id };
+        let plan = Plan::restore(&config, &self.owner, source, snapshot.state)?;
+        Ok(Loaded { plan, config })
+    }
+}

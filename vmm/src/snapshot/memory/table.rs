@@ -1,0 +1,270 @@
+//! The memory table: what a memory file has, and what it adds up to.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::pages::{PageSet, chunks_of, runs};
+use super::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
+
+/// Names one memory file's content: that of no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MemoryId(pub [u8; 16]);
+
+impl MemoryId {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// When the host has no random bytes.
+    pub fn random() -> io::Result<Self> {
+        let mut id = [0; 16];
+        coracle_devices::random::fill(&mut id)?;
+        Ok(Self(id))
+    }
+}
+
+impl std::fmt::Display for MemoryId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// What an absent page of a memory file means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// It is zeros.
+    Full,
+    /// It is as in the parent.
+    Diff {
+        /// The memory that this one goes on from.
+        parent: MemoryId,
+    },
+}
+
+/// The table as it is saved: a section of the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryTableState {
+    /// The memory file that it belongs to.
+    pub id: MemoryId,
+    /// Size of the memory, in bytes.
+    pub size_bytes: u64,
+    /// What an absent page means.
+    pub kind: Kind,
+    /// One bit per page, the lowest of the first byte first: the file has it.
+    #[serde(with = "serde_bytes")]
+    pub pages: Vec<u8>,
+    /// The CRC32C (four bytes, little-endian) of each chunk of which the file has a page, over those pages in order.
+    #[serde(with = "serde_bytes")]
+    pub checksums: Vec<u8>,
+}
+
+/// What a memory file has.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MemoryTable {
+    id: MemoryId,
+    kind: Kind,
+    pages: PageSet,
+    /// One for each chunk; 0 where the file has no page.
+    checksums: Vec<u32>,
+}
+
+/// Why a saved table is none of this machine's memory.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the text of an error is its documentation")]
+pub enum TableError {
+    #[error(
+        "the snapshot has {saved_bytes} bytes of memory, and the machine that it describes has {size_bytes}"
+    )]
+    Size { saved_bytes: u64, size_bytes: u64 },
+    #[error(
+        "the memory table is damaged: {found} bytes of page bits where {size_bytes} bytes of memory have {expected}"
+    )]
+    Pages {
+        size_bytes: u64,
+        found: u64,
+        expected: u64,
+    },
+    #[error(
+        "the memory table is damaged: {found} bytes of checksums where the chunks that it has take {expected}"
+    )]
+    Checksums { found: u64, expected: u64 },
+}
+
+/// A chunk that is not what was written.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the memory file is damaged: the {CHUNK_BYTES} bytes at {offset_bytes} are not those that were saved"
+)]
+pub struct Damage {
+    /// Where the chunk starts in the file.
+    pub offset_bytes: u64,
+}
+
+const PAGES_OF_BYTE: u64 = 8;
+
+impl MemoryTable {
+    /// A table of what was written; `checksums` has one for each chunk.
+    ///
+    /// # Panics
+    ///
+    /// When there are not as many checksums as chunks.
+    pub(super) fn new(id: MemoryId, kind: Kind, pages: PageSet, checksums: Vec<u32>) -> Self {
+        assert!(
+            pages.masks().len() == checksums.len(),
+            "whoever has summed a chunk up has both"
+        );
+        Self {
+            id,
+            kind,
+            pages,
+            checksums,
+        }
+    }
+
+    /// The table for the state file.
+    pub fn save(&self) -> MemoryTableState {
+        let masks = self.pages.masks();
+        let present = masks.iter().zip(&self.checksums).filter(|(mask, _)| **mask != 0);
+        MemoryTableState {
+            id: self.id,
+            size_bytes: self.size_bytes(),
+            kind: self.kind,
+            pages: masks.iter().flat_map(|mask| mask.to_le_bytes()).collect(),
+            checksums: present.flat_map(|(_, sum)| sum.to_le_bytes()).collect(),
+        }
+    }
+
+    /// The table of `saved`, which may be anything, for a machine with `size_bytes` of memory.
+    ///
+    /// # Errors
+    ///
+    /// When it is not one of such a memory. Nothing is allocated that is larger than the memory has chunks.
+    ///
+    /// # Panics
+    ///
+    /// When no machine has that much memory.
+    pub fn restore(saved: &MemoryTableState, size_bytes: u64) -> Result<Self, TableError> {
+        if saved.size_bytes != size_bytes {
+            return Err(TableError::Size {
+                saved_bytes: saved.size_bytes,
+                size_bytes,
+            });
+        }
+        let chunks = chunks_of(size_bytes);
+        let expected = size_bytes / PAGE_BYTES as u64 / PAGES_OF_BYTE;
+        let (masks, rest) = saved.pages.as_chunks();
+        if masks.len() != chunks || !rest.is_empty() {
+            let found = saved.pages.len() as u64;
+            return Err(TableError::Pages {
+                size_bytes,
+                found,
+                expected,
+            });
+        }
+        let masks: Vec<u16> = masks.iter().map(|mask| u16::from_le_bytes(*mask)).collect();
+        let present = masks.iter().filter(|mask| **mask != 0).count();
+        let (sums, rest) = saved.checksums.as_chunks();
+        if sums.len() != present || !rest.is_empty() {
+            return Err(TableError::Checksums {
+                found: saved.checksums.len() as u64,
+                expected: (present * size_of::<u32>()) as u64,
+            });
+        }
+        let mut sums = sums.iter().map(|sum| u32::from_le_bytes(*sum));
+        let mut sum_of = |mask: &u16| if *mask == 0 { None } else { sums.next() };
+        let checksums = masks.iter().map(|mask| sum_of(mask).unwrap_or(0)).collect();
+        Ok(Self {
+            id: saved.id,
+            kind: saved.kind,
+            pages: PageSet::of_masks(masks),
+            checksums,
+        })
+    }
+
+    /// The checksum of a chunk, over the pages that the file has of it.
+    pub fn sum(&self, chunk: usize) -> u32 {
+        self.checksums.get(chunk).copied().unwrap_or(0)
+    }
+
+    /// The memory file that it belongs to.
+    pub fn id(&self) -> MemoryId {
+        self.id
+    }
+
+    /// What an absent page means.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Size of the memory, in bytes; the file has a trailer behind it.
+    pub fn size_bytes(&self) -> u64 {
+        self.pages.size_bytes()
+    }
+
+    /// The pages that the file has.
+    pub fn pages(&self) -> &PageSet {
+        &self.pages
+    }
+
+    /// How many chunks there are, of which the file has all, some or no pages.
+    pub fn chunks(&self) -> usize {
+        self.checksums.len()
+    }
+
+    /// Which pages of `chunk` the file has: one bit for each, the lowest first. None of a chunk that there is not.
+    pub fn mask(&self, chunk: usize) -> u16 {
+        self.pages.mask(chunk)
+    }
+
+    /// Checks what was read of the file at `chunk`, whole. Afterwards the pages of `bytes` that the file does not have are
+    /// zeros, whatever they were in the file.
+    ///
+    /// # Errors
+    ///
+    /// When the others are not what was written: none of it may be used.
+    ///
+    /// # Panics
+    ///
+    /// When `bytes` are no chunk.
+    pub fn check(&self, chunk: usize, bytes: &mut [u8]) -> Result<(), Damage> {
+        assert!(bytes.len() == CHUNK_BYTES, "a chunk is checked whole");
+        let mask = self.mask(chunk);
+        if mask != 0 && self.checksums.get(chunk) != Some(&checksum(mask, bytes)) {
+            return Err(Damage {
+                offset_bytes: (chunk * CHUNK_BYTES) as u64,
+            });
+        }
+        for absent in runs(&[!mask]) {
+            if let Some(absent) = bytes.get_mut(absent.start * PAGE_BYTES..absent.end * PAGE_BYTES) {
+                absent.fill(0);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for MemoryTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryTable")
+            .field("id", &format_args!("{}", self.id))
+            .field("kind", &self.kind)
+            .field("pages", &self.pages)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The CRC32C of those pages of a chunk that `mask` names, in order.
+pub(super) fn checksum(mask: u16, bytes: &[u8]) -> u32 {
+    const { assert!(CHUNK_PAGES == 16, "a mask has a bit for each page") };
+    runs(&[mask]).fold(0, |sum, run| {
+        let present = bytes.get(run.start * PAGE_BYTES..run.end * PAGE_BYTES);
+        crc32c::crc32c_append(
+            sum,
+            present.expect("a chunk has as many pages as a mask has bits"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Memories as they are found again in their files.
+#![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+use std::fs::{File, OpenOptions};
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::super::scratch::*;
+use super::super::{ReadError, verify};
+use super::*;
+use crate::memory::{Backing, PageSize, allocate};
+
+const PAGES: [u64; 9] = [0, 1, 2, 15, 16, 31, 300, 301, 2047];
+
+#[test]
+fn a_full_file_has_every_page_that_is_not_zeros_and_no_other() {
+    for backing in [Backing::Anonymous, Backing::Shared] {
+        let memory = allocate(8, backing, PageSize::Base).unwrap();
+        PAGES.iter().for_each(|page| fill_page(&memory, *page, 1));
+        zero_page(&memory, 500);
+        let scratch = Scratch::new(8);
+        let table = write_full(&memory, 1, &scratch);
+        let found: Vec<u64> = (0..2048).filter(|page| table.pages().contains(*page)).collect();
+        assert_eq!(found, PAGES, "{backing:?}");
+        assert!(scratch.content() == bytes_of(&memory, 8), "{backing:?}");
+        // The pages, and the trailer.
+        assert_eq!(scratch.data_bytes(), (PAGES.len() as u64 + 1) * 4096);
+        verify(&table, scratch.image(), &Progress::new()).unwrap();
+    }
+}
+
+#[test]
+fn memory_above_the_gap_lies_right_behind_that_below() {
+    let memory = memory(4 << 10);
+    fill_page(&memory, (3 << 18) - 1, 1);
+    fill_page(&memory, 4 << 18, 1);
+    let scratch = Scratch::new(4 << 10);
+    let table = write_full(&memory, 1, &scratch);
+    let found: Vec<u64> = (0..4 << 18)
+        .filter(|page| table.pages().contains(*page))
+        .collect();
+    assert_eq!(found, [(3 << 18) - 1, 3 << 18]);
+    let mut page = [0; 4096];
+    std::os::unix::fs::FileExt::read_exact_at(&scratch.file, &mut page, 3 << 30).unwrap();
+    let mut expected = [0; 4096];
+    memory.read_slice(&mut expected, GuestAddress(4 << 30)).unwrap();
+    assert!(page == expected);
+    verify(&table, scratch.image(), &Progress::new()).unwrap();
+}
+
+#[test]
+fn memory_that_may_be_anything_is_read_where_nobody_has_touched_it() {
+    let memory = memory(2);
+    let scratch = Scratch::new(2);
+    let progress = Progress::new();
+    let content = Content::Full(Untouched::Anything);
+    let table = write(&memory, id(1), content, scratch.image(), &progress).unwrap();
+    assert_eq!(table.pages().count(), 0);
+    assert_eq!(
+        (progress.done_bytes(), progress.total_bytes()),
+        (2 * MIB, 2 * MIB)
+    );
+}
+
+#[test]
+fn a_diff_has_the_pages_that_were_written_and_takes_no_space_for_zeros() {
+    let memory = memory(4);
+    PAGES.iter().for_each(|page| fill_page(&memory, *page % 1024, 1));
+    let written = set(4 * MIB, [1, 2, 300, 700, 701]);
+    fill_page(&memory, 700, 2);
+    zero_page(&memory, 300);
+    let scratch = Scratch::new(4);
+    let parent = id(1);
+    let content = Content::Diff {
+        parent,
+        written: &written,
+    };
+    let table = write(&memory, id(2), content, scratch.image(), &Progress::new()).unwrap();
+    assert_eq!(table.kind(), Kind::Diff { parent });
+    assert_eq!(table.pages(), &written);
+    // Pages 1, 2 and 700, and the trailer: 300 was zeroed, and 701 was never anything else.
+    assert_eq!(scratch.data_bytes(), 4 * 4096);
+    verify(&table, scratch.image(), &Progress::new()).unwrap();
+}
+
+#[test]
+fn every_flipped_bit_of_a_page_that_the_file_has_is_found_with_its_place() {
+    let memory = memory(2);
+    [17, 18, 40].iter().for_each(|page| fill_page(&memory, *page, 1));
+    let scratch = Scratch::new(2);
+    let table = write_full(&memory, 1, &scratch);
+    for at in [17 * 4096, 19 * 4096 - 1, 40 * 4096 + 77] {
+        scratch.flip(at);
+        let damaged = verify(&table, scratch.image(), &Progress::new()).unwrap_err();
+        let ReadError::Damage(damage) = damaged else {
+            panic!("{damaged}");
+        };
+        assert_eq!(damage.offset_bytes, at / 65536 * 65536);
+        scratch.flip(at);
+    }
+    // What the file is not to have is not looked at; whoever reads the chunk gets zeros there.
+    scratch.flip(19 * 4096);
+    verify(&table, scratch.image(), &Progress::new()).unwrap();
+    scratch.flip(2 * MIB + 100);
+    let refused = verify(&table, scratch.image(), &Progress::new());
+    assert!(matches!(refused, Err(ReadError::Trailer(_))));
+}
+
+#[test]
+fn a_cancelled_writing_ends_with_that() {
+    let memory = memory(8);
+    fill_page(&memory, 0, 1);
+    let scratch = Scratch::new(8);
+    let progress = Progress::new();
+    progress.cancel();
+    let content = Content::Full(Untouched::Zeros);
+    let cancelled = write(&memory, id(1), content, scratch.image(), &progress);
+    assert!(matches!(cancelled, Err(WriteError::Cancelled)));
+}
+
+#[test]
+fn a_full_medium_is_an_error_that_says_so() {
+    let memory = memory(8);
+    PAGES.iter().for_each(|page| fill_page(&memory, *page, 1));
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let image = image_on(full, file_bytes(8 * MIB));
+    let content = Content::Full(Untouched::Zeros);
+    let refused = write(&memory, id(1), content, image, &Progress::new()).unwrap_err();
+    let WriteError::Storage { source, .. } = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!(source, Failure::Host(libc::ENOSPC));
+}
+
+#[test]
+fn a_file_or_a_set_of_pages_of_another_size_is_refused() {
+    let memory = memory(4);
+    let small = Scratch::new(2);
+    let content = Content::Full(Untouched::Zeros);
+    let refused = write(&memory, id(1), content, small.image(), &Progress::new());
+    assert!(matches!(refused, Err(WriteError::FileSize { .. })));
+    let content = Content::Diff {
+        parent: id(1),
+        written: &PageSet::empty(2 * MIB),
+    };
+    let refused = write(&memory, id(2), content, Scratch::new(4).image(), &Progress::new());
+    assert!(matches!(refused, Err(WriteError::PageSet { .. })));
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_refused() {
+    let memory = memory(2);
+    fill_page(&memory, 0, 1);
+    let scratch = Scratch::new(2);
+    let table = write_full(&memory, 1, &scratch);
+    let cut: File = scratch.file.try_clone().unwrap();
+    let image = image_on(cut, 2 * MIB);
+    let refused = verify(&table, image, &Progress::new());
+    assert!(matches!(refused, Err(ReadError::FileSize { .. })));
+}

@@ -133,6 +133,12 @@ pub enum PlanError {
     /// A drive that the snapshot says nothing about.
     #[error("the snapshot does not say of drive `{0}` what its image was: it was not saved by this program")]
     NoState(String),
+    /// A drive whose content ended with the machine.
+    #[error(
+        "the snapshot cannot be gone on with: drive `{0}` had a temporary overlay, and what was written to that is gone with \
+         the machine; give the overlay `\"keep\": true` before the machine is started"
+    )]
+    Temporary(String),
     /// A drive of which nobody can tell whether it has been written.
     #[error(
         "the snapshot cannot be gone on with beside drive `{0}`: there was no place for records of its lease, so nothing says \
@@ -247,6 +253,9 @@ fn succession(drive: &DriveConfig, state: &MachineState) -> Result<Succession, P
     // Nothing is checked where nothing is locked: whoever asked for that answers for the image.
     if drive.access() == Access::ReadOnly || drive.lock()? == Lock::None {
         return Ok(Succession::Raises);
+    }
+    if drive.overlay.as_ref().is_some_and(|overlay| !overlay.keep) {
+        return Err(PlanError::Temporary(id.clone()));
     }
     match saved.generation {
         Some(generation) => Ok(Succession::Keeps(generation)),

@@ -1,5 +1,6 @@
 //! What the benchmarks have in common, and the parts of those of disks.
 
+pub mod api;
 pub mod contender;
 pub mod course;
 pub mod idle;

@@ -3,26 +3,21 @@
 //! Each figure is the median of alternating runs in one go; the results are printed as a table and
 //! written as JSON to `target/bench/start.json`.
 
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use coracle_tests::Outcome;
+use coracle_tests::bench::api::{Monitor, Program, ms, programs, variable};
 use coracle_tests::bench::series::Series;
 use coracle_tests::bench::{self, qemu};
 use coracle_tests::guest::unikernel_words;
-use coracle_tests::{Outcome, ensure};
-use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 
 /// Runs of each figure on each program.
 const RUNS: usize = 21;
 /// Guest memory in the runs that look at the monitor's own.
 const MEMORY_MIB: u64 = 128;
-/// Nothing measured here takes longer on a machine that works.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() {
     if let Err(error) = run() {
@@ -34,17 +29,7 @@ fn main() {
 
 fn run() -> Outcome {
     let guest = variable("CORACLE_UNIKERNEL")?;
-    let mut programs = vec![Program {
-        name: "coracle",
-        path: variable("CORACLE_BIN")?,
-    }];
-    match std::env::var_os("FIRECRACKER") {
-        Some(path) => programs.push(Program {
-            name: "firecracker",
-            path: path.into(),
-        }),
-        None => println!("FIRECRACKER is not set: without it there is no peer for the API's figures."),
-    }
+    let programs = programs()?;
     let mut figures: Vec<Figure> = programs.iter().map(|_| Figure::default()).collect();
     let mut qemu = Series::default();
     for round in 0..RUNS {
@@ -70,18 +55,6 @@ fn run() -> Outcome {
     bench::keep("start", &report)
 }
 
-fn variable(name: &str) -> Outcome<PathBuf> {
-    Ok(std::env::var_os(name)
-        .map(PathBuf::from)
-        .ok_or_else(|| format!("{name} is not set: use `make bench-start`"))?)
-}
-
-/// A monitor with Firecracker's command line and API.
-struct Program {
-    name: &'static str,
-    path: PathBuf,
-}
-
 /// What is measured of one program, one entry a run.
 #[derive(Default)]
 struct Figure {
@@ -99,13 +72,13 @@ impl Figure {
         monitor.wait_for_api()?;
         self.api_wall_ms.push(ms(begun.elapsed()));
         self.api_cpu_ms.push(ms(monitor.cpu_time()?));
-        monitor.configure(guest, "do=hello do=spin:seconds=forever")?;
+        monitor.configure(guest, "do=hello do=spin:seconds=forever", MEMORY_MIB)?;
         let begun = Instant::now();
         monitor.send("PUT", "/actions", &json!({ "action_type": "InstanceStart" }))?;
         monitor.wait_for_first_byte()?;
         self.start_to_first_byte_ms.push(ms(begun.elapsed()));
         std::thread::sleep(Duration::from_millis(50));
-        self.resident_kib.push(monitor.resident_kib_beyond_guest()?);
+        self.resident_kib.push(monitor.resident_kib_beyond(MEMORY_MIB)?);
         drop(monitor);
 
         let begun = Instant::now();
@@ -140,141 +113,6 @@ fn config_of(guest: &Path) -> Value {
     })
 }
 
-/// A running monitor; killed and reaped when dropped.
-struct Monitor {
-    child: Child,
-    directory: tempfile::TempDir,
-    stream: Option<UnixStream>,
-}
-
-impl Monitor {
-    fn start(program: &Program, arguments: &[&str]) -> Outcome<Self> {
-        let directory = tempfile::tempdir()?;
-        // A log file of its own: the first byte on standard output is then the guest's.
-        std::fs::write(directory.path().join("log"), "")?;
-        let child = Command::new(&program.path)
-            .args(arguments)
-            .args(["--log-path", "log", "--level", "Error"])
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        Ok(Self {
-            child,
-            directory,
-            stream: None,
-        })
-    }
-
-    fn wait_for_api(&mut self) -> Outcome {
-        let socket = self.directory.path().join("api.sock");
-        let begun = Instant::now();
-        let stream = loop {
-            match UnixStream::connect(&socket) {
-                Ok(stream) => break stream,
-                Err(error) => ensure!(begun.elapsed() < PATIENCE, "no API socket: {error}"),
-            }
-            std::thread::sleep(Duration::from_micros(20));
-        };
-        stream.set_read_timeout(Some(PATIENCE))?;
-        self.stream = Some(stream);
-        self.request("GET", "/", None)
-    }
-
-    fn configure(&mut self, guest: &Path, words: &str) -> Outcome {
-        let boot = json!({ "kernel_image_path": guest, "boot_args": unikernel_words(words) });
-        self.request("PUT", "/boot-source", Some(&boot))?;
-        let machine = json!({ "vcpu_count": 1, "mem_size_mib": MEMORY_MIB });
-        self.request("PUT", "/machine-config", Some(&machine))
-    }
-
-    fn send(&mut self, method: &str, path: &str, body: &Value) -> Outcome {
-        let body = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        let stream = self.stream.as_mut().ok_or("the API was waited for")?;
-        Ok(stream.write_all(format!("{head}{body}").as_bytes())?)
-    }
-
-    fn request(&mut self, method: &str, path: &str, body: Option<&Value>) -> Outcome {
-        self.send(method, path, body.unwrap_or(&Value::Null))?;
-        let stream = self.stream.as_mut().ok_or("the API was waited for")?;
-        let mut answer = vec![0; 4096];
-        let len = stream.read(&mut answer)?;
-        let answer = String::from_utf8_lossy(answer.get(..len).unwrap_or_default()).into_owned();
-        ensure!(answer.starts_with("HTTP/1.1 20"), "{method} {path}: {answer}");
-        Ok(())
-    }
-
-    fn wait_for_first_byte(&mut self) -> Outcome {
-        let output = self
-            .child
-            .stdout
-            .as_mut()
-            .ok_or("standard output was asked for")?;
-        let mut watched = [PollFd::from_borrowed_fd(output.as_fd(), PollFlags::IN)];
-        let limit = rustix::time::Timespec {
-            tv_sec: PATIENCE.as_secs().cast_signed(),
-            tv_nsec: 0,
-        };
-        ensure!(poll(&mut watched, Some(&limit))? == 1, "the guest stays silent");
-        let mut byte = [0];
-        ensure!(
-            output.read(&mut byte)? == 1,
-            "the monitor ended before the guest said anything"
-        );
-        Ok(())
-    }
-
-    /// Time on a processor of all threads so far, in nanoseconds from the scheduler.
-    fn cpu_time(&self) -> Outcome<Duration> {
-        let mut total_ns = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            total_ns += text
-                .split_whitespace()
-                .next()
-                .ok_or("schedstat has fields")?
-                .parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(total_ns))
-    }
-
-    /// Resident memory of all mappings but the guest's.
-    fn resident_kib_beyond_guest(&self) -> Outcome<f64> {
-        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.child.id()))?;
-        let mut size_kib = 0;
-        let mut sum_kib = 0;
-        for line in maps.lines() {
-            let mut words = line.split_whitespace();
-            match (
-                words.next(),
-                words.next().and_then(|word| word.parse::<u32>().ok()),
-            ) {
-                (Some("Size:"), Some(kib)) => size_kib = kib,
-                (Some("Rss:"), Some(kib)) if u64::from(size_kib) < MEMORY_MIB << 10 => sum_kib += kib,
-                _ => {}
-            }
-        }
-        Ok(f64::from(sum_kib))
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn qemu_first_byte(guest: &Path) -> Outcome<f64> {
     let begun = Instant::now();
     let words = unikernel_words("do=hello do=spin:seconds=forever");
@@ -284,17 +122,9 @@ fn qemu_first_byte(guest: &Path) -> Outcome<f64> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
-    let mut monitor = Monitor {
-        child,
-        directory: tempfile::tempdir()?,
-        stream: None,
-    };
+    let mut monitor = Monitor::of(child)?;
     monitor.wait_for_first_byte()?;
     Ok(ms(begun.elapsed()))
-}
-
-fn ms(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn print_table(report: &Value) {

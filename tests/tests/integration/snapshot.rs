@@ -143,8 +143,9 @@ fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
     let number = seed.below(1 << 30);
     let vcpus = 1 + u32::try_from(seed.below(2))?;
     let words = format!(
-        "do=hello do=dirty:mib=8,ms=300,seed={number} do=pattern-write:mib=16,seed={number},bs=65536,depth=8 do=flush \
-         do=vcpus:count={vcpus},ms=100 do=pattern-verify:mib=16,seed={number},bs=4096,depth=16 do=dirty:mib=16,ms=100,seed=7"
+        "do=hello do=dirty:mib=8,ms=200,seed={number} do=registers:ms=200,seed={number} \
+         do=pattern-write:mib=16,seed={number},bs=65536,depth=8 do=flush do=vcpus:count={vcpus},ms=100 \
+         do=pattern-verify:mib=16,seed={number},bs=4096,depth=16 do=dirty:mib=16,ms=100,seed=7"
     );
     let mut config = Machine::unikernel(&context.environment, &words)
         .vcpus(vcpus)
@@ -181,7 +182,10 @@ fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
     let how = format!("{words}, {vcpus} vCPUs, verify {verify}, before: {said}");
     ended.expect(0).map_err(|e| format!("{}: {how}", text(&e)))?;
     let all = said + &ended.console;
-    ensure!(all.contains("pattern-verify: ok"), "{all}: {how}");
+    ensure!(
+        all.contains("pattern-verify: ok") && all.contains("registers: ok"),
+        "{all}: {how}"
+    );
     ensure!(all.matches("dirty: ok").count() == 2, "{all}: {how}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-# From the monitor to CPL 3 in some 35 instructions: hosts that emulate CPL 0 pay microseconds for each.
+# From the monitor to CPL 3 in some 50 instructions: hosts that emulate CPL 0 pay microseconds for each.
 # AT&T syntax. Selectors: 0x08 code, CPL 0; 0x10 data, CPL 0; 0x18 32-bit code, CPL 0; 0x2b data, CPL 3;
 # 0x33 code, CPL 3; 0x40 + 16 n, the task state of vCPU n.
 
@@ -31,7 +31,27 @@ enter_long_mode:
     ljmp $0x08, $1f
 
     .code64
-1:  lidt idt_pointer
+1:  movl $1, %eax                   # XSAVE: what the CPU can save of SSE, AVX and AVX-512 may be used
+    cpuid
+    btl $26, %ecx
+    jnc 3f
+    movl $0x40620, %eax             # CR4: OSXSAVE beside the others
+    movq %rax, %cr4
+    movl $0xd, %eax
+    xorl %ecx, %ecx
+    cpuid
+    movl %eax, %ecx
+    andl $0xe7, %eax
+    andl $0xe0, %ecx
+    cmpl $0xe0, %ecx                # AVX-512 is all three of its parts, or none
+    je 2f
+    andl $7, %eax
+2:  testb $1, %al
+    jz 3f
+    xorl %edx, %edx
+    xorl %ecx, %ecx
+    xsetbv
+3:  lidt idt_pointer
     movw boot_task, %ax
     ltr %ax
     movb $0xff, %al                 # an unmasked PIC would deliver on the vectors of exceptions

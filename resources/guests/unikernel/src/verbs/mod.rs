@@ -25,6 +25,7 @@ mod load;
 mod memory_work;
 mod pastime;
 mod ports;
+mod registers;
 mod requests;
 mod stamp;
 
@@ -186,6 +187,7 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "rng" => entropy::rng(machine, command),
         "dirty" => memory_work::dirty(machine, command),
         "checksum" => memory_work::checksum(machine, command),
+        "registers" => registers::registers(machine, command),
         "spin" => pastime::spin(machine, command),
         "tick" => pastime::tick(machine, command),
         "vcpus" => pastime::vcpus(machine, command),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use coracle_tests::case::{Case, Context, text};
 use coracle_tests::environment::Need;
 use coracle_tests::guest::{Linux, Machine, blank_image};
+use coracle_tests::harness::nfs::server::{Plan, Server};
 use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::seed::Seed;
 use coracle_tests::{Outcome, ensure};
@@ -23,6 +24,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "linux_goes_on_in_another_process",
         need: Need::Kvm,
         run: linux_goes_on,
+    },
+    Case {
+        name: "a_guest_and_its_disk_on_a_server_go_on_from_a_snapshot_on_it",
+        need: Need::Kvm,
+        run: goes_on_from_a_server,
     },
     Case {
         name: "a_disk_that_was_written_since_keeps_a_snapshot_from_being_loaded",
@@ -187,6 +193,48 @@ fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
         "{all}: {how}"
     );
     ensure!(all.matches("dirty: ok").count() == 2, "{all}: {how}");
+    Ok(())
+}
+
+/// State, memory and disk are files of one NFS server, which restarts while the guest's memory is still being loaded.
+fn goes_on_from_a_server(context: &Context) -> Outcome {
+    const MIB: u64 = 16;
+    let mut server = Server::start(Plan::image(MIB << 20))?;
+    let number = context.seed.clone().below(1 << 30);
+    let words = format!(
+        "do=hello do=pattern-write:mib={MIB},seed={number} do=dirty:mib=48,ms=400,seed={number} \
+         do=pattern-verify:mib={MIB},seed={number},depth=8 do=pattern-write:mib={MIB},seed=1 do=pattern-verify:mib={MIB},seed=1"
+    );
+    let config = Machine::unikernel(&context.environment, &words)
+        .memory_mib(96)
+        .disk("d", Path::new(&server.url("export/image.raw")))
+        .config();
+    let monitor = started(context, &config)?;
+    monitor.console.wait_for("dirty: ready", SOON)?;
+    let files = Files {
+        state: PathBuf::from(server.url("export/s.state")),
+        memory: PathBuf::from(server.url("export/s.memory")),
+    };
+    saved(&monitor, &files, "Full")?;
+    // In good order: the server would keep the lease of one that was killed for its time.
+    monitor.signal(Signal::TERM)?;
+    monitor.wait(SOON)?;
+    coraclectl(context, &["verify"], &[&files.state, &files.memory])?;
+    let monitor = loaded(context, &files, "lazy")?;
+    server.kill()?;
+    server.restart()?;
+    let ended = monitor.wait(SOON)?;
+    ended.expect(0)?;
+    ensure!(
+        ended.console.matches("pattern-verify: ok").count() == 2 && ended.console.contains("dirty: ok"),
+        "{}",
+        ended.console
+    );
+    let refusal = refused(context, &files)?;
+    ensure!(
+        refusal.contains("it was of generation 1 then, and is of 2 now"),
+        "{refusal}"
+    );
     Ok(())
 }
 

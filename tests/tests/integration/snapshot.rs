@@ -51,6 +51,11 @@ pub(crate) const CASES: &[Case] = &[
         run: keeps_its_times,
     },
     Case {
+        name: "coraclectl_saves_a_machine_describes_it_and_goes_on_with_it",
+        need: Need::Kvm,
+        run: coraclectl_saves_and_loads,
+    },
+    Case {
         name: "diffs_merge_into_what_the_guest_goes_on_from",
         need: Need::Kvm,
         run: diffs_merge,
@@ -515,6 +520,52 @@ fn refuses_what_makes_no_sense(context: &Context, directory: &Path, files: &File
     let config = fresh.must("GET", "/vm/config", None)?.json()?;
     let drive = config.pointer("/drives/0/drive_id");
     ensure!(drive == Some(&json!("d")), "{config}");
+    Ok(())
+}
+
+fn coraclectl_saves_and_loads(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let disk = directory.path().join("test-disk");
+    blank_image(&disk, 1)?;
+    let words = "do=hello do=tick:ms=20,count=100 do=exit:status=7";
+    let config = Machine::unikernel(&context.environment, words)
+        .memory_mib(32)
+        .disk("d", &disk)
+        .config();
+    let monitor = started(context, &config)?;
+    monitor.console.wait_for("tick: n=1 ", SOON)?;
+    let files = Files::in_directory(directory.path(), "s");
+    let socket = monitor.socket();
+    let create = |flags: &[&str]| {
+        let verb = [&["create"], flags].concat();
+        coraclectl(context, &verb, &[&socket, &files.state, &files.memory])
+    };
+    ensure!(create(&[])?.contains("runs on"), "it was running");
+    monitor.console.wait_for("tick: n=3 ", SOON)?;
+    ensure!(create(&["--stay-paused"])?.contains("is paused"), "it stays so");
+    let info = coraclectl(context, &["info"], &[&files.state])?;
+    for part in [
+        "kind           full",
+        "mem size mib   32",
+        r#""drive_id":"d","generation":2"#,
+    ] {
+        ensure!(info.contains(part), "{part}: {info}");
+    }
+    killed(monitor)?;
+    let done = std::process::Command::new(&context.environment.coraclectl)
+        .args(["snapshot", "load"])
+        .args([&files.state, &files.memory])
+        .arg("--monitor")
+        .arg(&context.environment.coracle)
+        .env("XDG_RUNTIME_DIR", directory.path())
+        .stdin(std::process::Stdio::null())
+        .output()?;
+    let (out, errors) = (
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr),
+    );
+    ensure!(done.status.code() == Some(7), "{:?}: {out} {errors}", done.status);
+    ensure!(out.contains("tick: n=99"), "{out}");
     Ok(())
 }
 

@@ -27,8 +27,9 @@ const API_VERSION: i32 = 12;
 #[derive(Debug)]
 pub struct Vm {
     // The descriptor goes before the memory that its slots point into.
-    bare: BareVm,
+    fd: VmFd,
     memory: Arc<GuestMemoryMmap>,
+    state_shape: Arc<StateShape>,
 }
 
 /// Opens `/dev/kvm`. What the machine needs of it is checked with the processors ([`crate::arch::x86_64::cpu`]).
@@ -61,6 +62,17 @@ pub fn check_vcpu_count(kvm: &Kvm, wanted: u8) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// A vCPU of a machine without memory: it can be asked what a processor is like, and nothing else.
+///
+/// # Errors
+///
+/// [`KvmError`] naming the ioctl that failed.
+pub fn blank_vcpu(kvm: &Kvm) -> Result<VcpuFd, KvmError> {
+    let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+    fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))
+}
+
 /// The first number for descriptors that the kernel is to close after all others.
 const LAST_FD_MIN: libc::c_int = 512;
 
@@ -82,53 +94,14 @@ fn closed_last(kvm: &Kvm, fd: VmFd) -> Result<VmFd, KvmError> {
     unsafe { kvm.create_vmfd_from_rawfd(last) }.map_err(failed("KVM_GET_VCPU_MMAP_SIZE"))
 }
 
-/// A machine without memory, which cannot run yet.
-#[derive(Debug)]
-pub struct BareVm {
-    fd: VmFd,
-    state_shape: Arc<StateShape>,
-}
-
-impl BareVm {
-    /// A machine with interrupt controllers and a timer.
+impl Vm {
+    /// A machine with `memory`, interrupt controllers and a timer.
     ///
     /// # Errors
     ///
     /// [`KvmError`] naming the ioctl that failed.
-    pub fn new(kvm: &Kvm) -> Result<Self, KvmError> {
+    pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
         let fd = closed_last(kvm, kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?)?;
-        fd.set_identity_map_address(layout::IDENTITY_MAP.0)
-            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.set_tss_address(TSS_ADDRESS)
-            .map_err(failed("KVM_SET_TSS_ADDR"))?;
-        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-        // The guest may drive the PIT's speaker gate (port 0x61); nothing hears it.
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        };
-        fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
-        let state_shape = Arc::new(StateShape::new(kvm, &fd)?);
-        Ok(Self { fd, state_shape })
-    }
-
-    /// Makes vCPU `index`; its state is the caller's to set.
-    ///
-    /// # Errors
-    ///
-    /// [`KvmError`] naming the ioctl that failed.
-    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
-        self.fd
-            .create_vcpu(u64::from(index))
-            .map_err(failed("KVM_CREATE_VCPU"))
-    }
-
-    /// The same machine with `memory`.
-    ///
-    /// # Errors
-    ///
-    /// [`KvmError`] naming the ioctl that failed.
-    pub fn with_memory(self, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Vm, KvmError> {
         for slot in memory::slots(&memory) {
             let region = kvm_userspace_memory_region {
                 slot: slot.index,
@@ -142,26 +115,25 @@ impl BareVm {
             };
             // SAFETY: the slot lies within a region of `memory`, which this machine keeps alive for
             // longer than its descriptor; slots do not overlap because regions do not.
-            unsafe { self.fd.set_user_memory_region(region) }
-                .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+            unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        Ok(Vm { bare: self, memory })
-    }
-}
-
-impl Vm {
-    /// A machine with `memory`, interrupt controllers and a timer.
-    ///
-    /// # Errors
-    ///
-    /// [`KvmError`] naming the ioctl that failed.
-    pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
-        BareVm::new(kvm)?.with_memory(memory, dirty_log)
-    }
-
-    /// The memory.
-    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
-        &self.memory
+        fd.set_identity_map_address(layout::IDENTITY_MAP.0)
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))?;
+        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        // The guest may drive the PIT's speaker gate (port 0x61); nothing hears it.
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+        let state_shape = Arc::new(StateShape::new(kvm, &fd)?);
+        Ok(Self {
+            fd,
+            memory,
+            state_shape,
+        })
     }
 
     /// Makes vCPU `index`; its state is the caller's to set.
@@ -170,7 +142,9 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
-        self.bare.create_vcpu(index)
+        self.fd
+            .create_vcpu(u64::from(index))
+            .map_err(failed("KVM_CREATE_VCPU"))
     }
 
     /// Raises interrupt line `gsi` whenever `line` is written.
@@ -179,10 +153,7 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn connect_interrupt(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
-        self.bare
-            .fd
-            .register_irqfd(line, gsi)
-            .map_err(failed("KVM_IRQFD"))
+        self.fd.register_irqfd(line, gsi).map_err(failed("KVM_IRQFD"))
     }
 
     /// Writes `kick` whenever the guest stores `value` (32 bits) at `address`, without an exit to this process.
@@ -191,15 +162,14 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn connect_kick(&self, kick: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
-        self.bare
-            .fd
+        self.fd
             .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
             .map_err(failed("KVM_IOEVENTFD"))
     }
 
     /// What there is to save and to restore of this machine's vCPUs.
     pub fn state_shape(&self) -> &Arc<StateShape> {
-        &self.bare.state_shape
+        &self.state_shape
     }
 
     /// Reads the interrupt controllers, the timer and the clock, once no vCPU and no device touches them.
@@ -208,7 +178,7 @@ impl Vm {
     ///
     /// The ioctl that failed.
     pub fn save(&self) -> Result<VmState, StateError> {
-        VmState::save(&self.bare.fd)
+        VmState::save(&self.fd)
     }
 
     /// Gives this fresh machine the state of another, once all its vCPUs are restored: an interrupt that waits in
@@ -218,7 +188,7 @@ impl Vm {
     ///
     /// What is damaged in the state, or what this host's KVM does not take of it.
     pub fn restore(&self, state: &VmState) -> Result<(), StateError> {
-        state.restore(&self.bare.fd)
+        state.restore(&self.fd)
     }
 
     /// The pages that the guest, or KVM for it, has written since they were asked for last, or since the machine was
@@ -232,8 +202,7 @@ impl Vm {
         memory::slots(&self.memory)
             .map(|slot| {
                 let size = usize::try_from(slot.size_bytes).expect("a 64-bit host");
-                self.bare
-                    .fd
+                self.fd
                     .get_dirty_log(slot.index, size)
                     .map_err(failed("KVM_GET_DIRTY_LOG"))
             })

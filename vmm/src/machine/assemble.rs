@@ -15,10 +15,9 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::lineage::Lineage;
-use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, Origin, Plan, SavedOrigin};
+use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, Origin, Plan};
 use super::platform::{Platform, PlatformError, renew_generation};
 use super::restore::RestoreError;
-use super::state::MachineState;
 use super::{DriveSlot, Machine, Parts, Paused, VirtioSlot};
 use crate::arch::x86_64::boot::cmdline::{Cmdline, Root};
 use crate::arch::x86_64::boot::{self, BootError, BootSource, Entry};
@@ -29,8 +28,7 @@ use crate::arch::x86_64::tables::{self, TablesError};
 use crate::end::Ending;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::{Outside, Vcpu, VcpuCounters, VcpuError};
-use crate::kvm::vm::{self, DirtyLog, Vm};
-use crate::memory::pager::Pager;
+use crate::kvm::vm::{self, Vm};
 use crate::memory::{self, MemoryError};
 use crate::snapshot::memory::MemoryId;
 
@@ -124,9 +122,9 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
 fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
     let kvm = vm::open()?;
     vm::check_vcpu_count(&kvm, plan.topology.vcpus())?;
-    let (vm, start) = begin(&kvm, plan.origin, plan.dirty_log)?;
-    let memory = Arc::clone(vm.memory());
-    let lineage = Lineage::new(start.parent(), plan.dirty_log, &memory);
+    let (memory, parent) = memory_of(&plan.origin)?;
+    let vm = Vm::new(&kvm, Arc::clone(&memory), plan.dirty_log)?;
+    let lineage = Lineage::new(parent, plan.dirty_log, &memory);
 
     // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
     let mut drives = Vec::new();
@@ -180,68 +178,27 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         pager: None,
         memory,
         lineage,
-        is_remembered: start.parent().is_some(),
+        is_remembered: parent.is_some(),
     };
-    let vcpus = match start {
-        Start::Boot(origin) => boot(&kvm, &parts, &origin, plan.topology, &windows)?,
-        Start::Saved(saved) => {
-            parts.pager = saved.pager;
-            parts.restore(&saved.state, saved.first)?
+    let vcpus = match plan.origin {
+        Origin::Boot(origin) => boot(&kvm, &parts, &origin, plan.topology, &windows)?,
+        Origin::Saved(origin) => {
+            parts.pager = origin.memory.pager;
+            parts.restore(&origin.state)?
         }
     };
     parts.vcpus = spawn(vcpus, &outside)?;
     Ok(parts)
 }
 
-/// How the vCPUs of a machine begin.
-enum Start {
-    /// In a kernel.
-    Boot(Box<BootOrigin>),
-    /// Where others have stopped.
-    Saved(Box<SavedStart>),
-}
-
-/// What a machine that goes on has beside its memory.
-struct SavedStart {
-    /// Dropped first, or it would look for memory that is gone.
-    pager: Option<Pager>,
-    parent: MemoryId,
-    state: MachineState,
-    first: VcpuFd,
-}
-
-impl Start {
-    /// The name of the memory that a snapshot has given.
-    fn parent(&self) -> Option<MemoryId> {
-        match self {
-            Self::Boot(_) => None,
-            Self::Saved(saved) => Some(saved.parent),
-        }
-    }
-}
-
-/// The machine with its memory, and nothing else.
-fn begin(kvm: &Kvm, origin: Origin, dirty_log: DirtyLog) -> Result<(Vm, Start), BuildError> {
+/// The memory that a guest begins with, and its name if a snapshot has given it one.
+fn memory_of(origin: &Origin) -> Result<(Arc<GuestMemoryMmap>, Option<MemoryId>), MemoryError> {
     match origin {
         Origin::Boot(origin) => {
             let MemoryPlan { mib, backing, pages } = origin.memory;
-            let memory = memory::allocate(mib, backing, pages)?;
-            Ok((Vm::new(kvm, memory, dirty_log)?, Start::Boot(origin)))
+            Ok((memory::allocate(mib, backing, pages)?, None))
         }
-        Origin::Saved(origin) => {
-            let SavedOrigin {
-                ground,
-                memory,
-                state,
-            } = *origin;
-            let start = Start::Saved(Box::new(SavedStart {
-                pager: memory.pager,
-                parent: memory.id,
-                state,
-                first: ground.first,
-            }));
-            Ok((ground.vm.with_memory(memory.memory, dirty_log)?, start))
-        }
+        Origin::Saved(origin) => Ok((Arc::clone(&origin.memory.memory), Some(origin.memory.id))),
     }
 }
 

@@ -47,7 +47,7 @@ pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
 pub use pausing::{Pause, Pausing};
 pub use platform::{PlatformError, renew_generation};
-pub use restore::{Ground, GroundError};
+pub use restore::check_compatible;
 pub use round::{Round, RoundError};
 
 /// The phase in which the guest runs.

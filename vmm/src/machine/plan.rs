@@ -14,7 +14,6 @@ use coracle_storage::lease::{Lock, Owner, Succession};
 use coracle_storage::limit::SharedLimiter;
 use vm_memory::GuestMemoryMmap;
 
-use super::restore::Ground;
 use super::state::MachineState;
 use super::{LimitGroup, cpu_template};
 use crate::arch::x86_64::boot::BootProtocol;
@@ -57,7 +56,6 @@ pub(super) struct BootOrigin {
 
 /// A guest that goes on.
 pub(super) struct SavedOrigin {
-    pub(super) ground: Ground,
     pub(super) memory: MemorySource,
     pub(super) state: MachineState,
 }
@@ -167,7 +165,7 @@ impl Plan {
         Self::from(config, owner, origin, |_| Ok(Succession::Raises)).map(|plan| Self { boot_timer, ..plan })
     }
 
-    /// The same for a machine that goes on where another has stopped, which `state` is of, on `ground` and with its `memory`. The images
+    /// The same for a machine that goes on where another has stopped, which `state` is of, with its `memory`. The images
     /// have to be as they were: then they are leased, and keep their generations until the machine is resumed.
     ///
     /// # Errors
@@ -176,7 +174,6 @@ impl Plan {
     pub fn restore(
         config: &Config,
         owner: &Owner,
-        ground: Ground,
         memory: MemorySource,
         state: MachineState,
     ) -> Result<Self, PlanError> {
@@ -187,11 +184,7 @@ impl Plan {
             .map(successions)
             .collect::<Result<_, _>>()?;
         let mut successions = successions.into_iter();
-        let origin = Origin::Saved(Box::new(SavedOrigin {
-            ground,
-            memory,
-            state,
-        }));
+        let origin = Origin::Saved(Box::new(SavedOrigin { memory, state }));
         Self::from(config, owner, origin, |_| {
             Ok(successions.next().unwrap_or_default())
         })

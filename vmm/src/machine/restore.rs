@@ -9,8 +9,7 @@ use kvm_ioctls::VcpuFd;
 use super::state::MachineState;
 use super::{NO_PANIC, Parts};
 use crate::arch::x86_64::cpuid::compatibility::{self, CompatibilityError};
-use crate::kvm::vm::{self, BareVm};
-use crate::kvm::{self, KvmError};
+use crate::kvm::{self, KvmError, vm};
 
 /// Why a machine does not take up what was saved.
 #[derive(Debug, thiserror::Error)]
@@ -60,42 +59,20 @@ pub enum RestoreError {
     Kvm(#[from] KvmError),
 }
 
-/// A machine on which a saved one can go on: nothing of that is in it yet.
-pub struct Ground {
-    pub(super) vm: BareVm,
-    pub(super) first: VcpuFd,
-}
-
-impl Ground {
-    /// Makes it, and checks that the processors of `state` can be had here, before anything is loaded.
-    ///
-    /// # Errors
-    ///
-    /// What is missing, by name.
-    pub fn new(state: &MachineState) -> Result<Self, GroundError> {
-        let kvm = vm::open()?;
-        let vm = BareVm::new(&kvm)?;
-        let first = vm.create_vcpu(0)?;
-        compatibility::check(&kvm, &first, &state.vcpus)?;
-        Ok(Self { vm, first })
-    }
-}
-
-/// Why a saved machine cannot go on on this host.
-#[derive(Debug, thiserror::Error)]
-pub enum GroundError {
-    /// KVM is not there, or refuses.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// The processors are others.
-    #[error(transparent)]
-    Processors(#[from] CompatibilityError),
+/// Checks that the processors that a machine was given can be had here, before anything of it is loaded.
+///
+/// # Errors
+///
+/// What is missing, by name.
+pub fn check_compatible(state: &MachineState) -> Result<(), CompatibilityError> {
+    let kvm = vm::open()?;
+    compatibility::check(&kvm, || vm::blank_vcpu(&kvm), &state.vcpus)
 }
 
 impl Parts {
-    /// Gives the fresh parts `state`; the vCPUs are made, of which `first` is there, and have no threads yet. Devices stay paused. Processors first,
+    /// Gives the fresh parts `state`; the vCPUs are made, and have no threads yet. Devices stay paused. Processors first,
     /// then the controllers between them and the devices, and last those devices that may raise their lines at once.
-    pub(super) fn restore(&self, state: &MachineState, first: VcpuFd) -> Result<Vec<VcpuFd>, RestoreError> {
+    pub(super) fn restore(&self, state: &MachineState) -> Result<Vec<VcpuFd>, RestoreError> {
         for (slot, saved) in self.devices.iter().zip(&state.virtio) {
             if slot.id != saved.id {
                 return Err(RestoreError::OtherDevice {
@@ -109,8 +86,8 @@ impl Parts {
                 source,
             })?;
         }
-        let mut made = vec![first];
-        for (number, _) in (0..).zip(&state.vcpus).skip(1) {
+        let mut made = Vec::new();
+        for (number, _) in (0..).zip(&state.vcpus) {
             made.push(self.vm().create_vcpu(number)?);
         }
         for (index, (fd, saved)) in made.iter().zip(&state.vcpus).enumerate() {

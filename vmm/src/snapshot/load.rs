@@ -14,12 +14,13 @@ use coracle_storage::request::Failure;
 
 use super::contents::{CONFIG, ConfigState, MEMORY, ORIGIN, OriginState};
 use super::memory::{MemoryTable, MemoryTableState, TableError};
+use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
 use crate::end::Ending;
 use crate::machine::plan::{MemorySource, Plan, PlanError, page_size};
 use crate::machine::state::{Counts, MachineState};
-use crate::machine::{Ground, GroundError, PlatformError, renew_generation};
+use crate::machine::{PlatformError, check_compatible, renew_generation};
 use crate::memory::external::{self, ExternalError};
 use crate::memory::pager::BringError;
 use crate::memory::restore::{self, SavedMemory};
@@ -95,7 +96,7 @@ pub enum LoadError {
     },
     /// The host is another.
     #[error(transparent)]
-    Ground(#[from] GroundError),
+    Compatibility(#[from] CompatibilityError),
     /// The memory.
     #[error(transparent)]
     Memory(#[from] restore::RestoreError),
@@ -226,7 +227,7 @@ impl Job {
         let (path, backend) = self.load.memory()?;
         let file = StateFile::read(&self.load.snapshot_path, &self.owner)?;
         let snapshot = file.parse()?;
-        let ground = Ground::new(&snapshot.state)?;
+        check_compatible(&snapshot.state)?;
         let mut config = snapshot.config.continued_by(&self.process);
         config.track_dirty_pages(self.load.tracks_dirty_pages());
         let id = snapshot.table.id();
@@ -258,7 +259,7 @@ impl Job {
         }
         renew_generation(&memory)?;
         let source = MemorySource { memory, pager, id };
-        let plan = Plan::restore(&config, &self.owner, ground, source, snapshot.state)?;
+        let plan = Plan::restore(&config, &self.owner, source, snapshot.state)?;
         Ok(Loaded { plan, config })
     }
 }

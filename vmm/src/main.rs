@@ -14,6 +14,7 @@ use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
 use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
 use coracle_vmm::kvm::vcpu::install_kick_handler;
+use coracle_vmm::kvm::vm;
 use coracle_vmm::logger;
 use coracle_vmm::metrics::Registry;
 use coracle_vmm::monitor::Monitor;
@@ -67,7 +68,8 @@ impl<E: Error> From<E> for Failure {
 }
 
 fn run(arguments: Arguments) -> Result<u8, Failure> {
-    // First of all: threads that are started later inherit what is blocked.
+    vm::make_room_for_descriptors();
+    // Before any thread: those inherit what is blocked.
     let stop = StopSignals::take_over()?;
     install_kick_handler()?;
     logger::install(&arguments.id)?;

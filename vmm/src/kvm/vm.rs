@@ -4,7 +4,7 @@
     reason = "a memory slot hands host addresses to the kernel; the machine's descriptor gets another number"
 )]
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
@@ -62,19 +62,52 @@ pub fn check_vcpu_count(kvm: &Kvm, wanted: u8) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// A vCPU of a machine without memory: it can be asked what a processor is like, and nothing else.
-///
-/// # Errors
-///
-/// [`KvmError`] naming the ioctl that failed.
-pub fn blank_vcpu(kvm: &Kvm) -> Result<VcpuFd, KvmError> {
-    let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
-    fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-    fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))
+/// A vCPU that can be asked what a processor is like, and nothing else. Dropped, it is closed by a thread of its own: the kernel
+/// takes longer to take a machine apart than to make one, and nobody has to wait for that.
+#[derive(Debug)]
+pub struct BlankVcpu(Option<VcpuFd>);
+
+impl BlankVcpu {
+    /// Makes a machine for it, which goes with it.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    pub fn new(kvm: &Kvm) -> Result<Self, KvmError> {
+        let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let vcpu = fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+        Ok(Self(Some(vcpu)))
+    }
+
+    /// The vCPU.
+    pub fn fd(&self) -> &VcpuFd {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for BlankVcpu {
+    fn drop(&mut self) {
+        let fd = self.0.take();
+        // Without a thread it is closed here.
+        let _ = std::thread::Builder::new()
+            .name("close".to_owned())
+            .spawn(move || drop(fd));
+    }
 }
 
 /// The first number for descriptors that the kernel is to close after all others.
 const LAST_FD_MIN: libc::c_int = 512;
+
+/// Makes room for descriptors of high numbers, while the process has one thread: with more the kernel lets all processors pass by
+/// before it uses a larger table, which takes milliseconds.
+pub fn make_room_for_descriptors() {
+    // SAFETY: this makes a descriptor, and touches no memory. Standard output may be closed: then there is no room yet.
+    let last = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_DUPFD_CLOEXEC, LAST_FD_MIN) };
+    if last >= 0 {
+        // SAFETY: the descriptor was made just now, and nobody else has it.
+        drop(unsafe { OwnedFd::from_raw_fd(last) });
+    }
+}
 
 /// The same machine by a descriptor of a high number. A process that dies, by whatever signal, has its descriptors closed from
 /// the lowest to the highest, and KVM waits for its own workers when a machine's last one is closed. A worker may wait for memory
@@ -102,6 +135,7 @@ impl Vm {
     /// [`KvmError`] naming the ioctl that failed.
     pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
         let fd = closed_last(kvm, kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?)?;
+        // Before the interrupt controllers: once these are there, each change of a slot waits for milliseconds.
         for slot in memory::slots(&memory) {
             let region = kvm_userspace_memory_region {
                 slot: slot.index,

@@ -9,7 +9,8 @@ use kvm_ioctls::VcpuFd;
 use super::state::MachineState;
 use super::{NO_PANIC, Parts};
 use crate::arch::x86_64::cpuid::compatibility::{self, CompatibilityError};
-use crate::kvm::{self, KvmError, vm};
+use crate::kvm::vm::{self, BlankVcpu};
+use crate::kvm::{self, KvmError};
 
 /// Why a machine does not take up what was saved.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +67,7 @@ pub enum RestoreError {
 /// What is missing, by name.
 pub fn check_compatible(state: &MachineState) -> Result<(), CompatibilityError> {
     let kvm = vm::open()?;
-    compatibility::check(&kvm, || vm::blank_vcpu(&kvm), &state.vcpus)
+    compatibility::check(&kvm, || BlankVcpu::new(&kvm), &state.vcpus)
 }
 
 impl Parts {

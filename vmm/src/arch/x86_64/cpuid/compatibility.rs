@@ -3,13 +3,14 @@
 use std::fmt;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::Kvm;
 
 use super::features::FEATURE_WORDS;
 use super::{Cpuid, CpuidError};
 use crate::arch::x86_64::template::CpuidRegister;
 use crate::kvm::KvmError;
 use crate::kvm::state::{CpuidEntryState, VcpuState};
+use crate::kvm::vm::BlankVcpu;
 
 /// Something that a guest was given and a host cannot give.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ pub enum CompatibilityError {
 /// [`CompatibilityError::Missing`] with everything that stands in the way.
 pub fn check(
     kvm: &Kvm,
-    blank: impl FnOnce() -> Result<VcpuFd, KvmError>,
+    blank: impl FnOnce() -> Result<BlankVcpu, KvmError>,
     vcpus: &[VcpuState],
 ) -> Result<(), CompatibilityError> {
     let supported = Cpuid::supported(kvm)?;
@@ -86,8 +87,8 @@ pub fn check(
     }
     // A KVM that runs a guest's code on the host's processor as it is gives more than it says that it can.
     let blank = blank()?;
-    supported.set(&blank)?;
-    let given = Cpuid::of_vcpu(&blank)?;
+    supported.set(blank.fd())?;
+    let given = Cpuid::of_vcpu(blank.fd())?;
     missing.retain(|one| match one {
         Missing::Feature {
             leaf,
@@ -189,7 +190,6 @@ mod tests {
     use crate::arch::x86_64::template::CpuTemplate;
     use crate::arch::x86_64::testing;
     use crate::kvm::state::StateShape;
-    use crate::kvm::vm as machine;
 
     /// Answers with every register of every leaf that is compared as given.
     fn cpuid(value: u32) -> Vec<CpuidEntryState> {
@@ -309,7 +309,7 @@ mod tests {
         let cpu = Cpu::new(&vm.kvm, topology, CpuTemplate::default()).unwrap();
         let shape = StateShape::new(&vm.kvm, &vm.vm).unwrap();
         let mut saved = Vec::new();
-        let blank = || machine::blank_vcpu(&vm.kvm);
+        let blank = || BlankVcpu::new(&vm.kvm);
         for (index, vcpu) in (0..).zip(&vm.vcpus) {
             cpu.configure(vcpu, index).unwrap();
             saved.push(VcpuState::save(vcpu, &shape).unwrap());

@@ -26,6 +26,10 @@ const UNASKED_MAX: usize = DEPTH as usize / 2;
 /// The same while somebody waits: what is read besides is checked and copied in on the same thread.
 const UNASKED_MEANWHILE_MAX: usize = 2;
 
+/// How long only what is asked for is read at first: the machine is being built meanwhile, and its guest makes its first steps. What is
+/// copied in beside that holds up both.
+const REST: Duration = Duration::from_millis(20);
+
 /// Memory on its way in.
 pub(super) struct Loading {
     saved: Arc<Saved>,
@@ -41,6 +45,8 @@ pub(super) struct Loading {
     first: VecDeque<usize>,
     /// The next chunk that is read because it is its turn.
     turn: usize,
+    /// Before then only what is asked for is read.
+    rest_until: Instant,
     /// Chunks of which something was saved that is not there yet.
     missing: usize,
     errands: Vec<Errand>,
@@ -98,6 +104,7 @@ impl Loading {
             recorder: Recorder::new(first.clone()),
             first: first.into(),
             turn: 0,
+            rest_until: Instant::now() + REST,
             missing,
             errands: Vec::new(),
             faults: Vec::new(),
@@ -156,7 +163,8 @@ impl Loading {
             // Faults are looked for in each round: those who wait come before what has been read meanwhile.
             self.take_faults()?;
             self.start_reads(reader);
-            match reader.next(None)? {
+            let rest = self.rest_until.checked_duration_since(Instant::now());
+            match reader.next(rest)? {
                 Read::Chunk(chunk) => {
                     self.put(&chunk)?;
                     progress.add(self.saved_pages(chunk.chunk).bytes());
@@ -277,6 +285,9 @@ impl Loading {
             if is_due(self, chunk) {
                 return Some(chunk);
             }
+        }
+        if Instant::now() < self.rest_until {
+            return None;
         }
         while self.turn < self.stations.len() {
             let chunk = self.turn;

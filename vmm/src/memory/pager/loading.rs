@@ -26,8 +26,8 @@ const UNASKED_MAX: usize = DEPTH as usize / 2;
 /// The same while somebody waits: what is read besides is checked and copied in on the same thread.
 const UNASKED_MEANWHILE_MAX: usize = 2;
 
-/// How long only what is asked for is read at first: the machine is being built meanwhile, and its guest makes its first steps. What is
-/// copied in beside that holds up both.
+/// How long only what is asked for is read at first: the machine is being built meanwhile, and its guest makes its first steps.
+/// What is copied in beside that holds up both.
 const REST: Duration = Duration::from_millis(20);
 
 /// Memory on its way in.

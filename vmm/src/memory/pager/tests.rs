@@ -264,7 +264,11 @@ fn a_thread_can_have_memory_brought_in_before_it_touches_it() {
     let range = [(GuestAddress(offset as u64), 1)];
     let late = rig.pager.bring(&range, Duration::from_millis(20)).unwrap_err();
     assert!(matches!(late, BringError::Late { .. }), "{late:?}");
-    assert_eq!(rig.asked(1)[0], chunk, "it is asked for at once, and before all others");
+    assert_eq!(
+        rig.asked(1)[0],
+        chunk,
+        "it is asked for at once, and before all others"
+    );
     rig.answer(|chunk| chunk > 64);
     rig.pager.bring(&range, Duration::from_secs(5)).unwrap();
     let address = rig.memory.get_host_address(range[0].0).unwrap() as u64;

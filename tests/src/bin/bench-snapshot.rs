@@ -3,20 +3,23 @@
 //! Each figure is the median of alternating runs; the results are printed as a table and written as JSON to
 //! `target/bench/snapshot.json`. `MIB=256` narrows the sizes of memory, `RUNS=5` the runs.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use coracle_tests::Outcome;
 use coracle_tests::bench::api::{Monitor, Program, ms, programs, variable};
 use coracle_tests::bench::series::Series;
 use coracle_tests::bench::{self, count, words};
 use coracle_tests::guest::unikernel_words;
+use coracle_tests::{Outcome, ensure};
 use serde_json::{Map, Value, json};
 
 /// What is left of a memory for the kernel of the guest, in MiB.
 const REST_MIB: u64 = 16;
 /// How much is written between a full snapshot and a diff, in MiB.
 const DIRTY_MIB: u64 = 64;
+/// Within that the guest has written all of it once more.
+const ROUND: Duration = Duration::from_secs(2);
 /// Pauses of an idle guest in each run.
 const PAUSES: usize = 20;
 
@@ -98,9 +101,15 @@ impl Figures {
         self.full
             .push(saved(&mut monitor, "Full", &file("f.state"), &file("f.memory"))?);
         state(&mut monitor, "Resumed")?;
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(ROUND);
+        let diff = file("d.memory");
         self.diff
-            .push(saved(&mut monitor, "Diff", &file("d.state"), &file("d.memory"))?);
+            .push(saved(&mut monitor, "Diff", &file("d.state"), &diff)?);
+        let written_mib = (std::fs::metadata(&diff)?.blocks() * 512) >> 20;
+        ensure!(
+            written_mib >= DIRTY_MIB,
+            "the guest has written {written_mib} MiB of {DIRTY_MIB} within {ROUND:?}: the diff says nothing"
+        );
         drop(monitor);
 
         let idle = format!(

@@ -638,6 +638,7 @@ fn one_chain(context: &Context, seed: &mut Seed) -> Outcome {
         merged = next;
     }
     coraclectl(context, &["verify"], &[&merged.state, &merged.memory])?;
+    refuses_a_part(context, &merged, part(DIFFS))?;
     let ended = loaded(context, &merged, "lazy")?.wait(SOON)?;
     ended
         .expect(0)
@@ -648,6 +649,21 @@ fn one_chain(context: &Context, seed: &mut Seed) -> Outcome {
         "{all}"
     );
     Ok(())
+}
+
+/// The last diff and what it was merged into are one memory, and only the one file has all of it; also where nothing is checked.
+fn refuses_a_part(context: &Context, merged: &Files, diff: Files) -> Outcome {
+    let mixed = Files {
+        state: merged.state.clone(),
+        memory: diff.memory,
+    };
+    let monitor = Launch::new(&context.environment)?.start()?;
+    says(
+        &monitor,
+        "/snapshot/load",
+        &mixed.load("off"),
+        "it is the memory of a diff",
+    )
 }
 
 fn coraclectl(context: &Context, verb: &[&str], paths: &[&PathBuf]) -> Outcome<String> {

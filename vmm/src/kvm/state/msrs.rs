@@ -27,8 +27,8 @@ const HYPER_V: RangeInclusive<u32> = 0x4000_0000..=0x4000_0fff;
 /// Below KVM's limit of 256 for one call.
 const CHUNK: usize = 128;
 
-/// KVM's own registers that name a place in guest memory (Documentation/virt/kvm/x86/msr.rst): which bits are the address, and how
-/// many bytes lie there. When one is set KVM writes there, or looks the page up.
+/// KVM's own registers that name a place in guest memory (Documentation/virt/kvm/x86/msr.rst): which bits are the address, and
+/// how many bytes lie there. When one is set KVM writes there, or looks the page up.
 const POINTERS: [(u32, u64, u64); 7] = [
     (0x11, !0, 12),
     (0x12, !1, 32),

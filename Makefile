@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-iscsi bench-nfs record-api clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-iscsi bench-nfs record-api record-snapshot clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -31,7 +31,7 @@ export CORACLE_LINUX := $(LINUX)
 export CORACLE_CLIENT_PYTHON := $(VENV)/bin/python
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  TESTS=name    run only the integration tests, or soak rows, whose name contains it"
 	@echo "  SEED=n    replay a seeded sample, or one seed of the simulator"
@@ -52,7 +52,7 @@ test-unit:
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux venv
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 $(ISCSI) $(NFS)
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 
@@ -62,10 +62,10 @@ sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes
 	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 $(ISCSI) $(NFS)
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
-	PROPTEST_CASES=$(or $(CASES),20000) cargo test --release --workspace --exclude coracle-tests
+	PROPTEST_CASES=$(or $(CASES),20000) MUTATIONS=100000 cargo test --release --workspace --exclude coracle-tests
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Search for inputs that break a parser or a device, FUZZ_SECONDS each; what is found, make test replays
@@ -108,6 +108,9 @@ bench-nfs: monitor unikernel ## Disks on an NFS server beside QEMU's client on t
 
 record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
 	cargo run -p coracle-tests --bin record-api
+
+record-snapshot: monitor-dev unikernel ## Keep a snapshot of a new format, which the tests of all later versions load
+	CORACLE_BIN=$(DEV)/coracle cargo run -p coracle-tests --bin record-snapshot
 
 clean: ## Remove what was built here; the cache outside the clone stays
 	rm -rf $(TARGET)

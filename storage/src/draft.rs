@@ -3,10 +3,12 @@
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::backend::{Access, Backend, Discard, Geometry};
@@ -168,6 +170,27 @@ impl Drop for Draft {
             log::warn!("`{}` is of no use and can be removed: {error}", self.draft);
         }
     }
+}
+
+/// Whether two drafts would become one file, of which the one that is published last would be all that is left: what the names
+/// lead to counts, not how they are written.
+pub fn is_one_place(one: &str, other: &str) -> bool {
+    let image = |path: &str| path.parse::<NfsUrl>().ok().map(|url| url.image);
+    match (open::is_remote(one), open::is_remote(other)) {
+        (true, true) => one == other || image(one).is_some_and(|name| Some(name) == image(other)),
+        (false, false) => entry(one) == entry(other),
+        _ => false,
+    }
+}
+
+/// The entry of a directory that a draft replaces. What has the name may be a link: that is what is replaced, not what it leads
+/// to.
+fn entry(path: &str) -> (PathBuf, Option<OsString>) {
+    let path = Path::new(path);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
+    (parent, path.file_name().map(OsString::from))
 }
 
 fn on_host(path: &str, draft: &str, size_bytes: u64) -> Result<Place, DraftError> {

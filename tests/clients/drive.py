@@ -1,5 +1,7 @@
 """drive.py SOCKET KERNEL DISK OTHER_DISK DIRECTORY: drives a monitor through every resource in scope.
 
+It leaves the machine paused, and in DIRECTORY the snapshot that load.py goes on from.
+
 The client is `firecracker.api.Api` of the package firecracker-python, as it was published. The package's
 `__init__` imports a docker client and looks for a Firecracker binary; neither is part of the API, so only the submodule
 is imported.
@@ -44,6 +46,12 @@ def refused(socket, call):
     raise AssertionError("a call was not refused")
 
 
+def create(api, directory, name, kind):
+    """Makes a snapshot of a paused machine."""
+    api.create_snapshot.put(
+        snapshot_path=f"{directory}/{name}.state", mem_file_path=f"{directory}/{name}.memory", snapshot_type=kind)
+
+
 def main():
     socket, kernel, disk, other_disk, directory = sys.argv[1:]
     api = published_api()[0](socket)
@@ -53,7 +61,7 @@ def main():
     assert api.machine_config.get().json()["vcpu_count"] == 1
 
     api.logger.put(level="Info", show_level=True, show_log_origin=False)
-    api.machine_config.put(vcpu_count=2, mem_size_mib=96, track_dirty_pages=False)
+    api.machine_config.put(vcpu_count=2, mem_size_mib=96, track_dirty_pages=True)
     api.machine_config.patch(mem_size_mib=64)
     assert api.machine_config.get().json()["mem_size_mib"] == 64
     api.boot.put(kernel_image_path=kernel, boot_args="do=hello do=tick:ms=50,count=100000")
@@ -73,6 +81,9 @@ def main():
     refused(socket, lambda api: api.drive.put(drive_id="data", path_on_host=disk))
     refused(socket, lambda api: api.drive.patch(drive_id="data", path_on_host=other_disk))
     refused(socket, lambda api: api.vm.patch(state="Paused"))
+    refused(socket, lambda api: create(api, directory, "early", "Full"))
+    refused(socket, lambda api: api.load_snapshot.put(
+        snapshot_path=f"{directory}/none", mem_file_path=f"{directory}/none"))
 
     api = renewed(api)
     api.actions.put(action_type="InstanceStart")
@@ -89,9 +100,19 @@ def main():
     assert config["machine-config"]["vcpu_count"] == 2, config
     assert config["drives"][0]["path_on_host"] == other_disk, config
     api.actions.put(action_type="FlushMetrics")
-    api.actions.put(action_type="SendCtrlAltDel")
+    refused(socket, lambda api: create(api, directory, "running", "Full"))
+    api = renewed(api)
+    api.vm.patch(state="Paused")
+    create(api, directory, "first", "Full")
+    api.vm.patch(state="Resumed")
+    api.vm.patch(state="Paused")
+    create(api, directory, "diff", "Diff")
+    # By its default it is a full one.
+    create(api, directory, "full", None)
+    assert api.describe.get().json()["state"] == "Paused"
     api.close()
     print("every resource was driven")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -43,6 +43,8 @@ pub enum Need {
     KvmAndFirecracker,
     /// A usable /dev/kvm, and the right to make a loop device.
     KvmAndLoopDevice,
+    /// A usable /dev/kvm, and the right to trace a process.
+    KvmAndTrace,
 }
 
 impl Environment {
@@ -74,6 +76,7 @@ impl Environment {
             Need::KvmAndFirecracker if self.firecracker.is_none() => Some("FIRECRACKER is not set".into()),
             Need::KvmAndFirecracker => no_kvm(),
             Need::KvmAndLoopDevice => no_kvm().or_else(no_loop_device),
+            Need::KvmAndTrace => no_kvm().or_else(no_trace),
         }
     }
 
@@ -123,6 +126,15 @@ fn no_mount_namespace() -> Option<String> {
 
 fn no_root() -> Option<String> {
     (!rustix::process::geteuid().is_root()).then(|| "only root can become another user".into())
+}
+
+fn no_trace() -> Option<String> {
+    let tried = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
+    match tried {
+        Ok(tried) if tried.status.success() => None,
+        Ok(tried) => Some(String::from_utf8_lossy(&tried.stderr).trim().to_owned()),
+        Err(error) => Some(format!("strace: {error}")),
+    }
 }
 
 fn no_loop_device() -> Option<String> {

@@ -295,6 +295,110 @@ const BEFORE_START: &[(&str, &str, &str)] = &[
     ("PATCH", "/boot-source", "{}"),
 ];
 
+/// Requests for snapshots that are sent in every phase.
+const SNAPSHOTS_IN_EVERY_PHASE: &[(&str, &str, &str)] = &[
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_path":"{state}","mem_file_path":"{memory}"}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_type":"Diff","snapshot_path":"{state}","mem_file_path":"{memory}"}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_path":"{missing_directory}/state","mem_file_path":"{memory}"}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_path":"{state}","mem_file_path":"{missing_directory}/memory"}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{missing}","mem_backend":{"backend_type":"File","backend_path":"{missing}"}}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_file_path":"{text}","resume_vm":true}"#,
+    ),
+];
+
+/// Good and bad forms of the bodies of snapshots.
+const SNAPSHOTS_BEFORE_START: &[(&str, &str, &str)] = &[
+    ("PUT", "/snapshot/create", "-"),
+    ("PUT", "/snapshot/create", "{}"),
+    ("PUT", "/snapshot/create", r#"{"snapshot_path":"{state}"}"#),
+    ("PUT", "/snapshot/create", r#"{"mem_file_path":"{memory}"}"#),
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_type":"full","snapshot_path":"{state}","mem_file_path":"{memory}"}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_path":"{state}","mem_file_path":"{memory}","unknown":1}"#,
+    ),
+    ("PUT", "/snapshot/load", "-"),
+    ("PUT", "/snapshot/load", "{}"),
+    ("PUT", "/snapshot/load", r#"{"snapshot_path":"{text}"}"#),
+    ("PUT", "/snapshot/load", r#"{"mem_file_path":"{text}"}"#),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_file_path":"{text}","mem_backend":{"backend_type":"File","backend_path":"{text}"}}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_backend":{"backend_type":"File"}}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_backend":{"backend_path":"{text}"}}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_backend":{"backend_type":"Tape","backend_path":"{text}"}}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_backend":{"backend_type":"Uffd","backend_path":"{missing}"}}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_file_path":"{text}","enable_diff_snapshots":true,"track_dirty_pages":true}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_file_path":"{text}","network_overrides":[]}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_file_path":"{text}","unknown":1}"#,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"{text}","mem_file_path":"{text}","resume_vm":"yes"}"#,
+    ),
+    ("PUT", "/snapshot", "{}"),
+    ("PATCH", "/snapshot/load", "{}"),
+    ("GET", "/snapshot/create", "-"),
+];
+
 /// Every request, in every phase that it is sent in.
 pub fn requests() -> Vec<Request> {
     let request = |phase, (method, path, body): &(&str, &str, &str)| Request {
@@ -306,8 +410,19 @@ pub fn requests() -> Vec<Request> {
     let everywhere = PHASES
         .into_iter()
         .flat_map(|phase| IN_EVERY_PHASE.iter().map(move |row| request(phase, row)));
+    let snapshots = PHASES.into_iter().flat_map(|phase| {
+        SNAPSHOTS_IN_EVERY_PHASE
+            .iter()
+            .map(move |row| request(phase, row))
+    });
     everywhere
         .chain(BEFORE_START.iter().map(|row| request(Phase::Fresh, row)))
+        .chain(snapshots)
+        .chain(
+            SNAPSHOTS_BEFORE_START
+                .iter()
+                .map(|row| request(Phase::Fresh, row)),
+        )
         .collect()
 }
 
@@ -383,6 +498,8 @@ impl Files {
             "metrics",
             "log",
             "serial",
+            "state",
+            "memory",
             "missing",
             "missing_directory",
         ];

@@ -13,6 +13,7 @@ pub mod case;
 pub mod console;
 pub mod environment;
 pub mod exchange;
+pub mod golden;
 pub mod guest;
 pub mod harness;
 pub mod http;

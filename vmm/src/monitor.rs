@@ -86,6 +86,8 @@ pub struct Monitor {
     /// After the guest, whose disks may still have what it holds.
     operation: Option<Operation>,
     ending: Ending,
+    /// Where the end of a machine that was loaded is announced by what brings its memory in.
+    memory_ending: Option<Ending>,
     guest_end: Arc<EndSignal>,
     event_loop: EventLoop,
     wakeup: Wakeup,
@@ -148,6 +150,7 @@ impl Monitor {
             guest: Guest::NotStarted,
             operation: None,
             ending,
+            memory_ending: None,
             guest_end,
             event_loop,
             wakeup,
@@ -199,7 +202,8 @@ impl Monitor {
             match self.event_loop.wait()? {
                 Message::Calls => self.answer_calls(),
                 Message::Ended => {
-                    if let Some(end) = self.ending.announced() {
+                    let endings = [Some(&self.ending), self.memory_ending.as_ref()];
+                    if let Some(end) = endings.into_iter().flatten().find_map(Ending::announced) {
                         return Ok(end.clone());
                     }
                 }

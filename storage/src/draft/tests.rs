@@ -82,3 +82,30 @@ fn a_draft_is_beside_its_file_and_reached_in_the_same_way() {
     let [first, second] = drafts;
     assert!(first != second);
 }
+
+#[test]
+fn two_names_of_one_file_are_one_place_however_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    std::os::unix::fs::symlink(&inner, folder.path().join("link")).unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for (one, other) in [
+        (path("a"), path("a")),
+        (path("a"), path("./a")),
+        (path("a"), path("inner/../a")),
+        (path("inner/a"), path("link/a")),
+        ("a".to_owned(), "./a".to_owned()),
+        ("nfs://host/e/a".to_owned(), "nfs://host/e/a?uid=7".to_owned()),
+    ] {
+        assert!(is_one_place(&one, &other), "{one} {other}");
+    }
+    for (one, other) in [
+        (path("a"), path("b")),
+        (path("a"), path("inner/a")),
+        ("nfs://host/e/a".to_owned(), "nfs://host/e/b".to_owned()),
+        ("nfs://host/e/a".to_owned(), "/e/a".to_owned()),
+    ] {
+        assert!(!is_one_place(&one, &other), "{one} {other}");
+    }
+}

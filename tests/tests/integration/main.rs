@@ -31,6 +31,8 @@ mod overlay;
 mod serial;
 mod signals;
 mod snapshot;
+mod snapshot_damage;
+mod snapshot_io;
 mod soak;
 
 use std::path::Path;
@@ -45,6 +47,8 @@ use libtest_mimic::Arguments;
 const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
     ("snapshot", snapshot::CASES),
+    ("snapshot_damage", snapshot_damage::CASES),
+    ("snapshot_io", snapshot_io::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),

@@ -62,27 +62,27 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Where a snapshot is.
-struct Files {
-    state: PathBuf,
-    memory: PathBuf,
+pub(crate) struct Files {
+    pub(crate) state: PathBuf,
+    pub(crate) memory: PathBuf,
 }
 
 impl Files {
-    fn in_directory(directory: &Path, name: &str) -> Self {
+    pub(crate) fn in_directory(directory: &Path, name: &str) -> Self {
         Self {
             state: directory.join(format!("{name}.state")),
             memory: directory.join(format!("{name}.memory")),
         }
     }
 
-    fn create(&self, kind: &str) -> Value {
+    pub(crate) fn create(&self, kind: &str) -> Value {
         json!({ "snapshot_path": self.state, "mem_file_path": self.memory, "snapshot_type": kind })
     }
 
-    fn load(&self, verify: &str) -> Value {
+    pub(crate) fn load(&self, verify: &str) -> Value {
         json!({
             "snapshot_path": self.state,
             "mem_backend": { "backend_type": "File", "backend_path": self.memory },
@@ -93,39 +93,39 @@ impl Files {
 }
 
 /// The same JSON with another member in a part of it.
-fn with(mut body: Value, part: &str, member: &str, value: Value) -> Value {
+pub(crate) fn with(mut body: Value, part: &str, member: &str, value: Value) -> Value {
     if let Some(object) = body.pointer_mut(part).and_then(Value::as_object_mut) {
         object.insert(member.to_owned(), value);
     }
     body
 }
 
-fn started(context: &Context, config: &Value) -> Outcome<Monitor> {
+pub(crate) fn started(context: &Context, config: &Value) -> Outcome<Monitor> {
     let monitor = Launch::new(&context.environment)?.start()?;
     monitor.configure(config)?;
     monitor.start_instance()?;
     Ok(monitor)
 }
 
-fn saved(monitor: &Monitor, files: &Files, kind: &str) -> Outcome {
+pub(crate) fn saved(monitor: &Monitor, files: &Files, kind: &str) -> Outcome {
     monitor.set_state("Paused")?;
     monitor.must("PUT", "/snapshot/create", Some(&files.create(kind)))?;
     Ok(())
 }
 
-fn killed(monitor: Monitor) -> Outcome {
+pub(crate) fn killed(monitor: Monitor) -> Outcome {
     monitor.signal(Signal::KILL)?;
     monitor.wait(SOON)?;
     Ok(())
 }
 
-fn loaded(context: &Context, files: &Files, verify: &str) -> Outcome<Monitor> {
+pub(crate) fn loaded(context: &Context, files: &Files, verify: &str) -> Outcome<Monitor> {
     let monitor = Launch::new(&context.environment)?.start()?;
     monitor.must("PUT", "/snapshot/load", Some(&files.load(verify)))?;
     Ok(monitor)
 }
 
-fn refused(context: &Context, files: &Files) -> Outcome<String> {
+pub(crate) fn refused(context: &Context, files: &Files) -> Outcome<String> {
     let monitor = Launch::new(&context.environment)?.start()?;
     let answer = monitor.request("PUT", "/snapshot/load", Some(&files.load("lazy")))?;
     ensure!(
@@ -472,6 +472,16 @@ fn keeps_its_times(context: &Context) -> Outcome {
         &files.load("lazy"),
         "not supported after starting the microVM",
     )?;
+    monitor.set_state("Paused")?;
+    let beside = directory.path().join(".").join("test-disk");
+    for (member, value, part) in [
+        ("mem_file_path", &files.state, "are the same file"),
+        ("mem_file_path", &disk, "is the image of drive `d`"),
+        ("snapshot_path", &beside, "is the image of drive `d`"),
+    ] {
+        let create = with(create.clone(), "", member, json!(value));
+        says(&monitor, "/snapshot/create", &create, part)?;
+    }
     saved(&monitor, &files, "Full")?;
     killed(monitor)?;
 
@@ -628,6 +638,7 @@ fn one_chain(context: &Context, seed: &mut Seed) -> Outcome {
         merged = next;
     }
     coraclectl(context, &["verify"], &[&merged.state, &merged.memory])?;
+    refuses_a_part(context, &merged, part(DIFFS))?;
     let ended = loaded(context, &merged, "lazy")?.wait(SOON)?;
     ended
         .expect(0)
@@ -638,6 +649,21 @@ fn one_chain(context: &Context, seed: &mut Seed) -> Outcome {
         "{all}"
     );
     Ok(())
+}
+
+/// The last diff and what it was merged into are one memory, and only the one file has all of it; also where nothing is checked.
+fn refuses_a_part(context: &Context, merged: &Files, diff: Files) -> Outcome {
+    let mixed = Files {
+        state: merged.state.clone(),
+        memory: diff.memory,
+    };
+    let monitor = Launch::new(&context.environment)?.start()?;
+    says(
+        &monitor,
+        "/snapshot/load",
+        &mixed.load("off"),
+        "it is the memory of a diff",
+    )
 }
 
 fn coraclectl(context: &Context, verb: &[&str], paths: &[&PathBuf]) -> Outcome<String> {

@@ -122,8 +122,12 @@ impl Machine<Paused> {
             self.parts.is_remembered &= !round.raises;
             return Progress::Done(Ok(()));
         }
-        let look = (!round.recording.is_empty()).then(|| Instant::now() + LOOK_PERIOD);
-        let until = round.until.min(look.unwrap_or(round.until));
+        // An errand ends by itself at its time. Whoever records waits for the host as long as that takes.
+        let until = if round.recording.is_empty() {
+            round.until
+        } else {
+            Instant::now() + LOOK_PERIOD
+        };
         Progress::Pending { until }
     }
 

@@ -4,6 +4,7 @@ use coracle_devices::i8042::I8042State;
 use coracle_devices::serial::SerialPortState;
 use coracle_devices::virtio::mmio::TransportState;
 use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
 
 use super::{Machine, NO_PANIC, Paused};
 use crate::kvm;
@@ -154,6 +155,12 @@ impl MachineState {
             keyboard: state.take(KEYBOARD)?,
             drives: state.take(DRIVES)?,
         })
+    }
+
+    /// The memory that KVM itself touches when it takes the state up: where, and how many bytes. The guest, or whoever wrote the
+    /// state, has chosen it: it may be no memory.
+    pub fn memory_of_kvm(&self) -> Vec<(GuestAddress, u64)> {
+        self.vcpus.iter().flat_map(VcpuState::memory_of_kvm).collect()
     }
 
     /// What the image of drive `id` was.

@@ -285,4 +285,6 @@ fn check_trailer(saved: &SavedMemory<'_>, trailer: &[u8; TRAILER_BYTES]) -> Resu
 }
 
 #[cfg(test)]
+mod mutations;
+#[cfg(test)]
 mod tests;

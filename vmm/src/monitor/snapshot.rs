@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coracle_devices::virtio::device::Patience;
+use coracle_storage::draft::is_one_place;
+use coracle_storage::overlay;
 
 use super::opening::Opening;
 use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::{Data, Fault};
 use crate::config::{SnapshotCreate, SnapshotLoad, SnapshotProgress, SnapshotStage, SnapshotType};
+use crate::end::Ending;
+use crate::event_loop::Source;
 use crate::machine::{Machine, Paused, Progress, Round};
 use crate::snapshot::contents::{CONFIG, ConfigState, ORIGIN, OriginState};
 use crate::snapshot::create::{self, CreateError};
@@ -24,7 +28,7 @@ use crate::state::Sections;
 /// ```
 pub(super) enum Making {
     /// The disks have what was written put onto their media.
-    Flushing(Round, Box<SnapshotCreate>),
+    Flushing(Round, Box<SnapshotCreate>, Arc<memory::Progress>),
     /// Memory and state are being written.
     Writing(
         Opening<Result<memory::MemoryId, CreateError>>,
@@ -35,18 +39,45 @@ pub(super) enum Making {
 impl Monitor {
     /// Begins to make a snapshot.
     pub(super) fn create_snapshot(&mut self, files: SnapshotCreate) -> Result<Reaction, Fault> {
-        if files.mem_file_path == files.snapshot_path {
-            return Err(Fault::bad_request(
-                "Create snapshot error: mem_file_path and snapshot_path are the same file",
-            ));
-        }
+        self.check_places(&files)?;
         let notice = self.wakeup.notice();
         let round = self.paused()?.begin_flush(&notice);
         let round = round.map_err(|error| create_fault(&error))?;
         Ok(Reaction::Begun(Work::Snapshot(Making::Flushing(
             round,
             Box::new(files),
+            Arc::default(),
         ))))
+    }
+
+    /// Whether nothing is in the way of either file that must not be replaced: the other one, or the image of a drive.
+    fn check_places(&self, files: &SnapshotCreate) -> Result<(), Fault> {
+        let (state, memory) = (&files.snapshot_path, &files.mem_file_path);
+        if is_one_place(state, memory) {
+            return Err(Fault::bad_request(
+                "Create snapshot error: mem_file_path and snapshot_path are the same file",
+            ));
+        }
+        for drive in self.config.drives() {
+            let layers = drive.overlay.as_ref();
+            let images = [
+                drive.path_on_host.as_ref(),
+                layers.map(|layers| &layers.base),
+                layers
+                    .map(|layers| &layers.path)
+                    .filter(|path| *path != overlay::MEMORY),
+            ];
+            for image in images.into_iter().flatten() {
+                let is_image = |path: &&String| is_one_place(path, image);
+                if let Some(path) = [state, memory].into_iter().find(is_image) {
+                    return Err(Fault::bad_request(format!(
+                        "Create snapshot error: `{path}` is the image of drive `{}`: name another file",
+                        drive.drive_id
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The machine, if it stands still and nothing of it is lost.
@@ -63,17 +94,22 @@ impl Monitor {
 
     pub(super) fn go_on_making(&mut self, making: Making) -> Course {
         match making {
-            Making::Flushing(mut round, files) => {
+            // What the disks were asked for, they may do or not: a flush changes nothing.
+            Making::Flushing(_, _, progress) if progress.is_cancelled() => {
+                Course::Over(Err(create_fault(&CreateError::Cancelled)))
+            }
+            Making::Flushing(mut round, files, progress) => {
                 let machine = match self.paused() {
                     Ok(machine) => machine,
                     Err(fault) => return Course::Over(Err(fault)),
                 };
                 match machine.poll_round(&mut round, Patience::None) {
                     Progress::Pending { until } => {
-                        Course::Pending(Work::Snapshot(Making::Flushing(round, files)), Some(until))
+                        let making = Making::Flushing(round, files, progress);
+                        Course::Pending(Work::Snapshot(making), Some(until))
                     }
                     Progress::Done(Err(error)) => Course::Over(Err(create_fault(&error))),
-                    Progress::Done(Ok(())) => match self.begin_writing(*files) {
+                    Progress::Done(Ok(())) => match self.begin_writing(*files, progress) {
                         Ok(making) => self.go_on_making(making),
                         Err(fault) => Course::Over(Err(fault)),
                     },
@@ -95,7 +131,11 @@ impl Monitor {
     }
 
     /// Saves the state, and begins to write it and the memory.
-    fn begin_writing(&mut self, files: SnapshotCreate) -> Result<Making, Fault> {
+    fn begin_writing(
+        &mut self,
+        files: SnapshotCreate,
+        progress: Arc<memory::Progress>,
+    ) -> Result<Making, Fault> {
         let mut sections = Sections::default();
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         sections.add(
@@ -113,7 +153,6 @@ impl Monitor {
             SnapshotType::Full => machine.all_pages(),
             SnapshotType::Diff => machine.written_pages().map_err(|error| create_fault(&error))?,
         };
-        let progress = Arc::<memory::Progress>::default();
         let job = create::Job {
             files,
             sections,
@@ -135,11 +174,13 @@ impl Monitor {
         }
         load.memory().map_err(|error| load_fault(&error))?;
         let resume = load.resume_vm;
+        // What a load that fails has announced is for nobody.
+        let ending = Ending::new().map_err(|error| load_fault(&error))?;
         let job = load::Job {
             load,
             process: self.config.clone(),
             owner: self.owner.clone(),
-            ending: self.ending.clone(),
+            ending,
         };
         let opening = Opening::begin("open", &self.wakeup.notice(), move || job.run().map(Box::new));
         let opening = opening.map_err(|error| load_fault(&error))?;
@@ -151,7 +192,7 @@ impl Monitor {
         opening: Opening<Result<Box<Loaded>, LoadError>>,
         resume: bool,
     ) -> Course {
-        let Loaded { plan, config } = match opening.poll() {
+        let Loaded { plan, config, ending } = match opening.poll() {
             None => return Course::Pending(Work::Load(opening, resume), None),
             Some(Err(error)) => return Course::Over(Err(load_fault(&error))),
             Some(Ok(loaded)) => *loaded,
@@ -164,6 +205,8 @@ impl Monitor {
             }
         };
         self.config = config;
+        self.event_loop.watch(Source::Ending(ending.clone()));
+        self.memory_ending = Some(ending);
         self.attend(&machine);
         self.guest = Guest::Paused(machine);
         if !resume {
@@ -224,11 +267,12 @@ impl Monitor {
     }
 
     /// Gives up the snapshot that is being made, if there is one.
-    pub(super) fn cancel_snapshot(&self) {
-        if let Some(Work::Snapshot(Making::Writing(_, progress))) =
+    pub(super) fn cancel_snapshot(&mut self) {
+        if let Some(Work::Snapshot(Making::Flushing(_, _, progress) | Making::Writing(_, progress))) =
             self.operation.as_ref().map(|operation| &operation.work)
         {
             progress.cancel();
+            self.advance();
         }
     }
 }

@@ -56,6 +56,10 @@ impl Backend for Fake {
     }
 
     fn start(&mut self, request: Request, _: &mut dyn Submit) -> Step {
+        // What is begun while it hangs has no end.
+        if self.0.hangs.load(Ordering::SeqCst) {
+            return Step::Pending;
+        }
         Step::Busy(request)
     }
 
@@ -287,6 +291,39 @@ fn a_drive_that_waits_for_its_disk_takes_its_next_image_when_it_can() {
         r#"{"drive_id": "d", "size_bytes": 8388608}"#,
     );
     assert_eq!(status, 204, "{body}");
+    rig.end();
+}
+
+#[test]
+fn a_snapshot_that_waits_for_a_disk_is_given_up_at_once_and_leaves_nothing() {
+    let Some(rig) = Rig::new("a_snapshot_that_waits_for_a_disk_is_given_up_at_once_and_leaves_nothing")
+    else {
+        return;
+    };
+    assert_eq!(rig.set_state("Paused").0, 204);
+    let folder = tempfile::tempdir().unwrap();
+    let (state, memory) = (folder.path().join("state"), folder.path().join("memory"));
+    let body = format!(
+        r#"{{"snapshot_path": "{}", "mem_file_path": "{}"}}"#,
+        state.display(),
+        memory.display()
+    );
+    rig.disk.hangs(true);
+    let socket = rig.socket.clone();
+    let made = thread::spawn(move || call(&socket, "PUT", "/snapshot/create", &body));
+    rig.wait_for("/snapshot", "Creating");
+    let begun = Instant::now();
+    let cancelled = call(&rig.socket, "PATCH", "/snapshot", r#"{"state": "Cancelled"}"#);
+    assert_eq!(cancelled.0, 204, "{cancelled:?}");
+    let (status, body) = made.join().unwrap();
+    assert_eq!(status, 400);
+    assert!(body.contains("the snapshot was cancelled"), "{body}");
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    assert!(rig.get("/snapshot").1.contains("Idle"));
+    rig.disk.hangs(false);
+    assert_eq!(rig.set_state("Resumed").0, 204);
     rig.end();
 }
 

@@ -1,7 +1,7 @@
 //! The two files of a snapshot that no machine is using: looked at, checked, and merged.
 
 use coracle_storage::backend::{Access, Backend};
-use coracle_storage::draft::{Draft, DraftError};
+use coracle_storage::draft::{self, Draft, DraftError};
 use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::open::{self, OpenError};
 use coracle_storage::request::Failure;
@@ -67,6 +67,12 @@ pub enum FilesError {
         #[source]
         source: Failure,
     },
+    /// Of two new files only one would be left.
+    #[error("the merged state and the merged memory are both to be `{path}`: name two files")]
+    OnePlace {
+        /// The file.
+        path: String,
+    },
     /// The state cannot be written anew.
     #[error("`{path}` cannot be merged")]
     State {
@@ -116,6 +122,11 @@ impl Files<'_> {
         owner: &Owner,
         progress: &Progress,
     ) -> Result<(), FilesError> {
+        if draft::is_one_place(merged.state, merged.memory) {
+            return Err(FilesError::OnePlace {
+                path: merged.state.to_owned(),
+            });
+        }
         let base_table = self.read(owner)?.table;
         let diff_state = StateFile::read(diff.state, owner)?;
         let diff_table = diff_state.parse()?.table;

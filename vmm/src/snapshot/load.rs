@@ -11,18 +11,19 @@ use coracle_storage::blocking::Blocking;
 use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::open::{self, OpenError};
 use coracle_storage::request::Failure;
+use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use super::contents::{CONFIG, ConfigState, MEMORY, ORIGIN, OriginState};
 use super::memory::{MemoryTable, MemoryTableState, TableError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
-use crate::end::Ending;
+use crate::end::{End, Ending};
 use crate::machine::plan::{MemorySource, Plan, PlanError, page_size};
 use crate::machine::state::{Counts, MachineState};
 use crate::machine::{PlatformError, check_compatible, renew_generation};
 use crate::memory::external::{self, ExternalError};
-use crate::memory::pager::BringError;
+use crate::memory::pager::{BringError, Pager};
 use crate::memory::restore::{self, SavedMemory};
 use crate::state::{Header, STATE_BYTES_MAX, State, StateError};
 
@@ -34,7 +35,7 @@ pub struct Job {
     pub process: Config,
     /// Who asks.
     pub owner: Owner,
-    /// Where it is announced that the memory is damaged.
+    /// Where it is announced that the memory is damaged: an ending of its own, which counts once there is a machine.
     pub ending: Ending,
 }
 
@@ -44,6 +45,8 @@ pub struct Loaded {
     pub plan: Plan,
     /// Its configuration.
     pub config: Config,
+    /// Where it is announced that some of its memory is lost.
+    pub ending: Ending,
 }
 
 /// Why a snapshot is not loaded. No image was leased, unless the error is of one.
@@ -106,6 +109,9 @@ pub enum LoadError {
     /// What is needed of the memory at once.
     #[error(transparent)]
     Bring(#[from] BringError),
+    /// The same, and why.
+    #[error("guest memory cannot be loaded: {0}")]
+    MemoryLost(String),
     /// The generation ID.
     #[error(transparent)]
     Renew(#[from] PlatformError),
@@ -253,13 +259,45 @@ impl Job {
                 (memory, None)
             }
         };
-        if let Some(pager) = &pager {
-            // Whoever waits for it is this thread, and not for ever.
-            pager.bring(&[(layout::VMGENID, GENERATION_ID_BYTES as u64)], FIRST_PAGES_MAX)?;
-        }
+        self.bring_first_pages(&snapshot.state, &memory, pager.as_ref())?;
         renew_generation(&memory)?;
         let source = MemorySource { memory, pager, id };
         let plan = Plan::restore(&config, &self.owner, source, snapshot.state)?;
-        Ok(Loaded { plan, config })
+        Ok(Loaded {
+            plan,
+            config,
+            ending: self.ending,
+        })
+    }
+
+    /// Has there what the host itself touches when it builds the machine: on the thread that does that nobody may wait for a
+    /// server, or for another process, or for what will never come.
+    fn bring_first_pages(
+        &self,
+        state: &MachineState,
+        memory: &GuestMemoryMmap,
+        pager: Option<&Pager>,
+    ) -> Result<(), LoadError> {
+        let mut ranges = state.memory_of_kvm();
+        ranges.push((layout::VMGENID, GENERATION_ID_BYTES as u64));
+        if let Some(pager) = pager {
+            // Whoever waits for it is this thread, and not for ever.
+            return pager
+                .bring(&ranges, FIRST_PAGES_MAX)
+                .map_err(|error| match self.ending.announced() {
+                    Some(End::MemoryLost { reason }) => LoadError::MemoryLost(reason.clone()),
+                    _ => error.into(),
+                });
+        }
+        for (start, len_bytes) in ranges {
+            for at in [Some(start), start.checked_add(len_bytes - 1)]
+                .into_iter()
+                .flatten()
+            {
+                // What is no memory, KVM touches as little.
+                let _ = memory.read_obj::<u8>(at);
+            }
+        }
+        Ok(())
     }
 }

@@ -78,6 +78,54 @@ fn a_section_that_is_missing_left_over_or_of_another_version_is_an_error_with_it
     assert!(left.starts_with("section `first` is not known"), "{left}");
 }
 
+/// What [`First`] became.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct FirstAgain {
+    number: u64,
+    texts: Vec<String>,
+}
+
+impl From<First> for FirstAgain {
+    fn from(first: First) -> Self {
+        Self {
+            number: first.number,
+            texts: vec![first.text],
+        }
+    }
+}
+
+impl Body for FirstAgain {
+    const VERSION: u32 = 2;
+
+    fn read(version: u32, bytes: &[u8]) -> Result<Option<Self>, postcard::Error> {
+        match version {
+            First::VERSION => Ok(First::read(version, bytes)?.map(Self::from)),
+            Self::VERSION => whole(bytes).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[test]
+fn a_section_of_the_version_before_is_read_and_one_of_the_version_after_is_not() {
+    let bytes = two_sections();
+    let read: FirstAgain = State::parse(&bytes).unwrap().take("first").unwrap();
+    assert_eq!(read, first().into());
+
+    let mut sections = Sections::default();
+    sections.add("first", &read);
+    let bytes = sections.finish();
+    assert_eq!(
+        State::parse(&bytes).unwrap().take::<FirstAgain>("first").unwrap(),
+        read
+    );
+    let refused = State::parse(&bytes).unwrap().take::<First>("first").unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "section `first` has version 2, and this version reads 1 and the one before it"
+    );
+}
+
 #[test]
 fn one_section_is_replaced_and_the_others_stay() {
     let bytes = two_sections();

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
+use vm_memory::GuestAddress;
 
 use super::super::failed;
 use super::{MSRS_MAX, MsrState, StateError};
@@ -25,6 +26,25 @@ const UNLISTED: [RangeInclusive<u32>; 6] = [
 const HYPER_V: RangeInclusive<u32> = 0x4000_0000..=0x4000_0fff;
 /// Below KVM's limit of 256 for one call.
 const CHUNK: usize = 128;
+
+/// KVM's own registers that name a place in guest memory (Documentation/virt/kvm/x86/msr.rst): which bits are the address, and
+/// how many bytes lie there. When one is set KVM writes there, or looks the page up.
+const POINTERS: [(u32, u64, u64); 7] = [
+    (0x11, !0, 12),
+    (0x12, !1, 32),
+    (0x4b56_4d00, !0, 12),
+    (0x4b56_4d01, !1, 32),
+    (0x4b56_4d02, !0x3f, 64),
+    (0x4b56_4d03, !0x3f, 64),
+    (0x4b56_4d04, !3, 4),
+];
+
+/// The place that `msr` names, if it is such a register and in use.
+pub(super) fn memory_behind(msr: &MsrState) -> Option<(GuestAddress, u64)> {
+    let (_, mask, len_bytes) = POINTERS.iter().find(|(index, ..)| *index == msr.index)?;
+    let address = msr.value & mask;
+    (address != 0).then_some((GuestAddress(address), *len_bytes))
+}
 
 /// What is read of a vCPU by a host whose KVM lists `listed`.
 pub(super) fn indices(listed: &[u32]) -> Vec<u32> {
@@ -143,6 +163,24 @@ mod tests {
         assert!(indices.is_sorted_by(|a, b| a < b));
         assert_eq!((indices.first(), indices.last()), (Some(&0x10), Some(&STAR)));
         assert!(!indices.contains(&0x4000_0001));
+    }
+
+    #[test]
+    fn a_register_that_names_memory_names_it_without_its_flags_and_only_when_it_is_in_use() {
+        let behind = |index, value| memory_behind(&MsrState { index, value });
+        assert_eq!(
+            behind(0x4b56_4d01, 0x5001),
+            Some((GuestAddress(0x5000), 32)),
+            "the clock"
+        );
+        assert_eq!(
+            behind(0x4b56_4d03, 0x7041),
+            Some((GuestAddress(0x7040), 64)),
+            "stolen time"
+        );
+        for (index, value) in [(0x4b56_4d01, 1), (0x4b56_4d01, 0), (STAR, 0x5001)] {
+            assert_eq!(behind(index, value), None, "{index:#x} {value:#x}");
+        }
     }
 
     #[test]

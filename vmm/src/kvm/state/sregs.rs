@@ -6,6 +6,7 @@
 
 use kvm_bindings::{KVM_SREGS2_FLAGS_PDPTRS_VALID, KVMIO, kvm_sregs, kvm_sregs2};
 use kvm_ioctls::VcpuFd;
+use vm_memory::GuestAddress;
 use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref};
 
 use super::super::{KvmError, failed};
@@ -15,6 +16,12 @@ use super::{StateError, Support};
 const KVM_GET_SREGS2: libc::c_ulong = number(_IOC_READ, 0xcc);
 /// KVM API, section 4.133.
 const KVM_SET_SREGS2: libc::c_ulong = number(_IOC_WRITE, 0xcd);
+
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LMA: u64 = 1 << 10;
+/// The bits of CR3 that are an address (SDM volume 3, 4.4.1).
+const CR3_PAE: u64 = 0xffff_ffe0;
 
 const PDPTRS_VALID: u64 = KVM_SREGS2_FLAGS_PDPTRS_VALID as u64;
 
@@ -55,6 +62,12 @@ pub(super) fn restore(
     Ok(())
 }
 
+/// Where a processor with PAE paging has its page directory pointers, which KVM reads when the registers are set.
+pub(super) fn page_directory(sregs: kvm_sregs) -> Option<(GuestAddress, u64)> {
+    let is_pae = sregs.cr0 & CR0_PG != 0 && sregs.cr4 & CR4_PAE != 0 && sregs.efer & EFER_LMA == 0;
+    is_pae.then_some((GuestAddress(sregs.cr3 & CR3_PAE), 32))
+}
+
 fn succeeded(done: libc::c_int, ioctl: &'static str) -> Result<(), KvmError> {
     match done {
         0 => Ok(()),
@@ -83,5 +96,30 @@ fn with_pointers(sregs: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
         apic_base: sregs.apic_base,
         flags: PDPTRS_VALID,
         pdptrs,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_processor_with_pae_paging_has_page_directory_pointers_in_memory() {
+        let sregs = |cr0, cr4, efer| kvm_sregs {
+            cr0,
+            cr3: 0x1234_5018,
+            cr4,
+            efer,
+            ..Default::default()
+        };
+        let pointers = page_directory(sregs(CR0_PG | 1, CR4_PAE, 0));
+        assert_eq!(pointers, Some((GuestAddress(0x1234_5000), 32)));
+        for (cr0, cr4, efer) in [
+            (1, CR4_PAE, 0),
+            (CR0_PG | 1, 0, 0),
+            (CR0_PG | 1, CR4_PAE, EFER_LMA),
+        ] {
+            assert_eq!(page_directory(sregs(cr0, cr4, efer)), None);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_mp_state, kvm_sregs, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
+use vm_memory::GuestAddress;
 
 use super::super::failed;
 use super::{CpuidEntryState, StateError, StateShape, Support, VcpuState};
@@ -83,6 +84,17 @@ impl VcpuState {
             mp_state: self.mp_state,
         };
         Ok(vcpu.set_mp_state(mp_state).map_err(failed("KVM_SET_MP_STATE"))?)
+    }
+
+    /// The memory that [`Self::restore`] makes KVM touch, as far as the state says: where, and how many bytes.
+    pub fn memory_of_kvm(&self) -> Vec<(GuestAddress, u64)> {
+        let mut ranges: Vec<_> = self.msrs.iter().filter_map(msrs::memory_behind).collect();
+        ranges.extend(
+            bytes::to(&self.sregs, "registers")
+                .ok()
+                .and_then(sregs::page_directory),
+        );
+        ranges
     }
 
     fn processor(&self) -> Result<Cpuid, StateError> {

@@ -34,7 +34,7 @@ pub enum ReadError {
     #[error("cannot begin to read the memory file")]
     Begin(#[source] io::Error),
     #[error(
-        "the memory file has {found} bytes, and the memory in it takes {expected}: it was cut off, or is another's"
+        "the memory file has {found} bytes, and the memory in it takes {expected}: it was cut off or added to, or is another's"
     )]
     FileSize { found: u64, expected: u64 },
     #[error("the memory file does not belong to the state file")]
@@ -76,7 +76,7 @@ impl<'t> Reader<'t> {
     /// A reader of the file of `table`, at its first chunk.
     pub(super) fn new(table: &'t MemoryTable, image: Box<dyn Backend>) -> Result<Self, ReadError> {
         let (found, expected) = (image.geometry().size_bytes, file_bytes(table.size_bytes()));
-        if found < expected {
+        if found != expected {
             return Err(ReadError::FileSize { found, expected });
         }
         let mut reader = Self {

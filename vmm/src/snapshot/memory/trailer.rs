@@ -1,7 +1,7 @@
 //! The trailer of a memory file: whose memory it is, behind the last byte of it.
 
 use super::MemoryTable;
-use super::table::MemoryId;
+use super::table::{Kind, MemoryId};
 
 /// Length of the trailer: a page of its own.
 pub const TRAILER_BYTES: usize = 4096;
@@ -13,6 +13,8 @@ pub struct Trailer {
     pub id: MemoryId,
     /// Size of the memory before the trailer, in bytes.
     pub size_bytes: u64,
+    /// Whether pages of it are in other files: a diff and what it was merged into are one memory, and two files.
+    pub is_diff: bool,
 }
 
 /// Why a file is not the memory file that it is taken for.
@@ -31,15 +33,24 @@ pub enum TrailerError {
     OtherMemory { found: MemoryId, expected: MemoryId },
     #[error("it has {found} bytes of memory, and the state file's table has {expected}")]
     OtherSize { found: u64, expected: u64 },
+    #[error(
+        "it is the memory of a diff, and the state file belongs to a full snapshot: take the memory that was merged with it"
+    )]
+    Diff,
+    #[error(
+        "it is the memory of a full snapshot, and the state file belongs to a diff: take the two files of one snapshot"
+    )]
+    Full,
 }
 
 const MAGIC: [u8; 8] = *b"CORACMEM";
 const VERSION: u32 = 1;
 
-/// Where the fields lie: magic, version, id, size; zeros; the CRC32C of all that is before it.
+/// Where the fields lie: magic, version, id, size, 1 for a diff; zeros; the CRC32C of all that is before it.
 const VERSION_AT: usize = 8;
 const ID_AT: usize = 16;
 const SIZE_AT: usize = 32;
+const IS_DIFF_AT: usize = 40;
 const CHECKSUM_AT: usize = TRAILER_BYTES - 4;
 
 impl Trailer {
@@ -48,6 +59,7 @@ impl Trailer {
         Self {
             id: table.id(),
             size_bytes: table.size_bytes(),
+            is_diff: table.kind() != Kind::Full,
         }
     }
 
@@ -64,6 +76,7 @@ impl Trailer {
         put(VERSION_AT, &VERSION.to_le_bytes());
         put(ID_AT, &self.id.0);
         put(SIZE_AT, &self.size_bytes.to_le_bytes());
+        put(IS_DIFF_AT, &u32::from(self.is_diff).to_le_bytes());
         let (summed, sum) = bytes.split_at_mut(CHECKSUM_AT);
         sum.copy_from_slice(&crc32c::crc32c(summed).to_le_bytes());
         bytes
@@ -88,7 +101,11 @@ impl Trailer {
                 expected: table.size_bytes(),
             });
         }
-        Ok(())
+        match (found.is_diff, table.kind()) {
+            (true, Kind::Full) => Err(TrailerError::Diff),
+            (false, Kind::Diff { .. }) => Err(TrailerError::Full),
+            _ => Ok(()),
+        }
     }
 
     /// Reads what lies behind the `size_bytes` of a file.
@@ -111,6 +128,7 @@ impl Trailer {
         Ok(Self {
             id: MemoryId(field(bytes, ID_AT)),
             size_bytes: u64::from_le_bytes(field(bytes, SIZE_AT)),
+            is_diff: u32::from_le_bytes(field(bytes, IS_DIFF_AT)) != 0,
         })
     }
 }
@@ -138,6 +156,22 @@ mod tests {
             Trailer::check(&bytes, &table(2)),
             Err(TrailerError::OtherMemory { .. })
         ));
+    }
+
+    #[test]
+    fn a_diff_is_not_taken_for_the_memory_that_it_was_merged_into() {
+        let merged = table(1);
+        let parent = MemoryId([2; 16]);
+        let diff = MemoryTable::new(
+            merged.id(),
+            Kind::Diff { parent },
+            PageSet::empty(1 << 20),
+            vec![0; 16],
+        );
+        let trailer = |table: &MemoryTable| Trailer::of(table).to_bytes();
+        assert_eq!(Trailer::check(&trailer(&diff), &diff), Ok(()));
+        assert_eq!(Trailer::check(&trailer(&diff), &merged), Err(TrailerError::Diff));
+        assert_eq!(Trailer::check(&trailer(&merged), &diff), Err(TrailerError::Full));
     }
 
     #[test]

@@ -148,13 +148,18 @@ fn a_file_or_a_set_of_pages_of_another_size_is_refused() {
 }
 
 #[test]
-fn a_file_that_was_cut_off_is_refused() {
+fn a_file_that_was_cut_off_or_added_to_is_refused() {
     let memory = memory(2);
     fill_page(&memory, 0, 1);
     let scratch = Scratch::new(2);
     let table = write_full(&memory, 1, &scratch);
-    let cut: File = scratch.file.try_clone().unwrap();
-    let image = image_on(cut, 2 * MIB);
-    let refused = verify(&table, image, &Progress::new());
-    assert!(matches!(refused, Err(ReadError::FileSize { .. })));
+    for size_bytes in [2 * MIB, file_bytes(2 * MIB) - 4096, file_bytes(2 * MIB) + 512] {
+        let file: File = scratch.file.try_clone().unwrap();
+        file.set_len(size_bytes).unwrap();
+        let refused = verify(&table, image_on(file, size_bytes), &Progress::new());
+        assert!(
+            matches!(refused, Err(ReadError::FileSize { .. })),
+            "{size_bytes}: {refused:?}"
+        );
+    }
 }

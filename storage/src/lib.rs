@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod blocking;
+mod clock;
 pub mod draft;
 pub mod engine;
 mod escape;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use crate::clock;
 use crate::reactor::{
     Event, FILES_MAX, Full, KernelOp, NO_FILE, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
 };
@@ -124,12 +125,12 @@ impl Reactor for Plain {
             let limit = match (patience, self.deadline) {
                 (Patience::UntilEvent, None) if wakes.len() == before => None,
                 (Patience::UntilEvent, Some(deadline)) if wakes.len() == before => {
-                    Some(deadline.saturating_duration_since(Instant::now()))
+                    Some(deadline.saturating_duration_since(clock::now()))
                 }
                 _ => Some(Duration::ZERO),
             };
             let polled = self.poll(limit, wakes)?;
-            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if self.deadline.is_some_and(|deadline| deadline <= clock::now()) {
                 self.deadline = None;
                 wakes.push(Wake::TimerExpired);
             }

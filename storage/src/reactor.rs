@@ -305,7 +305,7 @@ pub trait Submit {
 
     /// The time on the clock of the reactor: that of a simulation is its own.
     fn now(&self) -> Instant {
-        Instant::now()
+        crate::clock::now()
     }
 }
 

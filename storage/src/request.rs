@@ -30,6 +30,16 @@ pub enum Operation {
     FindData,
 }
 
+impl Operation {
+    /// What becomes of the space of what it zeroes.
+    pub(crate) fn space(self) -> Space {
+        match self {
+            Self::WriteZeroes { space } => space,
+            _ => Space::MayBeFreed,
+        }
+    }
+}
+
 /// When a change of the image counts as done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {

@@ -22,6 +22,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
+use crate::clock;
 use crate::reactor::{
     Event, FILES_MAX, Full, KernelOp, NO_FILE, Patience, Reach, Reactor, SocketOp, Submit, Token,
     WATCHES_MAX, Wake,
@@ -250,7 +251,7 @@ impl Reactor for Ring {
         if self.collect(wakes)? {
             self.arm_lapsed()?;
         }
-        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if self.deadline.is_some_and(|deadline| deadline <= clock::now()) {
             self.deadline = None;
             wakes.push(Wake::TimerExpired);
         }
@@ -335,7 +336,7 @@ impl Ring {
             (Patience::None, _) => self.ring.submit(),
             (Patience::UntilEvent, None) => self.ring.submit_and_wait(1),
             (Patience::UntilEvent, Some(deadline)) => {
-                let limit = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+                let limit = Timespec::from(deadline.saturating_duration_since(clock::now()));
                 self.ring
                     .submitter()
                     .submit_with_args(1, &SubmitArgs::new().timespec(&limit))
@@ -398,7 +399,7 @@ impl Ring {
         while self.ops_in_flight > 0 {
             if self.reach == Reach::FilesAndSockets {
                 self.cancel_everything()?;
-                self.deadline = Some(Instant::now() + CANCEL_PATIENCE);
+                self.deadline = Some(clock::now() + CANCEL_PATIENCE);
             }
             self.wait(Patience::UntilEvent, &mut wakes)?;
             wakes.clear();

@@ -64,6 +64,8 @@ pub(super) struct File {
     pub(super) can_deallocate: bool,
     /// The server says where data begin and end.
     pub(super) can_seek: bool,
+    /// What the server said of its life when the session began, if the file is written.
+    pub(super) life: Option<Verifier>,
     /// How the server is talked to.
     pub(super) manner: Manner,
 }
@@ -96,7 +98,6 @@ const CACHED_BYTES_MAX: u32 = 4 << 10;
 const OPERATIONS_MAX: u32 = 16;
 /// The lease of a server that does not say.
 const LEASE: Duration = Duration::from_secs(30);
-const LEASE_MIN: Duration = Duration::from_secs(2);
 /// How long a server is waited for that has something else to do.
 const DELAY: Duration = Duration::from_millis(50);
 const DELAYS_MAX: u32 = 200;
@@ -133,6 +134,7 @@ impl File {
         Self {
             client_id: arrival.client_id,
             verifier,
+            life: None,
             manner: arrival.manner,
             read_bytes_max: self.read_bytes_max.min(arrival.read_bytes_max),
             write_bytes_max: self.write_bytes_max.min(arrival.write_bytes_max),
@@ -162,7 +164,7 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
             return go_on(&port, &plan, file, &past).await;
         }
     }
-    let (file, tenure) = match &past.file {
+    let (mut file, tenure) = match &past.file {
         Some(before) => {
             let verifier = if past.is_tangled {
                 Verifier(random())
@@ -203,6 +205,11 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
         }
     };
     let tenure = fence::raise(&port, &plan, &file, tenure).await?;
+    if plan.access == Access::ReadWrite && file.life.is_none() {
+        // Zeros that are made by DEALLOCATE come without a verifier: from when on they may be forgotten is to be known before. A
+        // server that does not commit now may read, and says what is the matter when it is asked to flush.
+        file.life = fence::commit(&port, &file).await.ok();
+    }
     port.aim(file.target()).await;
     Ok(Up {
         file,
@@ -397,8 +404,12 @@ async fn lease(port: &Port) -> Result<Duration, Stop> {
         Ok(results.getattr()?)
     });
     let told = told.map_err(|error| failed("ask for the lease time", error))?;
-    let seconds = told.lease_time.map(|seconds| Duration::from_secs(seconds.into()));
-    Ok(seconds.unwrap_or(LEASE).max(LEASE_MIN))
+    match told.lease_time {
+        None => Ok(LEASE),
+        // It is not made longer, or something would be written behind its end.
+        Some(0) => Err(Stop::Later(NfsError::NoLease)),
+        Some(seconds) => Ok(Duration::from_secs(seconds.into())),
+    }
 }
 
 /// Says that nothing more will be reclaimed.
@@ -440,6 +451,7 @@ impl Found {
             can_deallocate: false,
             // Until it has refused to.
             can_seek: arrival.manner.minor_version >= 2,
+            life: None,
             manner: arrival.manner,
         }
     }

@@ -244,6 +244,11 @@ pub enum NfsError {
         /// How long each may be, and each answer.
         request_bytes: u32,
     },
+    /// It keeps nothing.
+    #[error(
+        "the server keeps what a client has open for no time at all: set its lease time to a second or more"
+    )]
+    NoLease,
     /// The server has restarted a moment ago.
     #[error("the server has restarted and waits for those who had something open; try again in a minute")]
     Grace,

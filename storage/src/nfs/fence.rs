@@ -164,7 +164,7 @@ async fn settle(port: &Port, plan: &Plan, file: &mut File) -> Result<Option<Tenu
     let record = Record::taking(last.as_ref(), plan.succession, &plan.owner);
     let record = record.map_err(|why| plan.not_taken(why))?;
     // What the last owner wrote and nobody committed is there to be read: it is to stay, whatever happens to the server.
-    commit(port, file).await?;
+    file.life = Some(commit(port, file).await?);
     records::append(port, plan, file, &record).await?;
     Ok(Some(Tenure::of(record)))
 }
@@ -628,8 +628,8 @@ async fn try_release(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenu
     records::append(port, plan, file, &released).await
 }
 
-/// Has everything on the medium that was written to the file.
-pub(super) async fn commit(port: &Port, file: &File) -> Result<(), Stop> {
+/// Has everything on the medium that was written to the file in this life of the server.
+pub(super) async fn commit(port: &Port, file: &File) -> Result<Verifier, Stop> {
     let ask = Operations::new()
         .then(&Arguments::Putfh(file.handle))
         .then(&Arguments::Commit(Commit { offset: 0, count: 0 }));
@@ -638,9 +638,7 @@ pub(super) async fn commit(port: &Port, file: &File) -> Result<(), Stop> {
         results.put_fh()?;
         Ok(results.commit()?)
     });
-    committed
-        .map(drop)
-        .map_err(|error| failed("commit what was written", error))
+    committed.map_err(|error| failed("commit what was written", error))
 }
 
 /// Gives back what is locked; what is not there any more needs not be.

@@ -214,6 +214,12 @@ async fn declare_broken(port: &Port, plan: &Plan, file: &File) -> Result<Record,
             Record::after(Some(&last), Phase::Broken, &plan.owner)
         }
         Ok(Newest::Torn(number)) => Record::over_unreadable(number, &plan.owner),
+        // By ourselves, and the answer was lost.
+        Ok(Newest::Record(last))
+            if last.phase == Phase::Broken && last.owner.incarnation == plan.owner.incarnation =>
+        {
+            return Ok(last);
+        }
         Ok(Newest::Record(_) | Newest::None) => {
             return Err(Stop::Never(
                 LeaseError::Free {

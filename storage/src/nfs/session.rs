@@ -144,6 +144,8 @@ struct SlotCall {
     xid: Xid,
     task: Task,
     sent: Instant,
+    /// When it may have been carried out at the earliest: an answer that is given again renews nothing by that.
+    begun: Instant,
     /// It was sent before: its answer may be one that was given then.
     is_again: bool,
     /// How often its memory is lent to the outbox.
@@ -397,6 +399,10 @@ impl Session {
     /// When it was asked and has been silent since, or for so long that it may have forgotten the client, or has not answered one
     /// call for long.
     pub(super) fn beat(&mut self, connection: &mut NfsConnection, now: Instant) -> Result<(), SessionError> {
+        // A session whose lease is in doubt is being proved.
+        if let Some(error) = self.expired(now).filter(|_| self.is_aimed) {
+            return Err(error);
+        }
         while let Some((_, slot)) = self.put_off.pop_front_if(|(again, _)| *again <= now) {
             self.transmit(slot, connection, now);
         }
@@ -410,10 +416,6 @@ impl Session {
         }
         if now < self.alarm(connection) {
             return Ok(());
-        }
-        // A session whose lease is in doubt is being proved.
-        if let Some(error) = self.expired(now).filter(|_| self.is_aimed) {
-            return Err(error);
         }
         self.pulse.ask(now)?;
         if self.slots.get(CONTROL).is_some_and(|slot| slot.call.is_none()) {
@@ -465,6 +467,7 @@ impl Session {
             xid: Xid(0),
             task,
             sent: now,
+            begun: now,
             is_again: false,
             lent: 0,
             outcome: None,
@@ -484,6 +487,7 @@ impl Session {
         self.serial = self.serial.wrapping_add(1);
         call.xid = Xid::new(self.serial, slot, call.task.is_read());
         (call.sent, call.is_put_off) = (now, false);
+        call.begun = if call.is_again { call.begun } else { now };
         let number = |slot: usize| u32::try_from(slot).expect("slots are few");
         let sequence = Sequence {
             session_id: self.terms.id,
@@ -588,7 +592,7 @@ impl Session {
         }
     }
 
-    /// A SEQUENCE was carried out, and the lease of the client is renewed by it.
+    /// A SEQUENCE was carried out, and the lease of the client is renewed by it, from when that may have been.
     fn carried_out(&mut self, slot: usize, sequence: &SequenceResult) -> Result<(), SessionError> {
         let place = self.slots.get_mut(slot).expect("a known slot is there");
         let sequence_id = place.sequence_id.wrapping_add(1);
@@ -603,7 +607,7 @@ impl Session {
         }
         let is_again = call.is_again;
         place.sequence_id = sequence_id;
-        self.pulse.renew(call.sent);
+        self.pulse.renew(call.begun);
         let wanted = usize::try_from(sequence.target_highest_slot_id).unwrap_or(usize::MAX);
         self.slots_wanted = wanted.saturating_add(1).clamp(2, self.slots.len());
         if self.is_aimed && !is_again && sequence.status_flags & REVOKED != 0 {

@@ -309,7 +309,8 @@ pub(crate) fn end(disk: &mut dyn Backend) -> io::Result<()> {
     let mut reactor = plain();
     reactor.register(&disk.files())?;
     disk.attach(&mut reactor);
-    part(disk, Parting::Ends, &mut reactor, Instant::now() + END_LIMIT)
+    let deadline = reactor.now() + END_LIMIT;
+    part(disk, Parting::Ends, &mut reactor, deadline)
 }
 
 /// Has a disk leave `io` within the time, or else at once.

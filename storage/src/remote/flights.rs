@@ -89,17 +89,19 @@ impl<F: Flight> Flights<F> {
 
     /// Takes room in `retained` for a copy of what the one in this place writes, until it has ended. Without room it has to wait,
     /// unless nobody else has any: then it is longer than all the room there is. So it does if one before it waits for room, or a
-    /// long one would wait for ever among short ones.
+    /// long one would wait for ever among short ones. What it zeroes takes a note only, and waits where there are too many.
     pub(crate) fn takes_room(&mut self, place: usize, retained: &Retained, is_full: bool) -> bool {
         let Some(held) = self.flights.get_mut(place) else {
             return true;
         };
         let request = held.flight.request();
-        if request.operation != Operation::Write || held.reserved_bytes > 0 {
-            return true;
+        match request.operation {
+            Operation::Write if held.reserved_bytes == 0 => {}
+            Operation::Discard | Operation::WriteZeroes { .. } => return retained.takes_notes(),
+            _ => return true,
         }
         let room_bytes = Retained::room_of(request.len_bytes);
-        let is_alone = retained.has_no_bytes() && self.reserved_bytes == 0;
+        let is_alone = retained.is_empty() && self.reserved_bytes == 0;
         let has_room = is_alone || retained.has_room(self.reserved_bytes + room_bytes);
         if is_full || !has_room {
             return false;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::request::Segment;
+use crate::request::{Segment, Space};
 use crate::segments;
 
 /// Changes of the medium in the order in which they were acknowledged.
@@ -41,7 +41,8 @@ struct Entry {
 
 #[derive(Clone, Debug)]
 enum Content {
-    Zeroes,
+    /// With the space that they have, or without.
+    Zeroes(Space),
     /// In this chunk, from there on.
     Bytes(u64, usize),
     /// On the medium: what was there at the moment in which it was sent must not be written again.
@@ -59,6 +60,8 @@ pub(crate) struct Rewrite {
     pub(crate) offset_bytes: u64,
     /// What; nothing stands for zeros.
     pub(crate) bytes: Option<Arc<[u8]>>,
+    /// What becomes of the space of zeros.
+    pub(crate) space: Space,
     /// How much, in bytes.
     pub(crate) len_bytes: u64,
 }
@@ -88,7 +91,18 @@ impl Retained {
 
     /// How many bytes are allocated for what is kept. Entries count: zeros have nothing else.
     pub(crate) fn bytes(&self) -> usize {
-        self.chunks.len() * CHUNK_BYTES + self.entries.len() * size_of::<Entry>()
+        self.chunks.len() * CHUNK_BYTES + self.notes_bytes()
+    }
+
+    /// How many bytes of that are not copies.
+    fn notes_bytes(&self) -> usize {
+        self.entries.len() * size_of::<Entry>()
+    }
+
+    /// Whether one that zeroes something may be begun: a server that acknowledges and never empties its cache would have us note
+    /// them without end.
+    pub(crate) fn takes_notes(&self) -> bool {
+        self.is_empty() || self.notes_bytes() < self.bytes_max
     }
 
     /// Whether it is time to have the server empty its cache: half of the room is taken.
@@ -99,11 +113,6 @@ impl Retained {
     /// Whether `len_bytes` more can be kept. What cannot is not to be written before there is room.
     pub(crate) fn has_room(&self, len_bytes: u64) -> bool {
         usize::try_from(len_bytes).is_ok_and(|len| self.bytes() + len <= self.bytes_max)
-    }
-
-    /// Whether nothing but zeros is kept.
-    pub(crate) fn has_no_bytes(&self) -> bool {
-        self.chunks.is_empty()
     }
 
     /// How much room a copy of `len_bytes` takes at most: as many as fit share a chunk, and what they leave of it is lost.
@@ -132,9 +141,9 @@ impl Retained {
         self.push(offset_bytes..offset_bytes + len, content);
     }
 
-    /// Keeps that a range was zeroed.
-    pub(crate) fn keep_zeroes(&mut self, offset_bytes: u64, len_bytes: u64) {
-        self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes);
+    /// Keeps that a range was zeroed, and what became of its space.
+    pub(crate) fn keep_zeroes(&mut self, offset_bytes: u64, len_bytes: u64, space: Space) {
+        self.push(offset_bytes..offset_bytes + len_bytes, Content::Zeroes(space));
     }
 
     /// Takes in that a range was written past the cache, by a command that was sent at the moment `sent`: what was kept of it
@@ -170,7 +179,7 @@ impl Retained {
         self.entries.drain(..count.min(self.entries.len()));
         let oldest = self.entries.iter().find_map(|entry| match entry.content {
             Content::Bytes(chunk, _) => Some(chunk),
-            Content::Zeroes | Content::OnMedium(_) => None,
+            Content::Zeroes(_) | Content::OnMedium(_) => None,
         });
         let end = self.first_chunk + self.chunks.len() as u64;
         let unused = oldest.unwrap_or(end) - self.first_chunk;
@@ -208,7 +217,7 @@ impl Retained {
                 let bytes_max = match entry.content {
                     Content::Bytes(..) => REWRITE_BYTES_MAX,
                     // They take no memory, however many they are.
-                    Content::Zeroes | Content::OnMedium(_) => u64::MAX,
+                    Content::Zeroes(_) | Content::OnMedium(_) => u64::MAX,
                 };
                 let mut start = piece.start;
                 while start < piece.end {
@@ -224,7 +233,7 @@ impl Retained {
 
     fn rewrite(&self, entry: &Entry, piece: Range<u64>) -> Rewrite {
         let bytes = match entry.content {
-            Content::Zeroes | Content::OnMedium(_) => None,
+            Content::Zeroes(_) | Content::OnMedium(_) => None,
             Content::Bytes(chunk, at) => {
                 let index = |value: u64| usize::try_from(value).expect("this is a 64-bit monitor");
                 let start = at + index(piece.start - entry.range.start);
@@ -238,6 +247,10 @@ impl Retained {
         Rewrite {
             offset_bytes: piece.start,
             bytes,
+            space: match entry.content {
+                Content::Zeroes(space) => space,
+                Content::Bytes(..) | Content::OnMedium(_) => Space::Stays,
+            },
             len_bytes: piece.end - piece.start,
         }
     }
@@ -259,6 +272,7 @@ impl Rewrite {
         Some(Self {
             offset_bytes: self.offset_bytes + at_bytes,
             bytes: rest,
+            space: self.space,
             len_bytes,
         })
     }

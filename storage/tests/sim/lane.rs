@@ -1,7 +1,7 @@
 //! One image in service: starts requests, takes their ends, and holds the image to its contract.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Step};
 use coracle_storage::reactor::{Patience, Reactor, Submit, Wake};
@@ -189,15 +189,34 @@ impl Lane {
             "{} requests are lost: nothing is in flight that could end them",
             self.asked.len()
         );
+        self.take_wakes(wakes, guest);
+    }
+
+    /// The process is stopped for `time`: what the kernel has goes on, and it looks at that afterwards.
+    pub(crate) fn stop(&mut self, time: Duration, guest: &mut Guest) {
+        let mut wakes = Vec::new();
+        self.image.before_wait(&mut self.io);
+        let end = self.io.now() + time;
+        while self.io.now() < end {
+            self.io.set_timer(Some(end));
+            self.io.wait(Patience::UntilEvent, &mut wakes).unwrap();
+        }
+        self.waits += 1;
+        // What it submits may be done before it looks at its clock again.
+        let mut wakes = VecDeque::from(wakes);
+        let mut more = Vec::new();
+        while let Some(wake) = wakes.pop_front() {
+            self.take_event(wake, guest);
+            self.io.wait(Patience::None, &mut more).unwrap();
+            wakes.extend(more.drain(..));
+        }
+        self.take_wakes(Vec::new(), guest);
+    }
+
+    fn take_wakes(&mut self, wakes: Vec<Wake>, guest: &mut Guest) {
         let any = !wakes.is_empty();
         for wake in wakes {
-            let Wake::Done(event) = wake else { continue };
-            match self.image.resume(event, &mut self.io) {
-                Step::Pending => {}
-                Step::Done(completion) => self.take(completion, guest),
-                Step::Busy(request) => panic!("request {} was accepted and came back", request.tag),
-            }
-            self.take_others(guest);
+            self.take_event(wake, guest);
         }
         self.image.wake(&mut self.io);
         self.take_others(guest);
@@ -205,6 +224,16 @@ impl Lane {
             self.start(request, guest);
         }
         self.check_count();
+    }
+
+    fn take_event(&mut self, wake: Wake, guest: &mut Guest) {
+        let Wake::Done(event) = wake else { return };
+        match self.image.resume(event, &mut self.io) {
+            Step::Pending => {}
+            Step::Done(completion) => self.take(completion, guest),
+            Step::Busy(request) => panic!("request {} was accepted and came back", request.tag),
+        }
+        self.take_others(guest);
     }
 
     /// Takes every request to its end.

@@ -111,6 +111,11 @@ fn a_step_that_was_torn_is_no_generation() {
 }
 
 #[test]
+fn zeros_keep_their_space_on_an_export_unless_it_may_be_freed() {
+    export::keeping::check_space();
+}
+
+#[test]
 fn the_generation_of_an_image_on_an_export_is_raised_where_its_records_are() {
     export::keeping::check_elsewhere();
 }
@@ -133,6 +138,21 @@ fn a_disk_on_an_export_is_soon_served_again_and_sleeps_until_then() {
 #[test]
 fn what_was_stuck_in_a_server_does_no_harm_later() {
     seeds::run(REMOTE_SEEDS, export::outage::simulate_strays);
+}
+
+#[test]
+fn what_a_server_loses_while_it_goes_on_is_written_again() {
+    seeds::run(REMOTE_SEEDS, export::lapse::simulate);
+}
+
+#[test]
+fn nothing_is_written_after_the_lease_by_a_machine_that_was_stopped() {
+    seeds::run(REMOTE_SEEDS, export::stopped::simulate);
+}
+
+#[test]
+fn an_answer_that_is_given_again_renews_no_lease_of_a_machine_that_was_stopped() {
+    export::stopped::check_replays();
 }
 
 #[test]

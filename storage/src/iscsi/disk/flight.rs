@@ -296,7 +296,7 @@ impl Flight {
             }
             // A range that was discarded may read as anything, but not as one thing now and as another later.
             Stage::Unmap | Stage::WriteSame | Stage::WriteZeros if may_be_forgotten => {
-                retained.keep_zeroes(offset, self.under_way_bytes);
+                retained.keep_zeroes(offset, self.under_way_bytes, self.request.operation.space());
             }
             // What an earlier write left in the cache must not be written over it again.
             Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros

@@ -78,9 +78,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 pub(super) const ZEROS_BYTES: usize = 64 << 10;
 
 impl Life {
-    /// Nothing was written yet.
-    pub(super) fn forget(&mut self) {
-        self.0 = None;
+    /// One in which nothing was written yet, as far as it is known.
+    pub(super) fn begins(verifier: Option<Verifier>) -> Self {
+        Self(verifier)
     }
 
     /// Whether a server with this verifier is the one that acknowledged everything before.
@@ -244,7 +244,8 @@ impl Flight {
             }
             Outcome::Found(at) => self.found(at),
             Outcome::Done if self.stage == Stage::Deallocate => {
-                retained.keep_zeroes(self.request.offset_bytes + self.done_bytes, self.under_way_bytes);
+                let offset = self.request.offset_bytes + self.done_bytes;
+                retained.keep_zeroes(offset, self.under_way_bytes, self.request.operation.space());
                 self.is_cached = true;
                 self.moved(self.under_way_bytes, false)
             }
@@ -326,7 +327,9 @@ impl Flight {
             }
             self.is_cached = true;
             match self.stage {
-                Stage::WriteZeros => retained.keep_zeroes(offset, bytes.into()),
+                Stage::WriteZeros => {
+                    retained.keep_zeroes(offset, bytes.into(), self.request.operation.space());
+                }
                 _ => {
                     let mut written = Vec::new();
                     segments::slice(&ended.command.segments, 0..u64::from(bytes), &mut written);
@@ -395,6 +398,9 @@ fn first_stage(request: &Request, geometry: &Geometry, file: &File) -> Result<St
         Operation::WriteZeroes {
             space: Space::MayBeFreed,
         } if file.can_deallocate => Ok(Stage::Deallocate),
+        // Where the space is to stay, ALLOCATE behind a DEALLOCATE (RFC 7862, 15.1) would have less to send, and is not as good:
+        // the two are not one step. Between them the space is anybody's, and if the second finds none left, or the server dies
+        // before it, the range has lost what it had; a write that worked before fails then. No other operation zeroes in place.
         Operation::WriteZeroes { .. } | Operation::Grow => Ok(Stage::WriteZeros),
     }
 }

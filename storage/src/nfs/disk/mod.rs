@@ -132,6 +132,7 @@ impl Disk {
             },
         };
         let metrics = Arc::<SessionMetrics>::default();
+        let life = Life::begins(up.file.life);
         let disk = Self {
             geometry,
             file: up.file,
@@ -140,7 +141,7 @@ impl Disk {
             client,
             flights: Flights::new(plan.report_after, Arc::clone(&metrics)),
             retained: Retained::new(plan.uncommitted_bytes_max),
-            life: Life::default(),
+            life,
             plan,
             emptying: None,
             empty_after: None,
@@ -180,10 +181,6 @@ impl Disk {
     fn dispatch(&mut self, io: &mut dyn Submit) {
         if !matches!(self.state, State::Serving) {
             return;
-        }
-        if !self.client.is_current(io.now()) {
-            self.is_doubtful = true;
-            return self.doubt("the server may have given the image to others meanwhile", io);
         }
         if self.retained.is_filling() {
             self.empty_cache(io);
@@ -357,9 +354,25 @@ impl Disk {
             }
         }
         self.flights.take_put_off(io.now());
+        self.advance(io);
+        self.metrics.outstanding.set(self.flights.under_way() as u64);
+    }
+
+    /// Sends what may be sent.
+    fn advance(&mut self, io: &mut dyn Submit) {
+        self.look_at_the_clock(io);
         self.dispatch(io);
         self.client.pump(io);
-        self.metrics.outstanding.set(self.flights.under_way() as u64);
+    }
+
+    /// Leaves the connection when the lease may be over. To be called before anything may be sent: the process may have been
+    /// stopped since that was queued.
+    fn look_at_the_clock(&mut self, io: &mut dyn Submit) {
+        let writes = matches!(self.state, State::Serving | State::Rewriting);
+        if writes && !self.client.is_current(io.now()) {
+            self.is_doubtful = true;
+            self.doubt("the server may have given the image to others meanwhile", io);
+        }
     }
 }
 
@@ -390,6 +403,8 @@ impl Backend for Disk {
     }
 
     fn resume(&mut self, event: Event, io: &mut dyn Submit) -> Step {
+        // A send that has ended is followed by the next at once.
+        self.look_at_the_clock(io);
         self.client.resume(event, io);
         self.settle(io);
         self.flights.next_done().map_or(Step::Pending, Step::Done)
@@ -418,8 +433,7 @@ impl Backend for Disk {
     }
 
     fn before_wait(&mut self, io: &mut dyn Submit) {
-        self.dispatch(io);
-        self.client.pump(io);
+        self.advance(io);
     }
 
     fn reach(&self) -> Reach {

@@ -17,6 +17,7 @@ use super::super::error::NfsError;
 use super::super::fence;
 use super::super::procedure::{Answer, Procedure, Progress};
 use super::super::session::SessionError;
+use super::flight::Life;
 use super::rewriting::Rewriting;
 use super::{Disk, State};
 
@@ -128,7 +129,7 @@ impl Disk {
         if up.goes_on {
             self.serve(io);
         } else {
-            self.life.forget();
+            self.life = Life::begins(self.file.life);
             self.rewriting = Some(Rewriting::new(&self.retained));
             self.state = State::Rewriting;
             self.rewrite(io);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::reactor::Submit;
 use crate::remote::retained::{Retained, Rewrite};
-use crate::request::Failure;
+use crate::request::{Failure, Space};
 use crate::segments;
 
 use super::super::bringup::File;
@@ -62,7 +62,8 @@ impl Rewriting {
         let place = self.under_way.iter().position(Option::is_none)?;
         let mut rewrite = self.waiting.pop()?;
         let cookie = REWRITE | place as u64;
-        let command = if rewrite.bytes.is_none() && file.can_deallocate {
+        let is_freed = rewrite.bytes.is_none() && rewrite.space == Space::MayBeFreed;
+        let command = if is_freed && file.can_deallocate {
             // Zeros that nobody has to send, and that need no room there.
             Command {
                 action: Action::Deallocate {

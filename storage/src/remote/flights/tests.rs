@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use super::*;
-use crate::request::Durability;
+use crate::request::{Durability, Space};
 use crate::segments;
 
 struct Written(Request);
@@ -73,6 +73,28 @@ fn a_write_that_is_longer_than_all_room_goes_alone() {
     flights.end(long, Ok(()), Instant::now());
     retained.keep(0, &[segments::own(&mut vec![1; 512])]);
     assert!(!flights.takes_room(next, &retained, false));
+    retained.covered(retained.now());
+    assert!(flights.takes_room(next, &retained, false));
+}
+
+#[test]
+fn what_is_zeroed_takes_room_as_well_or_it_would_be_kept_without_end() {
+    let mut flights = Flights::new(None, Arc::default());
+    let mut retained = Retained::new(1);
+    retained.keep_zeroes(0, 512, Space::Stays);
+    let mut retained = Retained::new(2 * retained.bytes());
+    let zeroes = Operation::WriteZeroes { space: Space::Stays };
+    for operation in [Operation::Discard, zeroes] {
+        let zeroed = accept(&mut flights, of(operation, MIB));
+        assert!(flights.takes_room(zeroed, &retained, false));
+        retained.keep_zeroes(0, MIB, Space::Stays);
+        flights.end(zeroed, Ok(()), Instant::now());
+    }
+    let next = accept(&mut flights, of(Operation::Discard, MIB));
+    assert!(!flights.takes_room(next, &retained, false));
+    // Nor does one write after the other go past the limit because no bytes are kept.
+    let write = accept(&mut flights, of(Operation::Write, MIB));
+    assert!(!flights.takes_room(write, &retained, false));
     retained.covered(retained.now());
     assert!(flights.takes_room(next, &retained, false));
 }

@@ -65,7 +65,7 @@ proptest! {
                     log.push((time, time, at, bytes.into_iter().map(Some).collect()));
                 }
                 Step::Zero(at, len) => {
-                    retained.keep_zeroes(at, len);
+                    retained.keep_zeroes(at, len, Space::MayBeFreed);
                     log.push((time, time, at, vec![Some(0); usize::try_from(len).unwrap()]));
                 }
                 Step::Send => sent = Some((retained.now(), time)),
@@ -140,7 +140,7 @@ fn a_long_write_is_replayed_in_pieces() {
 fn zeros_without_end_take_room_too() {
     let mut retained = Retained::new(1 << 20);
     for _ in 0..(1 << 20) / size_of::<Entry>() {
-        retained.keep_zeroes(0, 512);
+        retained.keep_zeroes(0, 512, Space::MayBeFreed);
     }
     assert!(retained.is_filling());
     assert!(!retained.has_room(512));

@@ -18,6 +18,8 @@ pub(super) struct Admitted {
     pieces: Vec<(u64, Vec<u8>)>,
     count: u32,
     stability: Stability,
+    /// That of the time at which the first part may have been written.
+    verifier: Verifier,
 }
 
 /// What was read.
@@ -37,11 +39,11 @@ impl Admitted {
         self.pieces.is_empty()
     }
 
-    pub(super) fn result(&self, verifier: Verifier) -> WriteResult {
+    pub(super) fn result(&self) -> WriteResult {
         WriteResult {
             count: self.count,
             committed: self.stability,
-            verifier,
+            verifier: self.verifier,
         }
     }
 
@@ -92,7 +94,10 @@ impl State {
         while !admitted.is_done() {
             self.write_piece(&mut admitted, client);
         }
-        Ok(admitted.result(self.verifier()))
+        if self.options.quirks.forgets_makers {
+            self.tree.forget_maker(number);
+        }
+        Ok(admitted.result())
     }
 
     fn admit_write(&mut self, client: u64, number: u64, write: &Write<'_>) -> Result<Admitted, Status> {
@@ -112,6 +117,7 @@ impl State {
             pieces: vec![(write.offset, bytes.to_vec())],
             count: u32::try_from(count).expect("it is no more than a record"),
             stability,
+            verifier: self.verifier(),
         })
     }
 
@@ -246,6 +252,11 @@ impl State {
         let size = setattr.attributes.size.ok_or(Status::ATTRNOTSUPP)?;
         let before = self.tree.len_bytes(file);
         // A growth that was said to have failed may have made it longer, where nobody has written.
+        let cut_off = self.tree.read(file, size, u64::MAX);
+        if cut_off.iter().any(|byte| *byte != 0) {
+            self.complaints
+                .push(format!("a SETATTR cuts off what is written behind {size}"));
+        }
         self.tree.grow(file, size);
         self.log(client, number, (before, size.saturating_sub(before)), right);
         Ok(())

@@ -139,6 +139,15 @@ impl Server {
         self.state().end(Ending::Restart);
     }
 
+    /// What was not synced is lost, or some of it, and everything else is as it was: the disk below the server has failed. All
+    /// that tells clients of it is the verifier.
+    pub fn lapse(&self) {
+        let state = &mut *self.state();
+        let mut dice = state.dice.split();
+        state.tree.medium.crash(&mut dice);
+        state.lapses += 1;
+    }
+
     /// The time in which only what was held before is given out begins now: the server was down until now.
     pub fn begin_grace(&self) {
         self.state().begin_grace();
@@ -238,6 +247,12 @@ impl Server {
     /// How often an operation was begun in a session.
     pub fn asked(&self, operation: Operation) -> u64 {
         self.state().asked.get(&operation.0).copied().unwrap_or(0)
+    }
+
+    /// How many changes clients have asked for after their leases were over. That they did so before nobody can tell who looks at
+    /// a network on which calls take their time.
+    pub fn late(&self) -> u64 {
+        self.state().late
     }
 
     /// What has happened since the last call.

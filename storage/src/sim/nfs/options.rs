@@ -89,6 +89,9 @@ pub struct Quirks {
     pub seeks: bool,
     /// Where there are no more data it says that there is nothing, and otherwise that the file ends.
     pub refuses_to_seek_nothing: bool,
+    /// The verifier of an exclusive create is kept among the times of the file: whoever writes it has the server forget by whom
+    /// it was made.
+    pub forgets_makers: bool,
 }
 
 impl Default for Quirks {
@@ -109,6 +112,7 @@ impl Default for Quirks {
             clones: false,
             seeks: true,
             refuses_to_seek_nothing: false,
+            forgets_makers: false,
         }
     }
 }
@@ -181,7 +185,7 @@ impl Limits {
             minor_version_max: dice.pick(&[1, 2, 2]),
             slots: dice.pick(&[2, 3, 8, 64, 200]),
             message_bytes_max: dice.pick(&[36_864, 50_000, 2 << 20, 2 << 20]),
-            lease: Duration::from_secs(dice.pick(&[6, 20, 60])),
+            lease: Duration::from_secs(dice.pick(&[1, 6, 20, 60])),
             grace: Duration::from_secs(dice.pick(&[0, 1, 3, 12])),
             read_bytes_max: dice.pick(&[4096, 65_536, 1 << 20]),
             write_bytes_max: dice.pick(&[4096, 65_536, 1 << 20]),
@@ -210,6 +214,7 @@ impl Quirks {
             clones: true,
             seeks: has(),
             refuses_to_seek_nothing: has(),
+            forgets_makers: has(),
         }
     }
 }

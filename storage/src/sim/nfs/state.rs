@@ -33,10 +33,14 @@ pub(super) struct State {
     pub(super) next_callback: u32,
     /// Counts the server's processes: a connection belongs to one.
     pub(super) life: u64,
+    /// How often it has lost what was not synced, in any of its lives.
+    pub(super) lapses: u64,
     pub(super) grace_until: Option<Instant>,
     pub(super) saboteur: Saboteur,
     /// How often each operation was begun in a session, by its number.
     pub(super) asked: BTreeMap<u32, u64>,
+    /// How many changes were asked for by clients whose lease was over.
+    pub(super) late: u64,
     pub(super) events: Vec<Event>,
     pub(super) complaints: Vec<String>,
 }
@@ -57,9 +61,11 @@ impl State {
             next_connection: 1,
             next_callback: 1,
             life: 0,
+            lapses: 0,
             grace_until: None,
             saboteur: Saboteur::default(),
             asked: BTreeMap::new(),
+            late: 0,
             events: Vec::new(),
             complaints: Vec::new(),
         }
@@ -71,7 +77,7 @@ impl State {
 
     /// What the server says of its life with each write.
     pub(super) fn verifier(&self) -> Verifier {
-        Verifier((self.life + 1).to_be_bytes())
+        Verifier(((self.life + 1) << 32 | self.lapses).to_be_bytes())
     }
 
     pub(super) fn number(&self, name: &[u8]) -> Option<u64> {
@@ -174,6 +180,14 @@ impl State {
         for client in self.clients.silent(self.options.limits.lease, self.now()) {
             self.expire(client);
         }
+    }
+
+    /// Whether a client's lease is over, whether it has lost anything by that or not.
+    pub(super) fn is_late(&self, client: u64) -> bool {
+        let lease = self.options.limits.lease;
+        self.clients
+            .get(client)
+            .is_some_and(|client| client.renewed + lease < self.now())
     }
 
     /// Whether a client's lease is over: then it loses what it has.

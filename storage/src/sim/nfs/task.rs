@@ -93,6 +93,7 @@ impl State {
                 }
             }
             Arrival::New => {
+                self.late += u64::from(changes(compound) && self.is_late(client));
                 self.clients.renew(client, self.now());
                 let is_slow = self.dice.one_in(mishaps.slow_one_in);
                 let wait = if is_slow {
@@ -201,7 +202,7 @@ impl State {
 
     /// The last part of a WRITE was carried out.
     fn written(&mut self, task: &Task, admitted: &Admitted) {
-        let result = admitted.result(self.verifier());
+        let result = admitted.result();
         let mut writer = Writer::default();
         let mut reply = ReplyWriter::new(&mut writer, b"");
         reply.put(&Results::Sequence(self.said(
@@ -226,6 +227,17 @@ impl State {
         }
         self.perhaps_call(task.connection, task.sequence.session_id);
     }
+}
+
+/// Whether it changes the content of an image, or its size.
+fn changes(compound: &CallCompound<'_>) -> bool {
+    let [_, Arguments::Putfh(_), change, ..] = compound.operations.as_slice() else {
+        return false;
+    };
+    matches!(
+        change,
+        Arguments::Write(_) | Arguments::Deallocate(_) | Arguments::Setattr(_)
+    )
 }
 
 /// An answer of one result: that it has failed.

@@ -83,6 +83,13 @@ impl Tree {
         number
     }
 
+    /// Forgets by which exclusive create a file was made.
+    pub(super) fn forget_maker(&mut self, number: u64) {
+        if let Some(Node::File(file)) = self.nodes.get_mut(&number) {
+            file.made_by = None;
+        }
+    }
+
     /// Removes a name, and its file.
     pub(super) fn remove(&mut self, directory: u64, name: &[u8]) -> bool {
         let Some(Node::Directory(names)) = self.nodes.get_mut(&directory) else {

@@ -3,7 +3,9 @@
 use coracle_storage::backend::Parting;
 use coracle_storage::lease::{LeaseError, Lock, Terms};
 use coracle_storage::nfs::NfsError;
+use coracle_storage::nfs::v4::Operation as Call;
 use coracle_storage::reactor::Patience;
+use coracle_storage::request::{Operation, Space};
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::initiator;
 use coracle_storage::sim::nfs::options::Options;
@@ -11,10 +13,11 @@ use coracle_storage::sim::reactor::Faults;
 
 use super::site::{IMAGE, MEANS, Site, expected};
 use crate::lane::{Excuse, Guest, Lane};
-use crate::life::RAISE;
+use crate::life::{FLUSH, RAISE};
 use crate::passing::{drain, step};
+use crate::workload::Wish;
 
-const CONTENT: [u8; 4096] = [0; 4096];
+const CONTENT: [u8; 4096] = [0x5a; 4096];
 
 /// Nobody raises the generation but who is asked to, and whoever remembers an older one is refused.
 pub(crate) fn check() {
@@ -55,6 +58,31 @@ pub(crate) fn check_torn() {
     rig.is_refused(2, "nothing says of which it is now");
 }
 
+/// Zeros whose space is to stay are written, also when a server has forgotten them; others are freed.
+pub(crate) fn check_space() {
+    for (space, frees) in [(Space::Stays, 0), (Space::MayBeFreed, 2)] {
+        let frees_ranges = |rig: &Rig| !rig.site.is_of_version("4.1");
+        let mut rig = (0..).map(Rig::of).find(frees_ranges).unwrap();
+        let mut lane = rig.open();
+        let before = rig.site.server.asked(Call::DEALLOCATE);
+        let zeroes = Wish {
+            operation: Operation::WriteZeroes { space },
+            len_bytes: 4096,
+            ..FLUSH
+        };
+        lane.ask(zeroes, &mut rig.guest, &mut rig.dice);
+        drain(&mut lane, &mut rig.site, &mut rig.guest);
+        rig.site.server.crash();
+        rig.site.hang_up();
+        lane.ask(FLUSH, &mut rig.guest, &mut rig.dice);
+        drain(&mut lane, &mut rig.site, &mut rig.guest);
+        let freed = rig.site.server.asked(Call::DEALLOCATE) - before;
+        assert_eq!(freed, frees, "{space:?}");
+        assert_eq!(rig.site.server.durable(IMAGE), [0; 4096]);
+        rig.release(lane);
+    }
+}
+
 /// Records in a directory of the host.
 pub(crate) fn check_elsewhere() {
     let directory = tempfile::tempdir().unwrap();
@@ -84,7 +112,11 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let mut dice = Dice::new(0);
+        Self::of(0)
+    }
+
+    fn of(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
         Self {
             site: Site::with(Options::default(), &CONTENT, &mut dice),
             guest: Guest::new(&CONTENT, Excuse::Nothing),

@@ -97,7 +97,7 @@ fn a_unit_whose_parameters_have_changed_is_taken_to_have_a_cache() {
 #[test]
 fn what_was_discarded_is_not_written_again() {
     let (mut unit, mut retained) = (unit(), Retained::new(1 << 20));
-    retained.keep_zeroes(0, 4096);
+    retained.keep_zeroes(0, 4096, Space::MayBeFreed);
     let next = answered(Status::GOOD, &mut unit, &mut retained, None);
     assert!(matches!(next, Next::End(Ok(()))), "{next:?}");
     assert!(retained.replay().is_empty());

@@ -31,6 +31,7 @@ mod overlay;
 mod serial;
 mod signals;
 mod snapshot;
+mod snapshot_keys;
 mod soak;
 
 use std::path::Path;
@@ -45,6 +46,7 @@ use libtest_mimic::Arguments;
 const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
     ("snapshot", snapshot::CASES),
+    ("snapshot_keys", snapshot_keys::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),

@@ -139,6 +139,7 @@ impl Monitor {
             load,
             process: self.config.clone(),
             owner: self.owner.clone(),
+            trusted: self.trusted.clone(),
             ending: self.ending.clone(),
         };
         let opening = Opening::begin("open", &self.wakeup.notice(), move || job.run().map(Box::new));

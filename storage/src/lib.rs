@@ -25,6 +25,7 @@ pub mod reactor;
 mod remote;
 pub mod request;
 pub mod ring;
+pub mod secret;
 mod segments;
 pub mod sim;
 pub mod slab;

@@ -39,6 +39,8 @@ pub struct Arguments {
     pub boot_timer: bool,
     /// Keys of leases that may be taken from processes that have ended, by drive.
     pub takes_over: BTreeMap<String, u64>,
+    /// The keys of which one must have signed each snapshot that is loaded.
+    pub trusted_keys: Option<PathBuf>,
     /// When the process was started, by whoever started it.
     pub start_times: StartTimes,
 }
@@ -123,6 +125,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Cli
         body_bytes_max: flags.http_api_max_payload_size,
         boot_timer: flags.boot_timer,
         takes_over: take_overs(&flags.takes_over)?,
+        trusted_keys: flags.trusted_keys,
         start_times: StartTimes {
             wall_us: flags.start_time_us,
             cpu_us: flags.start_time_cpu_us,
@@ -295,6 +298,9 @@ struct Flags {
     /// knows to have ended, as a parent that has reaped it does; may be given for several drives
     #[arg(long, value_name = "DRIVE_ID=KEY")]
     takes_over: Vec<String>,
+    /// Load only snapshots that a key in this file has signed: Ed25519 public keys in PEM, one after the other
+    #[arg(long, value_name = "PATH")]
+    trusted_keys: Option<PathBuf>,
     /// Run without system call filters (there are none yet)
     #[arg(long, conflicts_with = "seccomp_filter")]
     no_seccomp: bool,
@@ -393,6 +399,7 @@ mod tests {
         assert_eq!(arguments.start_times, times);
         assert_eq!(arguments.logger.level, Some(Level::Warn));
         assert_eq!((arguments.body_bytes_max, arguments.boot_timer), (1000, true));
+        assert_eq!(read("--trusted-keys k").unwrap().trusted_keys, Some("k".into()));
         assert_eq!(read("--no-api --config-file vm.json").unwrap().api_sock, None);
     }
 

@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod end;
 pub mod event_loop;
+pub mod keys;
 pub mod kvm;
 pub mod line_sink;
 pub mod logger;

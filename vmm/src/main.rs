@@ -13,6 +13,7 @@ use coracle_vmm::api::{chain, mailbox};
 use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
 use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
+use coracle_vmm::keys::TrustedKeys;
 use coracle_vmm::kvm::vcpu::install_kick_handler;
 use coracle_vmm::kvm::vm;
 use coracle_vmm::logger;
@@ -85,6 +86,10 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     config.take_over(arguments.takes_over);
     let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
+    if let Some(path) = &arguments.trusted_keys {
+        let keys = TrustedKeys::read(path);
+        monitor.trust_only(keys.map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?);
+    }
     if let Some(metrics) = arguments.metrics {
         told(monitor.write_metrics_to(metrics), EXIT_FAILURE)?;
     }

@@ -32,6 +32,7 @@ use crate::config::{
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
 use crate::event_loop::{EventLoop, Message, Source};
+use crate::keys::TrustedKeys;
 use crate::logger;
 use crate::machine::plan::Plan;
 use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Refused, Running, Stranded};
@@ -81,6 +82,8 @@ impl Guest {
 pub struct Monitor {
     id: String,
     owner: Owner,
+    /// Whose snapshots it loads, if not everybody's.
+    trusted: Option<TrustedKeys>,
     config: Config,
     guest: Guest,
     /// After the guest, whose disks may still have what it holds.
@@ -146,6 +149,7 @@ impl Monitor {
         Ok(Self {
             owner: Owner::of_this_process(&id),
             id,
+            trusted: None,
             config,
             guest: Guest::NotStarted,
             operation: None,
@@ -160,6 +164,11 @@ impl Monitor {
             latencies,
             process,
         })
+    }
+
+    /// From now on only snapshots are loaded that one of `keys` has signed.
+    pub fn trust_only(&mut self, keys: TrustedKeys) {
+        self.trusted = Some(keys);
     }
 
     /// Answers the `calls` of `server` from now on, so long after the `start` of the process.

@@ -5,6 +5,7 @@ use std::thread;
 
 use clap::Args;
 use coracle_storage::open::is_remote;
+use coracle_vmm::config::KeyPlace;
 use serde_json::{Value, json};
 
 use super::SnapshotError;
@@ -30,6 +31,12 @@ pub(crate) struct CreateArgs {
     /// Only the pages that were written since the last snapshot, to be merged with that; needs `track_dirty_pages`
     #[arg(long)]
     diff: bool,
+    /// Who signs it: an Ed25519 private key in PEM (PKCS#8), in a file, or behind the monitor's descriptor fd:NUMBER
+    #[arg(long, value_name = "KEY")]
+    signing_key: Option<KeyPlace>,
+    /// What it is encrypted with: 32 bytes or 64 hexadecimal digits, in a file, or behind the monitor's descriptor fd:NUMBER
+    #[arg(long, value_name = "KEY")]
+    encryption_key: Option<KeyPlace>,
     /// Leave the machine paused: only so its disks stay what they are in the snapshot, and that can be gone on from
     #[arg(long)]
     stay_paused: bool,
@@ -79,12 +86,21 @@ pub(super) fn create(args: &CreateArgs, format: Format) -> Result<(), SnapshotEr
 
 fn make(args: &CreateArgs, client: &Client<'_>, signals: &Signals) -> Result<(), SnapshotError> {
     // The monitor may have another working directory.
-    let body = json!({
+    let mut body = json!({
         "snapshot_path": whole_path(&args.state)?,
         "mem_file_path": whole_path(&args.memory)?,
         "snapshot_type": if args.diff { "Diff" } else { "Full" },
-    })
-    .to_string();
+    });
+    let keys = [
+        ("signing_key", &args.signing_key),
+        ("encryption_key", &args.encryption_key),
+    ];
+    for (field, place) in keys {
+        if let (Some(body), Some(place)) = (body.as_object_mut(), place) {
+            body.insert(field.to_owned(), json!(place.clone().made_absolute()?));
+        }
+    }
+    let body = body.to_string();
     thread::scope(|scope| {
         let asked = scope.spawn(|| {
             client.call(Request {

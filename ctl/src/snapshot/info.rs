@@ -7,6 +7,7 @@ use coracle_vmm::snapshot::load::{Snapshot, StateFile};
 use coracle_vmm::snapshot::memory::{Kind, PAGE_BYTES};
 use serde_json::{Value, json};
 
+use super::keys::ReadingArgs;
 use super::{OWNER, SnapshotError};
 use crate::output::{Format, print, print_json};
 use crate::table::Table;
@@ -16,6 +17,8 @@ use crate::table::Table;
 pub(crate) struct InfoArgs {
     /// The state file: a path, or nfs://HOST/EXPORT/FILE
     state: String,
+    #[command(flatten)]
+    keys: ReadingArgs,
 }
 
 /// Prints it.
@@ -25,7 +28,7 @@ pub(crate) struct InfoArgs {
 /// When it is no state, or damaged.
 pub(super) fn info(args: &InfoArgs, format: Format) -> Result<(), SnapshotError> {
     let file = StateFile::read(&args.state, &Owner::of_this_process(OWNER))?;
-    let facts = facts(&file.parse()?, file.written_by());
+    let facts = facts(&file.parse(&args.keys.read()?)?, file.written_by());
     match format {
         Format::Json => print_json(&facts.into_iter().collect())?,
         Format::Text => print(table(&facts))?,
@@ -64,6 +67,13 @@ fn facts(snapshot: &Snapshot, written_by: String) -> Facts {
         ("vcpus", machine.vcpu_count.into()),
         ("mem_size_mib", machine.mem_size_mib.into()),
         ("saved_bytes", (memory.pages().count() * PAGE_BYTES as u64).into()),
+        ("protected_by", memory.seal().kind().to_string().into()),
+        (
+            "signer",
+            snapshot
+                .signer
+                .map_or(Value::Null, |signer| signer.to_string().into()),
+        ),
         ("drives", drives.collect()),
     ]
 }

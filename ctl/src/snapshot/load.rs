@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
+use super::keys::ReadingArgs;
 use crate::output::Format;
 use crate::run::{ForegroundArgs, RunError, Step, foreground};
 
@@ -25,6 +26,8 @@ pub(crate) struct LoadArgs {
     /// Load it, and leave the guest paused until `coraclectl resume`
     #[arg(long)]
     paused: bool,
+    #[command(flatten)]
+    keys: ReadingArgs,
     #[command(flatten)]
     foreground: ForegroundArgs,
 }
@@ -62,6 +65,12 @@ fn start(args: &LoadArgs) -> Step {
     if args.verify == VerifyMode::Off {
         put("verify", "off".into());
     }
+    if let Some(path) = &args.keys.trusted_keys {
+        put("trusted_keys", json!(path));
+    }
+    if let Some(place) = &args.keys.encryption_key {
+        put("encryption_key", json!(place));
+    }
     Step {
         part: "load the snapshot".to_owned(),
         path: "/snapshot/load".to_owned(),
@@ -73,7 +82,7 @@ fn start(args: &LoadArgs) -> Step {
 #[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 mod tests {
     use clap::Parser;
-    use coracle_vmm::config::SnapshotLoad;
+    use coracle_vmm::config::{KeyPlace, SnapshotLoad};
 
     use super::*;
 
@@ -85,13 +94,18 @@ mod tests {
 
     #[test]
     fn the_body_is_one_that_the_monitor_takes() {
-        for flags in ["", " --verify off --track-dirty-pages --paused --name a"] {
+        for flags in [
+            "",
+            " --verify off --track-dirty-pages --paused --name a --trusted-keys t --encryption-key fd:7",
+        ] {
             let line = format!("load /s /m{flags}");
             let load = Line::parse_from(line.split(' ')).load;
             let body: SnapshotLoad = serde_json::from_value(start(&load).body).unwrap();
             assert_eq!(body.memory().unwrap().0, "/m");
             let is_plain = flags.is_empty();
             assert_eq!((body.resume_vm, body.track_dirty_pages), (is_plain, !is_plain));
+            assert_eq!(body.trusted_keys, (!is_plain).then(|| "t".into()));
+            assert_eq!(body.encryption_key, (!is_plain).then_some(KeyPlace::Fd(7)));
         }
     }
 }

@@ -2,17 +2,21 @@
 
 use clap::Args;
 use coracle_storage::lease::Owner;
-use coracle_vmm::snapshot::files::Files;
+use coracle_vmm::config::KeyPlace;
+use coracle_vmm::keys::SigningKey;
+use coracle_vmm::snapshot::files::{Files, Reader};
 use coracle_vmm::snapshot::memory::Progress;
 use serde_json::json;
 
+use super::keys::ReadingArgs;
 use super::progress::shown;
 use super::{OWNER, SnapshotError};
 use crate::output::{Format, print, print_json};
 
 /// Make one snapshot of a full one and of a diff that goes on from it
 ///
-/// Both stay as they are. Of a chain of diffs one after the other is merged: what comes out takes the place of the diff.
+/// Both stay as they are. With --encryption-key both are encrypted with that key, and so is what comes of them. Of a chain of
+/// diffs one after the other is merged: what comes out takes the place of the diff.
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
     /// The state file of the full snapshot
@@ -27,6 +31,11 @@ pub(crate) struct MergeArgs {
     state: String,
     /// The memory file to write
     memory: String,
+    #[command(flatten)]
+    keys: ReadingArgs,
+    /// Who signs what comes of it, which has to be where one of the two is signed: a file, or fd:NUMBER
+    #[arg(long, value_name = "KEY")]
+    signing_key: Option<KeyPlace>,
 }
 
 /// Carries it out.
@@ -48,9 +57,19 @@ pub(super) fn merge(args: &MergeArgs, format: Format) -> Result<(), SnapshotErro
         state: &args.state,
         memory: &args.memory,
     };
+    let keys = args.keys.read()?;
+    let signing = args
+        .signing_key
+        .as_ref()
+        .map(|place| SigningKey::read(&place.into()));
+    let signing = signing.transpose()?;
+    let reader = Reader {
+        owner: &owner,
+        keys: &keys,
+    };
     let progress = Progress::new();
     shown("merge", &progress, || {
-        base.merge(&diff, &merged, &owner, &progress)
+        base.merge(&diff, &merged, &reader, signing, &progress)
     })?;
     match format {
         Format::Json => print_json(&json!({ "snapshot_path": args.state, "mem_file_path": args.memory }))?,

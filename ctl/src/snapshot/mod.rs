@@ -2,12 +2,14 @@
 
 mod create;
 mod info;
+mod keys;
 mod load;
 mod merge;
 mod progress;
 mod verify;
 
 use clap::{Args, Subcommand};
+use coracle_vmm::keys::KeyError;
 use coracle_vmm::snapshot::files::FilesError;
 use coracle_vmm::snapshot::load::LoadError;
 use thiserror::Error;
@@ -51,6 +53,8 @@ pub(crate) enum SnapshotError {
     Watch(#[from] std::io::Error),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]

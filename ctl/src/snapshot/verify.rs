@@ -2,10 +2,11 @@
 
 use clap::Args;
 use coracle_storage::lease::Owner;
-use coracle_vmm::snapshot::files::Files;
+use coracle_vmm::snapshot::files::{Files, Reader};
 use coracle_vmm::snapshot::memory::Progress;
 use serde_json::json;
 
+use super::keys::ReadingArgs;
 use super::progress::shown;
 use super::{OWNER, SnapshotError};
 use crate::output::{Format, print, print_json};
@@ -17,6 +18,8 @@ pub(crate) struct VerifyArgs {
     state: String,
     /// The memory file: a path, or nfs://HOST/EXPORT/FILE
     memory: String,
+    #[command(flatten)]
+    keys: ReadingArgs,
 }
 
 /// Carries it out.
@@ -30,13 +33,24 @@ pub(super) fn verify(args: &VerifyArgs, format: Format) -> Result<(), SnapshotEr
         state: &args.state,
         memory: &args.memory,
     };
+    let keys = args.keys.read()?;
+    let reader = Reader {
+        owner: &owner,
+        keys: &keys,
+    };
     let progress = Progress::new();
-    shown("verify", &progress, || files.verify(&owner, &progress))?;
+    let snapshot = shown("verify", &progress, || files.verify(&reader, &progress))?;
+    let signer = snapshot.signer.map(|signer| signer.to_string());
     match format {
         Format::Json => print_json(&json!({
-            "snapshot_path": args.state, "mem_file_path": args.memory, "is_whole": true
+            "snapshot_path": args.state, "mem_file_path": args.memory, "is_whole": true, "signer": signer
         }))?,
-        Format::Text => print(format_args!("{} and {} are whole\n", args.state, args.memory))?,
+        Format::Text => print(format_args!(
+            "{} and {} are whole{}\n",
+            args.state,
+            args.memory,
+            signer.map_or_else(String::new, |signer| format!(", as {signer} has signed them"))
+        ))?,
     }
     Ok(())
 }

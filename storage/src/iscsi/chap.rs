@@ -7,7 +7,7 @@ use std::sync::Once;
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
-use super::secret::Secret;
+use crate::secret::Secret;
 
 /// Longest name of a user, in bytes.
 pub const USER_BYTES_MAX: usize = 255;

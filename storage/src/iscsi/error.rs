@@ -12,9 +12,9 @@ use super::login::LoginError;
 use super::scsi::parameter::ParameterError;
 use super::scsi::reservation::ReservationKey;
 use super::scsi::sense::{Sense, Status};
-use super::secret::SecretError;
 use super::tail::HeaderError;
 use super::url::UrlError;
+use crate::secret::SecretError;
 
 /// Why an image on a target cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,6 @@ pub mod portal;
 mod procedure;
 mod reservation;
 pub mod scsi;
-pub mod secret;
 mod session;
 pub mod tail;
 pub mod text;

@@ -24,8 +24,8 @@ use super::portal::{Host, Portal};
 use super::procedure::Data;
 use super::scsi::cdb;
 use super::scsi::reservation::ReservationKey;
-use super::secret::Secret;
 use super::url::{ImageName, IscsiUrl};
+use crate::secret::Secret;
 
 /// How long opening an image may take.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);

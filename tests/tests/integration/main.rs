@@ -33,6 +33,7 @@ mod signals;
 mod snapshot;
 mod snapshot_damage;
 mod snapshot_io;
+mod snapshot_keys;
 mod soak;
 
 use std::path::Path;
@@ -49,6 +50,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("snapshot", snapshot::CASES),
     ("snapshot_damage", snapshot_damage::CASES),
     ("snapshot_io", snapshot_io::CASES),
+    ("snapshot_keys", snapshot_keys::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),

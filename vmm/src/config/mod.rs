@@ -8,6 +8,7 @@ mod file;
 mod groups;
 mod id;
 mod instance;
+mod key;
 mod machine;
 mod observe;
 mod snapshot;
@@ -29,6 +30,7 @@ pub use id::{DEVICE_ID_BYTES_MAX, INSTANCE_ID_BYTES_MAX, IdError, check_device_i
 pub use instance::{
     Action, FIRECRACKER_API_VERSION, InstanceActionInfo, InstanceInfo, Phase, Version, Vm, VmState,
 };
+pub use key::KeyPlace;
 pub use machine::{
     HugePages, MEM_SIZE_MIB_MAX, MachineConfig, MachineConfigPatch, MachineError, MemoryBacking,
     StaticTemplate, VCPU_COUNT_MAX,

@@ -1,7 +1,11 @@
 //! Making a snapshot of a machine, and going on from one.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::KeyPlace;
 
 /// The body of `PUT /snapshot/create`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -14,6 +18,13 @@ pub struct SnapshotCreate {
     /// How much of the memory goes there.
     #[serde(default)]
     pub snapshot_type: SnapshotType,
+    /// Who signs it: an Ed25519 private key in PEM (PKCS#8). Its memory then has hashes in place of checksums. (Not in
+    /// Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<KeyPlace>,
+    /// What it is encrypted with, by AES-256-GCM: 32 bytes, or 64 hexadecimal digits. (Not in Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption_key: Option<KeyPlace>,
 }
 
 /// How much of the guest's memory a snapshot has.
@@ -57,6 +68,12 @@ pub struct SnapshotLoad {
     /// What is checked of the memory. (Not in Firecracker.)
     #[serde(default)]
     pub verify: Verify,
+    /// A file with the Ed25519 public keys, in PEM, of which one must have signed the snapshot. (Not in Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusted_keys: Option<PathBuf>,
+    /// What the snapshot was encrypted with; one that is not encrypted is refused then. (Not in Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption_key: Option<KeyPlace>,
 }
 
 /// Where a guest's memory comes from.
@@ -160,6 +177,15 @@ pub enum SnapshotLoadError {
         "mem_backend of type Uffd: memory filled by another process is not built into this version; use File"
     )]
     Uffd,
+    #[error(
+        "only what a key in `{keys}` has signed may be loaded, and of memory that is not checked nobody can tell: leave `verify` \
+         at `lazy`, and take a `mem_backend` of type File"
+    )]
+    NotChecked { keys: String },
+    #[error(
+        "memory that is encrypted is decrypted as it is checked: leave `verify` at `lazy`, and take a `mem_backend` of type File"
+    )]
+    NotDecrypted,
 }
 
 impl SnapshotLoad {

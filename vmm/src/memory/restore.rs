@@ -49,7 +49,7 @@ pub enum Verify {
     /// Every chunk.
     Chunks,
     /// Nothing but that the file belongs to the snapshot, where its pages can be mapped: for a file that nobody changes or cuts
-    /// short while the guest lives. A file on a server, and memory on hugetlbfs, are checked all the same.
+    /// short while the guest lives. What is on a server, on hugetlbfs or encrypted is checked all the same.
     Off,
 }
 
@@ -153,7 +153,9 @@ pub fn restore(
     if size_bytes == 0 || !size_bytes.is_multiple_of(MIB) {
         return Err(RestoreError::Size { size_bytes });
     }
-    let can_be_mapped = saved.pages != PageSize::Huge2Mib && !open::is_remote(saved.path);
+    let can_be_mapped = saved.pages != PageSize::Huge2Mib
+        && !open::is_remote(saved.path)
+        && !saved.table.seal().is_encrypted();
     if saved.verify == Verify::Off && can_be_mapped {
         return Ok((mapped(&saved)?, None));
     }

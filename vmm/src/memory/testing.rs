@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
+use coracle_storage::backend::{Access, Backend, Discard, Geometry};
 use coracle_storage::lease::Owner;
+use coracle_storage::raw::Raw;
 use tempfile::{NamedTempFile, TempDir};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
@@ -20,7 +22,7 @@ use super::reading::saved_chunks;
 use super::restore::{SavedMemory, Verify};
 use super::{MIB, PageSize};
 use crate::snapshot::memory::{
-    CHUNK_BYTES, Kind, MemoryId, MemoryTable, MemoryTableState, PAGE_BYTES, Trailer,
+    CHUNK_BYTES, Kind, MemoryId, MemoryTable, MemoryTableState, PAGE_BYTES, SealKind, Trailer, file_bytes,
 };
 
 /// A memory file, and what it has.
@@ -44,7 +46,7 @@ impl Snapshot {
     pub(super) fn new(mib: u64, seed: u64) -> Self {
         let mut dice = Dice(seed);
         let mut bytes = vec![0; usize::try_from(mib * MIB).unwrap()];
-        let (mut pages, mut checksums) = (Vec::new(), Vec::new());
+        let (mut pages, mut sums) = (Vec::new(), Vec::new());
         for chunk in bytes.chunks_mut(CHUNK_BYTES) {
             let mask = match dice.next() % 4 {
                 0 => 0,
@@ -59,7 +61,7 @@ impl Snapshot {
             }
             pages.extend(mask.to_le_bytes());
             if mask != 0 {
-                checksums.extend(sum.to_le_bytes());
+                sums.extend(sum.to_le_bytes());
             }
         }
         let size_bytes = bytes.len() as u64;
@@ -68,10 +70,11 @@ impl Snapshot {
             id,
             size_bytes,
             kind,
+            seal: SealKind::Crc32c,
             pages,
-            checksums,
+            sums,
         };
-        let table = MemoryTable::restore(&saved, size_bytes).unwrap();
+        let table = MemoryTable::restore(&saved, size_bytes, None, None).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut file = NamedTempFile::new_in(&folder).unwrap();
         file.write_all(&bytes).unwrap();
@@ -82,6 +85,30 @@ impl Snapshot {
             _folder: folder,
             table: Arc::new(table),
             bytes,
+        }
+    }
+
+    /// The same memory in another file, into which `write` writes it as this id.
+    pub(super) fn written_anew(&self, write: impl FnOnce(MemoryId, Box<dyn Backend>) -> MemoryTable) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = NamedTempFile::new_in(&folder).unwrap();
+        let size_bytes = file_bytes(self.bytes.len() as u64);
+        file.as_file().set_len(size_bytes).unwrap();
+        let geometry = Geometry {
+            size_bytes,
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+            access: Access::ReadWrite,
+            discard: Discard::Supported,
+        };
+        let image = Raw::new(file.reopen().unwrap(), geometry);
+        let table = write(MemoryId([0xcd; 16]), Box::new(image));
+        Self {
+            path: file.path().to_str().unwrap().to_owned(),
+            file,
+            _folder: folder,
+            table: Arc::new(table),
+            bytes: self.bytes.clone(),
         }
     }
 

@@ -180,6 +180,7 @@ impl Monitor {
             load,
             process: self.config.clone(),
             owner: self.owner.clone(),
+            trusted: self.trusted.clone(),
             ending,
         };
         let opening = Opening::begin("open", &self.wakeup.notice(), move || job.run().map(Box::new));

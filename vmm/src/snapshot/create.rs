@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use coracle_storage::draft::{Draft, DraftError};
 use coracle_storage::request::Failure;
+use coracle_storage::secret::SecretSource;
 use vm_memory::GuestMemoryMmap;
 
 use super::contents::MEMORY;
-use super::memory::{Content, MemoryId, PageSet, Progress, Untouched, WriteError, file_bytes, write};
+use super::memory::{Content, MemoryId, PageSet, Progress, Seal, Untouched, WriteError, file_bytes, write};
 use crate::config::SnapshotCreate;
+use crate::keys::{KeyError, Protection};
 use crate::state::Sections;
 
 /// Everything that it takes to make a snapshot.
@@ -43,6 +45,9 @@ pub enum Pages {
 /// Why there is no snapshot. What was there under its names is as it was, unless the error says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
+    /// A key is none.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// There is no identity for it.
     #[error("the host has no random bytes for the snapshot's id")]
     Random(#[source] std::io::Error),
@@ -99,15 +104,17 @@ impl Job {
     ///
     /// [`CreateError`]; then nothing is left of the new files.
     pub fn run(mut self) -> Result<MemoryId, CreateError> {
+        // Before anything is written: a key that cannot be read costs nothing.
+        let protection = self.protection()?;
         let id = MemoryId::random().map_err(CreateError::Random)?;
         let SnapshotCreate {
             mem_file_path,
             snapshot_path,
             ..
         } = &self.files;
-        let (memory_draft, table) = self.write_memory(id)?;
+        let (memory_draft, table) = self.write_memory(id, Seal::new(id, &protection))?;
         self.sections.add(MEMORY, &table.save());
-        let state = std::mem::take(&mut self.sections).finish();
+        let state = std::mem::take(&mut self.sections).finish_with(&protection);
         let state_draft = self.write_state(&state)?;
         if self.progress.is_cancelled() {
             return Err(CreateError::Cancelled);
@@ -122,7 +129,17 @@ impl Job {
         Ok(id)
     }
 
-    fn write_memory(&self, id: MemoryId) -> Result<(Draft, super::memory::MemoryTable), CreateError> {
+    fn protection(&self) -> Result<Protection, KeyError> {
+        let signing = self.files.signing_key.as_ref().map(SecretSource::from);
+        let encryption = self.files.encryption_key.as_ref().map(SecretSource::from);
+        Protection::read(signing.as_ref(), encryption.as_ref())
+    }
+
+    fn write_memory(
+        &self,
+        id: MemoryId,
+        seal: Seal,
+    ) -> Result<(Draft, super::memory::MemoryTable), CreateError> {
         use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
         let path = &self.files.mem_file_path;
         let size_bytes = self.memory.iter().map(GuestMemoryRegion::len).sum();
@@ -136,13 +153,15 @@ impl Job {
         };
         let image = draft.image().map_err(failed(path))?;
         let table =
-            write(&self.memory, id, content, image, &self.progress).map_err(|source| match source {
-                WriteError::Cancelled => CreateError::Cancelled,
-                source => CreateError::Memory {
-                    path: path.clone(),
-                    source,
+            write(&self.memory, (id, seal), content, image, &self.progress).map_err(
+                |source| match source {
+                    WriteError::Cancelled => CreateError::Cancelled,
+                    source => CreateError::Memory {
+                        path: path.clone(),
+                        source,
+                    },
                 },
-            })?;
+            )?;
         Ok((draft, table))
     }
 

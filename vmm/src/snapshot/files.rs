@@ -8,7 +8,8 @@ use coracle_storage::request::Failure;
 
 use super::contents::MEMORY;
 use super::load::{LoadError, Snapshot, StateFile};
-use super::memory::{self, MergeError, Progress, ReadError, Source, file_bytes};
+use super::memory::{self, MergeError, Progress, ReadError, Seal, Source, file_bytes};
+use crate::keys::{KeyError, Protection, PublicKey, ReadingKeys, SigningKey, SnapshotCipher};
 use crate::state::{State, StateError};
 
 /// Where a snapshot is, or is to be: paths, or URLs of files on servers.
@@ -20,12 +21,34 @@ pub struct Files<'a> {
     pub memory: &'a str,
 }
 
+/// Who reads a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    /// In whose name files are opened.
+    pub owner: &'a Owner,
+    /// Whom it has to be from, and what it is decrypted with.
+    pub keys: &'a ReadingKeys,
+}
+
 /// Why a snapshot's files are not done with as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// The state.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What is merged would have lost a signature.
+    #[error(
+        "`{path}` was signed, by {signer}, and what comes of it would be by nobody: say who signs it (--signing-key)"
+    )]
+    NotSigned {
+        /// The file.
+        path: String,
+        /// Who has signed it.
+        signer: PublicKey,
+    },
+    /// The host has no random bytes to encrypt with.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// A memory file cannot be opened.
     #[error("cannot read the snapshot's memory")]
     Open(#[from] OpenError),
@@ -90,8 +113,8 @@ impl Files<'_> {
     /// # Errors
     ///
     /// When there is none, or it is damaged.
-    pub fn read(&self, owner: &Owner) -> Result<Snapshot, FilesError> {
-        Ok(StateFile::read(self.state, owner)?.parse()?)
+    pub fn read(&self, reader: &Reader<'_>) -> Result<Snapshot, FilesError> {
+        Ok(StateFile::read(self.state, reader.owner)?.parse(reader.keys)?)
     }
 
     /// Reads all of it, and checks that it is what was written.
@@ -99,9 +122,9 @@ impl Files<'_> {
     /// # Errors
     ///
     /// The first that is not.
-    pub fn verify(&self, owner: &Owner, progress: &Progress) -> Result<Snapshot, FilesError> {
-        let snapshot = self.read(owner)?;
-        let verified = memory::verify(&snapshot.table, self.memory_image(owner)?, progress);
+    pub fn verify(&self, reader: &Reader<'_>, progress: &Progress) -> Result<Snapshot, FilesError> {
+        let snapshot = self.read(reader)?;
+        let verified = memory::verify(&snapshot.table, self.memory_image(reader.owner)?, progress);
         verified.map_err(|source| FilesError::Read {
             path: self.memory.to_owned(),
             source,
@@ -110,16 +133,19 @@ impl Files<'_> {
     }
 
     /// Makes `merged` of this snapshot and of `diff`, which goes on from it: what the machine was when `diff` was made. Others
-    /// that go on from `diff` go on from `merged` as well.
+    /// that go on from `diff` go on from `merged` as well. It is encrypted with the key that both are read with, if they are, and
+    /// signed with `signing`.
     ///
     /// # Errors
     ///
-    /// When either is damaged, or they do not follow each other; then nothing is left of the new files.
+    /// When either is damaged, or they do not follow each other, or one is signed and `merged` would not be; then nothing is
+    /// left of the new files.
     pub fn merge(
         &self,
         diff: &Files<'_>,
         merged: &Files<'_>,
-        owner: &Owner,
+        reader: &Reader<'_>,
+        signing: Option<SigningKey>,
         progress: &Progress,
     ) -> Result<(), FilesError> {
         if draft::is_one_place(merged.state, merged.memory) {
@@ -127,52 +153,86 @@ impl Files<'_> {
                 path: merged.state.to_owned(),
             });
         }
-        let base_table = self.read(owner)?.table;
-        let diff_state = StateFile::read(diff.state, owner)?;
-        let diff_table = diff_state.parse()?.table;
-        let not_made = |path: &str| {
-            let path = path.to_owned();
-            move |source| FilesError::Draft {
-                path,
-                source: Box::new(source),
-            }
+        let protection = Protection {
+            signing,
+            // A salt of its own, or the same key would encrypt other chunks under the same numbers.
+            cipher: reader
+                .keys
+                .encryption
+                .clone()
+                .map(SnapshotCipher::new)
+                .transpose()?,
         };
-        let size_bytes = file_bytes(base_table.size_bytes());
+        let base_snapshot = self.read(reader)?;
+        let diff_state = StateFile::read(diff.state, reader.owner)?;
+        let diff_snapshot = diff_state.parse(reader.keys)?;
+        check_signed(self, &base_snapshot, &protection)?;
+        check_signed(diff, &diff_snapshot, &protection)?;
+        let size_bytes = file_bytes(base_snapshot.table.size_bytes());
         let memory = Draft::create(merged.memory, size_bytes).map_err(not_made(merged.memory))?;
         let image = memory.image().map_err(not_made(merged.memory))?;
-        let base = Source {
-            table: &base_table,
-            image: self.memory_image(owner)?,
-        };
-        let next = Source {
-            table: &diff_table,
-            image: diff.memory_image(owner)?,
-        };
-        let table = memory::merge(base, next, diff_table.id(), image, progress);
+        let id = diff_snapshot.table.id();
+        let table = memory::merge(
+            self.source(&base_snapshot, reader)?,
+            diff.source(&diff_snapshot, reader)?,
+            (id, Seal::new(id, &protection)),
+            image,
+            progress,
+        );
         let table = table.map_err(|source| FilesError::Merge {
             base: self.memory.to_owned(),
             diff: diff.memory.to_owned(),
             source,
         })?;
-        let bytes = State::parse(diff_state.bytes()).map(|state| state.with(MEMORY, &table.save()));
-        let bytes = bytes.map_err(|source| FilesError::State {
+        let state = State::parse(diff_state.bytes(), reader.keys);
+        let state = state.map_err(|source| FilesError::State {
             path: diff.state.to_owned(),
             source,
         })?;
-        let length = bytes.len() as u64;
-        let state = Draft::create(merged.state, length).map_err(not_made(merged.state))?;
-        let image = state.image().map_err(not_made(merged.state))?;
-        super::write_whole(image, &bytes).map_err(|source| FilesError::Write {
-            path: merged.state.to_owned(),
-            source,
-        })?;
+        let state = state.with(MEMORY, &table.save()).finish_with(&protection);
+        let state = merged.write_state(&state)?;
         memory.publish().map_err(not_made(merged.memory))?;
         state.publish().map_err(not_made(merged.state))
+    }
+
+    fn source<'t>(&self, snapshot: &'t Snapshot, reader: &Reader<'_>) -> Result<Source<'t>, FilesError> {
+        Ok(Source {
+            table: &snapshot.table,
+            image: self.memory_image(reader.owner)?,
+        })
+    }
+
+    fn write_state(&self, state: &[u8]) -> Result<Draft, FilesError> {
+        let draft = Draft::create(self.state, state.len() as u64).map_err(not_made(self.state))?;
+        let image = draft.image().map_err(not_made(self.state))?;
+        super::write_whole(image, state).map_err(|source| FilesError::Write {
+            path: self.state.to_owned(),
+            source,
+        })?;
+        Ok(draft)
     }
 
     fn memory_image(&self, owner: &Owner) -> Result<Box<dyn Backend>, OpenError> {
         // Nobody writes a memory file once it has its name.
         let terms = Terms::new(Lock::None, owner);
         Ok(open::open(self.memory, Access::ReadOnly, &terms)?.backend)
+    }
+}
+
+fn not_made(path: &str) -> impl FnOnce(DraftError) -> FilesError + '_ {
+    move |source| FilesError::Draft {
+        path: path.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// What was signed does not become what is not.
+fn check_signed(files: &Files<'_>, snapshot: &Snapshot, protection: &Protection) -> Result<(), FilesError> {
+    match (snapshot.signer, &protection.signing) {
+        (Some(signer), None) => Err(FilesError::NotSigned {
+            path: files.state.to_owned(),
+            signer,
+        }),
+        _ => Ok(()),
     }
 }

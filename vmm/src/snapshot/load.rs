@@ -11,6 +11,7 @@ use coracle_storage::blocking::Blocking;
 use coracle_storage::lease::{Lock, Owner, Terms};
 use coracle_storage::open::{self, OpenError};
 use coracle_storage::request::Failure;
+use coracle_storage::secret::SecretSource;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use super::contents::{CONFIG, ConfigState, MEMORY, ORIGIN, OriginState};
@@ -19,6 +20,7 @@ use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
 use crate::end::{End, Ending};
+use crate::keys::{KeyError, PublicKey, ReadingKeys, TrustedKeys};
 use crate::machine::plan::{MemorySource, Plan, PlanError, page_size};
 use crate::machine::state::{Counts, MachineState};
 use crate::machine::{PlatformError, check_compatible, renew_generation};
@@ -35,6 +37,8 @@ pub struct Job {
     pub process: Config,
     /// Who asks.
     pub owner: Owner,
+    /// Whose snapshots this process loads, if not everybody's; beside those whom the request names.
+    pub trusted: Option<TrustedKeys>,
     /// Where it is announced that the memory is damaged: an ending of its own, which counts once there is a machine.
     pub ending: Ending,
 }
@@ -55,6 +59,9 @@ pub enum LoadError {
     /// What was asked for makes no sense.
     #[error(transparent)]
     Asked(#[from] SnapshotLoadError),
+    /// A key, or a list of them.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The state file cannot be opened.
     #[error("cannot read the snapshot's state")]
     Open(#[from] OpenError),
@@ -136,6 +143,8 @@ pub struct Snapshot {
     pub state: MachineState,
     /// What its memory file has.
     pub table: MemoryTable,
+    /// Who has signed it.
+    pub signer: Option<PublicKey>,
 }
 
 /// How long the first pages of the memory may take.
@@ -177,15 +186,16 @@ impl StateFile {
         })
     }
 
-    /// Checks all of it, and takes it apart.
+    /// Checks all of it, as `keys` demand, and takes it apart.
     ///
     /// # Errors
     ///
     /// What is wrong, by the name of the section.
-    pub fn parse(&self) -> Result<Snapshot, LoadError> {
+    pub fn parse(&self, keys: &ReadingKeys) -> Result<Snapshot, LoadError> {
         let path = || self.path.clone();
         let wrong = |source| LoadError::State { path: path(), source };
-        let mut state = State::parse(&self.bytes).map_err(wrong)?;
+        let mut state = State::parse(&self.bytes, keys).map_err(wrong)?;
+        let signer = state.signer();
         let origin = state.take::<OriginState>(ORIGIN).map_err(wrong)?;
         let config = state.take::<ConfigState>(CONFIG).map_err(wrong)?.config();
         let config = config.map_err(|source| LoadError::Config {
@@ -194,7 +204,7 @@ impl StateFile {
         })?;
         let table = state.take::<MemoryTableState>(MEMORY).map_err(wrong)?;
         let size_bytes = config.machine().mem_size_mib << 20;
-        let table = MemoryTable::restore(&table, size_bytes)
+        let table = MemoryTable::restore(&table, size_bytes, signer, state.cipher())
             .map_err(|source| LoadError::Table { path: path(), source })?;
         let counts = Counts {
             vcpus: config.machine().vcpu_count,
@@ -207,6 +217,7 @@ impl StateFile {
             config,
             state: machine,
             table,
+            signer,
         })
     }
 
@@ -231,8 +242,9 @@ impl Job {
     /// [`LoadError`]; then nothing is left of it.
     pub fn run(self) -> Result<Loaded, LoadError> {
         let (path, backend) = self.load.memory()?;
+        let keys = self.keys()?;
         let file = StateFile::read(&self.load.snapshot_path, &self.owner)?;
-        let snapshot = file.parse()?;
+        let snapshot = file.parse(&keys)?;
         check_compatible(&snapshot.state)?;
         let mut config = snapshot.config.continued_by(&self.process);
         config.track_dirty_pages(self.load.tracks_dirty_pages());
@@ -299,5 +311,29 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    /// What the snapshot is read with.
+    fn keys(&self) -> Result<ReadingKeys, LoadError> {
+        let encryption = self.load.encryption_key.as_ref().map(SecretSource::from);
+        let mut keys = ReadingKeys::read(self.load.trusted_keys.as_deref(), encryption.as_ref())?;
+        keys.trusted.extend(self.trusted.clone());
+        self.check_protection(&keys)?;
+        Ok(keys)
+    }
+
+    /// Whether the memory will be checked and decrypted, where it has to be.
+    fn check_protection(&self, keys: &ReadingKeys) -> Result<(), SnapshotLoadError> {
+        let (_, backend) = self.load.memory()?;
+        if self.load.verify == Verify::Lazy && backend == MemBackendType::File {
+            return Ok(());
+        }
+        match (&keys.trusted[..], &keys.encryption) {
+            ([], None) => Ok(()),
+            ([], Some(_)) => Err(SnapshotLoadError::NotDecrypted),
+            ([list, ..], _) => Err(SnapshotLoadError::NotChecked {
+                keys: list.path().display().to_string(),
+            }),
+        }
     }
 }

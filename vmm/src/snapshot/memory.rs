@@ -4,21 +4,23 @@
 //!  memory file                                       memory table (a section of the state file)
 //!  0 ┌─────────────────────────────────────────┐     id, size, full or diff (of which parent),
 //!    │ guest memory in the order of addresses, │     one bit per page: the file has it,
-//!    │ without the gap for devices; sparse     │     one CRC32C per chunk, over the pages that there are
+//!    │ without the gap for devices; sparse     │     one sum per chunk, over the pages that there are: see `seal`
 //!  n ├─────────────────────────────────────────┤
 //!    │ trailer: id and size once more          │
 //!    └─────────────────────────────────────────┘
 //! ```
 //!
 //! A full file has every page that is not zeros; one that it does not have is zeros. A diff has the pages that were written since
-//! its parent. Where the file has no page it has a hole, and where it has a page of zeros too.
+//! its parent. Where the file has no page it has a hole, and where it has a page of zeros too, unless that is encrypted.
 
 mod merge;
+mod output;
 mod pages;
 mod reader;
 mod residence;
 #[cfg(test)]
 mod scratch;
+mod seal;
 mod table;
 mod trailer;
 mod verify;
@@ -27,6 +29,7 @@ mod writer;
 pub use merge::{MergeError, Source, merge};
 pub use pages::{PageSet, PageSetError};
 pub use reader::ReadError;
+pub use seal::{HashKey, Seal, SealKind};
 pub use table::{Damage, Kind, MemoryId, MemoryTable, MemoryTableState, TableError};
 pub use trailer::{TRAILER_BYTES, Trailer, TrailerError};
 pub use verify::verify;

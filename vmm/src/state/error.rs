@@ -1,5 +1,7 @@
 //! What can be wrong with a state.
 
+use crate::keys::PublicKey;
+
 /// Why something is no state, or not one of this machine.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the text of an error is its documentation")]
@@ -45,6 +47,24 @@ pub enum StateError {
         version: u32,
         known: u32,
     },
+    #[error(
+        "it is not signed, and only what a key in `{keys}` has signed may be loaded: make the snapshot with a `signing_key`"
+    )]
+    Unsigned { keys: String },
+    #[error(
+        "it is signed by {signer}, which is no key in `{keys}`: if you trust whoever has that key, add its public half there"
+    )]
+    Untrusted { signer: PublicKey, keys: String },
+    #[error("it was changed since {signer} has signed it, or was never signed by that key: do not use it")]
+    Signature { signer: PublicKey },
+    #[error("it is encrypted: say where its key is (`encryption_key`, --encryption-key)")]
+    NoKey,
+    #[error("it is encrypted with another key than the one that was given")]
+    OtherKey,
+    #[error("it is not encrypted, and a key was given for it: leave the key out, if you expected that")]
+    NotEncrypted,
+    #[error("section `{section}` is not the one that was encrypted here: it was changed, or moved")]
+    Forged { section: String },
     #[error("section `{section}` does not hold what it should")]
     Body {
         section: String,

@@ -11,7 +11,9 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const SECTION_NAME_BYTES_MAX: usize = 40;
 /// The header, in bytes.
 pub const HEADER_BYTES: usize = 64;
-const SECTION_HEADER_BYTES: usize = 64;
+pub(super) const SECTION_HEADER_BYTES: usize = 64;
+
+const IDENTITY_BYTES: usize = SECTION_NAME_BYTES_MAX + size_of::<U32>();
 
 const MAGIC: [u8; 8] = *b"CORACLES";
 /// EM_X86_64.
@@ -194,6 +196,31 @@ impl SectionHeader {
         Ok((header, body, behind))
     }
 
+    /// Whether `bytes` begin with the header of a section of that name, as far as one can tell without its body.
+    pub(super) fn is_named(bytes: &[u8], name: &str) -> bool {
+        let header = Self::ref_from_prefix(bytes).ok();
+        header.is_some_and(|(header, _)| header.name == padded(name))
+    }
+
+    /// What an encrypted body is bound to: a section's name and version, as they stand in its header.
+    pub(super) fn identity(name: &str, version: u32) -> [u8; IDENTITY_BYTES] {
+        let mut identity = padded(name);
+        let behind = identity.iter_mut().skip(SECTION_NAME_BYTES_MAX);
+        behind
+            .zip(version.to_le_bytes())
+            .for_each(|(to, from)| *to = from);
+        identity
+    }
+
+    /// The same of this section.
+    pub(super) fn own_identity(&self) -> [u8; IDENTITY_BYTES] {
+        let (identity, _) = self
+            .as_bytes()
+            .split_first_chunk()
+            .expect("a header is longer than its first fields");
+        *identity
+    }
+
     pub(super) fn version(&self) -> u32 {
         self.version.get()
     }
@@ -207,7 +234,7 @@ impl SectionHeader {
     }
 
     /// The name for a message, whatever it holds.
-    fn shown_name(&self) -> String {
+    pub(super) fn shown_name(&self) -> String {
         let end = self.name.iter().position(|byte| *byte == 0);
         let name = self
             .name

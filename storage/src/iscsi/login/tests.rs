@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::iscsi::chap::{Algorithm, Credentials};
-use crate::iscsi::secret::Secret;
 use crate::iscsi::text::{Hexadecimal, binary};
+use crate::secret::Secret;
 
 const RANDOM: [u8; RANDOM_BYTES] = [0x5a; RANDOM_BYTES];
 

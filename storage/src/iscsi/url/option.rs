@@ -7,7 +7,7 @@ use crate::escape::{Encoded, decoded};
 use crate::iscsi::chap::{Algorithm, USER_BYTES_MAX};
 use crate::iscsi::digest::DigestKind;
 use crate::iscsi::name::IscsiName;
-use crate::iscsi::secret::SecretSource;
+use crate::secret::SecretSource;
 
 /// The options of a URL; what none says is as `default` has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::*;
 use crate::iscsi::chap::Algorithm;
 use crate::iscsi::digest::DigestKind;
 use crate::iscsi::portal::{Host, PORT};
-use crate::iscsi::secret::SecretSource;
+use crate::secret::SecretSource;
 
 fn parsed(text: &str) -> IscsiUrl {
     text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))

@@ -12,9 +12,9 @@ use coracle_storage::iscsi::pdu::{
     BHS_BYTES, Bhs, InitiatorPdu, Isid, LoginResponse, Lun, Serial, Stage, Tag, TargetPdu, TextResponse,
     Transit, Window,
 };
-use coracle_storage::iscsi::secret::Secret;
 use coracle_storage::iscsi::text::{self, Hexadecimal, Text, pairs};
 use coracle_storage::iscsi::url::IscsiUrl;
+use coracle_storage::secret::Secret;
 
 use super::Input;
 

@@ -18,11 +18,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
 use crate::end::End;
+use crate::keys::{EncryptionKey, Protection, SigningKey, SnapshotCipher};
 use crate::memory::ChunkError;
 use crate::memory::chunk::Pages;
 use crate::memory::pager::Remains;
 use crate::memory::testing::{Dice, Snapshot, owner, resident, touch, waits};
-use crate::snapshot::memory::{CHUNK_BYTES, MemoryId, MemoryTableState, PAGE_BYTES};
+use crate::snapshot::memory::{
+    self, CHUNK_BYTES, Content, MemoryId, MemoryTableState, PAGE_BYTES, Seal, SealKind, Untouched,
+};
 
 fn lazily(snapshot: &Snapshot) -> (Arc<GuestMemoryMmap>, Pager, Ending) {
     let ending = Ending::new().unwrap();
@@ -264,9 +267,10 @@ fn empty_table(size_bytes: u64, kind: Kind) -> MemoryTable {
         size_bytes,
         kind,
         pages: vec![0; usize::try_from(size_bytes).unwrap() / PAGE_BYTES / 8],
-        checksums: Vec::new(),
+        seal: SealKind::Crc32c,
+        sums: Vec::new(),
     };
-    MemoryTable::restore(&saved, size_bytes).unwrap()
+    MemoryTable::restore(&saved, size_bytes, None, None).unwrap()
 }
 
 #[test]
@@ -326,6 +330,57 @@ fn memory_that_is_loaded_as_a_whole_is_what_was_saved_or_refused() {
     let refused = eagerly(&snapshot).unwrap_err();
     let is_damage = matches!(refused, LoadError::Chunk(ChunkError::Damaged { .. }));
     assert!(is_damage, "{refused:?}");
+}
+
+/// The memory of `snapshot` once more, protected otherwise.
+fn protected(snapshot: &Snapshot, protection: &Protection) -> Snapshot {
+    let memory = allocate(
+        snapshot.bytes.len() as u64 / MIB,
+        Backing::Anonymous,
+        PageSize::Base,
+    )
+    .unwrap();
+    memory.write_slice(&snapshot.bytes, GuestAddress(0)).unwrap();
+    snapshot.written_anew(|id, image| {
+        let seal = Seal::new(id, protection);
+        let content = Content::Full(Untouched::Zeros);
+        memory::write(&memory, (id, seal), content, image, &memory::Progress::new()).unwrap()
+    })
+}
+
+#[test]
+fn protected_memory_comes_by_a_pager_and_as_a_whole_and_never_damaged() {
+    let cipher = || SnapshotCipher::new(EncryptionKey::of(2)).unwrap();
+    for (signing, cipher) in [
+        (Some(SigningKey::of(1)), None),
+        (None, Some(cipher())),
+        (Some(SigningKey::of(1)), Some(cipher())),
+    ] {
+        let snapshot = protected(&Snapshot::new(8, 5), &Protection { signing, cipher });
+        let (memory, pager, _) = lazily(&snapshot);
+        await_all(&pager);
+        assert!(all_of(&memory, snapshot.bytes.len()) == snapshot.bytes);
+        assert!(eagerly(&snapshot).unwrap() == snapshot.bytes);
+        if snapshot.table.seal().is_encrypted() {
+            // It cannot be mapped, whatever is asked for.
+            let (memory, pager) =
+                restore(snapshot.saved(Verify::Off, &owner()), &Ending::new().unwrap()).unwrap();
+            await_all(&pager.unwrap());
+            assert!(all_of(&memory, snapshot.bytes.len()) == snapshot.bytes);
+        }
+        let offset = snapshot.first_byte(*snapshot.saved_chunks().last().unwrap());
+        let mut byte = [0];
+        let file = snapshot.file.as_file();
+        file.read_exact_at(&mut byte, offset as u64).unwrap();
+        file.write_all_at(&byte.map(|byte: u8| byte ^ 1), offset as u64)
+            .unwrap();
+        let refused = eagerly(&snapshot).unwrap_err();
+        assert!(matches!(refused, LoadError::Chunk(ChunkError::Damaged { .. })));
+        let (memory, pager, ending) = lazily(&snapshot);
+        assert!(waits(&touch(&memory, offset)), "a damaged byte was seen");
+        assert!(matches!(ending.announced(), Some(End::MemoryLost { .. })));
+        assert_eq!(pager.end(), Remains::Waiters);
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use rustix::fs::{SeekFrom, seek};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::keys::{EncryptionKey, Protection, SigningKey, SnapshotCipher};
 use crate::memory::{Backing, PageSize, allocate};
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -102,7 +103,44 @@ pub(super) fn id(number: u8) -> MemoryId {
 
 pub(super) fn write_full(memory: &GuestMemoryMmap, number: u8, scratch: &Scratch) -> MemoryTable {
     let content = Content::Full(Untouched::Zeros);
-    write(memory, id(number), content, scratch.image(), &Progress::new()).unwrap()
+    write(memory, plain(number), content, scratch.image(), &Progress::new()).unwrap()
+}
+
+/// A memory whose chunks have checksums.
+pub(super) fn plain(number: u8) -> (MemoryId, Seal) {
+    (id(number), Seal::Crc32c)
+}
+
+/// What a snapshot may be protected by: each kind once.
+pub(super) fn protections() -> [Protection; 4] {
+    let signing = || Some(SigningKey::of(1));
+    let cipher = || Some(SnapshotCipher::new(EncryptionKey::of(2)).unwrap());
+    [
+        (None, None),
+        (signing(), None),
+        (None, cipher()),
+        (signing(), cipher()),
+    ]
+    .map(|(signing, cipher)| Protection { signing, cipher })
+}
+
+/// A memory that `protection` is for.
+pub(super) fn protected(number: u8, protection: &Protection) -> (MemoryId, Seal) {
+    (id(number), Seal::new(id(number), protection))
+}
+
+/// All that was saved, checked and decrypted.
+pub(super) fn opened(table: &MemoryTable, scratch: &Scratch) -> Result<Vec<u8>, ReadError> {
+    let mut content = vec![0; usize::try_from(scratch.size_bytes).unwrap()];
+    let mut reader = reader::Reader::new(table, scratch.image())?;
+    while let Some((chunk, bytes)) = reader.next()? {
+        let at = chunk * CHUNK_BYTES;
+        content
+            .get_mut(at..at + CHUNK_BYTES)
+            .unwrap()
+            .copy_from_slice(bytes);
+    }
+    Ok(content)
 }
 
 pub(super) fn set(size_bytes: u64, pages: impl IntoIterator<Item = u64>) -> PageSet {

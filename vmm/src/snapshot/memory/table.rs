@@ -5,7 +5,9 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::pages::{PageSet, chunks_of, runs};
-use super::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
+use super::seal::{Broken, Part, Seal, SealKind, Sum};
+use super::{CHUNK_BYTES, PAGE_BYTES};
+use crate::keys::{PublicKey, SnapshotCipher};
 
 /// Names one memory file's content: that of no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,22 +53,25 @@ pub struct MemoryTableState {
     pub size_bytes: u64,
     /// What an absent page means.
     pub kind: Kind,
+    /// How its chunks are protected.
+    pub seal: SealKind,
     /// One bit per page, the lowest of the first byte first: the file has it.
     #[serde(with = "serde_bytes")]
     pub pages: Vec<u8>,
-    /// The CRC32C (four bytes, little-endian) of each chunk of which the file has a page, over those pages in order.
+    /// The sum of each chunk of which the file has a page, over those pages in order.
     #[serde(with = "serde_bytes")]
-    pub checksums: Vec<u8>,
+    pub sums: Vec<u8>,
 }
 
 /// What a memory file has.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct MemoryTable {
     id: MemoryId,
     kind: Kind,
+    seal: Seal,
     pages: PageSet,
-    /// One for each chunk; 0 where the file has no page.
-    checksums: Vec<u32>,
+    /// One for each chunk, one behind the other; zeros where the file has no page.
+    sums: Vec<u8>,
 }
 
 /// Why a saved table is none of this machine's memory.
@@ -88,7 +93,11 @@ pub enum TableError {
     #[error(
         "the memory table is damaged: {found} bytes of checksums where the chunks that it has take {expected}"
     )]
-    Checksums { found: u64, expected: u64 },
+    Sums { found: u64, expected: u64 },
+    #[error(
+        "the memory's parts are protected by {found}, and those of a state like this one by {expected}: it is another's table"
+    )]
+    Seal { found: SealKind, expected: SealKind },
 }
 
 /// A chunk that is not what was written.
@@ -104,38 +113,44 @@ pub struct Damage {
 const PAGES_OF_BYTE: u64 = 8;
 
 impl MemoryTable {
-    /// A table of what was written; `checksums` has one for each chunk.
+    /// A table of what was written; `sums` has one for each chunk.
     ///
     /// # Panics
     ///
-    /// When there are not as many checksums as chunks.
-    pub(super) fn new(id: MemoryId, kind: Kind, pages: PageSet, checksums: Vec<u32>) -> Self {
+    /// When there are not as many sums as chunks.
+    pub(super) fn new(id: MemoryId, kind: Kind, seal: Seal, pages: PageSet, sums: &[Sum]) -> Self {
         assert!(
-            pages.masks().len() == checksums.len(),
+            pages.masks().len() == sums.len(),
             "whoever has summed a chunk up has both"
         );
+        let len = seal.kind().sum_bytes();
         Self {
             id,
             kind,
+            seal,
             pages,
-            checksums,
+            sums: sums.iter().flat_map(|sum| sum.bytes(len)).copied().collect(),
         }
     }
 
     /// The table for the state file.
     pub fn save(&self) -> MemoryTableState {
         let masks = self.pages.masks();
-        let present = masks.iter().zip(&self.checksums).filter(|(mask, _)| **mask != 0);
+        let seal = self.seal.kind();
+        let sums = self.sums.chunks_exact(seal.sum_bytes());
+        let present = masks.iter().zip(sums).filter(|(mask, _)| **mask != 0);
         MemoryTableState {
             id: self.id,
             size_bytes: self.size_bytes(),
             kind: self.kind,
+            seal,
             pages: masks.iter().flat_map(|mask| mask.to_le_bytes()).collect(),
-            checksums: present.flat_map(|(_, sum)| sum.to_le_bytes()).collect(),
+            sums: present.flat_map(|(_, sum)| sum).copied().collect(),
         }
     }
 
-    /// The table of `saved`, which may be anything, for a machine with `size_bytes` of memory.
+    /// The table of `saved`, which may be anything, for a machine with `size_bytes` of memory; its state was signed by `signer`,
+    /// if by anybody, and encrypted with `cipher`, if at all.
     ///
     /// # Errors
     ///
@@ -144,11 +159,23 @@ impl MemoryTable {
     /// # Panics
     ///
     /// When no machine has that much memory.
-    pub fn restore(saved: &MemoryTableState, size_bytes: u64) -> Result<Self, TableError> {
+    pub fn restore(
+        saved: &MemoryTableState,
+        size_bytes: u64,
+        signer: Option<PublicKey>,
+        cipher: Option<&SnapshotCipher>,
+    ) -> Result<Self, TableError> {
         if saved.size_bytes != size_bytes {
             return Err(TableError::Size {
                 saved_bytes: saved.size_bytes,
                 size_bytes,
+            });
+        }
+        let seal = Seal::of_saved(saved.id, signer, cipher);
+        if saved.seal != seal.kind() {
+            return Err(TableError::Seal {
+                found: saved.seal,
+                expected: seal.kind(),
             });
         }
         let chunks = chunks_of(size_bytes);
@@ -164,27 +191,31 @@ impl MemoryTable {
         }
         let masks: Vec<u16> = masks.iter().map(|mask| u16::from_le_bytes(*mask)).collect();
         let present = masks.iter().filter(|mask| **mask != 0).count();
-        let (sums, rest) = saved.checksums.as_chunks();
-        if sums.len() != present || !rest.is_empty() {
-            return Err(TableError::Checksums {
-                found: saved.checksums.len() as u64,
-                expected: (present * size_of::<u32>()) as u64,
+        let len = saved.seal.sum_bytes();
+        if saved.sums.len() != present * len {
+            return Err(TableError::Sums {
+                found: saved.sums.len() as u64,
+                expected: (present * len) as u64,
             });
         }
-        let mut sums = sums.iter().map(|sum| u32::from_le_bytes(*sum));
-        let mut sum_of = |mask: &u16| if *mask == 0 { None } else { sums.next() };
-        let checksums = masks.iter().map(|mask| sum_of(mask).unwrap_or(0)).collect();
+        let mut sums = vec![0; chunks * len];
+        let places = sums.chunks_exact_mut(len).zip(&masks);
+        let places = places.filter(|(_, mask)| **mask != 0);
+        for ((place, _), sum) in places.zip(saved.sums.chunks_exact(len)) {
+            place.copy_from_slice(sum);
+        }
         Ok(Self {
             id: saved.id,
             kind: saved.kind,
+            seal,
             pages: PageSet::of_masks(masks),
-            checksums,
+            sums,
         })
     }
 
-    /// The checksum of a chunk, over the pages that the file has of it.
-    pub fn sum(&self, chunk: usize) -> u32 {
-        self.checksums.get(chunk).copied().unwrap_or(0)
+    /// How its chunks are protected.
+    pub fn seal(&self) -> &Seal {
+        &self.seal
     }
 
     /// The memory file that it belongs to.
@@ -209,7 +240,7 @@ impl MemoryTable {
 
     /// How many chunks there are, of which the file has all, some or no pages.
     pub fn chunks(&self) -> usize {
-        self.checksums.len()
+        self.pages.masks().len()
     }
 
     /// Which pages of `chunk` the file has: one bit for each, the lowest first. None of a chunk that there is not.
@@ -217,8 +248,8 @@ impl MemoryTable {
         self.pages.mask(chunk)
     }
 
-    /// Checks what was read of the file at `chunk`, whole. Afterwards the pages of `bytes` that the file does not have are
-    /// zeros, whatever they were in the file.
+    /// Checks what was read of the file at `chunk`, whole, and makes of it what the memory had. Afterwards the pages of `bytes`
+    /// that the file does not have are zeros, whatever they were in the file.
     ///
     /// # Errors
     ///
@@ -230,10 +261,13 @@ impl MemoryTable {
     pub fn check(&self, chunk: usize, bytes: &mut [u8]) -> Result<(), Damage> {
         assert!(bytes.len() == CHUNK_BYTES, "a chunk is checked whole");
         let mask = self.mask(chunk);
-        if mask != 0 && self.checksums.get(chunk) != Some(&checksum(mask, bytes)) {
-            return Err(Damage {
+        if mask != 0 {
+            let damage = Damage {
                 offset_bytes: (chunk * CHUNK_BYTES) as u64,
-            });
+            };
+            let part = Part { chunk, mask };
+            let opened = self.seal.open(part, bytes, self.sum(chunk));
+            opened.map_err(|Broken| damage)?;
         }
         for absent in runs(&[!mask]) {
             if let Some(absent) = bytes.get_mut(absent.start * PAGE_BYTES..absent.end * PAGE_BYTES) {
@@ -241,6 +275,13 @@ impl MemoryTable {
             }
         }
         Ok(())
+    }
+}
+
+impl MemoryTable {
+    fn sum(&self, chunk: usize) -> &[u8] {
+        let mut sums = self.sums.chunks_exact(self.seal.kind().sum_bytes());
+        sums.nth(chunk).unwrap_or_default()
     }
 }
 
@@ -252,18 +293,6 @@ impl std::fmt::Debug for MemoryTable {
             .field("pages", &self.pages)
             .finish_non_exhaustive()
     }
-}
-
-/// The CRC32C of those pages of a chunk that `mask` names, in order.
-pub(super) fn checksum(mask: u16, bytes: &[u8]) -> u32 {
-    const { assert!(CHUNK_PAGES == 16, "a mask has a bit for each page") };
-    runs(&[mask]).fold(0, |sum, run| {
-        let present = bytes.get(run.start * PAGE_BYTES..run.end * PAGE_BYTES);
-        crc32c::crc32c_append(
-            sum,
-            present.expect("a chunk has as many pages as a mask has bits"),
-        )
-    })
 }
 
 #[cfg(test)]

@@ -141,11 +141,18 @@ fn field<const N: usize>(bytes: &[u8; TRAILER_BYTES], at: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::memory::seal::{Seal, Sum};
     use crate::snapshot::memory::{Kind, PageSet};
 
     fn table(id: u8) -> MemoryTable {
         let pages = PageSet::empty(1 << 20);
-        MemoryTable::new(MemoryId([id; 16]), Kind::Full, pages, vec![0; 16])
+        MemoryTable::new(
+            MemoryId([id; 16]),
+            Kind::Full,
+            Seal::Crc32c,
+            pages,
+            &[Sum::default(); 16],
+        )
     }
 
     #[test]

@@ -5,6 +5,7 @@
 )]
 
 mod lane;
+mod sealing;
 
 use std::io;
 use std::num::NonZero;
@@ -19,6 +20,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 pub(super) use self::lane::pages_with_content;
 use self::lane::{Lane, Sums};
+use super::seal::{Seal, Sum};
 use super::table::{Kind, MemoryId, MemoryTable};
 use super::trailer::Trailer;
 use super::{CHUNK_BYTES, PageSet, file_bytes, residence};
@@ -121,8 +123,8 @@ impl Progress {
     }
 }
 
-/// Writes `content` of `memory`, and a trailer, to `image`: a new file of [`file_bytes`] that reads as zeros. When it returns all
-/// of that is on the medium. The table says what the file has.
+/// Writes `content` of `memory` as `id` under `seal`, and a trailer, to `image`: a new file of [`file_bytes`] that reads as
+/// zeros. When it returns all of that is on the medium. The table says what the file has.
 ///
 /// Nobody writes the memory meanwhile: its machine is paused and its devices are stopped.
 ///
@@ -131,7 +133,7 @@ impl Progress {
 /// When it was cancelled, or what the storage answers.
 pub fn write(
     memory: &GuestMemoryMmap,
-    id: MemoryId,
+    (id, seal): (MemoryId, Seal),
     content: Content<'_>,
     image: Box<dyn Backend>,
     progress: &Progress,
@@ -147,14 +149,16 @@ pub fn write(
     let job = Job {
         memory,
         kind,
+        seal: &seal,
         candidates,
         progress,
         next: AtomicUsize::new(0),
         is_over: AtomicBool::new(false),
     };
     let (image, summed) = job.run(image)?;
-    let table = summed.into_table(id, kind, size_bytes);
-    seal(image, &table)?;
+    let (pages, sums) = summed.put_together(size_bytes);
+    let table = MemoryTable::new(id, kind, seal, pages, &sums);
+    finish(image, &table)?;
     Ok(table)
 }
 
@@ -173,7 +177,7 @@ fn check_sizes(size_bytes: u64, content: &Content<'_>, image: &dyn Backend) -> R
 }
 
 /// Writes the trailer of `table`, and has all that was written on the medium.
-pub(super) fn seal(image: Box<dyn Backend>, table: &MemoryTable) -> Result<(), WriteError> {
+pub(super) fn finish(image: Box<dyn Backend>, table: &MemoryTable) -> Result<(), WriteError> {
     let offset_bytes = table.size_bytes();
     let failed = |source| WriteError::Storage { offset_bytes, source };
     let mut image = Blocking::new(image).map_err(WriteError::Begin)?;
@@ -187,6 +191,7 @@ pub(super) fn seal(image: Box<dyn Backend>, table: &MemoryTable) -> Result<(), W
 struct Job<'a> {
     memory: &'a GuestMemoryMmap,
     kind: Kind,
+    seal: &'a Seal,
     /// No other page goes to the file.
     candidates: &'a PageSet,
     progress: &'a Progress,
@@ -237,7 +242,11 @@ impl<'a> Job<'a> {
 
     /// Writes every piece that nobody else does.
     fn lane(&self, image: Box<dyn Backend>) -> Result<(Box<dyn Backend>, Summed), WriteError> {
-        let written = Lane::new(self, image).and_then(Lane::run);
+        let written = if self.seal.is_encrypted() {
+            sealing::run(self, image)
+        } else {
+            Lane::new(self, image).and_then(Lane::run)
+        };
         if written.is_err() {
             self.is_over.store(true, Ordering::Relaxed);
         }
@@ -290,19 +299,19 @@ impl<'a> Job<'a> {
 }
 
 impl Summed {
-    fn into_table(self, id: MemoryId, kind: Kind, size_bytes: u64) -> MemoryTable {
+    fn put_together(self, size_bytes: u64) -> (PageSet, Vec<Sum>) {
         let chunks = super::pages::chunks_of(size_bytes);
-        let (mut masks, mut checksums) = (vec![0; chunks], vec![0; chunks]);
+        let (mut masks, mut all) = (vec![0; chunks], vec![Sum::default(); chunks]);
         for (piece, sums) in self.0 {
             let first = piece * PIECE_CHUNKS;
             for (to, from) in masks.iter_mut().skip(first).zip(sums.masks) {
                 *to = from;
             }
-            for (to, from) in checksums.iter_mut().skip(first).zip(sums.checksums) {
+            for (to, from) in all.iter_mut().skip(first).zip(sums.sums) {
                 *to = from;
             }
         }
-        MemoryTable::new(id, kind, PageSet::of_masks(masks), checksums)
+        (PageSet::of_masks(masks), all)
     }
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
 
 use super::super::scratch::*;
-use super::super::{Content, verify, write};
+use super::super::{Content, Untouched, verify, write};
 use super::*;
 
 const MIB_OF_MEMORY: u64 = 2;
@@ -22,7 +22,7 @@ fn write_diff(
         parent: parent.id(),
         written: &set(MIB_OF_MEMORY * MIB, pages.iter().copied()),
     };
-    let table = write(memory, id(number), content, scratch.image(), &Progress::new()).unwrap();
+    let table = write(memory, plain(number), content, scratch.image(), &Progress::new()).unwrap();
     (table, scratch)
 }
 
@@ -38,7 +38,13 @@ fn merged(
     diff: (&MemoryTable, &Scratch),
 ) -> Result<(MemoryTable, Scratch), MergeError> {
     let out = Scratch::new(MIB_OF_MEMORY);
-    let table = merge(source(base), source(diff), id(9), out.image(), &Progress::new())?;
+    let table = merge(
+        source(base),
+        source(diff),
+        plain(9),
+        out.image(),
+        &Progress::new(),
+    )?;
     Ok((table, out))
 }
 
@@ -77,7 +83,7 @@ proptest! {
 
         // One diff after the other into the full one: what the first makes is the parent of the second.
         let step_file = Scratch::new(MIB_OF_MEMORY);
-        let step = merge(source((&full, &full_file)), source((&older, &older_file)), older.id(),
+        let step = merge(source((&full, &full_file)), source((&older, &older_file)), plain(2),
             step_file.image(), &Progress::new()).unwrap();
         prop_assert_eq!(step.kind(), Kind::Full);
         let (steps, steps_file) = merged((&step, &step_file), (&newer, &newer_file)).unwrap();
@@ -135,4 +141,50 @@ fn damage_of_either_is_found_and_nothing_is_sealed() {
         matches!(refused, Some(MergeError::Diff(ReadError::Damage(_)))),
         "{refused:?}"
     );
+}
+
+#[test]
+fn what_is_merged_is_protected_as_it_is_to_be_however_both_were() {
+    let memory = memory(MIB_OF_MEMORY);
+    (0..20).for_each(|page| fill_page(&memory, page, 1));
+    for from in protections() {
+        let full_file = Scratch::new(MIB_OF_MEMORY);
+        let content = Content::Full(Untouched::Anything);
+        let image = full_file.image();
+        let full = write(&memory, protected(1, &from), content, image, &Progress::new()).unwrap();
+        fill_page(&memory, 3, 2);
+        fill_page(&memory, 100, 2);
+        zero_page(&memory, 5);
+        let diff_file = Scratch::new(MIB_OF_MEMORY);
+        let content = Content::Diff {
+            parent: full.id(),
+            written: &set(MIB_OF_MEMORY * MIB, [3, 5, 100]),
+        };
+        let image = diff_file.image();
+        let diff = write(&memory, protected(2, &from), content, image, &Progress::new()).unwrap();
+        for to in protections() {
+            let out = Scratch::new(MIB_OF_MEMORY);
+            let (base, next) = (source((&full, &full_file)), source((&diff, &diff_file)));
+            let (id, seal) = protected(2, &to);
+            let kind = seal.kind();
+            let merged = merge(base, next, (id, seal), out.image(), &Progress::new()).unwrap();
+            assert_eq!(merged.seal().kind(), kind);
+            assert!(
+                opened(&merged, &out).unwrap() == bytes_of(&memory, MIB_OF_MEMORY),
+                "{kind}"
+            );
+            assert!(
+                !merged.pages().contains(5),
+                "{kind}: zeros of a full one are a hole"
+            );
+            if from.cipher.is_some() {
+                // The page of the base that nothing has changed: not one block of it is encrypted as it was.
+                let (new, old) = (out.content(), full_file.content());
+                let pairs = new.iter().zip(&old).take(4096);
+                assert!(pairs.filter(|(new, old)| new == old).count() < 200, "{kind}");
+            }
+        }
+        zero_page(&memory, 100);
+        (0..20).for_each(|page| fill_page(&memory, page, 1));
+    }
 }

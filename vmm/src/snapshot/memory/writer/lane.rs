@@ -9,7 +9,8 @@ use coracle_storage::request::{Completion, Durability, Operation, Request, Segme
 
 use super::{Job, PIECE_BYTES, PIECE_CHUNKS, Piece, Summed, WriteError};
 use crate::snapshot::memory::pages::runs;
-use crate::snapshot::memory::table::{Kind, checksum};
+use crate::snapshot::memory::seal::{Part, Sum};
+use crate::snapshot::memory::table::Kind;
 use crate::snapshot::memory::{CHUNK_BYTES, PAGE_BYTES};
 
 /// Writes that a lane has in flight at most.
@@ -19,7 +20,7 @@ const DEPTH: u16 = 16;
 #[derive(Default)]
 pub(super) struct Sums {
     pub(super) masks: [u16; PIECE_CHUNKS],
-    pub(super) checksums: [u32; PIECE_CHUNKS],
+    pub(super) sums: [Sum; PIECE_CHUNKS],
 }
 
 pub(super) struct Lane<'a> {
@@ -43,7 +44,7 @@ impl<'a> Lane<'a> {
     /// Writes until there is no piece left, and gives the image back, in which nothing is in flight.
     pub(super) fn run(mut self) -> Result<(Box<dyn Backend>, Summed), WriteError> {
         while let Some(piece) = self.job.take()? {
-            let (sums, filled) = examine(&piece, self.job.candidates_of(piece.number), self.job.kind);
+            let (sums, filled) = examine(&piece, self.job);
             for run in runs(&filled) {
                 self.write(&piece, run.start * PAGE_BYTES..run.end * PAGE_BYTES)?;
             }
@@ -98,21 +99,30 @@ impl<'a> Lane<'a> {
 }
 
 /// Says what the file is to have of a piece, and which pages are to be written for that: a hole is zeros already.
-fn examine(piece: &Piece<'_>, candidates: &[u16], kind: Kind) -> (Sums, [u16; PIECE_CHUNKS]) {
+fn examine(piece: &Piece<'_>, job: &Job<'_>) -> (Sums, [u16; PIECE_CHUNKS]) {
     let mut sums = Sums::default();
     let mut filled = [0; PIECE_CHUNKS];
+    let first = piece.number * PIECE_CHUNKS;
     let chunks = piece.bytes.as_chunks::<CHUNK_BYTES>().0;
-    let places = sums.masks.iter_mut().zip(&mut sums.checksums).zip(&mut filled);
-    for (((mask, sum), filled), (chunk, candidates)) in places.zip(chunks.iter().zip(candidates)) {
-        *filled = pages_with_content(chunk, *candidates);
-        *mask = match kind {
-            Kind::Full => *filled,
-            // Zeros that were written are no longer what the parent has.
-            Kind::Diff { .. } => *candidates,
-        };
-        *sum = checksum(*mask, chunk);
+    let chunks = (first..).zip(chunks).zip(job.candidates_of(piece.number));
+    let places = sums.masks.iter_mut().zip(&mut sums.sums).zip(&mut filled);
+    for (((mask, sum), filled), ((chunk, bytes), candidates)) in places.zip(chunks) {
+        (*mask, *filled) = masks(bytes, *candidates, job.kind);
+        if *mask != 0 {
+            *sum = job.seal.sum(Part { chunk, mask: *mask }, bytes);
+        }
     }
     (sums, filled)
+}
+
+/// Which of the `candidates` the file is to have of a chunk, and which of those are not zeros.
+pub(super) fn masks(chunk: &[u8; CHUNK_BYTES], candidates: u16, kind: Kind) -> (u16, u16) {
+    let filled = pages_with_content(chunk, candidates);
+    match kind {
+        Kind::Full => (filled, filled),
+        // Zeros that were written are no longer what the parent has.
+        Kind::Diff { .. } => (candidates, filled),
+    }
 }
 
 /// Those of `candidates` that are not zeros.

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::scratch::*;
-use super::super::{ReadError, verify};
+use super::super::{Damage, ReadError, TrailerError, verify};
 use super::*;
 use crate::memory::{Backing, PageSize, allocate};
 
@@ -54,7 +54,7 @@ fn memory_that_may_be_anything_is_read_where_nobody_has_touched_it() {
     let scratch = Scratch::new(2);
     let progress = Progress::new();
     let content = Content::Full(Untouched::Anything);
-    let table = write(&memory, id(1), content, scratch.image(), &progress).unwrap();
+    let table = write(&memory, plain(1), content, scratch.image(), &progress).unwrap();
     assert_eq!(table.pages().count(), 0);
     assert_eq!(
         (progress.done_bytes(), progress.total_bytes()),
@@ -75,7 +75,7 @@ fn a_diff_has_the_pages_that_were_written_and_takes_no_space_for_zeros() {
         parent,
         written: &written,
     };
-    let table = write(&memory, id(2), content, scratch.image(), &Progress::new()).unwrap();
+    let table = write(&memory, plain(2), content, scratch.image(), &Progress::new()).unwrap();
     assert_eq!(table.kind(), Kind::Diff { parent });
     assert_eq!(table.pages(), &written);
     // Pages 1, 2 and 700, and the trailer: 300 was zeroed, and 701 was never anything else.
@@ -114,7 +114,7 @@ fn a_cancelled_writing_ends_with_that() {
     let progress = Progress::new();
     progress.cancel();
     let content = Content::Full(Untouched::Zeros);
-    let cancelled = write(&memory, id(1), content, scratch.image(), &progress);
+    let cancelled = write(&memory, plain(1), content, scratch.image(), &progress);
     assert!(matches!(cancelled, Err(WriteError::Cancelled)));
 }
 
@@ -125,7 +125,7 @@ fn a_full_medium_is_an_error_that_says_so() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let image = image_on(full, file_bytes(8 * MIB));
     let content = Content::Full(Untouched::Zeros);
-    let refused = write(&memory, id(1), content, image, &Progress::new()).unwrap_err();
+    let refused = write(&memory, plain(1), content, image, &Progress::new()).unwrap_err();
     let WriteError::Storage { source, .. } = refused else {
         panic!("{refused}");
     };
@@ -137,13 +137,19 @@ fn a_file_or_a_set_of_pages_of_another_size_is_refused() {
     let memory = memory(4);
     let small = Scratch::new(2);
     let content = Content::Full(Untouched::Zeros);
-    let refused = write(&memory, id(1), content, small.image(), &Progress::new());
+    let refused = write(&memory, plain(1), content, small.image(), &Progress::new());
     assert!(matches!(refused, Err(WriteError::FileSize { .. })));
     let content = Content::Diff {
         parent: id(1),
         written: &PageSet::empty(2 * MIB),
     };
-    let refused = write(&memory, id(2), content, Scratch::new(4).image(), &Progress::new());
+    let refused = write(
+        &memory,
+        plain(2),
+        content,
+        Scratch::new(4).image(),
+        &Progress::new(),
+    );
     assert!(matches!(refused, Err(WriteError::PageSet { .. })));
 }
 
@@ -160,6 +166,108 @@ fn a_file_that_was_cut_off_or_added_to_is_refused() {
         assert!(
             matches!(refused, Err(ReadError::FileSize { .. })),
             "{size_bytes}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn protected_memory_is_read_back_and_any_flipped_bit_of_it_is_found() {
+    let memory = memory(4);
+    PAGES
+        .iter()
+        .filter(|page| **page < 1024)
+        .for_each(|page| fill_page(&memory, *page, 1));
+    for protection in protections() {
+        let scratch = Scratch::new(4);
+        let (id, seal) = protected(1, &protection);
+        let (kind, is_encrypted) = (seal.kind(), seal.is_encrypted());
+        let content = Content::Full(Untouched::Zeros);
+        let table = write(&memory, (id, seal), content, scratch.image(), &Progress::new()).unwrap();
+        verify(&table, scratch.image(), &Progress::new()).unwrap();
+        assert!(
+            opened(&table, &scratch).unwrap() == bytes_of(&memory, 4),
+            "{kind}"
+        );
+        assert_eq!(scratch.content() == bytes_of(&memory, 4), !is_encrypted, "{kind}");
+        // Zeros take no space, encrypted or not: the file says which pages are.
+        assert_eq!(
+            scratch.data_bytes(),
+            (PAGES.len() as u64 - 1 + 1) * 4096,
+            "{kind}"
+        );
+        for page in [0, 15, 300] {
+            let at = page * 4096 + 4000;
+            scratch.flip(at);
+            let damaged = verify(&table, scratch.image(), &Progress::new());
+            let Err(ReadError::Damage(damage)) = damaged else {
+                panic!("{kind}: {damaged:?}");
+            };
+            assert_eq!(damage.offset_bytes, at / 65536 * 65536);
+            scratch.flip(at);
+        }
+    }
+}
+
+#[test]
+fn zeros_of_an_encrypted_diff_are_encrypted_as_everything_else_in_it() {
+    let memory = memory(4);
+    fill_page(&memory, 1, 1);
+    let written = set(4 * MIB, [1, 2, 300]);
+    for protection in protections() {
+        let scratch = Scratch::new(4);
+        let (id, seal) = protected(2, &protection);
+        let pages = if seal.is_encrypted() { 3 } else { 1 };
+        let content = Content::Diff {
+            parent: MemoryId([1; 16]),
+            written: &written,
+        };
+        let table = write(&memory, (id, seal), content, scratch.image(), &Progress::new()).unwrap();
+        assert_eq!(table.pages(), &written);
+        assert_eq!(scratch.data_bytes(), (pages + 1) * 4096);
+        assert!(opened(&table, &scratch).unwrap() == bytes_of(&memory, 4));
+    }
+}
+
+#[test]
+fn chunks_of_one_memory_are_none_of_another_with_the_same_keys() {
+    use std::os::unix::fs::FileExt;
+    let memory = memory(2);
+    (0..32).for_each(|page| fill_page(&memory, page, 1));
+    for protection in &protections()[1..] {
+        let files = [Scratch::new(2), Scratch::new(2)];
+        let tables = [(1, &files[0]), (2, &files[1])].map(|(number, scratch)| {
+            let content = Content::Full(Untouched::Zeros);
+            write(
+                &memory,
+                protected(number, protection),
+                content,
+                scratch.image(),
+                &Progress::new(),
+            )
+            .unwrap()
+        });
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let [first, second] = &files;
+        if protection.cipher.is_some() {
+            // From the other memory, where the guest had the very same there.
+            first.file.read_exact_at(&mut chunk, 0).unwrap();
+            second.file.write_all_at(&chunk, 0).unwrap();
+        } else {
+            // From another place of the same memory.
+            second.file.read_exact_at(&mut chunk, CHUNK_BYTES as u64).unwrap();
+            second.file.write_all_at(&chunk, 0).unwrap();
+        }
+        let [_, table] = &tables;
+        let damaged = verify(table, second.image(), &Progress::new());
+        assert!(
+            matches!(damaged, Err(ReadError::Damage(Damage { offset_bytes: 0 }))),
+            "{damaged:?}"
+        );
+        // The whole file of the other one.
+        let swapped = verify(table, first.image(), &Progress::new());
+        assert!(
+            matches!(swapped, Err(ReadError::Trailer(TrailerError::OtherMemory { .. }))),
+            "{swapped:?}"
         );
     }
 }

@@ -17,6 +17,8 @@ use zeroize::Zeroizing;
 /// Longest secret, in bytes; with a line feed behind it one more.
 pub const SECRET_BYTES_MAX: usize = 256;
 
+const SECRET_BYTES_READ: usize = SECRET_BYTES_MAX + 1;
+
 /// A secret. Nothing prints it, and its memory is overwritten when it is dropped.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
@@ -66,6 +68,23 @@ impl Secret {
     ///
     /// It cannot be read, or what is there can be no secret.
     pub fn read(source: &SecretSource) -> Result<Self, SecretError> {
+        let Self(mut bytes) = Self::read_whole(source)?;
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+        }
+        match bytes.len() {
+            0 => Err(SecretError::Empty(source.clone())),
+            1..=SECRET_BYTES_MAX => Ok(Self(bytes)),
+            _ => Err(SecretError::Long(source.clone())),
+        }
+    }
+
+    /// Reads the secret in `source`, every byte of it: for keys that are not text, which may end with any.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or what is there can be no secret.
+    pub fn read_whole(source: &SecretSource) -> Result<Self, SecretError> {
         let failed = |error| SecretError::Read {
             place: source.clone(),
             source: error,
@@ -77,18 +96,16 @@ impl Secret {
         file.take(SECRET_BYTES_MAX as u64 + 2)
             .read_to_end(&mut bytes)
             .map_err(failed)?;
-        if bytes.last() == Some(&b'\n') {
-            bytes.pop();
-        }
+        // One more may be the line feed that is none of it.
         match bytes.len() {
             0 => Err(SecretError::Empty(source.clone())),
-            1..=SECRET_BYTES_MAX => Ok(Self(bytes)),
+            1..=SECRET_BYTES_READ => Ok(Self(bytes)),
             _ => Err(SecretError::Long(source.clone())),
         }
     }
 
     /// Its bytes, for what is computed with them.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
@@ -160,6 +177,8 @@ mod tests {
         assert_eq!(read(b"open sesame\n").unwrap().bytes(), b"open sesame");
         assert_eq!(read(b"open sesame").unwrap().bytes(), b"open sesame");
         assert_eq!(read(b" a\n\n").unwrap().bytes(), b" a\n");
+        let whole = Secret::read_whole(&SecretSource::File(file_of(b"a\n").path().to_owned()));
+        assert_eq!(whole.unwrap().bytes(), b"a\n");
         assert_eq!(
             read(&[7; SECRET_BYTES_MAX]).unwrap().bytes(),
             [7; SECRET_BYTES_MAX]

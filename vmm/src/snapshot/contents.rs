@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{CONFIG_FILE_BYTES_MAX, Config, ConfigFileError, FullConfig};
-use crate::state::Body;
+use crate::state::{Body, whole};
 
-use super::memory::MemoryTableState;
+use super::memory::{MemoryTableState, MemoryTableStateV1};
 
 /// What a snapshot is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,15 @@ pub const ORIGIN: &str = "origin";
 pub const CONFIG: &str = "config";
 
 impl Body for MemoryTableState {
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
+
+    fn read(version: u32, bytes: &[u8]) -> Result<Option<Self>, postcard::Error> {
+        match version {
+            Self::VERSION => whole(bytes).map(Some),
+            1 => whole(bytes).map(|first: MemoryTableStateV1| Some(first.into())),
+            _ => Ok(None),
+        }
+    }
 }
 
 impl Body for OriginState {

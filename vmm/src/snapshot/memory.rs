@@ -30,7 +30,7 @@ pub use merge::{MergeError, Source, merge};
 pub use pages::{PageSet, PageSetError};
 pub use reader::ReadError;
 pub use seal::{HashKey, Seal, SealKind};
-pub use table::{Damage, Kind, MemoryId, MemoryTable, MemoryTableState, TableError};
+pub use table::{Damage, Kind, MemoryId, MemoryTable, MemoryTableState, MemoryTableStateV1, TableError};
 pub use trailer::{TRAILER_BYTES, Trailer, TrailerError};
 pub use verify::verify;
 pub use writer::{Content, Progress, Untouched, WriteError, write};

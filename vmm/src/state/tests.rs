@@ -114,17 +114,26 @@ impl Body for FirstAgain {
 #[test]
 fn a_section_of_the_version_before_is_read_and_one_of_the_version_after_is_not() {
     let bytes = two_sections();
-    let read: FirstAgain = State::parse(&bytes).unwrap().take("first").unwrap();
+    let read: FirstAgain = State::parse(&bytes, &ReadingKeys::default())
+        .unwrap()
+        .take("first")
+        .unwrap();
     assert_eq!(read, first().into());
 
     let mut sections = Sections::default();
     sections.add("first", &read);
     let bytes = sections.finish();
     assert_eq!(
-        State::parse(&bytes).unwrap().take::<FirstAgain>("first").unwrap(),
+        State::parse(&bytes, &ReadingKeys::default())
+            .unwrap()
+            .take::<FirstAgain>("first")
+            .unwrap(),
         read
     );
-    let refused = State::parse(&bytes).unwrap().take::<First>("first").unwrap_err();
+    let refused = State::parse(&bytes, &ReadingKeys::default())
+        .unwrap()
+        .take::<First>("first")
+        .unwrap_err();
     assert_eq!(
         refused.to_string(),
         "section `first` has version 2, and this version reads 1 and the one before it"

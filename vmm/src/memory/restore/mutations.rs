@@ -17,6 +17,7 @@ use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
+use crate::keys::ReadingKeys;
 use crate::memory::testing::{Dice, owner};
 use crate::snapshot::load::{Snapshot, StateFile};
 use crate::snapshot::memory::{CHUNK_BYTES, PAGE_BYTES};
@@ -65,7 +66,7 @@ impl Good {
 }
 
 fn parse(bytes: Vec<u8>) -> Result<Snapshot, String> {
-    let parsed = StateFile::of(Path::new("state"), bytes).parse();
+    let parsed = StateFile::of(Path::new("state"), bytes).parse(&ReadingKeys::default());
     parsed.map_err(|error| crate::api::chain(&error))
 }
 
@@ -73,7 +74,7 @@ fn is_same(one: &Snapshot, other: &Snapshot) -> bool {
     one.origin == other.origin
         && one.config == other.config
         && one.state == other.state
-        && one.table == other.table
+        && one.table.save() == other.table.save()
 }
 
 /// A number that a variable may give.
@@ -160,7 +161,7 @@ fn change(bytes: &mut Vec<u8>, dice: &mut Dice) -> String {
 
 /// The sections of a state, and where their bodies lie.
 fn bodies(state: &[u8]) -> Vec<(String, Range<usize>)> {
-    let parsed = State::parse(state).unwrap();
+    let parsed = State::parse(state, &ReadingKeys::default()).unwrap();
     let mut at = crate::state::HEADER_BYTES;
     let body = |(name, _, len): (&str, u32, usize)| {
         let start = at + SECTION_HEADER_BYTES;

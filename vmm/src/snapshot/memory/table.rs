@@ -63,6 +63,31 @@ pub struct MemoryTableState {
     pub sums: Vec<u8>,
 }
 
+/// The table as it was saved when there were checksums only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryTableStateV1 {
+    id: MemoryId,
+    size_bytes: u64,
+    kind: Kind,
+    #[serde(with = "serde_bytes")]
+    pages: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    checksums: Vec<u8>,
+}
+
+impl From<MemoryTableStateV1> for MemoryTableState {
+    fn from(first: MemoryTableStateV1) -> Self {
+        Self {
+            id: first.id,
+            size_bytes: first.size_bytes,
+            kind: first.kind,
+            seal: SealKind::Crc32c,
+            pages: first.pages,
+            sums: first.checksums,
+        }
+    }
+}
+
 /// What a memory file has.
 #[derive(Clone)]
 pub struct MemoryTable {

@@ -172,8 +172,9 @@ mod tests {
         let diff = MemoryTable::new(
             merged.id(),
             Kind::Diff { parent },
+            Seal::Crc32c,
             PageSet::empty(1 << 20),
-            vec![0; 16],
+            &[Sum::default(); 16],
         );
         let trailer = |table: &MemoryTable| Trailer::of(table).to_bytes();
         assert_eq!(Trailer::check(&trailer(&diff), &diff), Ok(()));

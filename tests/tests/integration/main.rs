@@ -31,6 +31,7 @@ mod overlay;
 mod serial;
 mod signals;
 mod snapshot;
+mod snapshot_disks;
 mod soak;
 
 use std::path::Path;
@@ -45,6 +46,7 @@ use libtest_mimic::Arguments;
 const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
     ("snapshot", snapshot::CASES),
+    ("snapshot_disks", snapshot_disks::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),

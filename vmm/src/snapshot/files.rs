@@ -7,6 +7,7 @@ use coracle_storage::open::{self, OpenError};
 use coracle_storage::request::Failure;
 
 use super::contents::MEMORY;
+use super::disks::DamageError;
 use super::load::{LoadError, Snapshot, StateFile};
 use super::memory::{self, MergeError, Progress, ReadError, Source, file_bytes};
 use crate::state::{State, StateError};
@@ -38,6 +39,9 @@ pub enum FilesError {
         #[source]
         source: ReadError,
     },
+    /// An overlay is not what was written.
+    #[error(transparent)]
+    Overlay(#[from] DamageError),
     /// Two memories do not become one.
     #[error("cannot merge `{diff}` into `{base}`")]
     Merge {
@@ -100,6 +104,7 @@ impl Files<'_> {
             path: self.memory.to_owned(),
             source,
         })?;
+        snapshot.overlays.verify()?;
         Ok(snapshot)
     }
 

@@ -13,12 +13,14 @@ use coracle_storage::open::{self, OpenError};
 use coracle_storage::request::Failure;
 
 use super::contents::{CONFIG, ConfigState, MEMORY, ORIGIN, OriginState};
+use super::disks::{DISKS, OverlayStates, SavedOverlays, state_file};
 use super::memory::{MemoryTable, MemoryTableState, TableError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
 use crate::end::Ending;
-use crate::machine::plan::{MemorySource, Plan, PlanError, page_size};
+use crate::machine::disks::Wanted;
+use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, page_size};
 use crate::machine::state::{Counts, MachineState};
 use crate::machine::{PlatformError, check_compatible, renew_generation};
 use crate::memory::external::{self, ExternalError};
@@ -130,6 +132,8 @@ pub struct Snapshot {
     pub state: MachineState,
     /// What its memory file has.
     pub table: MemoryTable,
+    /// The overlays that belong to it.
+    pub overlays: SavedOverlays,
 }
 
 /// How long the first pages of the memory may take.
@@ -144,12 +148,13 @@ impl StateFile {
         }
     }
 
-    /// Reads the file at `path`, here or on a server.
+    /// Reads the file at `path`, here or on a server; or that in it, if it is a directory.
     ///
     /// # Errors
     ///
     /// When it cannot be read, or is larger than any state.
     pub fn read(path: &str, owner: &Owner) -> Result<Self, LoadError> {
+        let path = &state_file(path);
         let terms = Terms::new(Lock::None, owner);
         let image = open::open(path, Access::ReadOnly, &terms)?;
         let length = image.backend.geometry().size_bytes;
@@ -195,12 +200,14 @@ impl StateFile {
             virtio: config.drives().len() + usize::from(config.entropy().is_some()),
         };
         let machine = MachineState::read(&mut state, counts).map_err(wrong)?;
+        let overlays = state.take_if_there::<OverlayStates>(DISKS).map_err(wrong)?;
         state.finish().map_err(wrong)?;
         Ok(Snapshot {
             origin,
             config,
             state: machine,
             table,
+            overlays: SavedOverlays::beside(&self.path, overlays.unwrap_or_default()),
         })
     }
 
@@ -230,6 +237,12 @@ impl Job {
         check_compatible(&snapshot.state)?;
         let mut config = snapshot.config.continued_by(&self.process);
         config.track_dirty_pages(self.load.tracks_dirty_pages());
+        let wanted = Wanted {
+            disks: self.load.disks,
+            overlay_directory: self.load.overlay_directory.as_deref(),
+            saved: &snapshot.overlays,
+        };
+        let courses = wanted.courses(&mut config, &snapshot.state)?;
         let id = snapshot.table.id();
         let pages = page_size(config.machine().huge_pages);
         let (memory, pager) = match backend {
@@ -258,8 +271,11 @@ impl Job {
             pager.bring(&[(layout::VMGENID, GENERATION_ID_BYTES as u64)], FIRST_PAGES_MAX)?;
         }
         renew_generation(&memory)?;
-        let source = MemorySource { memory, pager, id };
-        let plan = Plan::restore(&config, &self.owner, source, snapshot.state)?;
+        let saved = SavedOrigin {
+            memory: MemorySource { memory, pager, id },
+            state: snapshot.state,
+        };
+        let plan = Plan::restore(&config, &courses, &self.owner, saved)?;
         Ok(Loaded { plan, config })
     }
 }

@@ -1,5 +1,6 @@
 //! A new file, here or on an NFS server, that gets its name when it is complete.
 
+pub mod directory;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +59,30 @@ pub enum DraftError {
     /// Something that a file does not replace.
     #[error("`{path}` is there and is no file: name another, or remove it")]
     NotAFile {
+        /// As configured.
+        path: String,
+    },
+    /// Something that a directory does not replace.
+    #[error("`{path}` is there and is no directory: name another, or remove it")]
+    NotADirectory {
+        /// As configured.
+        path: String,
+    },
+    /// A directory with something else in it.
+    #[error(
+        "`{path}` is there and is not replaced: `{name}` in it would be lost; name another, or move that away"
+    )]
+    Stranger {
+        /// As configured.
+        path: String,
+        /// What is in it.
+        name: String,
+    },
+    /// A directory that would have to be replaced in more than one step.
+    #[error(
+        "`{path}` is there, and its file system cannot replace a directory in one step: name another, or remove it"
+    )]
+    Unexchangeable {
         /// As configured.
         path: String,
     },

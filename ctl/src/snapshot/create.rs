@@ -1,4 +1,4 @@
-//! `coraclectl snapshot create`: a machine's state and memory, in two files.
+//! `coraclectl snapshot create`: a machine's state and memory in two files, or its disks with them in a directory.
 
 use std::path::absolute;
 use std::thread;
@@ -9,6 +9,7 @@ use coracle_vmm::config::KeyPlace;
 use serde_json::{Value, json};
 
 use super::SnapshotError;
+use super::memory_path;
 use super::progress::{SNAPSHOT_WAIT, Watched, watch};
 use crate::client::{Client, ClientError, Request};
 use crate::discovery::resolve;
@@ -18,16 +19,24 @@ use crate::signals::Signals;
 
 /// Save a machine into two files; one that runs is paused for it, and runs on afterwards
 ///
+/// With `--include-disks` it is saved into a directory, with the overlays of its drives: every drive that it writes needs one. Such
+/// a snapshot can be gone on from any number of times.
+///
 /// What is under the files' names is replaced when the snapshot is whole. SIGINT and the like give it up, and nothing is left
 /// of it.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// A machine's name, or the path of its API socket
     vm: String,
-    /// The state file to write: a path, or nfs://HOST/EXPORT/FILE
+    /// The state file to write: a path, or nfs://HOST/EXPORT/FILE; with `--include-disks` the directory
     state: String,
     /// The memory file to write: a path, or nfs://HOST/EXPORT/FILE
-    memory: String,
+    #[arg(required_unless_present = "include_disks", conflicts_with = "include_disks")]
+    memory: Option<String>,
+    /// Save the overlays of drives as well, and all of it into a directory on this host, which replaces the last one when it is
+    /// whole
+    #[arg(long, conflicts_with = "diff")]
+    include_disks: bool,
     /// Only the pages that were written since the last snapshot, to be merged with that; needs `track_dirty_pages`
     #[arg(long)]
     diff: bool,
@@ -58,6 +67,7 @@ pub(super) fn create(args: &CreateArgs, format: Format) -> Result<(), SnapshotEr
     }
     let made = make(args, &client, &signals);
     let goes_on = has_run && !args.stay_paused;
+    let memory = memory_path(&args.state, args.memory.as_ref());
     let resumed = match (&made, goes_on) {
         // Whoever wanted it paused for the snapshot has none.
         (Err(_), _) if has_run => Phase::Resumed.bring(&client),
@@ -70,14 +80,14 @@ pub(super) fn create(args: &CreateArgs, format: Format) -> Result<(), SnapshotEr
         Format::Json => print_json(&json!({
             "vm": args.vm,
             "snapshot_path": args.state,
-            "mem_file_path": args.memory,
+            "mem_file_path": memory,
             "state": if goes_on { "Running" } else { "Paused" },
         }))?,
         Format::Text => print(format_args!(
             "{} is saved in {} and {}, and {}\n",
             args.vm,
             args.state,
-            args.memory,
+            memory,
             if goes_on { "runs on" } else { "is paused" }
         ))?,
     }
@@ -86,18 +96,28 @@ pub(super) fn create(args: &CreateArgs, format: Format) -> Result<(), SnapshotEr
 
 fn make(args: &CreateArgs, client: &Client<'_>, signals: &Signals) -> Result<(), SnapshotError> {
     // The monitor may have another working directory.
+    let state = whole_path(&args.state)?;
+    let memory = match &args.memory {
+        Some(memory) => whole_path(memory)?,
+        None => memory_path(&state, None),
+    };
     let mut body = json!({
-        "snapshot_path": whole_path(&args.state)?,
-        "mem_file_path": whole_path(&args.memory)?,
+        "snapshot_path": state,
+        "mem_file_path": memory,
         "snapshot_type": if args.diff { "Diff" } else { "Full" },
     });
     let keys = [
         ("signing_key", &args.signing_key),
         ("encryption_key", &args.encryption_key),
     ];
-    for (field, place) in keys {
-        if let (Some(body), Some(place)) = (body.as_object_mut(), place) {
-            body.insert(field.to_owned(), json!(place.clone().made_absolute()?));
+    if let Some(body) = body.as_object_mut() {
+        for (field, place) in keys {
+            if let Some(place) = place {
+                body.insert(field.to_owned(), json!(place.clone().made_absolute()?));
+            }
+        }
+        if args.include_disks {
+            body.insert("include_disks".to_owned(), true.into());
         }
     }
     let body = body.to_string();

@@ -15,7 +15,7 @@ use crate::table::Table;
 /// Show what a snapshot is of, and what it has
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// The state file: a path, or nfs://HOST/EXPORT/FILE
+    /// The state file: a path, or nfs://HOST/EXPORT/FILE; or the directory of a snapshot that includes its disks
     state: String,
     #[command(flatten)]
     keys: ReadingArgs,
@@ -52,6 +52,7 @@ fn facts(snapshot: &Snapshot, written_by: String) -> Facts {
             "image": drive.overlay.as_ref().map_or(drive.path_on_host.as_deref(), |overlay| Some(&overlay.path)),
             "size_bytes": saved.map(|saved| saved.size_bytes),
             "generation": saved.and_then(|saved| saved.generation),
+            "is_included": snapshot.overlays.of(&drive.drive_id).is_some(),
         })
     });
     vec![

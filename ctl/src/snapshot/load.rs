@@ -4,22 +4,32 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::keys::ReadingArgs;
+use super::memory_path;
 use crate::output::Format;
 use crate::run::{ForegroundArgs, RunError, Step, foreground};
 
 /// Go on from a snapshot in the foreground: show the machine's console, end with its status
 ///
-/// Its disks have to be as they were when the snapshot was made, so a snapshot with writable disks is gone on from once. Console,
-/// signals and exit status are as with `run`.
+/// Its disks have to be as they were when the snapshot was made, so a snapshot with writable disks is gone on from once, unless
+/// they stay as they are: `--clone`, `--detached`. Console, signals and exit status are as with `run`.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
-    /// The state file: a path, or nfs://HOST/EXPORT/FILE
+    /// The state file: a path, or nfs://HOST/EXPORT/FILE; or the directory of a snapshot that includes its disks
     state: String,
-    /// The memory file: a path, or nfs://HOST/EXPORT/FILE
-    memory: String,
+    /// The memory file: a path, or nfs://HOST/EXPORT/FILE; that in the directory if absent
+    memory: Option<String>,
     /// What is checked of the memory
     #[arg(long, value_enum, value_name = "WHAT", default_value = "lazy")]
     verify: VerifyMode,
+    /// Leave the disks as they are, and write to temporary overlays over them: so many machines at a time go on from one snapshot
+    #[arg(long, conflicts_with = "detached")]
+    clone: bool,
+    /// The same, even if the disks have been written since: what the guest remembers of them may not be so any more
+    #[arg(long)]
+    detached: bool,
+    /// Where these overlays lie, without a name: a directory; in memory if absent
+    #[arg(long, value_name = "DIRECTORY")]
+    overlay_directory: Option<String>,
     /// Record the pages that the guest writes, for diff snapshots
     #[arg(long)]
     track_dirty_pages: bool,
@@ -56,9 +66,17 @@ fn start(args: &LoadArgs) -> Step {
     put("snapshot_path", args.state.as_str().into());
     put(
         "mem_backend",
-        json!({ "backend_type": "File", "backend_path": args.memory }),
+        json!({ "backend_type": "File", "backend_path": memory_path(&args.state, args.memory.as_ref()) }),
     );
     put("resume_vm", (!args.paused).into());
+    match (args.clone, args.detached) {
+        (false, false) => {}
+        (true, _) => put("disks", "Clone".into()),
+        (_, true) => put("disks", "Detached".into()),
+    }
+    if let Some(directory) = &args.overlay_directory {
+        put("overlay_directory", directory.as_str().into());
+    }
     if args.track_dirty_pages {
         put("track_dirty_pages", true.into());
     }
@@ -82,7 +100,7 @@ fn start(args: &LoadArgs) -> Step {
 #[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 mod tests {
     use clap::Parser;
-    use coracle_vmm::config::{KeyPlace, SnapshotLoad};
+    use coracle_vmm::config::{Disks, KeyPlace, SnapshotLoad};
 
     use super::*;
 
@@ -106,6 +124,22 @@ mod tests {
             assert_eq!((body.resume_vm, body.track_dirty_pages), (is_plain, !is_plain));
             assert_eq!(body.trusted_keys, (!is_plain).then(|| "t".into()));
             assert_eq!(body.encryption_key, (!is_plain).then_some(KeyPlace::Fd(7)));
+            assert_eq!(body.disks, Disks::Continue);
         }
+    }
+
+    #[test]
+    fn a_directory_has_its_memory_and_disks_are_gone_on_with_as_was_said() {
+        for (flag, disks) in [("--clone", Disks::Clone), ("--detached", Disks::Detached)] {
+            let line = format!("load /s {flag} --overlay-directory /t");
+            let load = Line::parse_from(line.split(' ')).load;
+            let body: SnapshotLoad = serde_json::from_value(start(&load).body).unwrap();
+            assert_eq!(body.memory().unwrap().0, "/s/memory");
+            assert_eq!(
+                (body.disks, body.overlay_directory.as_deref()),
+                (disks, Some("/t"))
+            );
+        }
+        assert!(Line::try_parse_from(["load", "/s", "--clone", "--detached"]).is_err());
     }
 }

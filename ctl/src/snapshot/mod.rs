@@ -10,6 +10,7 @@ mod verify;
 
 use clap::{Args, Subcommand};
 use coracle_vmm::keys::KeyError;
+use coracle_vmm::snapshot::disks;
 use coracle_vmm::snapshot::files::FilesError;
 use coracle_vmm::snapshot::load::LoadError;
 use thiserror::Error;
@@ -77,6 +78,11 @@ pub(crate) fn snapshot(args: &SnapshotArgs, format: Format) -> Result<u8, Snapsh
         SnapshotVerb::Merge(args) => merge::merge(args, format)?,
     }
     Ok(0)
+}
+
+/// Where the memory of a snapshot is: in it, if it was not said and the snapshot is a directory.
+fn memory_path(snapshot: &str, said: Option<&String>) -> String {
+    said.cloned().unwrap_or_else(|| disks::memory_file(snapshot))
 }
 
 /// In whose name files are opened.

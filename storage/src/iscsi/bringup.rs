@@ -78,7 +78,11 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
     let tenure = match (plan.lock, &past.tenure) {
         (Lock::Exclusive, Some(tenure)) => Some(reservation::reclaim(&port, &plan, &unit, tenure).await?),
         (Lock::Exclusive, None) => Some(reservation::claim(&port, &plan, &unit).await?),
-        (Lock::Shared | Lock::None, _) => None,
+        (Lock::Shared, _) => {
+            reservation::check_unwritten(&port, &plan, &unit).await?;
+            None
+        }
+        (Lock::None, _) => None,
     };
     if tenure.is_some() && unit.mode.is_none() {
         // The reservation was that of our own last session.

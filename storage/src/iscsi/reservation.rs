@@ -104,6 +104,16 @@ pub(super) async fn claim(port: &Port, plan: &Plan, unit: &Unit) -> Result<Tenur
     settled
 }
 
+/// Whether the unit is still of the generation that a reader asks for, who makes no step.
+pub(super) async fn check_unwritten(port: &Port, plan: &Plan, unit: &Unit) -> Result<(), Stop> {
+    if plan.succession == Succession::Raises {
+        return Ok(());
+    }
+    let last = read_record(port, plan, unit).await?;
+    let checked = plan.succession.check(last.as_ref());
+    checked.map_err(|why| plan.not_taken(why))
+}
+
 /// Whether a unit whose newest record is `last` may be taken.
 async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(), Stop> {
     let Some(last) = last.filter(|last| last.phase == Phase::Held) else {

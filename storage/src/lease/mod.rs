@@ -113,7 +113,7 @@ impl Lease {
         candidate.take_fence(role)?;
         let begun = match role {
             Role::Writer => candidate.begin_step(),
-            Role::Reader => Ok(Mark::None),
+            Role::Reader => candidate.check_unwritten().map(|()| Mark::None),
         };
         match begun {
             Ok(mark) => Ok(Self {
@@ -299,22 +299,12 @@ impl Candidate<'_> {
                 return Ok(Mark::None);
             }
         };
-        let failed = |source| LeaseError::Chain {
-            path: self.path.to_owned(),
-            source,
-        };
-        let last = chain.recovered().map_err(failed)?;
+        let last = chain.recovered().map_err(|source| self.failed(source))?;
         if let Some(last) = &last {
             self.check_end_of(last)?;
         }
         let record = Record::taking(last.as_ref(), self.terms.succession, self.terms.owner);
-        let record = record.map_err(|not_taken| match not_taken {
-            NotTaken::Overtaken(overtaken) => LeaseError::Overtaken {
-                path: self.path.to_owned(),
-                overtaken,
-            },
-            NotTaken::Exhausted => failed(ChainError::Exhausted),
-        })?;
+        let record = record.map_err(|not_taken| self.not_taken(not_taken))?;
         // A chain that was begun has to go on, or its generation says nothing.
         let is_optional =
             last.is_none() && self.terms.at.is_none() && self.terms.succession == Succession::Raises;
@@ -330,6 +320,23 @@ impl Candidate<'_> {
         };
         let thread = thread::Builder::new().name("lease".to_owned()).spawn(step);
         Ok(Mark::Coming(thread.map_err(|error| self.unlockable(error))?))
+    }
+
+    /// Whether the image is still of the generation that a reader asks for, who makes no step. With the fence up: from now on
+    /// nobody writes it.
+    fn check_unwritten(&self) -> Result<(), LeaseError> {
+        if self.terms.succession == Succession::Raises {
+            return Ok(());
+        }
+        let Place::Chain(chain) = self.place()? else {
+            return Err(self.forgotten());
+        };
+        let last = chain.newest().map_err(|source| self.failed(source))?;
+        if let Some(last) = &last {
+            self.check_end_of(last)?;
+        }
+        let checked = self.terms.succession.check(last.as_ref());
+        checked.map_err(|not_taken| self.not_taken(not_taken))
     }
 
     /// Whether the owner of `last` is known to have no fence any more.
@@ -380,10 +387,24 @@ impl Candidate<'_> {
     }
 
     fn place(&self) -> Result<Place, LeaseError> {
-        place::locate(self.file, self.path, self.terms.at).map_err(|source| LeaseError::Chain {
+        place::locate(self.file, self.path, self.terms.at).map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: ChainError) -> LeaseError {
+        LeaseError::Chain {
             path: self.path.to_owned(),
             source,
-        })
+        }
+    }
+
+    fn not_taken(&self, why: NotTaken) -> LeaseError {
+        match why {
+            NotTaken::Overtaken(overtaken) => LeaseError::Overtaken {
+                path: self.path.to_owned(),
+                overtaken,
+            },
+            NotTaken::Exhausted => self.failed(ChainError::Exhausted),
+        }
     }
 
     fn forgotten(&self) -> LeaseError {

@@ -48,7 +48,8 @@ pub enum Succession {
     #[default]
     Raises,
     /// The image is taken only if it is still of this generation, which it keeps for now. Nothing may be written before the
-    /// generation is raised ([`crate::open::Hold::begin_raise`], [`crate::request::Operation::Raise`]).
+    /// generation is raised ([`crate::open::Hold::begin_raise`], [`crate::request::Operation::Raise`]). Whoever only reads makes
+    /// no record of it: the image keeps its generation for as long as readers have it.
     Keeps(u64),
 }
 

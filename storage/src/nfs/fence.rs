@@ -135,6 +135,7 @@ fn in_use(plan: &Plan, newest: Option<Newest>) -> Stop {
 /// Locks the file, which is open, and has its lease recorded.
 async fn settle(port: &Port, plan: &Plan, file: &mut File) -> Result<Option<Tenure>, Stop> {
     if !has_lock(plan) {
+        check_unwritten(port, plan, file).await?;
         file.can_deallocate = plan.access == Access::ReadWrite && bringup::can_deallocate(port, file).await?;
         return Ok(None);
     }
@@ -167,6 +168,20 @@ async fn settle(port: &Port, plan: &Plan, file: &mut File) -> Result<Option<Tenu
     file.life = Some(commit(port, file).await?);
     records::append(port, plan, file, &record).await?;
     Ok(Some(Tenure::of(record)))
+}
+
+/// Whether the file is still of the generation that a reader asks for, who makes no step: from now on nobody writes it.
+async fn check_unwritten(port: &Port, plan: &Plan, file: &File) -> Result<(), Stop> {
+    if plan.lock == Lock::None || plan.succession == Succession::Raises {
+        return Ok(());
+    }
+    let last = match records::newest(port, plan, file.directory).await? {
+        Newest::Record(record) => Some(record),
+        Newest::Torn(number) => records::of_torn(port, plan, file.directory, number).await?,
+        Newest::None => None,
+    };
+    let checked = plan.succession.check(last.as_ref());
+    checked.map_err(|why| plan.not_taken(why))
 }
 
 /// Whether what is open and locked still is, in a session that goes on; what is not is opened and locked anew.

@@ -7,18 +7,24 @@ use super::OpenError;
 use crate::iscsi::{self, ImageName};
 use crate::lease::Lease;
 use crate::nfs;
+use crate::overlay::copy::View;
 
 /// What makes an image ours. To be dropped after its backend.
 #[derive(Debug)]
 pub struct Hold {
     id: ImageId,
     leases: Vec<Lease>,
+    overlay: Option<View>,
 }
 
 impl Hold {
     pub(super) fn new(id: ImageId, lease: Option<Lease>) -> Self {
         let leases = lease.into_iter().collect();
-        Self { id, leases }
+        Self {
+            id,
+            leases,
+            overlay: None,
+        }
     }
 
     /// Whether `path` names the image that is held, by whatever name and device node.
@@ -61,6 +67,16 @@ impl Hold {
     /// Whether [`Self::settle`] has nothing to wait for.
     pub fn is_settled(&self) -> bool {
         self.leases.iter().all(Lease::is_settled)
+    }
+
+    /// The overlay, if the image is one, for whoever copies it while nobody writes.
+    pub fn overlay(&self) -> Option<&View> {
+        self.overlay.as_ref()
+    }
+
+    /// The image is an overlay.
+    pub(crate) fn shows(&mut self, overlay: View) {
+        self.overlay = Some(overlay);
     }
 
     /// Keeps a lease of something that belongs to the image.

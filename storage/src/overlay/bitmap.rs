@@ -1,6 +1,9 @@
 //! Which clusters an overlay has, and what of that knowledge its file lacks.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use super::words::Words;
 
 /// The unit in which the bitmap is written, in bytes: a page of the page cache.
 pub(super) const BLOCK_BYTES: usize = 4096;
@@ -16,7 +19,7 @@ const BITS_PER_BLOCK: u64 = BLOCK_BYTES as u64 * 8;
 ///                                              └───────restore────────┘ the write or the sync failed
 /// ```
 pub(super) struct Bitmap {
-    words: Vec<u64>,
+    words: Arc<Words>,
     /// What is written to the file: it must not change under the write, as `words` may. Bits that are
     /// set meanwhile belong to data that the sync before did not cover.
     staged: Vec<u64>,
@@ -38,24 +41,29 @@ impl Bitmap {
     pub(super) fn new(clusters_max: u64, bytes: &[u8]) -> Self {
         let blocks = usize::try_from(clusters_max.div_ceil(BITS_PER_BLOCK)).expect("the format has a limit");
         // Zeroed memory that nobody has touched costs the host nothing.
-        let mut words = vec![0; blocks * WORDS_PER_BLOCK];
+        let words = Words::zeroed(blocks * WORDS_PER_BLOCK);
         let mut staged = vec![0; blocks * WORDS_PER_BLOCK];
         let (chunks, rest) = bytes.as_chunks::<8>();
         assert!(rest.is_empty(), "a bitmap is read by whole words");
-        for ((word, staged), chunk) in words.iter_mut().zip(&mut staged).zip(chunks) {
+        for ((place, staged), chunk) in (0..words.len()).zip(&mut staged).zip(chunks) {
             let value = u64::from_le_bytes(*chunk);
             if value != 0 {
-                *word = value;
+                words.set(place, value);
                 *staged = value.to_le();
             }
         }
         Self {
-            words,
+            words: Arc::new(words),
             staged,
             dirty: vec![false; blocks],
             dirty_count: 0,
             needs_sync: false,
         }
+    }
+
+    /// The bits as they are at any time, for whoever looks at them from outside.
+    pub(super) fn words(&self) -> Arc<Words> {
+        Arc::clone(&self.words)
     }
 
     /// Whether the cluster at the start of `clusters`, which is not empty, is present, and where the run
@@ -97,9 +105,9 @@ impl Bitmap {
             let count = (64 - first).min(clusters.end - at);
             let mask = (u64::MAX >> (64 - count)) << first;
             let place = word_place(at);
-            let word = self.words.get_mut(place).expect("clusters lie within the bitmap");
-            if *word & mask != mask {
-                *word |= mask;
+            let word = self.words.at(place);
+            if word & mask != mask {
+                self.words.set(place, word | mask);
                 self.needs_sync |= is_synced == IsSynced::No;
                 self.mark(place / WORDS_PER_BLOCK);
             }
@@ -158,11 +166,10 @@ impl Bitmap {
 
     fn freeze(&mut self, block: usize) {
         let words = block * WORDS_PER_BLOCK..(block + 1) * WORDS_PER_BLOCK;
-        let (Some(from), Some(to)) = (self.words.get(words.clone()), self.staged.get_mut(words)) else {
-            panic!("dirty blocks lie within the bitmap");
-        };
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = from.to_le();
+        let to = self.staged.get_mut(words.clone());
+        let to = to.expect("dirty blocks lie within the bitmap");
+        for (to, place) in to.iter_mut().zip(words) {
+            *to = self.words.at(place).to_le();
         }
     }
 
@@ -181,10 +188,7 @@ impl Bitmap {
     }
 
     fn word(&self, cluster: u64) -> u64 {
-        *self
-            .words
-            .get(word_place(cluster))
-            .expect("clusters lie within the bitmap")
+        self.words.at(word_place(cluster))
     }
 }
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
 use rustix::io::Errno;
 
+use super::MEMORY;
 use super::format::{BITMAP_OFFSET_BYTES, DATA_OFFSET_BYTES, HEADER_BYTES, Header, HeaderError};
+use crate::backend::Access;
 use crate::iscsi::shown;
 use crate::lease::{Lease, LeaseError, Terms};
 use crate::open::is_remote;
@@ -94,9 +96,7 @@ impl OverlayFile {
     ///
     /// What the host says.
     pub fn in_memory(header: Header) -> Result<Self, FileError> {
-        let file = rustix::fs::memfd_create("coracle-overlay", MemfdFlags::CLOEXEC)
-            .map_err(|errno| host("create", "memory", errno.into()))?;
-        Self::initialize(file.into(), header, "memory")
+        Self::initialize(memory_file()?, header, MEMORY)
     }
 
     /// An overlay that is gone with its last descriptor, on the file system that `path` lies on. It has no name
@@ -106,24 +106,7 @@ impl OverlayFile {
     ///
     /// As [`check_absent`], or what the host says.
     pub fn temporary(path: &str, header: Header) -> Result<Self, FileError> {
-        check_absent(path)?;
-        let unnamed = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .mode(MODE)
-            .open(directory_of(path));
-        let file = match unnamed {
-            Ok(file) => file,
-            // Not every file system can: then it has its name for a moment.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-                let file = create_new(path)?;
-                fs::remove_file(path).map_err(|error| host("unlink", path, error))?;
-                file
-            }
-            Err(error) => return Err(refused_creation(path, error)),
-        };
-        Self::initialize(file, header, path)
+        Self::initialize(temporary_file(path)?, header, path)
     }
 
     /// A new overlay that stays. It has its name when it is complete and on the medium.
@@ -157,7 +140,7 @@ impl OverlayFile {
     ///
     /// What is wrong with it.
     pub fn open(path: &str) -> Result<Self, FileError> {
-        Self::of(open_file(path)?, path)
+        Self::of(open_file(path, Access::ReadWrite)?, path)
     }
 
     /// An overlay that is there; if `terms` want a lease it is had before the first look at the file.
@@ -166,7 +149,20 @@ impl OverlayFile {
     ///
     /// What is wrong with it, or who has it.
     pub fn open_leased(path: &str, terms: &Terms<'_>) -> Result<(Self, Option<Lease>), FileError> {
-        let file = Arc::new(open_file(path)?);
+        Self::under_lease(open_file(path, Access::ReadWrite)?, path, terms)
+    }
+
+    /// The same for whoever only reads it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open_leased`].
+    pub(super) fn read_leased(path: &str, terms: &Terms<'_>) -> Result<(Self, Option<Lease>), FileError> {
+        Self::under_lease(open_file(path, Access::ReadOnly)?, path, terms)
+    }
+
+    fn under_lease(file: File, path: &str, terms: &Terms<'_>) -> Result<(Self, Option<Lease>), FileError> {
+        let file = Arc::new(file);
         let mut lease = match terms.role() {
             Some(role) => Some(Lease::acquire(&file, path, role, terms)?),
             None => None,
@@ -309,12 +305,39 @@ impl OverlayFile {
     }
 }
 
-fn open_file(path: &str) -> Result<File, FileError> {
+/// A file that is gone with its last descriptor, in memory.
+pub(super) fn memory_file() -> Result<File, FileError> {
+    let file = rustix::fs::memfd_create("coracle-overlay", MemfdFlags::CLOEXEC);
+    Ok(file.map_err(|errno| host("create", MEMORY, errno.into()))?.into())
+}
+
+/// A file that is gone with its last descriptor, on the file system that `path` lies on.
+pub(super) fn temporary_file(path: &str) -> Result<File, FileError> {
+    check_absent(path)?;
+    let unnamed = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(MODE)
+        .open(directory_of(path));
+    match unnamed {
+        Ok(file) => Ok(file),
+        // Not every file system can: then it has its name for a moment.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+            let file = create_new(path)?;
+            fs::remove_file(path).map_err(|error| host("unlink", path, error))?;
+            Ok(file)
+        }
+        Err(error) => Err(refused_creation(path, error)),
+    }
+}
+
+fn open_file(path: &str, access: Access) -> Result<File, FileError> {
     check_local(path)?;
     // O_NONBLOCK: opening a FIFO must not wait for its other end.
     OpenOptions::new()
         .read(true)
-        .write(true)
+        .write(access == Access::ReadWrite)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| match error.kind() {

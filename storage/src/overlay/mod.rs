@@ -7,6 +7,7 @@ pub mod base;
 mod bitmap;
 mod claims;
 pub mod clusters;
+pub mod copy;
 pub mod file;
 mod flight;
 pub mod format;
@@ -14,10 +15,13 @@ mod grow;
 mod open;
 mod persist;
 mod port;
+mod start;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use self::open::{MEMORY, OverlayConfig, OverlayError};
+pub use self::start::Beginning;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -27,6 +31,7 @@ use std::time::Instant;
 
 use self::bitmap::Bitmap;
 use self::claims::Claims;
+use self::copy::View;
 use self::flight::{Contents, Flight, Next, Stage};
 use self::format::{BITMAP_BYTES_MAX, CLUSTERS_MAX, DATA_OFFSET_BYTES, Header};
 use self::grow::Growth;
@@ -140,6 +145,11 @@ impl Overlay {
             ended: VecDeque::new(),
             spare: Vec::new(),
         }
+    }
+
+    /// What it has, for whoever copies that while nobody writes.
+    pub(crate) fn view(&self, file: &Arc<File>) -> View {
+        View::new(file, self.contents.bitmap.words())
     }
 
     /// Moves a flight, or the cycle, as far as it goes.

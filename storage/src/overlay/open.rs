@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::base::identify;
 use super::file::{FileError, OverlayFile, check_absent, check_local};
 use super::format::{BaseIdentity, Header, State};
+use super::start::Beginning;
 use super::{Lifetime, Overlay};
 use crate::backend::{Access, Backend};
 use crate::blocking::Blocking;
@@ -94,6 +96,14 @@ pub enum OverlayError {
         /// The overlay.
         path: String,
     },
+    /// What a snapshot has is not what it had.
+    #[error(
+        "overlay `{path}` of the snapshot is damaged: it is not what was written; take another copy of it"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+    },
     /// The host says no.
     #[error("cannot use overlay `{path}`")]
     Host {
@@ -151,11 +161,10 @@ impl OverlayConfig {
     ///
     /// What is wrong with either, or who has it.
     pub fn open(&self, terms: &Terms<'_>) -> Result<Image, OverlayError> {
-        let Image { backend, mut hold } = self.open_base(terms)?;
         if !self.keep {
-            let backend = self.open_temporary(backend)?;
-            return Ok(Image { backend, hold });
+            return self.begin(Beginning::Base, terms);
         }
+        let Image { backend, mut hold } = self.open_base(terms)?;
         let (base, identity) = self.identified(backend)?;
         let opened = match OverlayFile::open_leased(&self.path, terms) {
             Err(FileError::Missing { .. }) => {
@@ -169,7 +178,8 @@ impl OverlayConfig {
         self.check_file(&file, &identity)?;
         let bits = file.read_bits().map_err(|source| self.host(source))?;
         let (file, header) = file.into_parts();
-        let overlay = Overlay::new(base, file, header, &bits, Lifetime::Kept);
+        let overlay = Overlay::new(base, Arc::clone(&file), header, &bits, Lifetime::Kept);
+        hold.shows(overlay.view(&file));
         let backend = Box::new(overlay);
         Ok(Image { backend, hold })
     }
@@ -189,13 +199,16 @@ impl OverlayConfig {
         Ok(open::open(&self.base, Access::ReadOnly, &shared)?)
     }
 
-    fn check_file(&self, file: &OverlayFile, base: &BaseIdentity) -> Result<(), OverlayError> {
+    pub(super) fn check_file(&self, file: &OverlayFile, base: &BaseIdentity) -> Result<(), OverlayError> {
         file.header().check_usable(&self.path)?;
         file.header().check_base(&self.path, base)
     }
 
     /// The base, and who it is.
-    fn identified(&self, base: Box<dyn Backend>) -> Result<(Box<dyn Backend>, BaseIdentity), OverlayError> {
+    pub(super) fn identified(
+        &self,
+        base: Box<dyn Backend>,
+    ) -> Result<(Box<dyn Backend>, BaseIdentity), OverlayError> {
         let mut base = Blocking::new(base).map_err(|source| self.host(source))?;
         // The overlay may be looked at from another directory.
         let path = if is_remote(&self.base) {
@@ -211,29 +224,7 @@ impl OverlayConfig {
         Ok((base.into_image(), identity))
     }
 
-    fn open_temporary(&self, base: Box<dyn Backend>) -> Result<Box<dyn Backend>, OverlayError> {
-        // Nobody will ever ask whether it is the right base.
-        let header = self.header(BaseIdentity {
-            path: self.base.clone(),
-            size_bytes: base.geometry().size_bytes,
-            fingerprint: 0,
-        })?;
-        let file = if self.path == MEMORY {
-            OverlayFile::in_memory(header)?
-        } else {
-            OverlayFile::temporary(&self.path, header)?
-        };
-        let (file, header) = file.into_parts();
-        Ok(Box::new(Overlay::new(
-            base,
-            file,
-            header,
-            &[],
-            Lifetime::Temporary,
-        )))
-    }
-
-    fn header(&self, base: BaseIdentity) -> Result<Header, OverlayError> {
+    pub(super) fn header(&self, base: BaseIdentity) -> Result<Header, OverlayError> {
         let size_bytes = base.size_bytes;
         Header::new(size_bytes, base).ok_or_else(|| OverlayError::BaseTooLarge {
             path: self.base.clone(),
@@ -241,7 +232,7 @@ impl OverlayConfig {
         })
     }
 
-    fn host(&self, source: io::Error) -> OverlayError {
+    pub(super) fn host(&self, source: io::Error) -> OverlayError {
         OverlayError::Host {
             path: self.path.clone(),
             source,

@@ -32,6 +32,7 @@ mod serial;
 mod signals;
 mod snapshot;
 mod snapshot_damage;
+mod snapshot_disks;
 mod snapshot_io;
 mod snapshot_keys;
 mod soak;
@@ -51,6 +52,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("snapshot_damage", snapshot_damage::CASES),
     ("snapshot_io", snapshot_io::CASES),
     ("snapshot_keys", snapshot_keys::CASES),
+    ("snapshot_disks", snapshot_disks::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),

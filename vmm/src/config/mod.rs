@@ -37,8 +37,9 @@ pub use machine::{
 };
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use snapshot::{
-    MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotLoadError,
-    SnapshotPatch, SnapshotProgress, SnapshotStage, SnapshotType, SnapshotWish, Verify, VsockOverride,
+    Disks, MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotCreateError, SnapshotLoad,
+    SnapshotLoadError, SnapshotPatch, SnapshotProgress, SnapshotStage, SnapshotType, SnapshotWish, Verify,
+    VsockOverride,
 };
 
 /// Most drives of a machine: with the entropy device, all interrupt lines that are left for virtio.
@@ -82,6 +83,11 @@ impl Config {
     /// The drives in the order in which the guest finds them: the root drive first.
     pub fn drives(&self) -> &[DriveConfig] {
         &self.drives
+    }
+
+    /// The same, for a machine that goes on from a snapshot with other ones.
+    pub(crate) fn drives_mut(&mut self) -> &mut [DriveConfig] {
+        &mut self.drives
     }
 
     /// The groups of drives that share limits.

@@ -1,11 +1,13 @@
 //! Making a snapshot of a machine, and going on from one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use coracle_storage::open::is_remote;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::KeyPlace;
+use crate::snapshot::disks::MEMORY_FILE;
 
 /// The body of `PUT /snapshot/create`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +27,11 @@ pub struct SnapshotCreate {
     /// What it is encrypted with, by AES-256-GCM: 32 bytes, or 64 hexadecimal digits. (Not in Firecracker.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption_key: Option<KeyPlace>,
+    /// Whether the overlays of drives are saved as well: `snapshot_path` is then a directory on this host, which gets the files
+    /// `state`, `memory` and `<drive_id>.overlay`, and replaces what it was in one step; `mem_file_path` has to name `memory` in
+    /// it. Every drive that writes needs an overlay. (Not in Firecracker.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub include_disks: bool,
 }
 
 /// How much of the guest's memory a snapshot has.
@@ -36,6 +43,56 @@ pub enum SnapshotType {
     /// All of it.
     #[default]
     Full,
+}
+
+impl SnapshotCreate {
+    /// Says whether the fields fit each other.
+    ///
+    /// # Errors
+    ///
+    /// Those that do not.
+    pub fn check(&self) -> Result<(), SnapshotCreateError> {
+        if self.mem_file_path == self.snapshot_path {
+            return Err(SnapshotCreateError::OneFile);
+        }
+        if !self.include_disks {
+            return Ok(());
+        }
+        if is_remote(&self.snapshot_path) {
+            return Err(SnapshotCreateError::RemoteDirectory);
+        }
+        if self.snapshot_type == SnapshotType::Diff {
+            return Err(SnapshotCreateError::DiffOfDisks);
+        }
+        if self.signing_key.is_some() || self.encryption_key.is_some() {
+            return Err(SnapshotCreateError::ProtectedDisks);
+        }
+        let memory = Path::new(&self.snapshot_path).join(MEMORY_FILE);
+        if Path::new(&self.mem_file_path) != memory {
+            let memory = memory.display().to_string();
+            return Err(SnapshotCreateError::MemoryElsewhere { memory });
+        }
+        Ok(())
+    }
+}
+
+/// Why a snapshot is not made as it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of an error is its documentation")]
+pub enum SnapshotCreateError {
+    #[error("mem_file_path and snapshot_path are the same file")]
+    OneFile,
+    #[error("include_disks: snapshot_path is a directory on this host then, and cannot be on a server")]
+    RemoteDirectory,
+    #[error("include_disks: snapshot_type has to be Full")]
+    DiffOfDisks,
+    #[error(
+        "include_disks: overlays are saved with checksums, and are neither signed nor encrypted: leave signing_key and \
+         encryption_key out, or the disks"
+    )]
+    ProtectedDisks,
+    #[error("include_disks: snapshot_path is a directory then, and mem_file_path has to be `{memory}`")]
+    MemoryElsewhere { memory: String },
 }
 
 /// The body of `PUT /snapshot/load`.
@@ -74,6 +131,28 @@ pub struct SnapshotLoad {
     /// What the snapshot was encrypted with; one that is not encrypted is refused then. (Not in Firecracker.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption_key: Option<KeyPlace>,
+    /// How the disks are gone on with. (Not in Firecracker.)
+    #[serde(default)]
+    pub disks: Disks,
+    /// The directory where the overlays lie that `Clone` and `Detached` make; they have no name there, and nothing is left of
+    /// them. If absent, they are in memory. (Not in Firecracker.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_directory: Option<String>,
+}
+
+/// How the disks of a snapshot that are written are gone on with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Disks {
+    /// By writing them, if nobody has since the snapshot: so it is gone on from once. A temporary overlay that the snapshot
+    /// includes is copied.
+    #[default]
+    Continue,
+    /// Each by a temporary overlay over it, if nobody has written it since the snapshot; any number of machines may have one at a
+    /// time, and nobody writes the disk meanwhile. An overlay that was kept is copied into the temporary one: that of the snapshot,
+    /// if it includes its disks.
+    Clone,
+    /// The same for disks that may have been written since: what the guest remembers of them may not be so any more.
+    Detached,
 }
 
 /// Where a guest's memory comes from.

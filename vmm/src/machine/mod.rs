@@ -14,6 +14,7 @@
 mod assemble;
 mod change;
 pub mod cpu_template;
+pub mod disks;
 mod lineage;
 mod pausing;
 pub mod plan;

@@ -10,10 +10,11 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_storage::backend::Access;
-use coracle_storage::lease::{Lock, Owner, Succession};
+use coracle_storage::lease::{Owner, Succession};
 use coracle_storage::limit::SharedLimiter;
 use vm_memory::GuestMemoryMmap;
 
+use super::disks::Course;
 use super::state::MachineState;
 use super::{LimitGroup, cpu_template};
 use crate::arch::x86_64::boot::BootProtocol;
@@ -55,9 +56,11 @@ pub(super) struct BootOrigin {
 }
 
 /// A guest that goes on.
-pub(super) struct SavedOrigin {
-    pub(super) memory: MemorySource,
-    pub(super) state: MachineState,
+pub struct SavedOrigin {
+    /// Its memory.
+    pub memory: MemorySource,
+    /// Everything else.
+    pub state: MachineState,
 }
 
 /// The memory of a snapshot.
@@ -136,13 +139,14 @@ pub enum PlanError {
     /// A drive whose content ended with the machine.
     #[error(
         "the snapshot cannot be gone on with: drive `{0}` had a temporary overlay, and what was written to that is gone with \
-         the machine; give the overlay `\"keep\": true` before the machine is started"
+         the machine; give the overlay `\"keep\": true` before the machine is started, or make the snapshot with `include_disks`"
     )]
     Temporary(String),
     /// A drive of which nobody can tell whether it has been written.
     #[error(
         "the snapshot cannot be gone on with beside drive `{0}`: there was no place for records of its lease, so nothing says \
-         whether it has been written since; give the drive a `lease_at` before the machine is started"
+         whether it has been written since; give the drive a `lease_at` before the machine is started, or load the snapshot with \
+         `disks` `Detached` if you know"
     )]
     Unrecorded(String),
 }
@@ -162,40 +166,27 @@ impl Plan {
             template: config.cpu().map(cpu_template::parsed).unwrap_or_default(),
             boot: BootPlan::new(source, config.drives())?,
         }));
-        Self::from(config, owner, origin, |_| Ok(Succession::Raises)).map(|plan| Self { boot_timer, ..plan })
+        let courses = config.drives().iter().map(|_| Course::Own(Succession::Raises));
+        Self::from(config, owner, origin, &courses.collect::<Vec<_>>())
+            .map(|plan| Self { boot_timer, ..plan })
     }
 
-    /// The same for a machine that goes on where another has stopped, which `state` is of, with its `memory`. The images
-    /// have to be as they were: then they are leased, and keep their generations until the machine is resumed.
+    /// The same for a machine that goes on where another has stopped, which `saved` is of. The images have to be as `courses`
+    /// want each: then they are leased, and keep their generations until the machine is resumed.
     ///
     /// # Errors
     ///
     /// As [`Self::new`]; or an image that has been written since.
     pub fn restore(
         config: &Config,
+        courses: &[Course],
         owner: &Owner,
-        memory: MemorySource,
-        state: MachineState,
+        saved: SavedOrigin,
     ) -> Result<Self, PlanError> {
-        let successions = |drive: &DriveConfig| succession(drive, &state);
-        let successions: Vec<_> = config
-            .drives()
-            .iter()
-            .map(successions)
-            .collect::<Result<_, _>>()?;
-        let mut successions = successions.into_iter();
-        let origin = Origin::Saved(Box::new(SavedOrigin { memory, state }));
-        Self::from(config, owner, origin, |_| {
-            Ok(successions.next().unwrap_or_default())
-        })
+        Self::from(config, owner, Origin::Saved(Box::new(saved)), courses)
     }
 
-    fn from(
-        config: &Config,
-        owner: &Owner,
-        origin: Origin,
-        mut succession: impl FnMut(&DriveConfig) -> Result<Succession, PlanError>,
-    ) -> Result<Self, PlanError> {
+    fn from(config: &Config, owner: &Owner, origin: Origin, courses: &[Course]) -> Result<Self, PlanError> {
         let machine = config.machine();
         if let Some(id) = config.missing_heir() {
             return Err(PlanError::NoSuchHeir(id.to_owned()));
@@ -213,7 +204,8 @@ impl Plan {
             disks: config
                 .drives()
                 .iter()
-                .map(|drive| DiskPlan::new(drive, owner, succession(drive)?, &groups))
+                .zip(courses)
+                .map(|(drive, course)| DiskPlan::new(drive, owner, course, &groups))
                 .collect::<Result<_, _>>()?,
             groups,
             entropy: config.entropy().cloned(),
@@ -246,31 +238,14 @@ pub(crate) fn page_size(huge_pages: HugePages) -> PageSize {
     }
 }
 
-/// How the image of `drive` is gone on with.
-fn succession(drive: &DriveConfig, state: &MachineState) -> Result<Succession, PlanError> {
-    let id = &drive.drive_id;
-    let saved = state.drive(id).ok_or_else(|| PlanError::NoState(id.clone()))?;
-    // Nothing is checked where nothing is locked: whoever asked for that answers for the image.
-    if drive.access() == Access::ReadOnly || drive.lock()? == Lock::None {
-        return Ok(Succession::Raises);
-    }
-    if drive.overlay.as_ref().is_some_and(|overlay| !overlay.keep) {
-        return Err(PlanError::Temporary(id.clone()));
-    }
-    match saved.generation {
-        Some(generation) => Ok(Succession::Keeps(generation)),
-        None => Err(PlanError::Unrecorded(id.clone())),
-    }
-}
-
 impl DiskPlan {
     fn new(
         drive: &DriveConfig,
         owner: &Owner,
-        succession: Succession,
+        course: &Course,
         groups: &[LimitGroup],
     ) -> Result<Self, PlanError> {
-        let mut held = drive.open(owner, succession)?;
+        let mut held = course.open(drive, owner)?;
         let group = drive.rate_limiter_group.clone();
         if let Some(id) = &group {
             let shared = groups.iter().find(|group| group.id == *id);

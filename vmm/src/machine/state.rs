@@ -3,6 +3,8 @@
 use coracle_devices::i8042::I8042State;
 use coracle_devices::serial::SerialPortState;
 use coracle_devices::virtio::mmio::TransportState;
+use coracle_storage::backend::Access;
+use coracle_storage::overlay::copy::View;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
@@ -100,6 +102,31 @@ impl Machine<Paused> {
             keyboard,
             drives: DriveStates(parts.drives.iter().map(super::DriveSlot::state).collect()),
         })
+    }
+}
+
+/// A drive whose disk a snapshot cannot include.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "drive `{0}` is written in place, and a snapshot includes overlays only: give the drive an `overlay` before the machine is \
+     started, load a snapshot of it with `disks` `Clone` and save that machine, or leave `include_disks` out"
+)]
+pub struct WrittenInPlace(pub String);
+
+impl Machine<Paused> {
+    /// The overlays of all drives that write, by their ids.
+    ///
+    /// # Errors
+    ///
+    /// A drive that writes and has none.
+    pub fn overlays(&self) -> Result<Vec<(String, View)>, WrittenInPlace> {
+        let drives = self.parts.drives.iter();
+        let writable = drives.filter(|drive| drive.control.access() == Access::ReadWrite);
+        let overlays = writable.map(|drive| match drive.hold.overlay() {
+            Some(overlay) => Ok((drive.id.clone(), overlay.clone())),
+            None => Err(WrittenInPlace(drive.id.clone())),
+        });
+        overlays.collect()
     }
 }
 

@@ -39,9 +39,14 @@ pub(super) enum Making {
 impl Monitor {
     /// Begins to make a snapshot.
     pub(super) fn create_snapshot(&mut self, files: SnapshotCreate) -> Result<Reaction, Fault> {
+        files.check().map_err(|error| create_fault(&error))?;
         self.check_places(&files)?;
         let notice = self.wakeup.notice();
-        let round = self.paused()?.begin_flush(&notice);
+        let machine = self.paused()?;
+        if files.include_disks {
+            machine.overlays().map_err(|error| create_fault(&error))?;
+        }
+        let round = machine.begin_flush(&notice);
         let round = round.map_err(|error| create_fault(&error))?;
         Ok(Reaction::Begun(Work::Snapshot(Making::Flushing(
             round,
@@ -153,11 +158,14 @@ impl Monitor {
             SnapshotType::Full => machine.all_pages(),
             SnapshotType::Diff => machine.written_pages().map_err(|error| create_fault(&error))?,
         };
+        let overlays = files.include_disks.then(|| machine.overlays()).transpose();
+        let overlays = overlays.map_err(|error| create_fault(&error))?;
         let job = create::Job {
             files,
             sections,
             memory: Arc::clone(machine.memory()),
             pages,
+            overlays,
             progress: Arc::clone(&progress),
         };
         let opening = Opening::begin("snapshot", &self.wakeup.notice(), move || job.run());

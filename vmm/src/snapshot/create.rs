@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use coracle_storage::draft::{Draft, DraftError};
+use coracle_storage::overlay::copy::{CopyError, View};
 use coracle_storage::request::Failure;
 use coracle_storage::secret::SecretSource;
 use vm_memory::GuestMemoryMmap;
 
 use super::contents::MEMORY;
+use super::disks::{self, DISKS, Directory, MEMORY_FILE, OverlayStates, STATE_FILE};
 use super::memory::{Content, MemoryId, PageSet, Progress, Seal, Untouched, WriteError, file_bytes, write};
 use crate::config::SnapshotCreate;
 use crate::keys::{KeyError, Protection};
@@ -24,6 +26,9 @@ pub struct Job {
     pub memory: Arc<GuestMemoryMmap>,
     /// Which pages of it go to the file.
     pub pages: Pages,
+    /// The overlays that belong to it, by the ids of their drives; nobody writes them meanwhile. If there are to be none, it is no
+    /// directory.
+    pub overlays: Option<Vec<(String, View)>>,
     /// How far it is, and how it is given up.
     pub progress: Arc<Progress>,
 }
@@ -92,6 +97,9 @@ pub enum CreateError {
         #[source]
         source: Box<DraftError>,
     },
+    /// An overlay cannot be written.
+    #[error(transparent)]
+    Overlay(#[from] disks::OverlayError),
     /// Somebody wanted it no more.
     #[error("the snapshot was cancelled; nothing of it is left")]
     Cancelled,
@@ -104,6 +112,35 @@ impl Job {
     ///
     /// [`CreateError`]; then nothing is left of the new files.
     pub fn run(mut self) -> Result<MemoryId, CreateError> {
+        let Some(overlays) = self.overlays.take() else {
+            return self.write();
+        };
+        let path = self.files.snapshot_path.clone();
+        let directory = Directory::create(&path).map_err(failed(&path))?;
+        let progress = Arc::clone(&self.progress);
+        let saved = overlays
+            .iter()
+            .map(|(id, overlay)| directory.write(id, overlay, &progress));
+        let saved = saved
+            .collect::<Result<_, _>>()
+            .map_err(|error| match error.source {
+                CopyError::Cancelled => CreateError::Cancelled,
+                _ => error.into(),
+            })?;
+        self.sections.add(DISKS, &OverlayStates(saved));
+        // In the directory both get their names, and then it its own.
+        self.files.mem_file_path = directory.file(MEMORY_FILE);
+        self.files.snapshot_path = directory.file(STATE_FILE);
+        let id = self.write()?;
+        if progress.is_cancelled() {
+            return Err(CreateError::Cancelled);
+        }
+        directory.publish().map_err(failed(&path))?;
+        Ok(id)
+    }
+
+    /// Writes memory and state.
+    fn write(mut self) -> Result<MemoryId, CreateError> {
         // Before anything is written: a key that cannot be read costs nothing.
         let protection = self.protection()?;
         let id = MemoryId::random().map_err(CreateError::Random)?;

@@ -7,6 +7,7 @@ use coracle_storage::open::{self, OpenError};
 use coracle_storage::request::Failure;
 
 use super::contents::MEMORY;
+use super::disks::DamageError;
 use super::load::{LoadError, Snapshot, StateFile};
 use super::memory::{self, MergeError, Progress, ReadError, Seal, Source, file_bytes};
 use crate::keys::{KeyError, Protection, PublicKey, ReadingKeys, SigningKey, SnapshotCipher};
@@ -61,6 +62,9 @@ pub enum FilesError {
         #[source]
         source: ReadError,
     },
+    /// An overlay is not what was written.
+    #[error(transparent)]
+    Overlay(#[from] DamageError),
     /// Two memories do not become one.
     #[error("cannot merge `{diff}` into `{base}`")]
     Merge {
@@ -129,6 +133,7 @@ impl Files<'_> {
             path: self.memory.to_owned(),
             source,
         })?;
+        snapshot.overlays.verify()?;
         Ok(snapshot)
     }
 

@@ -15,13 +15,15 @@ use coracle_storage::secret::SecretSource;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use super::contents::{CONFIG, ConfigState, MEMORY, ORIGIN, OriginState};
+use super::disks::{DISKS, OverlayStates, SavedOverlays, state_file};
 use super::memory::{MemoryTable, MemoryTableState, TableError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
 use crate::end::{End, Ending};
 use crate::keys::{KeyError, PublicKey, ReadingKeys, TrustedKeys};
-use crate::machine::plan::{MemorySource, Plan, PlanError, page_size};
+use crate::machine::disks::Wanted;
+use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, page_size};
 use crate::machine::state::{Counts, MachineState};
 use crate::machine::{PlatformError, check_compatible, renew_generation};
 use crate::memory::external::{self, ExternalError};
@@ -145,6 +147,8 @@ pub struct Snapshot {
     pub table: MemoryTable,
     /// Who has signed it.
     pub signer: Option<PublicKey>,
+    /// The overlays that belong to it.
+    pub overlays: SavedOverlays,
 }
 
 /// How long the first pages of the memory may take.
@@ -159,12 +163,13 @@ impl StateFile {
         }
     }
 
-    /// Reads the file at `path`, here or on a server.
+    /// Reads the file at `path`, here or on a server; or that in it, if it is a directory.
     ///
     /// # Errors
     ///
     /// When it cannot be read, or is larger than any state.
     pub fn read(path: &str, owner: &Owner) -> Result<Self, LoadError> {
+        let path = &state_file(path);
         let terms = Terms::new(Lock::None, owner);
         let image = open::open(path, Access::ReadOnly, &terms)?;
         let length = image.backend.geometry().size_bytes;
@@ -211,6 +216,7 @@ impl StateFile {
             virtio: config.drives().len() + usize::from(config.entropy().is_some()),
         };
         let machine = MachineState::read(&mut state, counts).map_err(wrong)?;
+        let overlays = state.take_if_there::<OverlayStates>(DISKS).map_err(wrong)?;
         state.finish().map_err(wrong)?;
         Ok(Snapshot {
             origin,
@@ -218,6 +224,7 @@ impl StateFile {
             state: machine,
             table,
             signer,
+            overlays: SavedOverlays::beside(&self.path, overlays.unwrap_or_default()),
         })
     }
 
@@ -248,6 +255,12 @@ impl Job {
         check_compatible(&snapshot.state)?;
         let mut config = snapshot.config.continued_by(&self.process);
         config.track_dirty_pages(self.load.tracks_dirty_pages());
+        let wanted = Wanted {
+            disks: self.load.disks,
+            overlay_directory: self.load.overlay_directory.as_deref(),
+            saved: &snapshot.overlays,
+        };
+        let courses = wanted.courses(&mut config, &snapshot.state)?;
         let id = snapshot.table.id();
         let pages = page_size(config.machine().huge_pages);
         let (memory, pager) = match backend {
@@ -273,8 +286,11 @@ impl Job {
         };
         self.bring_first_pages(&snapshot.state, &memory, pager.as_ref())?;
         renew_generation(&memory)?;
-        let source = MemorySource { memory, pager, id };
-        let plan = Plan::restore(&config, &self.owner, source, snapshot.state)?;
+        let saved = SavedOrigin {
+            memory: MemorySource { memory, pager, id },
+            state: snapshot.state,
+        };
+        let plan = Plan::restore(&config, &courses, &self.owner, saved)?;
         Ok(Loaded {
             plan,
             config,

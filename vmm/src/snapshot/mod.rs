@@ -2,6 +2,7 @@
 
 pub mod contents;
 pub mod create;
+pub mod disks;
 pub mod files;
 pub mod load;
 pub mod memory;

@@ -9,7 +9,7 @@ use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Succession, Terms};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::open::{self, Hold, Image, OpenError};
-use coracle_storage::overlay::{OverlayConfig, OverlayError};
+use coracle_storage::overlay::{Beginning, OverlayConfig, OverlayError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -452,7 +452,38 @@ impl DriveConfig {
             Some(overlay) => overlay.open(&terms).map_err(|source| self.overlay_error(source)),
             None => open::begin(path, self.access(), &terms).map_err(|source| self.refused(source)),
         };
-        let Image { backend, hold } = begun?;
+        self.held(begun?)
+    }
+
+    /// The same with the drive's `overlay`, which is temporary, and begins with `beginning`: that is to be of the generation that
+    /// `succession` has, which it keeps, by the records at `lease_at`, or beside it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check_image`]; or what is begun with cannot be used.
+    pub fn begin(
+        &self,
+        owner: &Owner,
+        beginning: Beginning<'_>,
+        lease_at: Option<&str>,
+        succession: Succession,
+    ) -> Result<HeldDisk, DriveError> {
+        let terms = Terms {
+            at: lease_at,
+            succession,
+            ..self.terms(owner)?
+        };
+        self.image_path()?;
+        let Some(overlay) = &self.overlay else {
+            let drive_id = self.drive_id.clone();
+            return Err(DriveError::PathMissing { drive_id });
+        };
+        let begun = overlay.begin(beginning, &terms);
+        self.held(begun.map_err(|source| self.overlay_error(source))?)
+    }
+
+    fn held(&self, image: Image) -> Result<HeldDisk, DriveError> {
+        let Image { backend, hold } = image;
         let engine = self.io_engine.unwrap_or_default();
         let disk = Disk::new(&self.drive_id, backend, self.queues()?, engine);
         let disk = Disk {

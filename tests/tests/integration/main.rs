@@ -33,6 +33,7 @@ mod signals;
 mod snapshot;
 mod snapshot_disks;
 mod soak;
+mod working_set;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -71,6 +72,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("overlay", overlay::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),
+    ("working_set", working_set::CASES),
     ("attacks", attacks::CASES),
 ];
 

@@ -65,13 +65,13 @@ pub(crate) const CASES: &[Case] = &[
 const SOON: Duration = Duration::from_secs(60);
 
 /// Where a snapshot is.
-struct Files {
-    state: PathBuf,
-    memory: PathBuf,
+pub(crate) struct Files {
+    pub(crate) state: PathBuf,
+    pub(crate) memory: PathBuf,
 }
 
 impl Files {
-    fn in_directory(directory: &Path, name: &str) -> Self {
+    pub(crate) fn in_directory(directory: &Path, name: &str) -> Self {
         Self {
             state: directory.join(format!("{name}.state")),
             memory: directory.join(format!("{name}.memory")),
@@ -82,7 +82,7 @@ impl Files {
         json!({ "snapshot_path": self.state, "mem_file_path": self.memory, "snapshot_type": kind })
     }
 
-    fn load(&self, verify: &str) -> Value {
+    pub(crate) fn load(&self, verify: &str) -> Value {
         json!({
             "snapshot_path": self.state,
             "mem_backend": { "backend_type": "File", "backend_path": self.memory },
@@ -100,26 +100,26 @@ fn with(mut body: Value, part: &str, member: &str, value: Value) -> Value {
     body
 }
 
-fn started(context: &Context, config: &Value) -> Outcome<Monitor> {
+pub(crate) fn started(context: &Context, config: &Value) -> Outcome<Monitor> {
     let monitor = Launch::new(&context.environment)?.start()?;
     monitor.configure(config)?;
     monitor.start_instance()?;
     Ok(monitor)
 }
 
-fn saved(monitor: &Monitor, files: &Files, kind: &str) -> Outcome {
+pub(crate) fn saved(monitor: &Monitor, files: &Files, kind: &str) -> Outcome {
     monitor.set_state("Paused")?;
     monitor.must("PUT", "/snapshot/create", Some(&files.create(kind)))?;
     Ok(())
 }
 
-fn killed(monitor: Monitor) -> Outcome {
+pub(crate) fn killed(monitor: Monitor) -> Outcome {
     monitor.signal(Signal::KILL)?;
     monitor.wait(SOON)?;
     Ok(())
 }
 
-fn loaded(context: &Context, files: &Files, verify: &str) -> Outcome<Monitor> {
+pub(crate) fn loaded(context: &Context, files: &Files, verify: &str) -> Outcome<Monitor> {
     let monitor = Launch::new(&context.environment)?.start()?;
     monitor.must("PUT", "/snapshot/load", Some(&files.load(verify)))?;
     Ok(monitor)

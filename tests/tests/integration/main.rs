@@ -7,6 +7,7 @@ mod api;
 mod attacks;
 mod boot;
 mod clients;
+mod clone;
 mod crash;
 mod ctl;
 mod disk;
@@ -47,6 +48,7 @@ use libtest_mimic::Arguments;
 const GROUPS: &[(&str, &[Case])] = &[
     ("linux", linux::CASES),
     ("snapshot", snapshot::CASES),
+    ("clone", clone::CASES),
     ("snapshot_disks", snapshot_disks::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),

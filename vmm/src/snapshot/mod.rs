@@ -6,6 +6,7 @@ pub mod disks;
 pub mod files;
 pub mod load;
 pub mod memory;
+pub mod sealed;
 
 use coracle_storage::backend::Backend;
 use coracle_storage::blocking::Blocking;

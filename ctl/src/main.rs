@@ -3,6 +3,7 @@
 mod api;
 mod binary;
 mod client;
+mod clone;
 mod completions;
 mod confirm;
 mod deadline;
@@ -80,6 +81,7 @@ enum Verb {
     Lease(lease::LeaseArgs),
     Disk(disk::DiskArgs),
     Snapshot(snapshot::SnapshotArgs),
+    Clone(Box<clone::CloneArgs>),
     Api(api::ApiArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -107,6 +109,7 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
     match verb {
         Verb::Run(args) => return Ok(run::run(args, format)?),
         Verb::Snapshot(args) => return Ok(snapshot::snapshot(args, format)?),
+        Verb::Clone(args) => return Ok(clone::clone(args, format)?),
         Verb::Api(args) => return Ok(api::api(args, format)?),
         Verb::Ps(args) => ps::ps(args, format)?,
         Verb::Info(args) => info::info(args, format)?,

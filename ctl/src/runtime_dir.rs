@@ -1,7 +1,7 @@
 //! The private directory of a running machine: its API socket and its monitor's log.
 //!
 //! `coraclectl run` holds a lock on the directory for as long as it runs, so a directory whose lock
-//! is free and whose socket nobody listens on is what a killed `run` has left behind.
+//! is free and whose socket nobody listens on is what a killed `run`, or a machine that was left to itself, has left behind.
 
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -30,7 +30,7 @@ const PROBE_WAIT: Duration = Duration::from_secs(1);
 /// Why there is no runtime directory.
 #[derive(Debug, Error)]
 pub(crate) enum RuntimeDirError {
-    #[error("a machine named {0} is running: choose another --name, or end it with `coraclectl stop {0}`")]
+    #[error("a machine named {0} is running: choose another name, or end it with `coraclectl stop {0}`")]
     InUse(Name),
     #[error("cannot make the directory {}: set XDG_RUNTIME_DIR to one that this user may write", path.display())]
     Create {

@@ -1,10 +1,10 @@
-//! How far a copy is, for who sits at a terminal.
+//! How far a copy is, or whatever has an end, for who sits at a terminal.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A line on standard error that says how far a copy is; nothing where that is no terminal.
+/// A line on standard error that says how far something is; nothing where that is no terminal.
 pub(crate) struct Progress(ProgressBar);
 
 /// Often enough to be seen to move.
@@ -13,18 +13,27 @@ const REDRAW: Duration = Duration::from_millis(100);
 impl Progress {
     /// A bar for `total_bytes` of `what`.
     pub(crate) fn new(what: &'static str, total_bytes: u64) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes} of {total_bytes}, {eta} left")
-            .expect("the template is one");
+        let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {eta} left";
+        Self::with_template(what, total_bytes, template)
+    }
+
+    /// A bar for so many of `what`.
+    pub(crate) fn of_pieces(what: &'static str, total: u64) -> Self {
+        Self::with_template(what, total, "{msg} {wide_bar} {pos} of {len}")
+    }
+
+    fn with_template(what: &'static str, total: u64, template: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template(template).expect("the template is one");
         bar.set_style(style);
         bar.set_message(what);
         bar.enable_steady_tick(REDRAW);
         Self(bar)
     }
 
-    /// So many more bytes are through.
-    pub(crate) fn add(&self, bytes: u64) {
-        self.0.inc(bytes);
+    /// So many more are through.
+    pub(crate) fn add(&self, more: u64) {
+        self.0.inc(more);
     }
 }
 

@@ -7,7 +7,7 @@ mod escape;
 mod last_words;
 mod machine;
 mod memory;
-mod monitor;
+pub(crate) mod monitor;
 mod session;
 
 use std::ffi::OsString;
@@ -29,7 +29,7 @@ use self::last_words::LastWords;
 pub(crate) use self::machine::Step;
 use self::machine::{DEFAULT_CMDLINE, MachineError};
 use self::memory::MemoryMib;
-use self::monitor::{Files, Monitor, MonitorError};
+use self::monitor::{Files, Launch, Monitor, MonitorError, Tie};
 use self::session::{Asked, Outcome, Session, SessionError};
 use crate::name::Name;
 use crate::output::{Format, note, note_json};
@@ -167,12 +167,23 @@ pub(crate) fn foreground(
     let program = monitor::program(args.monitor.as_deref());
     let started = Instant::now();
     // Programs are told what chose the status, and only the monitor can say; people read it themselves.
-    let stderr = match format {
+    let errors = match format {
         Format::Json => Stdio::piped(),
         Format::Text => Stdio::inherit(),
     };
-    let files = Files { input, stderr };
-    let mut monitor = Monitor::start(&program, &dir, &name, files, &args.monitor_arg)?;
+    let files = Files {
+        input: input.stdio(),
+        output: Stdio::inherit(),
+        errors,
+    };
+    let launch = Launch {
+        program: &program,
+        dir: &dir,
+        name: &name,
+        more_arguments: &args.monitor_arg,
+        tie: Tie::Child,
+    };
+    let mut monitor = Monitor::start(launch, files)?;
     let last_words = monitor.take_stderr().map(LastWords::listen);
     let pid = monitor.process().pid();
     let guest_wait = Duration::from_secs(args.stop_timeout);
@@ -234,13 +245,7 @@ fn summary(outcome: &Outcome, ended: Option<Ended>, name: &Name, pid: i32, secon
 
 /// Shows the last lines of a monitor's log, if it has written any; to programs in one line of JSON.
 fn print_log_tail(log: &Path, format: Format) {
-    let Ok(tail) = log_tail(log) else {
-        // A monitor that could not even open its log has said so on standard error.
-        return;
-    };
-    let lines: Vec<&str> = tail.lines().collect();
-    let skipped = lines.len().saturating_sub(LOG_TAIL_LINES_MAX);
-    let last = lines.get(skipped..).unwrap_or_default();
+    let last = log_tail(log);
     match format {
         Format::Json if last.is_empty() => {}
         Format::Json => note_json(&json!({ "monitor_log": last })),
@@ -250,7 +255,16 @@ fn print_log_tail(log: &Path, format: Format) {
     }
 }
 
-fn log_tail(log: &Path) -> std::io::Result<String> {
+/// The last lines of a monitor's log; none of one that could not even open it, and has said so on standard error.
+pub(crate) fn log_tail(log: &Path) -> Vec<String> {
+    let tail = last_bytes(log).unwrap_or_default();
+    let lines: Vec<&str> = tail.lines().collect();
+    let skipped = lines.len().saturating_sub(LOG_TAIL_LINES_MAX);
+    let last = lines.get(skipped..).unwrap_or_default();
+    last.iter().copied().map(str::to_owned).collect()
+}
+
+fn last_bytes(log: &Path) -> std::io::Result<String> {
     let mut file = File::open(log)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES_MAX)))?;

@@ -9,7 +9,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use thiserror::Error;
 
 use super::console::{Console, Input, Pumped};
 use super::machine::Step;
-use super::monitor::Monitor;
+use super::monitor::{Monitor, MonitorError};
 use crate::client::{Client, ClientError};
 use crate::deadline::{Deadline, wait_ready};
 use crate::ladder::Rung;
@@ -26,25 +25,14 @@ use crate::output::note;
 use crate::signals::Signals;
 use crate::terminal::TerminalError;
 
-/// How long a monitor may take from its start to its API.
-const API_WAIT: Duration = Duration::from_secs(10);
-/// How long one attempt to reach the API may take, and the pause between two.
-const ATTEMPT_WAIT: Duration = Duration::from_secs(1);
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(1);
 /// How long a monitor that has closed its connection may take to end.
 const END_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a machine did not run to its end.
 #[derive(Debug, Error)]
 pub(crate) enum SessionError {
-    #[error("the monitor has ended before its API answered, with {0}")]
-    EndedEarly(String),
-    #[error("the monitor has not made its API socket {} within {} s", socket.display(), API_WAIT.as_secs())]
-    NoApi {
-        socket: PathBuf,
-        #[source]
-        source: ClientError,
-    },
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
     #[error("cannot set {part}")]
     Configure {
         part: String,
@@ -149,7 +137,7 @@ impl<'a> Session<'a> {
     }
 
     fn begin(&mut self, steps: &[Step], start: &Step, input: Input) -> Result<(), SessionError> {
-        self.await_api()?;
+        self.monitor.await_api(&self.client, self.signals)?;
         let client = self.client.clone().interrupted_by(self.signals.as_fd());
         for step in steps {
             let sent = client.send("PUT", &step.path, &step.body);
@@ -166,32 +154,6 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             started => started.map_err(|error| start_error(&start.part, error)),
-        }
-    }
-
-    fn await_api(&mut self) -> Result<(), SessionError> {
-        let deadline = Deadline::after(API_WAIT);
-        loop {
-            let error = match self.client.peer(ATTEMPT_WAIT) {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
-            if self.monitor.process().wait(Deadline::after(ATTEMPT_PAUSE))? {
-                let status = self.monitor.reap()?;
-                return Err(SessionError::EndedEarly(status.to_string()));
-            }
-            if deadline.passed() {
-                let socket = self.client.socket().to_owned();
-                return Err(SessionError::NoApi {
-                    socket,
-                    source: error,
-                });
-            }
-            if self.signals.is_ringing()? {
-                return Err(SessionError::Start(ClientError::Interrupted {
-                    request: "connect".to_owned(),
-                }));
-            }
         }
     }
 
@@ -329,6 +291,7 @@ fn is_interrupted(error: &SessionError) -> bool {
         SessionError::Configure { source, .. } | SessionError::Start(source) => {
             matches!(source, ClientError::Interrupted { .. })
         }
+        SessionError::Monitor(error) => matches!(error, MonitorError::Interrupted),
         _ => false,
     }
 }

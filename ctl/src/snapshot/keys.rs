@@ -8,7 +8,7 @@ use coracle_vmm::keys::{KeyError, ReadingKeys};
 
 /// What snapshots are read with.
 #[derive(Debug, Args)]
-pub(super) struct ReadingArgs {
+pub(crate) struct ReadingArgs {
     /// Refuse what no key in this file has signed: Ed25519 public keys in PEM, one after the other
     #[arg(long, value_name = "FILE")]
     pub(super) trusted_keys: Option<PathBuf>,

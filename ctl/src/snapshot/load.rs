@@ -1,6 +1,7 @@
 //! `coraclectl snapshot load`: a machine in the foreground, from a snapshot to its exit status.
 
 use clap::{Args, ValueEnum};
+use coracle_vmm::config::Disks;
 use serde_json::{Map, Value, json};
 
 use super::keys::ReadingArgs;
@@ -27,7 +28,18 @@ pub(crate) struct LoadArgs {
     /// The same, even if the disks have been written since: what the guest remembers of them may not be so any more
     #[arg(long)]
     detached: bool,
-    /// Where these overlays lie, without a name: a directory; in memory if absent
+    #[command(flatten)]
+    keys: ReadingArgs,
+    #[command(flatten)]
+    options: LoadOptions,
+    #[command(flatten)]
+    foreground: ForegroundArgs,
+}
+
+/// What may be said of any load.
+#[derive(Debug, Args)]
+pub(crate) struct LoadOptions {
+    /// Where overlays lie that are made over the disks, without a name: a directory; in memory if absent
     #[arg(long, value_name = "DIRECTORY")]
     overlay_directory: Option<String>,
     /// Record the pages that the guest writes, for diff snapshots
@@ -36,15 +48,28 @@ pub(crate) struct LoadArgs {
     /// Load it, and leave the guest paused until `coraclectl resume`
     #[arg(long)]
     paused: bool,
-    #[command(flatten)]
-    keys: ReadingArgs,
-    #[command(flatten)]
-    foreground: ForegroundArgs,
+}
+
+/// One load.
+#[derive(Clone, Debug)]
+pub(crate) struct Load<'a> {
+    /// The state file.
+    pub(crate) state: &'a str,
+    /// The memory file.
+    pub(crate) memory: String,
+    /// What is checked of it.
+    pub(crate) verify: VerifyMode,
+    /// How the disks are gone on with.
+    pub(crate) disks: Disks,
+    /// What it is read with, if something was said of that.
+    pub(crate) keys: Option<&'a ReadingArgs>,
+    /// What else was said.
+    pub(crate) options: &'a LoadOptions,
 }
 
 /// What is checked of a memory file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum VerifyMode {
+pub(crate) enum VerifyMode {
     /// Each part as it is loaded, before the guest sees it
     Lazy,
     /// Nothing: the file is mapped as it is. Only for one that nobody else can change
@@ -57,42 +82,58 @@ enum VerifyMode {
 ///
 /// As `coraclectl run`.
 pub(super) fn load(args: &LoadArgs, format: Format) -> Result<u8, RunError> {
-    foreground(&args.foreground, &[], &start(args), format)
+    foreground(&args.foreground, &[], &asked(args).step(), format)
 }
 
-fn start(args: &LoadArgs) -> Step {
-    let mut body = Map::new();
-    let mut put = |name: &str, value: Value| drop(body.insert(name.to_owned(), value));
-    put("snapshot_path", args.state.as_str().into());
-    put(
-        "mem_backend",
-        json!({ "backend_type": "File", "backend_path": memory_path(&args.state, args.memory.as_ref()) }),
-    );
-    put("resume_vm", (!args.paused).into());
-    match (args.clone, args.detached) {
-        (false, false) => {}
-        (true, _) => put("disks", "Clone".into()),
-        (_, true) => put("disks", "Detached".into()),
+fn asked(args: &LoadArgs) -> Load<'_> {
+    Load {
+        state: &args.state,
+        memory: memory_path(&args.state, args.memory.as_ref()),
+        verify: args.verify,
+        disks: match (args.clone, args.detached) {
+            (false, false) => Disks::Continue,
+            (true, _) => Disks::Clone,
+            (_, true) => Disks::Detached,
+        },
+        keys: Some(&args.keys),
+        options: &args.options,
     }
-    if let Some(directory) = &args.overlay_directory {
-        put("overlay_directory", directory.as_str().into());
-    }
-    if args.track_dirty_pages {
-        put("track_dirty_pages", true.into());
-    }
-    if args.verify == VerifyMode::Off {
-        put("verify", "off".into());
-    }
-    if let Some(path) = &args.keys.trusted_keys {
-        put("trusted_keys", json!(path));
-    }
-    if let Some(place) = &args.keys.encryption_key {
-        put("encryption_key", json!(place));
-    }
-    Step {
-        part: "load the snapshot".to_owned(),
-        path: "/snapshot/load".to_owned(),
-        body: Value::Object(body),
+}
+
+impl Load<'_> {
+    /// The request that has a fresh monitor do it.
+    pub(crate) fn step(&self) -> Step {
+        let mut body = Map::new();
+        let mut put = |name: &str, value: Value| drop(body.insert(name.to_owned(), value));
+        put("snapshot_path", self.state.into());
+        put(
+            "mem_backend",
+            json!({ "backend_type": "File", "backend_path": self.memory }),
+        );
+        put("resume_vm", (!self.options.paused).into());
+        if self.disks != Disks::Continue {
+            put("disks", json!(self.disks));
+        }
+        if let Some(directory) = &self.options.overlay_directory {
+            put("overlay_directory", directory.as_str().into());
+        }
+        if self.options.track_dirty_pages {
+            put("track_dirty_pages", true.into());
+        }
+        if self.verify == VerifyMode::Off {
+            put("verify", "off".into());
+        }
+        if let Some(path) = self.keys.and_then(|keys| keys.trusted_keys.as_ref()) {
+            put("trusted_keys", json!(path));
+        }
+        if let Some(place) = self.keys.and_then(|keys| keys.encryption_key.as_ref()) {
+            put("encryption_key", json!(place));
+        }
+        Step {
+            part: "load the snapshot".to_owned(),
+            path: "/snapshot/load".to_owned(),
+            body: Value::Object(body),
+        }
     }
 }
 
@@ -100,7 +141,7 @@ fn start(args: &LoadArgs) -> Step {
 #[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 mod tests {
     use clap::Parser;
-    use coracle_vmm::config::{Disks, KeyPlace, SnapshotLoad};
+    use coracle_vmm::config::{KeyPlace, SnapshotLoad};
 
     use super::*;
 
@@ -118,7 +159,7 @@ mod tests {
         ] {
             let line = format!("load /s /m{flags}");
             let load = Line::parse_from(line.split(' ')).load;
-            let body: SnapshotLoad = serde_json::from_value(start(&load).body).unwrap();
+            let body: SnapshotLoad = serde_json::from_value(asked(&load).step().body).unwrap();
             assert_eq!(body.memory().unwrap().0, "/m");
             let is_plain = flags.is_empty();
             assert_eq!((body.resume_vm, body.track_dirty_pages), (is_plain, !is_plain));
@@ -133,7 +174,7 @@ mod tests {
         for (flag, disks) in [("--clone", Disks::Clone), ("--detached", Disks::Detached)] {
             let line = format!("load /s {flag} --overlay-directory /t");
             let load = Line::parse_from(line.split(' ')).load;
-            let body: SnapshotLoad = serde_json::from_value(start(&load).body).unwrap();
+            let body: SnapshotLoad = serde_json::from_value(asked(&load).step().body).unwrap();
             assert_eq!(body.memory().unwrap().0, "/s/memory");
             assert_eq!(
                 (body.disks, body.overlay_directory.as_deref()),

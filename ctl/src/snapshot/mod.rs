@@ -2,10 +2,10 @@
 
 mod create;
 mod info;
-mod keys;
-mod load;
+pub(crate) mod keys;
+pub(crate) mod load;
 mod merge;
-mod progress;
+pub(crate) mod progress;
 mod verify;
 
 use clap::{Args, Subcommand};
@@ -81,7 +81,7 @@ pub(crate) fn snapshot(args: &SnapshotArgs, format: Format) -> Result<u8, Snapsh
 }
 
 /// Where the memory of a snapshot is: in it, if it was not said and the snapshot is a directory.
-fn memory_path(snapshot: &str, said: Option<&String>) -> String {
+pub(crate) fn memory_path(snapshot: &str, said: Option<&String>) -> String {
     said.cloned().unwrap_or_else(|| disks::memory_file(snapshot))
 }
 

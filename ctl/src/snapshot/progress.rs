@@ -75,7 +75,7 @@ pub(super) fn watch(
 }
 
 /// Does `work`, and shows how far it is.
-pub(super) fn shown<T: Send>(
+pub(crate) fn shown<T: Send>(
     what: &'static str,
     progress: &memory::Progress,
     work: impl FnOnce() -> T + Send,

@@ -163,12 +163,34 @@ impl Monitor {
     /// When it is not.
     pub fn request(&mut self, method: &str, path: &str, body: Option<&Value>) -> Outcome {
         self.send(method, path, body.unwrap_or(&Value::Null))?;
+        match self.answer() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("{method} {path}: {}", error.message().unwrap_or("failed")).into()),
+        }
+    }
+
+    /// Sends a request without a body; returns the answer, which has to be a good one.
+    ///
+    /// # Errors
+    ///
+    /// When it is not.
+    pub fn ask(&mut self, method: &str, path: &str) -> Outcome<String> {
+        self.send(method, path, &Value::Null)?;
+        self.answer()
+    }
+
+    /// Reads the answer to a request that was sent, which has to be a good one.
+    ///
+    /// # Errors
+    ///
+    /// When it is not.
+    pub fn answer(&mut self) -> Outcome<String> {
         let stream = self.stream.as_mut().ok_or("the API was waited for")?;
         let mut answer = vec![0; 4096];
         let len = stream.read(&mut answer)?;
         let answer = String::from_utf8_lossy(answer.get(..len).unwrap_or_default()).into_owned();
-        ensure!(answer.starts_with("HTTP/1.1 20"), "{method} {path}: {answer}");
-        Ok(())
+        ensure!(answer.starts_with("HTTP/1.1 20"), "it was refused: {answer}");
+        Ok(answer)
     }
 
     /// Waits until the guest says something.
@@ -202,6 +224,15 @@ impl Monitor {
     ///
     /// When it does not.
     pub fn wait_for(&mut self, words: &str) -> Outcome {
+        self.said_until(words).map(drop)
+    }
+
+    /// What the guest says from now on, up to `words`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not say them.
+    pub fn said_until(&mut self, words: &str) -> Outcome<String> {
         let output = self
             .child
             .stdout
@@ -218,7 +249,7 @@ impl Monitor {
             );
             said.push_str(&String::from_utf8_lossy(bytes.get(..len).unwrap_or_default()));
         }
-        Ok(())
+        Ok(said)
     }
 
     /// Time on a processor of all threads so far, in nanoseconds from the scheduler.

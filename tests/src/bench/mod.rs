@@ -11,6 +11,7 @@ pub mod qemu;
 pub mod remote;
 pub mod row;
 pub mod series;
+pub mod snapshot;
 pub mod table;
 pub mod tally;
 pub mod target;

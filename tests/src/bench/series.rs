@@ -19,6 +19,23 @@ impl Series {
         sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
+    /// The value that so many percent of the runs do not exceed; not a number when there was none.
+    pub fn percentile(&self, percent: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let share = (1..=sorted.len()).zip(&sorted);
+        let is_reached = |(rank, _): &(usize, &f64)| *rank as f64 * 100.0 >= percent * self.0.len() as f64;
+        share
+            .into_iter()
+            .find(is_reached)
+            .map_or(f64::NAN, |(_, value)| *value)
+    }
+
+    /// The largest value; not a number when there was none.
+    pub fn highest(&self) -> f64 {
+        self.percentile(100.0)
+    }
+
     /// The noise: half the distance between the extremes, in percent of the median.
     pub fn spread_percent(&self) -> f64 {
         let highest = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -56,5 +73,15 @@ mod tests {
             series.push(value);
         }
         assert_eq!((series.median(), series.spread_percent()), (100.0, 10.0));
+    }
+
+    #[test]
+    fn a_percentile_is_the_least_value_that_so_many_do_not_exceed() {
+        let mut series = Series::default();
+        assert!(series.highest().is_nan());
+        (1..=200).rev().for_each(|value| series.push(f64::from(value)));
+        assert_eq!(series.percentile(99.0), 198.0);
+        assert_eq!(series.percentile(0.1), 1.0);
+        assert_eq!(series.highest(), 200.0);
     }
 }

@@ -1,7 +1,8 @@
 //! How long snapshots take to make and to go on from, beside Firecracker (`FIRECRACKER=`) in the same run.
 //!
 //! Each figure is the median of alternating runs; the results are printed as a table and written as JSON to
-//! `target/bench/snapshot.json`. `MIB=256` narrows the sizes of memory, `RUNS=5` the runs.
+//! `target/bench/snapshot.json`. `MIB=256` narrows the sizes of memory, `RUNS=5` the runs, `ROWS="clones lazy pauses"` what is
+//! measured: `peers`, beside Firecracker, or one of these.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use coracle_tests::bench::api::{Monitor, Program, ms, programs, variable};
 use coracle_tests::bench::series::Series;
+use coracle_tests::bench::snapshot::{self, Subject};
 use coracle_tests::bench::{self, count, words};
 use coracle_tests::guest::unikernel_words;
 use coracle_tests::{Outcome, ensure};
@@ -40,6 +42,9 @@ fn run() -> Outcome {
     if sizes.is_empty() {
         sizes = ["256", "1024"].map(str::to_owned).to_vec();
     }
+    if !is_asked_for("peers") {
+        sizes.clear();
+    }
     for mib in sizes {
         let memory_mib: u64 = mib.parse()?;
         for percent in [100, 50] {
@@ -64,7 +69,31 @@ fn run() -> Outcome {
             report.insert(name, Value::Object(results.collect()));
         }
     }
+    measure_alone(&programs, &guest, &mut report)?;
     bench::keep("snapshot", &Value::Object(report))
+}
+
+/// Whether `ROWS` has this one; all if it is empty.
+fn is_asked_for(row: &str) -> bool {
+    let rows = words("ROWS");
+    rows.is_empty() || rows.iter().any(|asked| asked == row)
+}
+
+/// What no peer does.
+fn measure_alone(programs: &[Program], guest: &Path, report: &mut Map<String, Value>) -> Outcome {
+    let subject = Subject {
+        program: programs.first().ok_or("ours is always there")?,
+        guest,
+    };
+    let rows: [(&str, fn(Subject<'_>) -> Outcome<Value>); 3] = [
+        ("clones", snapshot::clones::measure),
+        ("lazy", snapshot::lazy::measure),
+        ("pauses", snapshot::pauses::measure),
+    ];
+    for (name, measure) in rows.into_iter().filter(|(name, _)| is_asked_for(name)) {
+        report.insert(name.to_owned(), measure(subject)?);
+    }
+    Ok(())
 }
 
 /// What a guest is and has.

@@ -7,6 +7,7 @@ mod api;
 mod attacks;
 mod boot;
 mod clients;
+mod clone;
 mod crash;
 mod ctl;
 mod disk;
@@ -36,6 +37,7 @@ mod snapshot_disks;
 mod snapshot_io;
 mod snapshot_keys;
 mod soak;
+mod working_set;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -52,6 +54,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("snapshot_damage", snapshot_damage::CASES),
     ("snapshot_io", snapshot_io::CASES),
     ("snapshot_keys", snapshot_keys::CASES),
+    ("clone", clone::CASES),
     ("snapshot_disks", snapshot_disks::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
@@ -77,6 +80,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("overlay", overlay::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),
+    ("working_set", working_set::CASES),
     ("attacks", attacks::CASES),
 ];
 

@@ -26,6 +26,11 @@ pub(crate) const CASES: &[Case] = &[
         run: linux_goes_on,
     },
     Case {
+        name: "linux_learns_that_it_was_restored_and_seeds_its_random_numbers_anew",
+        need: Need::Kvm,
+        run: linux_is_told,
+    },
+    Case {
         name: "a_guest_and_its_disk_on_a_server_go_on_from_a_snapshot_on_it",
         need: Need::Kvm,
         run: goes_on_from_a_server,
@@ -267,6 +272,43 @@ fn linux_goes_on(context: &Context) -> Outcome {
     );
     monitor.signal(Signal::TERM)?;
     monitor.wait(SOON)?;
+    Ok(())
+}
+
+/// A kernel that finds the generation ID by ACPI says what the notification has it do, each time that it is restored.
+fn linux_is_told(context: &Context) -> Outcome {
+    const SAID: &str = "random: crng reseeded due to virtual machine fork";
+    let directory = tempfile::tempdir()?;
+    let machine = Linux::read(&context.environment)?
+        .machine("acpi", directory.path(), "count 100")?
+        .read_only_root()
+        .part("entropy", json!({}));
+    let config = machine.config();
+    let arguments = config
+        .pointer("/boot-source/boot_args")
+        .and_then(Value::as_str)
+        .ok_or("it has a command line")?;
+    // Notices are shown.
+    let arguments = arguments.replace("quiet", "loglevel=6");
+    let monitor = started(
+        context,
+        &with(config, "/boot-source", "boot_args", arguments.into()),
+    )?;
+    let limit = Duration::from_secs(240);
+    monitor.console.wait_for("crng init done", limit)?;
+    monitor.console.wait_for("init: count 3\r", limit)?;
+    let files = Files::in_directory(directory.path(), "s");
+    saved(&monitor, &files, "Full")?;
+    ensure!(
+        !monitor.console.text().contains(SAID),
+        "nobody has restored it yet"
+    );
+    killed(monitor)?;
+    for verify in ["lazy", "off"] {
+        let monitor = loaded(context, &files, verify)?;
+        monitor.console.wait_for(SAID, limit)?;
+        killed(monitor)?;
+    }
     Ok(())
 }
 

@@ -16,13 +16,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coracle_storage::pipeline::PreparedPipeline;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use self::loading::Loading;
+use self::loading::{Loading, record_working_set};
 use self::orders::{Order, Orders, orders};
 use super::chunk::Pages;
 use super::places::Places;
@@ -43,7 +42,7 @@ pub struct Pager {
     places: Places,
     orders: Orders,
     ended: Receiver<Remains>,
-    thread: Option<JoinHandle<()>>,
+    has_ended: bool,
 }
 
 /// How much of the memory that was saved is there.
@@ -132,22 +131,24 @@ impl Pager {
         let (orders, inbox) = orders()?;
         let (ended_outbox, ended) = channel();
         let places = guarded.places.clone();
-        let loading = Loading::new(saved, guarded, first);
+        let loading = Loading::new(Arc::clone(&saved), guarded, first);
         let counted = Arc::clone(&progress);
         let serve = move || {
-            let remains = loading.run(pipeline, &inbox, &counted, &ending);
+            let (remains, recorder) = loading.run(pipeline, &inbox, &counted, &ending);
             // Whoever would like to know may have given up.
             let _ = ended_outbox.send(remains);
+            if let Some(recorder) = recorder {
+                record_working_set(&saved, &recorder);
+            }
         };
-        let thread = std::thread::Builder::new()
-            .name("pager".to_owned())
-            .spawn(serve)?;
+        let thread = std::thread::Builder::new().name("pager".to_owned());
+        drop(thread.spawn(serve)?);
         Ok(Self {
             progress,
             places,
             orders,
             ended,
-            thread: Some(thread),
+            has_ended: false,
         })
     }
 
@@ -191,18 +192,14 @@ impl Pager {
     }
 
     fn stop(&mut self) -> Remains {
-        let Some(thread) = self.thread.take() else {
+        if std::mem::replace(&mut self.has_ended, true) {
             return Remains::Nothing;
-        };
+        }
         // One that has ended by itself has told so.
         self.orders.tell(Order::Stop);
         match self.ended.recv_timeout(Duration::from_millis(END_MS_MAX)) {
-            Ok(remains) => {
-                thread
-                    .join()
-                    .expect("a pager does not panic: the process aborts if it does");
-                remains
-            }
+            // All that it may still have is a record to write, which nobody waits for.
+            Ok(remains) => remains,
             Err(RecvTimeoutError::Disconnected) => panic!("a pager tells its end"),
             Err(RecvTimeoutError::Timeout) => {
                 // It keeps what it uses, and the memory guarded.

@@ -10,6 +10,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use coracle_storage::backend::{Access, Backend};
 use coracle_storage::blocking::Blocking;
@@ -133,6 +135,9 @@ pub enum RestoreError {
     },
 }
 
+/// How long a load waits for a server to say what the guest asked for first the last time, once it has the memory file itself.
+const LEARN_MAX: Duration = Duration::from_millis(10);
+
 /// Makes a guest's memory as it was saved. What the pager, if there is one, cannot load is announced to `ending`.
 ///
 /// Memory that comes by a pager can be given to KVM and to devices at once. Whoever touches it may wait, as long as the storage
@@ -159,6 +164,7 @@ pub fn restore(
     if saved.verify == Verify::Off && can_be_mapped {
         return Ok((mapped(&saved)?, None));
     }
+    let first = learn_working_set(&saved);
     let image = opened(&saved)?;
     let pipeline = PreparedPipeline::new(image, DEPTH);
     let memory = allocate(size_bytes / MIB, Backing::Anonymous, saved.pages)?;
@@ -179,7 +185,7 @@ pub fn restore(
         })?;
         return Ok((memory, None));
     };
-    let first = working_set(&saved);
+    let first = first.recv_timeout(LEARN_MAX).unwrap_or_default();
     let pager = Pager::start(guarded, file, pipeline, first, ending.clone()).map_err(not_started)?;
     Ok((memory, Some(pager)))
 }
@@ -206,19 +212,29 @@ fn eager_because(error: &UserfaultError) -> String {
     format!("guest memory is loaded as a whole before the guest runs, which takes longer: {reason}{remedy}")
 }
 
-/// What the guest asked for first the last time.
-fn working_set(saved: &SavedMemory<'_>) -> Vec<usize> {
+/// Asks what the guest asked for first the last time; a server is asked while the memory file is being opened.
+fn learn_working_set(saved: &SavedMemory<'_>) -> Receiver<Vec<usize>> {
+    let (learned, answer) = channel();
+    let (path, id, owner) = (saved.path.to_owned(), saved.table.id(), saved.owner.clone());
+    let learn = move || {
+        let read = working_set::read(&path, id, &owner);
+        let chunks = read.unwrap_or_else(|error| {
+            let reason = crate::api::chain(&error);
+            log::debug!("no working set of memory file `{path}`: {reason}");
+            Vec::new()
+        });
+        // Whoever asked may have gone on without.
+        let _ = learned.send(chunks);
+    };
     if open::is_remote(saved.path) {
-        return Vec::new();
+        // Where there is no thread to be had, nothing is learned.
+        let _ = std::thread::Builder::new()
+            .name("working-set".to_owned())
+            .spawn(learn);
+    } else {
+        learn();
     }
-    working_set::read(saved.path, saved.table.id()).unwrap_or_else(|error| {
-        log::debug!(
-            "no working set of memory file `{}`: {}",
-            saved.path,
-            crate::api::chain(&error)
-        );
-        Vec::new()
-    })
+    answer
 }
 
 /// The memory file, which is the one that belongs to the table.

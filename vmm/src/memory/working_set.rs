@@ -1,4 +1,5 @@
-//! The chunks that a guest asked for first when it was last restored, in a small file beside the memory file.
+//! The chunks that a guest asked for first when it was last restored, in a small file beside the memory file, here or on its
+//! server.
 //!
 //! ```text
 //!  0  magic          8
@@ -6,17 +7,26 @@
 //! 12  memory id     16
 //! 28  count          4
 //! 32  chunk numbers  4 each, ascending
-//!     CRC32C of all that   4
+//!     zeros, up to whole sectors of 512: a server's file is opened as a disk is
+//! -4  CRC32C of all that   4
 //! ```
 //!
 //! Numbers are little-endian. The file only says what to read first: without it, or with a wrong one, everything comes as well.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
+use coracle_storage::backend::Access;
+use coracle_storage::blocking::Blocking;
+use coracle_storage::draft::{Draft, DraftError};
+use coracle_storage::lease::{Lock, Owner, Terms};
+use coracle_storage::open::{self, OpenError};
+use coracle_storage::request::Failure;
+
 use crate::snapshot::memory::MemoryId;
+use crate::snapshot::write_whole;
 
 /// How long after the first fault those that come count.
 const RECORDED_MS: u64 = 1_000;
@@ -27,7 +37,8 @@ const MAGIC: [u8; 8] = *b"CORACLWS";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 32;
 const SUM_BYTES: usize = 4;
-const FILE_BYTES_MAX: u64 = (HEADER_BYTES + CHUNKS_MAX * size_of::<u32>() + SUM_BYTES) as u64;
+const SECTOR_BYTES: usize = 512;
+const FILE_BYTES_MAX: u64 = file_bytes(CHUNKS_MAX) as u64;
 
 /// Takes down what a guest asks for at first.
 pub(super) struct Recorder {
@@ -43,28 +54,64 @@ pub(super) struct Recorder {
 pub(super) enum WorkingSetError {
     #[error("its file cannot be read")]
     Read(#[from] io::Error),
+    #[error("its file cannot be opened")]
+    Open(#[from] OpenError),
+    #[error("its file cannot be read")]
+    Storage(#[source] Failure),
     #[error("its file is none of this version, or damaged")]
     Damaged,
     #[error("its file belongs to another memory")]
     Stranger,
 }
 
-/// The working set of the memory in the file `path` of this host; empty if none was recorded.
-pub(super) fn read(path: &str, id: MemoryId) -> Result<Vec<usize>, WorkingSetError> {
+/// Why none is recorded.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecordError {
+    #[error(transparent)]
+    Draft(#[from] DraftError),
+    #[error("its file cannot be written")]
+    Write(#[source] Failure),
+}
+
+/// The working set of the memory in the file `path`; empty if none was recorded, or an error, too, where a server has it. Waits
+/// for the server.
+pub(super) fn read(path: &str, id: MemoryId, owner: &Owner) -> Result<Vec<usize>, WorkingSetError> {
+    let bytes = if open::is_remote(path) {
+        read_from_server(&name(path), owner)?
+    } else {
+        match read_here(&name(path)) {
+            Err(WorkingSetError::Read(error)) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Vec::new());
+            }
+            read => read?,
+        }
+    };
+    parse(&bytes, id)
+}
+
+fn read_here(name: &str) -> Result<Vec<u8>, WorkingSetError> {
     let mut options = OpenOptions::new();
     // O_NONBLOCK: opening a FIFO must not wait for its other end.
-    let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(name(path));
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(name)?;
     if !file.metadata()?.is_file() {
         return Err(WorkingSetError::Damaged);
     }
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    parse(&bytes, id)
+    Ok(bytes)
+}
+
+fn read_from_server(url: &str, owner: &Owner) -> Result<Vec<u8>, WorkingSetError> {
+    let terms = Terms::new(Lock::None, owner);
+    let image = open::open(url, Access::ReadOnly, &terms)?.backend;
+    let size_bytes = image.geometry().size_bytes;
+    if size_bytes > FILE_BYTES_MAX {
+        return Err(WorkingSetError::Damaged);
+    }
+    let mut bytes = vec![0; usize::try_from(size_bytes).expect("a 64-bit host")];
+    let mut image = Blocking::new(image)?;
+    image.read_at(0, &mut bytes).map_err(WorkingSetError::Storage)?;
+    Ok(bytes)
 }
 
 impl Recorder {
@@ -86,8 +133,8 @@ impl Recorder {
         }
     }
 
-    /// Adds what was touched to what was recorded for the memory in the file `path` of this host.
-    pub(super) fn write(&self, path: &str, id: MemoryId) -> io::Result<()> {
+    /// Adds what was touched to what was recorded for the memory in the file `path`.
+    pub(super) fn write(&self, path: &str, id: MemoryId) -> Result<(), RecordError> {
         if self.touched.is_empty() {
             return Ok(());
         }
@@ -95,26 +142,20 @@ impl Recorder {
     }
 }
 
-/// Records `chunks` for the memory in the file `path` of this host, in the place of what was recorded before.
-fn write(path: &str, id: MemoryId, chunks: &[usize]) -> io::Result<()> {
-    // Another process may record the same memory: each writes a file of its own, and the last name counts.
-    let draft = format!("{}.{}", name(path), std::process::id());
-    let mut options = OpenOptions::new();
-    let written = options
-        .write(true)
-        .create_new(true)
-        .open(&draft)
-        .and_then(|mut file: File| file.write_all(&bytes(id, chunks)))
-        .and_then(|()| fs::rename(&draft, name(path)));
-    if written.is_err() {
-        // What cannot be removed either does no harm.
-        let _ = fs::remove_file(&draft);
-    }
-    written
+/// Records `chunks` for the memory in the file `path`, in the place of what was recorded before. Another process may record the
+/// same memory: the last one counts.
+fn write(path: &str, id: MemoryId, chunks: &[usize]) -> Result<(), RecordError> {
+    let bytes = bytes(id, chunks);
+    let draft = Draft::create(&name(path), bytes.len() as u64)?;
+    write_whole(draft.image()?, &bytes).map_err(RecordError::Write)?;
+    Ok(draft.publish()?)
 }
 
+/// Of a URL its path gets longer, not its options.
 fn name(path: &str) -> String {
-    format!("{path}.ws")
+    let options_at = path.find('?').filter(|_| open::is_remote(path));
+    let (path, options) = path.split_at(options_at.unwrap_or(path.len()));
+    format!("{path}.ws{options}")
 }
 
 fn bytes(id: MemoryId, chunks: &[usize]) -> Vec<u8> {
@@ -126,40 +167,61 @@ fn bytes(id: MemoryId, chunks: &[usize]) -> Vec<u8> {
     chunks.sort_unstable();
     chunks.dedup();
     chunks.truncate(CHUNKS_MAX);
-    let count = u32::try_from(chunks.len()).expect("there are few of them");
-    let mut bytes = Vec::from(MAGIC);
-    bytes.extend(VERSION.to_le_bytes());
-    bytes.extend(id.0);
-    bytes.extend(count.to_le_bytes());
+    let mut bytes = header(id, chunks.len());
     bytes.extend(chunks.iter().flat_map(|chunk| chunk.to_le_bytes()));
+    bytes.resize(file_bytes(chunks.len()) - SUM_BYTES, 0);
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
     bytes
 }
 
+fn header(id: MemoryId, count: usize) -> Vec<u8> {
+    let count = u32::try_from(count).expect("there are few of them");
+    let mut bytes = Vec::from(MAGIC);
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend(id.0);
+    bytes.extend(count.to_le_bytes());
+    bytes
+}
+
+/// The length of a file with so many chunks.
+const fn file_bytes(count: usize) -> usize {
+    (HEADER_BYTES + count * size_of::<u32>() + SUM_BYTES).next_multiple_of(SECTOR_BYTES)
+}
+
 fn parse(bytes: &[u8], id: MemoryId) -> Result<Vec<usize>, WorkingSetError> {
     let (summed, sum) = bytes.split_last_chunk().ok_or(WorkingSetError::Damaged)?;
-    let (header, chunks) = summed
-        .split_first_chunk::<HEADER_BYTES>()
-        .ok_or(WorkingSetError::Damaged)?;
-    let (chunks, rest) = chunks.as_chunks();
-    let count = u32::try_from(chunks.len()).ok().filter(|_| rest.is_empty());
-    let expected = |count: u32| [&MAGIC[..], &VERSION.to_le_bytes(), &id.0, &count.to_le_bytes()].concat();
-    if crc32c::crc32c(summed) != u32::from_le_bytes(*sum) || chunks.len() > CHUNKS_MAX {
+    if crc32c::crc32c(summed) != u32::from_le_bytes(*sum) {
         return Err(WorkingSetError::Damaged);
     }
-    match count {
-        Some(count) if header[..] == expected(count) => {}
-        _ if header.starts_with(&MAGIC) => return Err(WorkingSetError::Stranger),
-        _ => return Err(WorkingSetError::Damaged),
+    let (found, rest) = summed
+        .split_first_chunk::<HEADER_BYTES>()
+        .ok_or(WorkingSetError::Damaged)?;
+    let (_, count) = found
+        .split_last_chunk()
+        .expect("a header is longer than its last field");
+    let count = usize::try_from(u32::from_le_bytes(*count)).expect("a 64-bit host");
+    if !found.starts_with(&MAGIC) || count > CHUNKS_MAX || bytes.len() != file_bytes(count) {
+        return Err(WorkingSetError::Damaged);
     }
+    if found[..] != header(id, count) {
+        return Err(WorkingSetError::Stranger);
+    }
+    let (chunks, _) = rest.as_chunks();
     let number = |bytes: &[u8; 4]| usize::try_from(u32::from_le_bytes(*bytes)).expect("a 64-bit host");
-    Ok(chunks.iter().map(number).collect())
+    Ok(chunks.iter().take(count).map(number).collect())
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::memory::testing::owner;
+
+    fn read(path: &str, id: MemoryId) -> Result<Vec<usize>, WorkingSetError> {
+        super::read(path, id, &owner())
+    }
 
     const ID: MemoryId = MemoryId([3; 16]);
 
@@ -179,6 +241,16 @@ mod tests {
         );
         let stranger = read(&path, MemoryId([4; 16]));
         assert!(matches!(stranger, Err(WorkingSetError::Stranger)), "{stranger:?}");
+    }
+
+    #[test]
+    fn the_file_lies_beside_that_of_the_memory() {
+        assert_eq!(name("/a/m?x"), "/a/m?x.ws");
+        assert_eq!(
+            name("nfs://host/export/m?nfsvers=3"),
+            "nfs://host/export/m.ws?nfsvers=3"
+        );
+        assert_eq!(name("nfs://host/export/m"), "nfs://host/export/m.ws");
     }
 
     #[test]

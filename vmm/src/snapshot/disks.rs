@@ -163,6 +163,11 @@ impl SavedOverlays {
         Self { directory, states }
     }
 
+    /// Whether the snapshot has none.
+    pub fn is_empty(&self) -> bool {
+        self.states.0.is_empty()
+    }
+
     /// The overlay of drive `id`, if the snapshot has it, and what it adds up to.
     pub fn of(&self, id: &str) -> Option<(PathBuf, Digest)> {
         let digest = self.states.digest(id)?;

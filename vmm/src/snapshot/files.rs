@@ -217,7 +217,8 @@ impl Files<'_> {
         Ok(draft)
     }
 
-    fn memory_image(&self, owner: &Owner) -> Result<Box<dyn Backend>, OpenError> {
+    /// The memory file, to be read.
+    pub(super) fn memory_image(&self, owner: &Owner) -> Result<Box<dyn Backend>, OpenError> {
         // Nobody writes a memory file once it has its name.
         let terms = Terms::new(Lock::None, owner);
         Ok(open::open(self.memory, Access::ReadOnly, &terms)?.backend)

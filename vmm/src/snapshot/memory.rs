@@ -13,6 +13,7 @@
 //! A full file has every page that is not zeros; one that it does not have is zeros. A diff has the pages that were written since
 //! its parent. Where the file has no page it has a hole, and where it has a page of zeros too, unless that is encrypted.
 
+mod copy;
 mod merge;
 mod output;
 mod pages;
@@ -26,6 +27,7 @@ mod trailer;
 mod verify;
 mod writer;
 
+pub use copy::{CopyError, copy};
 pub use merge::{MergeError, Source, merge};
 pub use pages::{PageSet, PageSetError};
 pub use reader::ReadError;

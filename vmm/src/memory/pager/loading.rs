@@ -111,14 +111,15 @@ impl Loading {
         }
     }
 
-    /// Loads until all is there or it is told to stop.
+    /// Loads until all is there or it is told to stop. Returns a working set, too, if it is still to be recorded: with a server,
+    /// for which nobody who needs memory waits.
     pub(super) fn run(
         mut self,
         pipeline: PreparedPipeline,
         orders: &OrderInbox,
         progress: &Progress,
         ending: &Ending,
-    ) -> Remains {
+    ) -> (Remains, Option<Recorder>) {
         let stopped = match self.reader(pipeline, orders) {
             Ok(mut reader) => {
                 let stopped = self.load(&mut reader, orders, progress, ending);
@@ -133,16 +134,20 @@ impl Loading {
             ending.announce(End::MemoryLost { reason });
         }
         let all_is_there = matches!(stopped, Stop::Complete) && self.release().is_ok();
-        if !matches!(stopped, Stop::Broken(_)) {
-            self.record_working_set();
+        let is_remote = open::is_remote(&self.saved.path);
+        match (&stopped, is_remote) {
+            (Stop::Complete, true) if all_is_there => return (Remains::Nothing, Some(self.recorder)),
+            // Of a machine that ends, the process may as well: a file would be left half written.
+            (Stop::Complete | Stop::Told, true) | (Stop::Broken(_), _) => {}
+            (Stop::Complete | Stop::Told, false) => record_working_set(&self.saved, &self.recorder),
         }
         if all_is_there {
-            return Remains::Nothing;
+            return (Remains::Nothing, None);
         }
         let remains = self.remains();
         // What is absent is never to be taken for zeros.
         std::mem::forget(self.userfault);
-        remains
+        (remains, None)
     }
 
     fn reader(&self, pipeline: PreparedPipeline, orders: &OrderInbox) -> std::io::Result<ChunkReader> {
@@ -369,17 +374,6 @@ impl Loading {
         Remains::Nothing
     }
 
-    /// Without it nothing is lost but time.
-    fn record_working_set(&self) {
-        let Saved { path, table } = &*self.saved;
-        if open::is_remote(path) {
-            return;
-        }
-        if let Err(error) = self.recorder.write(path, table.id()) {
-            log::debug!("the working set of memory file `{path}` is not recorded: {error}");
-        }
-    }
-
     fn saved_pages(&self, chunk: usize) -> Pages {
         Pages(self.saved.table.mask(chunk))
     }
@@ -400,6 +394,15 @@ impl Loading {
         if let Some(place) = self.stations.get_mut(chunk) {
             *place = station;
         }
+    }
+}
+
+/// Without it nothing is lost but time.
+pub(super) fn record_working_set(saved: &Saved, recorder: &Recorder) {
+    let Saved { path, table } = saved;
+    if let Err(error) = recorder.write(path, table.id()) {
+        let reason = chain(&error);
+        log::debug!("the working set of memory file `{path}` is not recorded: {reason}");
     }
 }
 

@@ -420,7 +420,8 @@ fn what_was_touched_in_the_first_second_is_read_first_by_the_next_restore() {
     }
     await_all(&pager);
     drop(pager);
-    let recorded = working_set(&snapshot.saved(Verify::Chunks, &owner()));
+    let recorded = learn_working_set(&snapshot.saved(Verify::Chunks, &owner()));
+    let recorded = recorded.recv().unwrap();
     // Those that came by themselves before they were touched were not waited for.
     assert!(
         !recorded.is_empty() && recorded.iter().all(|chunk| asked.contains(chunk)),

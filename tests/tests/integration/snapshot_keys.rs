@@ -136,7 +136,7 @@ fn goes_on(context: &Context) -> Outcome {
     let desk = Desk::new()?;
     let number = context.seed.clone().below(1 << 30);
     let words = format!(
-        "do=hello do=dirty:mib=8,ms=50,seed={number} do=registers:ms=300,seed={number} do=dirty:mib=24,ms=50,seed=7"
+        "do=hello do=dirty:mib=8,ms=50,seed={number} do=registers:ms=1000,seed={number} do=dirty:mib=24,ms=50,seed=7"
     );
     let secret = desk.path("secret");
     let inherits = format!("exec 9<'{}' && exec \"$@\"", secret.display());
@@ -150,6 +150,7 @@ fn goes_on(context: &Context) -> Outcome {
     ];
     let create = with(desk.create("s", "Full"), keys);
     monitor.must("PUT", "/snapshot/create", Some(&create))?;
+    let said = monitor.console.text();
     killed(monitor)?;
     let state = std::fs::read(desk.path("s.state"))?;
     let says = |part: &str| state.windows(part.len()).any(|bytes| bytes == part.as_bytes());
@@ -179,10 +180,10 @@ fn goes_on(context: &Context) -> Outcome {
         );
         let ended = monitor.wait(SOON)?;
         ended.expect(0)?;
-        let console = &ended.console;
+        let all = said.clone() + &ended.console;
         ensure!(
-            console.contains("registers: ok") && console.contains("dirty: ok"),
-            "{console}"
+            all.contains("registers: ok") && all.matches("dirty: ok").count() == 2,
+            "{all}"
         );
     }
     Ok(())

@@ -65,9 +65,12 @@ impl OverlayConfig {
                 }
             }
             Beginning::Overlay(path) => {
-                // Copied under its lease, which ends with the copy.
-                let (other, _lease) = OverlayFile::read_leased(path, &reader)?;
-                let file = self.copied(&other, None)?;
+                let (other, lease) = OverlayFile::read_leased(path, &reader)?;
+                let copied = self.copied(&other, None);
+                // The lease ends with the copy, and after whoever uses the file.
+                drop(other);
+                drop(lease);
+                let file = copied?;
                 self.check_file(&file, &identity)?;
                 file
             }

@@ -54,6 +54,7 @@ impl OverlayConfig {
             Beginning::Base | Beginning::Overlay(_) | Beginning::Saved(..) => &anyhow_written,
         };
         let Image { backend, mut hold } = open::open(&self.base, Access::ReadOnly, of_base)?;
+        // A snapshot may take the overlay along: then somebody will ask for its base.
         let (base, identity) = self.identified(backend)?;
         let file = match beginning {
             Beginning::Base | Beginning::Disk => {
@@ -83,7 +84,13 @@ impl OverlayConfig {
                 file
             }
         };
-        let bits = file.read_bits().map_err(|source| self.host(source))?;
+        let bits = match beginning {
+            // A new one has none, and those of a large one would take long to read.
+            Beginning::Base | Beginning::Disk => Vec::new(),
+            Beginning::Overlay(_) | Beginning::Saved(..) => {
+                file.read_bits().map_err(|source| self.host(source))?
+            }
+        };
         let (file, header) = file.into_parts();
         let overlay = Overlay::new(base, Arc::clone(&file), header, &bits, Lifetime::Temporary);
         hold.shows(overlay.view(&file));

@@ -19,8 +19,8 @@ use crate::signals::Signals;
 
 /// Save a machine into two files; one that runs is paused for it, and runs on afterwards
 ///
-/// With `--include-disks` it is saved into a directory, with the overlays of its drives: every drive that it writes needs one. Such
-/// a snapshot can be gone on from any number of times.
+/// With `--include-disks` it is saved into a directory, with the overlays of its drives: every drive that it writes needs one.
+/// Such a snapshot can be gone on from any number of times.
 ///
 /// What is under the files' names is replaced when the snapshot is whole. SIGINT and the like give it up, and nothing is left
 /// of it.

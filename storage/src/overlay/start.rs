@@ -54,6 +54,7 @@ impl OverlayConfig {
             Beginning::Base | Beginning::Overlay(_) | Beginning::Saved(..) => &anyhow_written,
         };
         let Image { backend, mut hold } = open::open(&self.base, Access::ReadOnly, of_base)?;
+        // A snapshot may take the overlay along: then somebody will ask for its base.
         let (base, identity) = self.identified(backend)?;
         let file = match beginning {
             Beginning::Base | Beginning::Disk => {
@@ -65,9 +66,12 @@ impl OverlayConfig {
                 }
             }
             Beginning::Overlay(path) => {
-                // Copied under its lease, which ends with the copy.
-                let (other, _lease) = OverlayFile::read_leased(path, &reader)?;
-                let file = self.copied(&other, None)?;
+                let (other, lease) = OverlayFile::read_leased(path, &reader)?;
+                let copied = self.copied(&other, None);
+                // The lease ends with the copy, and after whoever uses the file.
+                drop(other);
+                drop(lease);
+                let file = copied?;
                 self.check_file(&file, &identity)?;
                 file
             }
@@ -80,7 +84,13 @@ impl OverlayConfig {
                 file
             }
         };
-        let bits = file.read_bits().map_err(|source| self.host(source))?;
+        let bits = match beginning {
+            // A new one has none, and those of a large one would take long to read.
+            Beginning::Base | Beginning::Disk => Vec::new(),
+            Beginning::Overlay(_) | Beginning::Saved(..) => {
+                file.read_bits().map_err(|source| self.host(source))?
+            }
+        };
         let (file, header) = file.into_parts();
         let overlay = Overlay::new(base, Arc::clone(&file), header, &bits, Lifetime::Temporary);
         hold.shows(overlay.view(&file));

@@ -455,8 +455,8 @@ fn names_damage(context: &Context) -> Outcome {
     ends_well(loaded(context, &place.load(None))?)
 }
 
-/// Each monitor writes a pattern of its own into memory and overlay, and is killed while it saves them over those of another. Whoever
-/// goes on from what is there then finds the pattern that it remembers.
+/// Each monitor writes a pattern of its own into memory and overlay, and is killed while it saves them over those of another.
+/// Whoever goes on from what is there then finds the pattern that it remembers.
 fn survives_a_kill(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
     let base = base(directory.path())?;

@@ -148,8 +148,8 @@ pub enum Disks {
     #[default]
     Continue,
     /// Each by a temporary overlay over it, if nobody has written it since the snapshot; any number of machines may have one at a
-    /// time, and nobody writes the disk meanwhile. An overlay that was kept is copied into the temporary one: that of the snapshot,
-    /// if it includes its disks.
+    /// time, and nobody writes the disk meanwhile. An overlay that was kept is copied into the temporary one: that of the
+    /// snapshot, if it includes its disks.
     Clone,
     /// The same for disks that may have been written since: what the guest remembers of them may not be so any more.
     Detached,

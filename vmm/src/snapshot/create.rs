@@ -26,8 +26,8 @@ pub struct Job {
     pub memory: Arc<GuestMemoryMmap>,
     /// Which pages of it go to the file.
     pub pages: Pages,
-    /// The overlays that belong to it, by the ids of their drives; nobody writes them meanwhile. If there are to be none, it is no
-    /// directory.
+    /// The overlays that belong to it, by the ids of their drives; nobody writes them meanwhile. If there are to be none, it is
+    /// no directory.
     pub overlays: Option<Vec<(String, View)>>,
     /// How far it is, and how it is given up.
     pub progress: Arc<Progress>,

@@ -13,6 +13,7 @@ mod http;
 mod info;
 mod ladder;
 mod lease;
+mod migrate;
 mod name;
 mod output;
 mod pause;
@@ -82,6 +83,9 @@ enum Verb {
     Disk(disk::DiskArgs),
     Snapshot(snapshot::SnapshotArgs),
     Clone(Box<clone::CloneArgs>),
+    Migrate(migrate::MigrateArgs),
+    Receive(Box<migrate::ReceiveArgs>),
+    Certs(migrate::CertsArgs),
     Api(api::ApiArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -110,6 +114,7 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
         Verb::Run(args) => return Ok(run::run(args, format)?),
         Verb::Snapshot(args) => return Ok(snapshot::snapshot(args, format)?),
         Verb::Clone(args) => return Ok(clone::clone(args, format)?),
+        Verb::Receive(args) => return migrate::receive(args, format),
         Verb::Api(args) => return Ok(api::api(args, format)?),
         Verb::Ps(args) => ps::ps(args, format)?,
         Verb::Info(args) => info::info(args, format)?,
@@ -118,6 +123,8 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
         Verb::Stop(args) => stop::stop(args, format)?,
         Verb::Lease(args) => lease::lease(args, format)?,
         Verb::Disk(args) => disk::disk(args, format)?,
+        Verb::Migrate(args) => migrate::migrate(args, format)?,
+        Verb::Certs(args) => migrate::certs(args, format)?,
         Verb::Completions(args) => completions::completions(args, Cli::command())?,
     }
     Ok(0)

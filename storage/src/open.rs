@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 
 use crate::backend::{Access, Backend, Discard, Geometry};
 use crate::iscsi::{self, IscsiError, IscsiUrl};
-use crate::lease::{self, Lease, LeaseError, Lock, Terms};
+use crate::lease::{self, Lease, LeaseError, Lock, Offer, Succession, Terms};
 use crate::nfs::{self, NfsError, NfsUrl};
 use crate::raw::Raw;
 
@@ -55,6 +55,10 @@ pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Open
 /// As [`open`].
 pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
     check_terms(access, terms);
+    if matches!(terms.succession, Succession::TakesOver(_)) && is_remote(path) {
+        let path = path.to_owned();
+        return Err(OpenError::NotHandedOver { path });
+    }
     if IscsiUrl::is_url(path) {
         let iscsi::Opened { disk, name } =
             iscsi::open(path, access, terms).map_err(|e| OpenError::of_unit(path, e))?;
@@ -105,6 +109,26 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
         Some(role) => Ok(Lease::check(&opened.file, path, role, terms)?),
         None => Ok(()),
     }
+}
+
+/// Says whether the image at `path` is the one that is offered: the newest record of its lease is the one that its owner named.
+/// Nothing is changed.
+///
+/// # Errors
+///
+/// That it is another, or cannot be handed over at all.
+pub fn check_offer(path: &str, terms: &Terms<'_>, offer: Offer) -> Result<(), OpenError> {
+    if is_remote(path) {
+        let path = path.to_owned();
+        return Err(OpenError::NotHandedOver { path });
+    }
+    // Its owner still writes it, and has it for itself.
+    let looking = Terms {
+        lock: Lock::None,
+        ..*terms
+    };
+    let opened = open_image(path, Access::ReadOnly, &looking)?;
+    Ok(Lease::check_offer(&opened.file, path, terms, offer)?)
 }
 
 /// Whether `path` names an image of a network: opening it may take as long as its server does.
@@ -161,6 +185,15 @@ pub enum OpenError {
         /// Why.
         #[source]
         source: Box<NfsError>,
+    },
+    /// An image of a network that its owner would have to hand over.
+    #[error(
+        "image `{path}`: leases of images on iSCSI and NFS are not handed over by this version; stop the machine, and start it \
+         where it is to run"
+    )]
+    NotHandedOver {
+        /// As configured.
+        path: String,
     },
     /// Nothing there.
     #[error("there is no image `{path}`: create it first, or correct the path")]

@@ -10,6 +10,7 @@
 
 pub mod bench;
 pub mod case;
+pub mod certificates;
 pub mod console;
 pub mod environment;
 pub mod exchange;

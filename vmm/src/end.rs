@@ -31,6 +31,8 @@ pub const EXIT_KVM_ENTRY_FAILED: u8 = 162;
 pub const EXIT_KVM_RUN_FAILED: u8 = 163;
 /// Memory of a restored guest cannot be loaded.
 pub const EXIT_MEMORY_LOST: u8 = 164;
+/// The guest was handed over by a migration whose end is not known; see the leases of its images.
+pub const EXIT_HANDOVER_LOST: u8 = 165;
 
 /// Why a machine has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +93,16 @@ pub enum End {
         /// What it was.
         cause: String,
     },
+    /// The guest runs on in another process.
+    Migrated {
+        /// Where.
+        to: String,
+    },
+    /// The guest was handed over, and nobody can tell that it runs; here it may not.
+    HandoverLost {
+        /// What is known.
+        reason: String,
+    },
     /// Memory of a restored guest is damaged in its file, or cannot be read from it: the guest never sees it.
     MemoryLost {
         /// Which, and why.
@@ -103,7 +115,7 @@ impl End {
     pub fn status(&self) -> u8 {
         match self {
             Self::GuestExit { status } => *status,
-            Self::PowerOff | Self::Reset => EXIT_OK,
+            Self::PowerOff | Self::Reset | Self::Migrated { .. } => EXIT_OK,
             Self::Stopped { by } => by.exit_status(),
             Self::TripleFault { .. } => EXIT_TRIPLE_FAULT,
             Self::EmulationFailure { .. } | Self::InternalError { .. } => EXIT_KVM_INTERNAL_ERROR,
@@ -111,6 +123,7 @@ impl End {
             Self::NotStarted { .. } => EXIT_BAD_CONFIGURATION,
             Self::RunFailed { .. } => EXIT_KVM_RUN_FAILED,
             Self::MemoryLost { .. } => EXIT_MEMORY_LOST,
+            Self::HandoverLost { .. } => EXIT_HANDOVER_LOST,
         }
     }
 }
@@ -147,6 +160,8 @@ impl fmt::Display for End {
                 )
             }
             Self::NotStarted { reason } => f.write_str(reason),
+            Self::Migrated { to } => write!(f, "the guest runs on at {to}"),
+            Self::HandoverLost { reason } => write!(f, "the guest was handed over: {reason}"),
             Self::RunFailed { vcpu, cause } => write!(f, "vCPU {vcpu} cannot run: {cause}"),
             Self::MemoryLost { reason } => write!(f, "guest memory cannot be loaded: {reason}"),
         }

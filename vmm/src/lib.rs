@@ -14,6 +14,7 @@ pub mod logger;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
+pub mod migration;
 pub mod monitor;
 pub mod signals;
 pub mod snapshot;

@@ -3,6 +3,7 @@
 //! Nobody else has a `&mut` to either, so there is no lock around them. It never waits for storage: what takes its time is
 //! begun, and looked after between other messages.
 
+mod migration;
 mod opening;
 mod operation;
 mod snapshot;
@@ -34,9 +35,12 @@ use crate::end::{End, Ending};
 use crate::event_loop::{EventLoop, Message, Source};
 use crate::keys::TrustedKeys;
 use crate::logger;
+use crate::machine::handover::Yielded;
 use crate::machine::plan::Plan;
 use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Refused, Running, Stranded};
 use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
+use crate::migration::tls::ServerStream;
+use crate::migration::wire::Wire;
 use crate::signals::StopSignals;
 
 use self::operation::{Asker, Operation, Reaction};
@@ -52,6 +56,8 @@ enum Guest {
     Pausing(Machine<Pausing>),
     Paused(Machine<Paused>),
     Stranded(Machine<Stranded>),
+    /// Whoever wins the next step of its leases has it; the machine itself is with the thread that asks them.
+    Yielded(Option<Machine<Yielded>>),
 }
 
 impl Guest {
@@ -61,14 +67,15 @@ impl Guest {
             Self::Running(machine) => Some(machine.drives()),
             Self::Paused(machine) => Some(machine.drives()),
             Self::Stranded(machine) => Some(machine.drives()),
-            Self::NotStarted | Self::Pausing(_) => None,
+            Self::NotStarted | Self::Pausing(_) | Self::Yielded(_) => None,
         }
     }
 
     /// Which disk is lost, and to whom.
     fn loss(&self) -> Option<String> {
         let (drive_id, reason) = match self {
-            Self::NotStarted => None,
+            // Another's disks are no loss.
+            Self::NotStarted | Self::Yielded(_) => None,
             Self::Running(machine) => machine.losses().next(),
             Self::Pausing(machine) => machine.losses().next(),
             Self::Paused(machine) => machine.losses().next(),
@@ -99,6 +106,8 @@ pub struct Monitor {
     metrics: Registry,
     latencies: Arc<Latencies>,
     process: ProcessReport,
+    /// The source of a machine that is about to run here.
+    wire: Option<Wire<ServerStream>>,
 }
 
 /// How long the last pause and the last resume took, in microseconds.
@@ -163,6 +172,7 @@ impl Monitor {
             metrics,
             latencies,
             process,
+            wire: None,
         })
     }
 
@@ -270,6 +280,8 @@ impl Monitor {
             Verb::Resume => self.begin_to_resume(),
             Verb::CreateSnapshot(files) => self.create_snapshot(files),
             Verb::LoadSnapshot(load) => self.load_snapshot(*load),
+            Verb::SendMigration(send) => self.send_migration(*send),
+            Verb::ReceiveMigration(receive) => self.receive_migration(*receive),
             other => self.execute(other).map(Reaction::Done),
         }
     }
@@ -320,12 +332,16 @@ impl Monitor {
             Verb::SendCtrlAltDel => self.press_ctrl_alt_del()?,
             Verb::GetSnapshot => return Ok(Data::json(&self.snapshot_progress())),
             Verb::CancelSnapshot => self.cancel_snapshot(),
+            Verb::GetMigration => return Ok(Data::json(&self.migration_status())),
+            Verb::CancelMigration => self.cancel_migration(),
             Verb::Start
             | Verb::PatchDrive(_)
             | Verb::Pause
             | Verb::Resume
             | Verb::CreateSnapshot(_)
-            | Verb::LoadSnapshot(_) => unreachable!("what takes its time is begun"),
+            | Verb::LoadSnapshot(_)
+            | Verb::SendMigration(_)
+            | Verb::ReceiveMigration(_) => unreachable!("what takes its time is begun"),
         }
         Ok(Data::Empty)
     }
@@ -382,7 +398,7 @@ impl Monitor {
             Guest::Pausing(machine) => machine.press_ctrl_alt_del(),
             Guest::Paused(machine) => machine.press_ctrl_alt_del(),
             Guest::Stranded(machine) => machine.press_ctrl_alt_del(),
-            Guest::NotStarted => return Ok(()),
+            Guest::NotStarted | Guest::Yielded(_) => return Ok(()),
         }
         .map_err(|error| Fault::from_error(&error))
     }
@@ -391,7 +407,11 @@ impl Monitor {
     /// output is handed over, its disks are closed. Then the metrics have their last line.
     pub fn retire(mut self) {
         let settled = match self.guest {
-            Guest::NotStarted => None,
+            Guest::NotStarted | Guest::Yielded(None) => None,
+            Guest::Yielded(Some(machine)) => {
+                machine.retire();
+                None
+            }
             Guest::Paused(machine) => Some(Pause::Paused(machine)),
             Guest::Stranded(machine) => Some(Pause::Stranded(machine)),
             Guest::Running(machine) => Some(machine.pause()),

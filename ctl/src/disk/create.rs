@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use clap::Args;
 use coracle_storage::iscsi::{IscsiError, IscsiUrl, Operator, Replace, UnitStanding};
-use coracle_storage::lease::{Owner, Phase};
+use coracle_storage::lease::Owner;
 use coracle_storage::nfs::{self, NfsUrl};
 use coracle_storage::open::OpenError;
 use coracle_storage::overlay::file::sync_directory_of;
@@ -137,7 +137,7 @@ fn lost(found: Result<UnitStanding, IscsiError>) -> Result<String, IscsiError> {
             .to_owned());
     }
     let owner = match &standing.newest {
-        Ok(Some(record)) if record.phase == Phase::Held => format!(
+        Ok(Some(record)) if record.phase.is_owned() => format!(
             " By them it is in use: generation {} was taken by {} at {} and not released. It must have ended.",
             record.generation, record.owner, record.since
         ),

@@ -31,6 +31,11 @@ impl Progress {
         Self(bar)
     }
 
+    /// It is of so many by now.
+    pub(crate) fn is_of(&self, total: u64) {
+        self.0.set_length(total);
+    }
+
     /// So many more are through.
     pub(crate) fn add(&self, more: u64) {
         self.0.inc(more);

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use coracle_storage::iscsi::IscsiUrl;
-use coracle_storage::lease::{ChainError, Conflict, Owner, Phase, Record, Standing, break_lease, inspect};
+use coracle_storage::lease::{ChainError, Conflict, Owner, Record, Standing, break_lease, inspect};
 use coracle_storage::nfs::NfsUrl;
 use coracle_storage::open::OpenError;
 use serde_json::json;
@@ -71,7 +71,7 @@ fn of_file(args: &BreakArgs) -> Result<Record, LeaseVerbError> {
     let (image, at) = (args.image.image.as_str(), args.image.lease_at.as_deref());
     let standing = inspect(image, at)?;
     if let (Some(Conflict::Writer), Ok(Some(record))) = (standing.fence, &standing.newest)
-        && record.phase == Phase::Held
+        && record.phase.is_owned()
     {
         return Err(BreakError::Alive {
             image: image.to_owned(),
@@ -118,7 +118,7 @@ fn agreed(args: &BreakArgs, consequence: Option<String>) -> Result<(), LeaseVerb
 /// What breaking means, if there is something to break.
 fn consequence(standing: &Standing) -> Option<String> {
     match &standing.newest {
-        Ok(Some(record)) if record.phase == Phase::Held => Some(held(record)),
+        Ok(Some(record)) if record.phase.is_owned() => Some(held(record)),
         Err(ChainError::Unreadable { file, .. }) => Some(format!(
             "{} cannot be read, so nobody knows who has the image. Whoever it is loses it; \
              a snapshot that remembers an earlier generation cannot be used any more.",

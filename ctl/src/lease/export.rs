@@ -1,6 +1,6 @@
 //! The lease of a file on an NFS server, which the server itself guards.
 
-use coracle_storage::lease::{Owner, Phase};
+use coracle_storage::lease::Owner;
 use coracle_storage::nfs::{FileStanding, Operator};
 use coracle_storage::open::OpenError;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub(super) fn lines(image: &str, standing: &FileStanding) -> Lines {
 /// What breaking means, if there is something to break.
 pub(super) fn consequence(standing: &FileStanding) -> Option<String> {
     match &standing.newest {
-        Ok(Some(record)) if record.phase == Phase::Held => Some(format!(
+        Ok(Some(record)) if record.phase.is_owned() => Some(format!(
             "generation {} was taken by {} at {} and not released. The server does not keep the file for it any more, so \
              it writes no more, whatever it does.",
             record.generation, record.owner, record.since
@@ -64,7 +64,7 @@ pub(super) fn consequence(standing: &FileStanding) -> Option<String> {
 }
 
 fn fence(standing: &FileStanding) -> &'static str {
-    let is_held = matches!(&standing.newest, Ok(Some(record)) if record.phase == Phase::Held);
+    let is_held = matches!(&standing.newest, Ok(Some(record)) if record.phase.is_owned());
     match (standing.is_kept, is_held) {
         (true, true) => "keeps the file for its owner",
         (true, false) => "keeps the file for somebody who left no record",

@@ -120,7 +120,7 @@ fn text(lines: Lines) -> String {
 /// The host's word, and whom the newest record has for it.
 fn fence_text(standing: &Standing) -> String {
     let holder = match &standing.newest {
-        Ok(Some(record)) if record.phase == Phase::Held => Some(&record.owner),
+        Ok(Some(record)) if record.phase.is_owned() => Some(&record.owner),
         _ => None,
     };
     match (standing.fence, holder) {
@@ -149,5 +149,9 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::Held => "held",
         Phase::Released => "released: its last owner has ended properly",
         Phase::Broken => "broken: declared free by the operator named here",
+        Phase::Taken => "taken over by a migration, and not written yet",
+        Phase::Started => "held, since a migration",
+        Phase::Cancelled => "held: a migration was cancelled",
+        Phase::Reclaimed => "held: taken back from a migration",
     }
 }

@@ -2,7 +2,7 @@
 
 use coracle_storage::iscsi::scsi::reservation::ReservationKey;
 use coracle_storage::iscsi::{Operator, UnitStanding};
-use coracle_storage::lease::{Owner, Phase, Record};
+use coracle_storage::lease::{Owner, Record};
 use coracle_storage::open::OpenError;
 use serde_json::{Value, json};
 
@@ -80,7 +80,7 @@ pub(super) fn lines(image: &str, standing: &UnitStanding) -> Lines {
 /// What breaking means, if there is something to break.
 pub(super) fn consequence(standing: &UnitStanding) -> Option<String> {
     let owner = match &standing.newest {
-        Ok(Some(record)) if record.phase == Phase::Held => Some(format!(
+        Ok(Some(record)) if record.phase.is_owned() => Some(format!(
             "generation {} was taken by {} at {} and not released",
             record.generation, record.owner, record.since
         )),
@@ -135,10 +135,10 @@ fn registered(standing: &UnitStanding) -> String {
 /// A key, and what is known of who has it.
 fn described(standing: &UnitStanding, key: ReservationKey) -> String {
     let whose = match &standing.newest {
-        Ok(Some(record)) if record.phase == Phase::Held && standing.is_of_owner(key) => {
+        Ok(Some(record)) if record.phase.is_owned() && standing.is_of_owner(key) => {
             "of the owner by the record"
         }
-        Ok(Some(record)) if record.phase == Phase::Held => "not of the owner by the record",
+        Ok(Some(record)) if record.phase.is_owned() => "not of the owner by the record",
         Ok(_) => "of somebody who left no record",
         Err(_) => "of whom, only the records could tell",
     };
@@ -147,5 +147,5 @@ fn described(standing: &UnitStanding, key: ReservationKey) -> String {
 
 fn held(standing: &UnitStanding) -> Option<&Record> {
     let newest = standing.newest.as_ref().ok()?.as_ref();
-    newest.filter(|record| record.phase == Phase::Held)
+    newest.filter(|record| record.phase.is_owned())
 }

@@ -26,6 +26,10 @@ pub(super) enum Ended {
     RunFailed,
     /// Memory of a restored guest could not be loaded.
     MemoryLost,
+    /// The guest runs on in another process.
+    Migrated,
+    /// The guest was handed over, and it is not known that it runs.
+    HandoverLost,
     /// A signal stopped it: `coraclectl`, or the monitor.
     Stopped,
     /// The monitor failed or crashed.
@@ -66,6 +70,10 @@ impl Ended {
             Self::RunFailed
         } else if reason.starts_with("guest memory cannot be loaded: ") {
             Self::MemoryLost
+        } else if reason.starts_with("the guest runs on at ") {
+            Self::Migrated
+        } else if reason.starts_with("the guest was handed over: ") {
+            Self::HandoverLost
         } else if reason.starts_with("KVM cannot emulate ") || reason.starts_with("KVM internal error ") {
             Self::KvmInternalError
         } else if reason.starts_with("the processor refused the state of vCPU ") {
@@ -120,7 +128,19 @@ mod tests {
             ),
             (End::EntryFailed { vcpu, reason: 7 }, Ended::EntryFailed),
             (End::RunFailed { vcpu, cause }, Ended::RunFailed),
-            (End::MemoryLost { reason }, Ended::MemoryLost),
+            (
+                End::MemoryLost {
+                    reason: reason.clone(),
+                },
+                Ended::MemoryLost,
+            ),
+            (End::HandoverLost { reason }, Ended::HandoverLost),
+            (
+                End::Migrated {
+                    to: "host-b:4433".to_owned(),
+                },
+                Ended::Migrated,
+            ),
         ] {
             let (line, status) = (format!("coracle: {end}"), i32::from(end.status()) << 8);
             assert_eq!(ended(status, None, Some(&line)), Some(expected), "{line}");

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::RunArgs;
 use super::disk::{self, DiskError};
+use crate::client::LONG_REQUEST_WAIT;
 
 /// A CPU template longer than this would not fit into a request.
 const TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
@@ -24,6 +26,8 @@ pub(crate) struct Step {
     pub(crate) path: String,
     /// What it is set to.
     pub(crate) body: Value,
+    /// How long it may take.
+    pub(crate) wait: Duration,
 }
 
 /// Why the command line describes no machine.
@@ -59,6 +63,7 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
             part: part.to_owned(),
             path: path.to_owned(),
             body,
+            wait: LONG_REQUEST_WAIT,
         });
     };
     let machine = json!({ "vcpu_count": args.cpus, "mem_size_mib": args.memory.0 });
@@ -82,6 +87,7 @@ pub(super) fn start() -> Step {
         part: "start the machine".to_owned(),
         path: "/actions".to_owned(),
         body: json!({ "action_type": "InstanceStart" }),
+        wait: LONG_REQUEST_WAIT,
     }
 }
 

@@ -51,12 +51,13 @@ const LOG_TAIL_LINES_MAX: usize = 10;
 ///
 /// With --json the last line on standard error is one JSON object with the status and what chose it,
 /// `ended`: guest_exit, power_off, reset, triple_fault, kvm_internal_error, entry_failed, run_failed,
-/// memory_lost, stopped, monitor_failed, or null when the monitor did not say. Standard output stays the guest's alone.
+/// memory_lost, migrated, handover_lost, stopped, monitor_failed, or null when the monitor did not say. Standard output stays
+/// the guest's alone.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit status:
   the guest's, whatever it is, when the guest gave one; otherwise
-  0        the guest has powered off or reset
+  0        the guest has powered off or reset, or runs on elsewhere
   1        the monitor has failed
   125      coraclectl itself has failed: a wrong command line or configuration among the reasons
   128 + N  signal N has stopped coraclectl or the monitor (`coraclectl stop --force`: 143)
@@ -67,6 +68,7 @@ Exit status:
   162      the processor refused a vCPU's state
   163      KVM failed to run a vCPU
   164      memory of a restored guest is damaged in its file, or cannot be read
+  165      the guest was handed over by a migration whose end is not known
 A guest can give any of these too: the monitor says on standard error which it was, and --json
 says it as `ended`.")]
 pub(crate) struct RunArgs {

@@ -18,7 +18,7 @@ use thiserror::Error;
 use super::console::{Console, Input, Pumped};
 use super::machine::Step;
 use super::monitor::{Monitor, MonitorError};
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Request};
 use crate::deadline::{Deadline, wait_ready};
 use crate::ladder::Rung;
 use crate::output::note;
@@ -146,7 +146,14 @@ impl<'a> Session<'a> {
         if let Some(pipe) = self.monitor.take_stdin() {
             self.console = Some(Console::open(pipe, input)?);
         }
-        match client.send("PUT", &start.path, &start.body) {
+        let body = start.body.to_string();
+        let request = Request {
+            method: "PUT",
+            path: &start.path,
+            body: Some(&body),
+            wait: start.wait,
+        };
+        match client.call(request).map(drop) {
             // A guest may be so short that its monitor ends before it has answered.
             Err(ClientError::Closed { .. } | ClientError::Io { .. })
                 if self.monitor.process().wait(Deadline::after(END_WAIT))? =>

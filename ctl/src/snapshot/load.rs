@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::keys::ReadingArgs;
 use super::memory_path;
+use crate::client::LONG_REQUEST_WAIT;
 use crate::output::Format;
 use crate::run::{ForegroundArgs, RunError, Step, foreground};
 
@@ -133,6 +134,7 @@ impl Load<'_> {
             part: "load the snapshot".to_owned(),
             path: "/snapshot/load".to_owned(),
             body: Value::Object(body),
+            wait: LONG_REQUEST_WAIT,
         }
     }
 }

@@ -158,7 +158,7 @@ async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Option<Record>, Stop> 
     let last = newest_or_number(&port, &plan, &unit).await?;
     let holder = reservation::holder(&port).await?;
     let is_free = match &last {
-        Last::Known(Some(last)) if last.phase == Phase::Held => false,
+        Last::Known(Some(last)) if last.phase.is_owned() => false,
         Last::Known(last) => holder.is_none_or(|holder| reservation::is_of_break(last.as_ref(), holder)),
         Last::Unreadable(..) | Last::Gone(_) => false,
     };
@@ -246,7 +246,7 @@ async fn declare_broken(port: &Port, plan: &Plan, unit: &Unit) -> Result<Option<
     // Again, now that nobody else writes.
     let last = newest_or_number(port, plan, unit).await?;
     let (record, damaged) = match last {
-        Last::Known(last) if last.as_ref().is_none_or(|last| last.phase != Phase::Held) => return Ok(last),
+        Last::Known(last) if last.as_ref().is_none_or(|last| !last.phase.is_owned()) => return Ok(last),
         Last::Known(last) => (
             reservation::next_record(last.as_ref(), Phase::Broken, plan)?,
             Vec::new(),
@@ -312,7 +312,7 @@ async fn format(port: Port, plan: Arc<Plan>, replace: Replace) -> Result<u64, St
     }
     let newest = reservation::read_record(&port, &plan, &unit).await;
     if let Ok(Some(held)) = &newest
-        && held.phase == Phase::Held
+        && held.phase.is_owned()
         && reservation::holder(&port).await?.is_some()
     {
         return Err(Stop::Never(IscsiError::Held {

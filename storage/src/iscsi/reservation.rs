@@ -116,7 +116,7 @@ pub(super) async fn check_unwritten(port: &Port, plan: &Plan, unit: &Unit) -> Re
 
 /// Whether a unit whose newest record is `last` may be taken.
 async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(), Stop> {
-    let Some(last) = last.filter(|last| last.phase == Phase::Held) else {
+    let Some(last) = last.filter(|last| last.phase.is_owned()) else {
         return Ok(());
     };
     if plan.has_begun(last) {

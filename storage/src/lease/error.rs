@@ -93,6 +93,18 @@ pub enum LeaseError {
         /// The image.
         path: String,
     },
+    /// Nobody offers it any more.
+    #[error(
+        "cannot take `{path}` over: it is not as its owner has offered it{}",
+        .newest.as_ref().map(|record| format!(", but {} by {} since {}", record.phase, record.owner, record.since))
+            .unwrap_or_default()
+    )]
+    Withdrawn {
+        /// The image.
+        path: String,
+        /// The newest record of its lease.
+        newest: Option<Box<Record>>,
+    },
     /// Nothing to break.
     #[error("the lease of `{path}` is free: there is nothing to break")]
     Free {

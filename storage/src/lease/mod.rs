@@ -15,6 +15,7 @@
 mod chain;
 mod error;
 mod fence;
+mod handover;
 mod inspect;
 mod owner;
 mod place;
@@ -35,6 +36,7 @@ pub(crate) use self::chain::Chain;
 pub use self::chain::{ChainError, UnreadableError};
 pub use self::error::LeaseError;
 pub use self::fence::ofd::{Conflict, Role};
+pub use self::handover::{Contest, Offer, Opposition, TakenBack};
 pub use self::inspect::{Standing, break_lease, inspect};
 pub(crate) use self::owner::fill_random;
 pub use self::owner::{Incarnation, Owner};
@@ -61,6 +63,8 @@ enum Mark {
     Coming(StepThread),
     /// A step.
     Made(Step),
+    /// A step that was offered, with the fence down: somebody else may make the next one.
+    Yielded(Step),
 }
 
 /// Ends with the newest step of ours, if there is one: that which it made, or, where it could not, the one before.
@@ -110,6 +114,9 @@ impl Lease {
         terms: &Terms<'_>,
     ) -> Result<Self, LeaseError> {
         let candidate = Candidate { file, path, terms };
+        if let Succession::TakesOver(offer) = terms.succession {
+            return candidate.take_over(role, offer);
+        }
         candidate.take_fence(role)?;
         let begun = match role {
             Role::Writer => candidate.begin_step(),
@@ -152,7 +159,7 @@ impl Lease {
     /// Whether [`Self::settle`] has nothing to wait for.
     pub(crate) fn is_settled(&self) -> bool {
         match &self.mark {
-            Mark::None | Mark::Made(_) => true,
+            Mark::None | Mark::Made(_) | Mark::Yielded(_) => true,
             Mark::Coming(step) => step.is_finished(),
         }
     }
@@ -160,7 +167,7 @@ impl Lease {
     /// The generation of the image, if that is recorded; once the lease is settled.
     pub(crate) fn generation(&self) -> Option<u64> {
         match &self.mark {
-            Mark::Made(step) => Some(step.record.generation),
+            Mark::Made(step) | Mark::Yielded(step) => Some(step.record.generation),
             Mark::None | Mark::Coming(_) => None,
         }
     }
@@ -221,12 +228,15 @@ impl Drop for Lease {
             return;
         }
         let step = match std::mem::take(&mut self.mark) {
+            // It may be another's by now.
+            Mark::Yielded(_) => return,
             Mark::None => None,
             // What was not made needs no release.
             Mark::Coming(step) => joined(step).0,
             Mark::Made(step) => Some(step),
         };
-        if let Some(step) = step
+        // What was taken over and not started can be had back by whoever gave it, and by nobody else.
+        if let Some(step) = step.filter(|step| step.record.phase != Phase::Taken)
             && let Err(error) = step.release()
         {
             log::warn!("the lease of `{path}` ends without a record of it: {error}");
@@ -244,18 +254,26 @@ fn joined(step: StepThread) -> (Option<Step>, Result<(), ChainError>) {
 impl Step {
     /// The step after this one, by the same owner and of the next generation.
     fn raised(&self) -> Result<Self, ChainError> {
-        let raised = Record::after(Some(&self.record), Phase::Held, &self.record.owner);
-        let record = raised.ok_or(ChainError::Exhausted)?;
+        let phase = match self.record.phase {
+            Phase::Taken => Phase::Started,
+            _ => Phase::Held,
+        };
+        self.next(phase, &self.record.owner)
+    }
+
+    fn release(&self) -> Result<(), ChainError> {
+        self.next(Phase::Released, &self.record.owner).map(drop)
+    }
+
+    /// Makes the step after this one.
+    fn next(&self, phase: Phase, owner: &Owner) -> Result<Self, ChainError> {
+        let record = Record::after(Some(&self.record), phase, owner);
+        let record = record.ok_or(ChainError::Exhausted)?;
         self.chain.append(&record)?;
         Ok(Self {
             chain: Arc::clone(&self.chain),
             record,
         })
-    }
-
-    fn release(&self) -> Result<(), ChainError> {
-        let released = Record::after(Some(&self.record), Phase::Released, &self.record.owner);
-        self.chain.append(&released.ok_or(ChainError::Exhausted)?)
     }
 }
 
@@ -284,7 +302,7 @@ impl Candidate<'_> {
             return tried;
         }
         let last = self.last();
-        let has_died = last.is_some_and(|last| last.phase == Phase::Held && last.owner.has_ended_here());
+        let has_died = last.is_some_and(|last| last.phase.is_owned() && last.owner.has_ended_here());
         let limit_ms = if has_died { DEAD_FREED_MS_MAX } else { FREED_MS_MAX };
         freed_soon(limit_ms, attempt, is_nobodys)
     }
@@ -341,7 +359,7 @@ impl Candidate<'_> {
 
     /// Whether the owner of `last` is known to have no fence any more.
     fn check_end_of(&self, last: &Record) -> Result<(), LeaseError> {
-        if last.phase != Phase::Held {
+        if !last.phase.is_owned() {
             return Ok(());
         }
         let is_elsewhere = last.owner.host != self.terms.owner.host;
@@ -360,9 +378,7 @@ impl Candidate<'_> {
     fn refusal(&self, conflict: Conflict) -> LeaseError {
         let path = self.path.to_owned();
         match (conflict, self.last()) {
-            (Conflict::Writer, Some(record))
-                if record.phase == Phase::Held && !record.owner.has_ended_here() =>
-            {
+            (Conflict::Writer, Some(record)) if record.phase.is_owned() && !record.owner.has_ended_here() => {
                 let record = Box::new(record);
                 if record.owner.incarnation == self.terms.owner.incarnation {
                     LeaseError::HeldHere { path }

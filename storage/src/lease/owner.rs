@@ -25,8 +25,13 @@ impl Incarnation {
         Self(u128::from_be_bytes(bytes))
     }
 
+    /// The value that has these bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+
     /// The value, in the order in which it is written.
-    pub(crate) fn bytes(self) -> [u8; 16] {
+    pub fn bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
 

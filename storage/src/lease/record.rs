@@ -18,6 +18,7 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::handover::Offer;
 use super::owner::{Incarnation, NAME_BYTES_MAX, Owner, is_printable};
 use super::terms::Succession;
 use crate::utc::UtcSecond;
@@ -47,6 +48,14 @@ pub enum Phase {
     Released,
     /// Somebody has declared the owner before to be dead: everybody may take it.
     Broken,
+    /// The owner takes it over from the one before, who has offered it and stands still. It may not write yet.
+    Taken,
+    /// The owner, who had taken it over, may write. From here on the one before never will again.
+    Started,
+    /// The owner had offered it, and has kept it: nobody has taken it over in time.
+    Cancelled,
+    /// The owner had offered it, and has it back from one who had taken it over and not started.
+    Reclaimed,
 }
 
 /// Longest record: far more than any has.
@@ -108,7 +117,7 @@ impl Record {
     /// The step after `last`, made now by `owner`. `None` when no number is left.
     pub(crate) fn after(last: Option<&Self>, phase: Phase, owner: &Owner) -> Option<Self> {
         let (epoch, generation) = last.map_or((0, 0), |last| (last.epoch, last.generation));
-        let raised = u64::from(phase == Phase::Held);
+        let raised = u64::from(matches!(phase, Phase::Held | Phase::Started));
         Some(Self {
             epoch: epoch.checked_add(1)?,
             generation: generation.checked_add(raised)?,
@@ -130,6 +139,14 @@ impl Record {
         })
     }
 
+    /// What the owner of this record can offer.
+    pub(crate) fn offer(&self) -> Offer {
+        Offer {
+            epoch: self.epoch,
+            incarnation: self.owner.incarnation,
+        }
+    }
+
     /// The step by which `owner` takes an image whose newest record is `last`.
     ///
     /// # Errors
@@ -143,6 +160,7 @@ impl Record {
         succession.check(last)?;
         let record = match (succession, last) {
             (Succession::Keeps(_), Some(last)) => Self::keeping(last, owner),
+            (Succession::TakesOver(_), last) => Self::after(last, Phase::Taken, owner),
             (_, last) => Self::after(last, Phase::Held, owner),
         };
         record.ok_or(NotTaken::Exhausted)
@@ -230,10 +248,26 @@ impl fmt::Display for Record {
 }
 
 impl Phase {
+    const ALL: [Self; 7] = [
+        Self::Held,
+        Self::Released,
+        Self::Broken,
+        Self::Taken,
+        Self::Started,
+        Self::Cancelled,
+        Self::Reclaimed,
+    ];
+
+    /// Whether the owner has the image, as far as the record goes.
+    pub fn is_owned(self) -> bool {
+        match self {
+            Self::Held | Self::Taken | Self::Started | Self::Cancelled | Self::Reclaimed => true,
+            Self::Released | Self::Broken => false,
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
-        [Self::Held, Self::Released, Self::Broken]
-            .into_iter()
-            .find(|phase| phase.to_string() == text)
+        Self::ALL.into_iter().find(|phase| phase.to_string() == text)
     }
 }
 
@@ -243,6 +277,10 @@ impl fmt::Display for Phase {
             Self::Held => "held",
             Self::Released => "released",
             Self::Broken => "broken",
+            Self::Taken => "taken",
+            Self::Started => "started",
+            Self::Cancelled => "cancelled",
+            Self::Reclaimed => "reclaimed",
         })
     }
 }
@@ -314,7 +352,7 @@ mod tests {
 
     fn any_record() -> impl Strategy<Value = Record> {
         let name = "[!-~ä-ü]{1,60}";
-        let phase = prop_oneof![Just(Phase::Held), Just(Phase::Released), Just(Phase::Broken)];
+        let phase = prop::sample::select(&Phase::ALL[..]);
         let numbers = (1..=u64::MAX, any::<u64>(), any::<u32>(), 0..=UtcSecond::MAX.0);
         (numbers, phase, any::<u128>(), name, name).prop_map(|(numbers, phase, incarnation, vm, host)| {
             Record {
@@ -389,7 +427,7 @@ mod tests {
             ("epoch 1", "epoch 01", "epoch"),
             ("epoch 1", "epoch +1", "epoch"),
             ("generation 1", "generation", "generation"),
-            ("phase held", "phase taken", "phase"),
+            ("phase held", "phase stolen", "phase"),
             ("vm vm", "vm v\tm", "vm"),
             ("host ", "guest ", "host"),
             ("since ", "since 99", "since"),

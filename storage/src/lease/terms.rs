@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{NotTaken, Overtaken, Owner, Record, Role};
+use super::{NotTaken, Offer, Overtaken, Owner, Record, Role};
 
 /// How an image is kept from being changed by two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +51,9 @@ pub enum Succession {
     /// generation is raised ([`crate::open::Hold::begin_raise`], [`crate::request::Operation::Raise`]). Whoever only reads makes
     /// no record of it: the image keeps its generation for as long as readers have it.
     Keeps(u64),
+    /// The image is taken over from an owner who is still there, has offered it, and stands still. The generation is kept and
+    /// raised likewise; by the raise its new owner *starts*, and the old one cannot have it back.
+    TakesOver(Offer),
 }
 
 impl Succession {
@@ -63,7 +66,8 @@ impl Succession {
                     newest: last.cloned(),
                 })))
             }
-            Self::Keeps(_) | Self::Raises => Ok(()),
+            // What is offered is checked where it is taken.
+            Self::Keeps(_) | Self::TakesOver(_) | Self::Raises => Ok(()),
         }
     }
 }

@@ -101,7 +101,7 @@ async fn open_when_free(port: &Port, plan: &Plan, file: File) -> Result<File, St
         }
         let newest = records::newest(port, plan, file.directory).await;
         let has_died = matches!(&newest, Ok(Newest::Record(record))
-            if record.phase == Phase::Held && record.owner.has_ended_here());
+            if record.phase.is_owned() && record.owner.has_ended_here());
         if !has_died {
             return Err(in_use(plan, newest.ok()));
         }
@@ -115,7 +115,7 @@ async fn open_when_free(port: &Port, plan: &Plan, file: File) -> Result<File, St
 fn in_use(plan: &Plan, newest: Option<Newest>) -> Stop {
     let image = plan.name.clone();
     Stop::Never(match newest {
-        Some(Newest::Record(record)) if record.phase == Phase::Held => {
+        Some(Newest::Record(record)) if record.phase.is_owned() => {
             if record.owner.incarnation == plan.owner.incarnation {
                 LeaseError::HeldHere { path: image }.into()
             } else {
@@ -144,21 +144,23 @@ async fn settle(port: &Port, plan: &Plan, file: &mut File) -> Result<Option<Tenu
     let last = match records::newest(port, plan, file.directory).await? {
         // An attempt of our own that broke off: nobody else can have made it, or the file would not be ours.
         Newest::Record(record)
-            if record.phase == Phase::Held && record.owner.incarnation == plan.owner.incarnation =>
+            if record.phase.is_owned() && record.owner.incarnation == plan.owner.incarnation =>
         {
             let checked = plan.succession.check(Some(&record));
             checked.map_err(|why| plan.not_taken(why))?;
             return Ok(Some(Tenure::of(record)));
         }
         Newest::Record(record) => {
-            if record.phase == Phase::Held {
+            if record.phase.is_owned() {
                 log::info!("`{}` was not released by its last owner: {record}", plan.name);
             }
             Some(record)
         }
         Newest::Torn(number) => match plan.succession {
             Succession::Raises => Record::of_step(number, &plan.owner),
-            Succession::Keeps(_) => records::of_torn(port, plan, file.directory, number).await?,
+            Succession::Keeps(_) | Succession::TakesOver(_) => {
+                records::of_torn(port, plan, file.directory, number).await?
+            }
         },
         Newest::None => None,
     };

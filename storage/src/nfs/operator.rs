@@ -210,7 +210,7 @@ async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Record, Stop> {
 
 async fn declare_broken(port: &Port, plan: &Plan, file: &File) -> Result<Record, Stop> {
     let broken = match records::newest(port, plan, file.directory).await {
-        Ok(Newest::Record(last)) if last.phase == Phase::Held => {
+        Ok(Newest::Record(last)) if last.phase.is_owned() => {
             Record::after(Some(&last), Phase::Broken, &plan.owner)
         }
         Ok(Newest::Torn(number)) => Record::over_unreadable(number, &plan.owner),

@@ -223,7 +223,7 @@ async fn create(port: &Port, plan: &Plan, file: &File, record: &Record) -> Resul
 fn not_made(plan: &Plan, phase: Phase, error: CallError) -> Stop {
     match error.status() {
         Some(Status::EXIST) => raced(plan),
-        Some(status @ (Status::ACCESS | Status::PERM | Status::ROFS)) if phase == Phase::Held => {
+        Some(status @ (Status::ACCESS | Status::PERM | Status::ROFS)) if phase.is_owned() => {
             let (_, directories) = plan.path.file_and_directories();
             let names: String = directories.iter().map(|name| format!("/{name}")).collect();
             Stop::Never(NfsError::NoPlace {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::OpenError;
 use crate::iscsi::{self, ImageName};
-use crate::lease::Lease;
+use crate::lease::{Contest, Incarnation, Lease, Offer, Opposition, TakenBack};
 use crate::nfs;
 use crate::overlay::copy::View;
 
@@ -77,6 +77,57 @@ impl Hold {
     /// The image is an overlay.
     pub(crate) fn shows(&mut self, overlay: View) {
         self.overlay = Some(overlay);
+    }
+
+    /// What a new owner needs to know to take the image over; nothing if there is no record of its lease on the host.
+    pub fn offer(&self) -> Option<Offer> {
+        self.leases.iter().find_map(Lease::offer)
+    }
+
+    /// Takes the fence down: whoever has the offer may take the image over. Nothing may be written from now on.
+    ///
+    /// # Errors
+    ///
+    /// Why it stays up.
+    pub fn yield_fence(&mut self) -> Result<(), OpenError> {
+        Ok(self.leases.iter_mut().try_for_each(Lease::yield_fence)?)
+    }
+
+    /// Makes the step that opposes the next one of the new owner. To be repeated if it fails.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told whose the step is.
+    pub fn oppose(&mut self, opposition: Opposition) -> Result<Contest, OpenError> {
+        for lease in &mut self.leases {
+            match lease.oppose(opposition)? {
+                Contest::Won => {}
+                lost => return Ok(lost),
+            }
+        }
+        Ok(Contest::Won)
+    }
+
+    /// Has the image back and puts the fence up again: for whoever has won the step that decides against the owner `other`. To
+    /// be repeated if it fails, or while the other one's fence is up.
+    ///
+    /// # Errors
+    ///
+    /// When it is not ours.
+    pub fn take_back(&mut self, other: Option<Incarnation>) -> Result<TakenBack, OpenError> {
+        for lease in &mut self.leases {
+            match lease.take_back(other)? {
+                TakenBack::Done => {}
+                undone => return Ok(undone),
+            }
+        }
+        Ok(TakenBack::Done)
+    }
+
+    /// Takes the fences down, as the death of the process does.
+    #[cfg(test)]
+    pub(crate) fn fall(&self) {
+        self.leases.iter().for_each(Lease::fall);
     }
 
     /// Keeps a lease of something that belongs to the image.

@@ -24,6 +24,7 @@ mod lease;
 mod lifecycle;
 mod linux;
 mod memory;
+mod migration;
 mod network;
 mod nfs;
 mod nfs_ctl;
@@ -56,6 +57,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("snapshot_keys", snapshot_keys::CASES),
     ("clone", clone::CASES),
     ("snapshot_disks", snapshot_disks::CASES),
+    ("migration", migration::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),
     ("double_start", double_start::CASES),

@@ -98,7 +98,13 @@ mod tests {
             | VerbKind::GetMachineConfig
             | VerbKind::GetMetrics
             | VerbKind::GetConfig
-            | VerbKind::GetSnapshot => "",
+            | VerbKind::GetSnapshot
+            | VerbKind::GetMigration
+            | VerbKind::CancelMigration => "",
+            VerbKind::SendMigration => r#"{"to": "b:1", "tls": {"certificate": "c", "key": "k", "ca": "a"}}"#,
+            VerbKind::ReceiveMigration => {
+                r#"{"listen": "[::]:0", "tls": {"certificate": "c", "key": "k", "ca": "a"}}"#
+            }
             VerbKind::CreateSnapshot => r#"{"snapshot_path": "s", "mem_file_path": "m"}"#,
             VerbKind::LoadSnapshot => r#"{"snapshot_path": "s", "mem_file_path": "m"}"#,
             VerbKind::CancelSnapshot => r#"{"state": "Cancelled"}"#,
@@ -115,7 +121,7 @@ mod tests {
             }
             assert_eq!(
                 line.body.is_none(),
-                line.method == Method::Get,
+                matches!(line.method, Method::Get | Method::Delete),
                 "{} {path}",
                 line.method.name()
             );

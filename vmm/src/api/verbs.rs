@@ -10,8 +10,8 @@ pub use super::answer::{Answer, Data, Fault};
 use super::http::{Content, Method};
 use crate::config::{
     Action, BootSource, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig, MachineConfigPatch,
-    MetricsConfig, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad, SnapshotPatch, SnapshotWish, Vm,
-    VmState,
+    MetricsConfig, MigrationReceive, MigrationSend, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad,
+    SnapshotPatch, SnapshotWish, Vm, VmState,
 };
 
 /// What a client wants, with everything it sent parsed.
@@ -69,6 +69,14 @@ pub enum Verb {
     GetSnapshot,
     /// Give up the snapshot that is being made.
     CancelSnapshot,
+    /// Send the machine to another process.
+    SendMigration(Box<MigrationSend>),
+    /// Take a machine from another process.
+    ReceiveMigration(Box<MigrationReceive>),
+    /// Tell how far a migration is.
+    GetMigration,
+    /// Give up the migration.
+    CancelMigration,
 }
 
 /// What a verb is, without what it carries.
@@ -101,6 +109,10 @@ pub enum VerbKind {
     LoadSnapshot,
     GetSnapshot,
     CancelSnapshot,
+    SendMigration,
+    ReceiveMigration,
+    GetMigration,
+    CancelMigration,
 }
 
 impl Verb {
@@ -133,6 +145,10 @@ impl Verb {
             Self::LoadSnapshot(_) => VerbKind::LoadSnapshot,
             Self::GetSnapshot => VerbKind::GetSnapshot,
             Self::CancelSnapshot => VerbKind::CancelSnapshot,
+            Self::SendMigration(_) => VerbKind::SendMigration,
+            Self::ReceiveMigration(_) => VerbKind::ReceiveMigration,
+            Self::GetMigration => VerbKind::GetMigration,
+            Self::CancelMigration => VerbKind::CancelMigration,
         }
     }
 
@@ -153,75 +169,67 @@ impl Verb {
 ///
 /// The answer for a client that asks at the wrong time.
 pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
-    use VerbKind as V;
     match (phase, verb) {
-        (
-            _,
-            V::GetInstance
-            | V::GetVersion
-            | V::GetMachineConfig
-            | V::GetConfig
-            | V::GetMetrics
-            | V::GetSnapshot
-            | V::CancelSnapshot,
-        ) => Ok(()),
-        (
-            Phase::NotStarted,
-            V::PutMachineConfig
-            | V::PatchMachineConfig
-            | V::PutCpuConfig
-            | V::PutBootSource
-            | V::PutDrive
-            | V::PutRateLimiterGroup
-            | V::PutEntropy
-            | V::PutSerial
-            | V::PutLogger
-            | V::PutMetrics
-            | V::Start
-            | V::LoadSnapshot,
-        ) => Ok(()),
-        (Phase::Paused, V::CreateSnapshot) => Ok(()),
-        (Phase::Running, V::CreateSnapshot) => Err(Fault::bad_request(
+        (Phase::Running, VerbKind::CreateSnapshot) => Err(Fault::bad_request(
             "Create snapshot error: the microVM runs: pause it first (PATCH /vm with state `Paused`).",
         )),
-        (
-            Phase::Running | Phase::Paused,
-            V::PatchDrive
-            | V::PatchRateLimiterGroup
-            | V::FlushMetrics
-            | V::SendCtrlAltDel
-            | V::Pause
-            | V::Resume,
-        ) => Ok(()),
-        (
-            Phase::NotStarted,
-            V::PatchDrive
-            | V::PatchRateLimiterGroup
-            | V::FlushMetrics
-            | V::SendCtrlAltDel
-            | V::Pause
-            | V::Resume
-            | V::CreateSnapshot,
-        ) => Err(Fault::bad_request(
-            "The requested operation is not supported before starting the microVM.",
+        (Phase::Paused, VerbKind::SendMigration) => Err(Fault::bad_request(
+            "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`).",
         )),
-        (
-            Phase::Running | Phase::Paused,
-            V::PutMachineConfig
-            | V::PatchMachineConfig
-            | V::PutCpuConfig
-            | V::PutBootSource
-            | V::PutDrive
-            | V::PutRateLimiterGroup
-            | V::PutEntropy
-            | V::PutSerial
-            | V::PutLogger
-            | V::PutMetrics
-            | V::Start
-            | V::LoadSnapshot,
-        ) => Err(Fault::bad_request(
-            "The requested operation is not supported after starting the microVM.",
-        )),
+        _ => match (phase, time_of(verb)) {
+            (_, Time::Always)
+            | (Phase::NotStarted, Time::BeforeStart)
+            | (Phase::Running | Phase::Paused, Time::AfterStart) => Ok(()),
+            (Phase::NotStarted, Time::AfterStart) => Err(Fault::bad_request(
+                "The requested operation is not supported before starting the microVM.",
+            )),
+            (Phase::Running | Phase::Paused, Time::BeforeStart) => Err(Fault::bad_request(
+                "The requested operation is not supported after starting the microVM.",
+            )),
+        },
+    }
+}
+
+/// When something can be asked for.
+enum Time {
+    Always,
+    BeforeStart,
+    AfterStart,
+}
+
+fn time_of(verb: VerbKind) -> Time {
+    use VerbKind as V;
+    match verb {
+        V::GetInstance
+        | V::GetVersion
+        | V::GetMachineConfig
+        | V::GetConfig
+        | V::GetMetrics
+        | V::GetSnapshot
+        | V::CancelSnapshot
+        | V::GetMigration
+        | V::CancelMigration => Time::Always,
+        V::PutMachineConfig
+        | V::PatchMachineConfig
+        | V::PutCpuConfig
+        | V::PutBootSource
+        | V::PutDrive
+        | V::PutRateLimiterGroup
+        | V::PutEntropy
+        | V::PutSerial
+        | V::PutLogger
+        | V::PutMetrics
+        | V::Start
+        | V::LoadSnapshot
+        | V::ReceiveMigration => Time::BeforeStart,
+        V::PatchDrive
+        | V::PatchRateLimiterGroup
+        | V::FlushMetrics
+        | V::SendCtrlAltDel
+        | V::Pause
+        | V::Resume
+        | V::CreateSnapshot
+        | V::SendMigration => Time::AfterStart,
     }
 }
 
@@ -240,17 +248,20 @@ pub enum Underway {
     SnapshotLoad,
     /// The guest is about to run on: its disks are made ready.
     Resume,
+    /// The machine is on its way to another process, or from one.
+    Migration,
 }
 
 impl Underway {
     /// All of them, for tables over them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Start,
         Self::Pause,
         Self::DriveChange,
         Self::SnapshotCreate,
         Self::SnapshotLoad,
         Self::Resume,
+        Self::Migration,
     ];
 
     /// The answer for a client that asks for something else meanwhile.
@@ -262,6 +273,7 @@ impl Underway {
             Self::SnapshotCreate => "a snapshot",
             Self::SnapshotLoad => "the load of a snapshot",
             Self::Resume => "a resume",
+            Self::Migration => "a migration",
         };
         Fault::bad_request(format!("{what} is under way: ask again when it has ended"))
     }
@@ -283,6 +295,8 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::GetMetrics
         | V::GetSnapshot
         | V::CancelSnapshot
+        | V::GetMigration
+        | V::CancelMigration
         | V::FlushMetrics
         | V::SendCtrlAltDel => Ok(()),
         V::PutMachineConfig
@@ -301,7 +315,9 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::Pause
         | V::Resume
         | V::CreateSnapshot
-        | V::LoadSnapshot => Err(underway.fault()),
+        | V::LoadSnapshot
+        | V::SendMigration
+        | V::ReceiveMigration => Err(underway.fault()),
     }
 }
 
@@ -559,6 +575,42 @@ pub static ROUTES: &[Route] = &[
             })
         },
     },
+    Route {
+        method: Method::Put,
+        path: "/migration/send",
+        summary: "Sends the machine to a receiver while its guest runs; answers when it runs there, and then this process ends.",
+        body: Some("MigrationSend"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::SendMigration],
+        parse: |_, body| json(body).map(Box::new).map(Verb::SendMigration),
+    },
+    Route {
+        method: Method::Put,
+        path: "/migration/receive",
+        summary: "Takes a machine from a sender; answers when its guest runs here.",
+        body: Some("MigrationReceive"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::ReceiveMigration],
+        parse: |_, body| json(body).map(Box::new).map(Verb::ReceiveMigration),
+    },
+    Route {
+        method: Method::Get,
+        path: "/migration",
+        summary: "Tells how far a migration is.",
+        body: None,
+        answer: AnswerShape::Json("MigrationStatus"),
+        kinds: &[VerbKind::GetMigration],
+        parse: |_, _| Ok(Verb::GetMigration),
+    },
+    Route {
+        method: Method::Delete,
+        path: "/migration",
+        summary: "Gives the migration up, as long as the leases are not on their way.",
+        body: None,
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::CancelMigration],
+        parse: |_, _| Ok(Verb::CancelMigration),
+    },
 ];
 
 /// What Firecracker has at a path that is not built into this version: first part of the path, and
@@ -629,6 +681,8 @@ mod tests {
     const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
     const RUNNING: &str =
         "Create snapshot error: the microVM runs: pause it first (PATCH /vm with state `Paused`).";
+    const STANDS: &str =
+        "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`).";
     const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 
     #[test]
@@ -637,7 +691,10 @@ mod tests {
         for underway in Underway::ALL {
             for kind in ROUTES.iter().flat_map(|route| route.kinds) {
                 let looks = format!("{kind:?}").starts_with("Get")
-                    || matches!(kind, V::FlushMetrics | V::SendCtrlAltDel | V::CancelSnapshot);
+                    || matches!(
+                        kind,
+                        V::FlushMetrics | V::SendCtrlAltDel | V::CancelSnapshot | V::CancelMigration
+                    );
                 assert_eq!(permitted_meanwhile(underway, *kind).is_ok(), looks, "{kind:?}");
             }
         }
@@ -660,6 +717,8 @@ mod tests {
             V::GetMetrics,
             V::GetSnapshot,
             V::CancelSnapshot,
+            V::GetMigration,
+            V::CancelMigration,
         ];
         let once_started = [
             V::PatchDrive,
@@ -669,12 +728,14 @@ mod tests {
             V::Pause,
             V::Resume,
             V::CreateSnapshot,
+            V::SendMigration,
         ];
         let mut seen = 0;
         for kind in ROUTES.iter().flat_map(|route| route.kinds) {
             for phase in Phase::ALL {
                 let expected = match phase {
                     _ if always.contains(kind) => Ok(()),
+                    Phase::Paused if *kind == V::SendMigration => Err(Fault::bad_request(STANDS)),
                     Phase::Running if *kind == V::CreateSnapshot => Err(Fault::bad_request(RUNNING)),
                     Phase::NotStarted if once_started.contains(kind) => Err(Fault::bad_request(BEFORE)),
                     Phase::Running | Phase::Paused if !once_started.contains(kind) => {
@@ -688,7 +749,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            26 * 3,
+            30 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

@@ -10,6 +10,7 @@ mod id;
 mod instance;
 mod key;
 mod machine;
+mod migration;
 mod observe;
 mod snapshot;
 
@@ -35,6 +36,7 @@ pub use machine::{
     HugePages, MEM_SIZE_MIB_MAX, MachineConfig, MachineConfigPatch, MachineError, MemoryBacking,
     StaticTemplate, VCPU_COUNT_MAX,
 };
+pub use migration::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus};
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use snapshot::{
     Disks, MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotCreateError, SnapshotLoad,

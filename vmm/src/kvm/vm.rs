@@ -136,21 +136,7 @@ impl Vm {
     pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
         let fd = closed_last(kvm, kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?)?;
         // Before the interrupt controllers: once these are there, each change of a slot waits for milliseconds.
-        for slot in memory::slots(&memory) {
-            let region = kvm_userspace_memory_region {
-                slot: slot.index,
-                flags: match dirty_log {
-                    DirtyLog::Off => 0,
-                    DirtyLog::On => kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES,
-                },
-                guest_phys_addr: slot.guest_address.0,
-                memory_size: slot.size_bytes,
-                userspace_addr: slot.host_address,
-            };
-            // SAFETY: the slot lies within a region of `memory`, which this machine keeps alive for
-            // longer than its descriptor; slots do not overlap because regions do not.
-            unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
-        }
+        set_slots(&fd, &memory, dirty_log)?;
         fd.set_identity_map_address(layout::IDENTITY_MAP.0)
             .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS)
@@ -225,6 +211,15 @@ impl Vm {
         state.restore(&self.fd)
     }
 
+    /// Has KVM record from now on which pages the guest writes, or not any more.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    pub fn log_dirty_pages(&self, dirty_log: DirtyLog) -> Result<(), KvmError> {
+        set_slots(&self.fd, &self.memory, dirty_log)
+    }
+
     /// The pages that the guest, or KVM for it, has written since they were asked for last, or since the machine was
     /// made: one bitmap for each of [`memory::slots`], bit `n % 64` of word `n / 64` for the page `n` of 4096 bytes.
     /// From now on they count as not written. What this process writes is not in it.
@@ -242,6 +237,26 @@ impl Vm {
             })
             .collect()
     }
+}
+
+/// Gives the machine its memory, or, where it has it, only says once more what is recorded of it.
+fn set_slots(fd: &VmFd, memory: &GuestMemoryMmap, dirty_log: DirtyLog) -> Result<(), KvmError> {
+    for slot in memory::slots(memory) {
+        let region = kvm_userspace_memory_region {
+            slot: slot.index,
+            flags: match dirty_log {
+                DirtyLog::Off => 0,
+                DirtyLog::On => kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES,
+            },
+            guest_phys_addr: slot.guest_address.0,
+            memory_size: slot.size_bytes,
+            userspace_addr: slot.host_address,
+        };
+        // SAFETY: the slot lies within a region of `memory`, which the machine keeps alive for longer than its descriptor;
+        // slots do not overlap because regions do not.
+        unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
 }
 
 /// Whether KVM records which pages the guest writes.

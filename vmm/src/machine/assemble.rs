@@ -178,13 +178,18 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         pager: None,
         memory,
         lineage,
-        is_remembered: parent.is_some(),
+        is_remembered: matches!(plan.origin, Origin::Saved(_)),
+        is_taken_over: matches!(plan.origin, Origin::Saved(_)) && parent.is_none(),
     };
     let vcpus = match plan.origin {
         Origin::Boot(origin) => boot(&kvm, &parts, &origin, plan.topology, &windows)?,
         Origin::Saved(origin) => {
             parts.pager = origin.memory.pager;
-            parts.restore(&origin.state)?
+            let made = parts.restore(&origin.state)?;
+            if parent.is_some() {
+                parts.generation.announce().map_err(RestoreError::from)?;
+            }
+            made
         }
     };
     parts.vcpus = spawn(vcpus, &outside)?;
@@ -198,7 +203,7 @@ fn memory_of(origin: &Origin) -> Result<(Arc<GuestMemoryMmap>, Option<MemoryId>)
             let MemoryPlan { mib, backing, pages } = origin.memory;
             Ok((memory::allocate(mib, backing, pages)?, None))
         }
-        Origin::Saved(origin) => Ok((Arc::clone(&origin.memory.memory), Some(origin.memory.id))),
+        Origin::Saved(origin) => Ok((Arc::clone(&origin.memory.memory), origin.memory.id)),
     }
 }
 
@@ -252,14 +257,14 @@ fn device_failed(id: &str) -> impl FnOnce(io::Error) -> BuildError + '_ {
 struct VirtioBus<'a> {
     vm: &'a Vm,
     memory: &'a Arc<GuestMemoryMmap>,
-    dirty: Option<Arc<DirtyPages>>,
+    dirty: Arc<DirtyPages>,
     bus: Bus,
     windows: Vec<VirtioWindow>,
     slots: Vec<VirtioSlot>,
 }
 
 impl<'a> VirtioBus<'a> {
-    fn new(vm: &'a Vm, memory: &'a Arc<GuestMemoryMmap>, dirty: Option<Arc<DirtyPages>>) -> Self {
+    fn new(vm: &'a Vm, memory: &'a Arc<GuestMemoryMmap>, dirty: Arc<DirtyPages>) -> Self {
         Self {
             vm,
             memory,
@@ -293,7 +298,7 @@ impl<'a> VirtioBus<'a> {
             .ok_or(BuildError::TooManyDevices)?;
         let mut transport = MmioTransport::new(device, Arc::clone(self.memory)).map_err(device_failed(id))?;
         transport
-            .track(self.dirty.clone())
+            .track(Some(Arc::clone(&self.dirty)))
             .expect("no driver has touched a device that was made just now");
         self.vm.connect_interrupt(transport.line(), window.irq)?;
         for (index, kick) in (0..).zip(transport.kicks()) {

@@ -19,48 +19,44 @@ pub(super) struct Lineage {
     parent: Option<MemoryId>,
     /// What a page is that this process has not touched.
     untouched: Untouched,
-    tracking: Option<Tracking>,
-}
-
-/// Where the pages are tracked that are written.
-struct Tracking {
-    /// Those of the devices; KVM has those of the vCPUs.
+    /// Where devices mark what they write. Those of vCPUs KVM has, if it is told to.
     devices: Arc<DirtyPages>,
-    /// Those that were asked for already, and are in no snapshot yet.
-    written: PageSet,
+    /// Those that were asked for already, and are in no snapshot yet: for `track_dirty_pages`.
+    since_snapshot: Option<PageSet>,
+    /// Those that were asked for already, and not sent yet: during a migration.
+    since_round: Option<PageSet>,
 }
 
 impl Lineage {
     /// That of a machine whose memory is as in the snapshot `parent`, or empty.
     pub(super) fn new(parent: Option<MemoryId>, dirty_log: DirtyLog, memory: &GuestMemoryMmap) -> Self {
-        let size_bytes = memory.iter().map(GuestMemoryRegion::len).sum();
-        let tracking = (dirty_log == DirtyLog::On).then(|| Tracking {
-            devices: Arc::new(DirtyPages::new(memory)),
-            written: PageSet::empty(size_bytes),
-        });
-        if let (Some(tracking), Some(_)) = (&tracking, parent) {
-            // It is another one than in the snapshot.
-            tracking.devices.mark(layout::VMGENID, GENERATION_ID_BYTES as u64);
-        }
-        Self {
+        let lineage = Self {
             untouched: match parent {
                 Some(_) => Untouched::Anything,
                 None => Untouched::Zeros,
             },
             parent,
-            tracking,
+            devices: Arc::new(DirtyPages::new(memory)),
+            since_snapshot: (dirty_log == DirtyLog::On).then(|| PageSet::empty(size_bytes(memory))),
+            since_round: None,
+        };
+        if parent.is_some() {
+            // It is another one than in the snapshot.
+            lineage.devices.mark(layout::VMGENID, GENERATION_ID_BYTES as u64);
         }
+        lineage
     }
 
-    /// Where devices mark what they write, if that is tracked.
-    pub(super) fn devices(&self) -> Option<Arc<DirtyPages>> {
-        Some(Arc::clone(&self.tracking.as_ref()?.devices))
+    /// Where devices mark what they write.
+    pub(super) fn devices(&self) -> Arc<DirtyPages> {
+        Arc::clone(&self.devices)
     }
-}
 
-impl Tracking {
     /// Takes in what was written by now.
     fn gather(&mut self, vm: Option<&Vm>, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+        if self.since_snapshot.is_none() && self.since_round.is_none() {
+            return Ok(());
+        }
         let vm = vm.expect("a machine is there until it is dropped");
         let by_vcpus = vm.dirty_pages()?;
         let by_devices = self.devices.take();
@@ -68,10 +64,69 @@ impl Tracking {
         for ((region, vcpus), devices) in memory.iter().zip(&by_vcpus).zip(&by_devices) {
             let pages = region.len() / PAGE_BYTES as u64;
             for bitmap in [vcpus, devices] {
-                let inserted = self.written.insert_bitmap(first_page, pages, bitmap);
-                inserted.expect("a bitmap of a region has a bit for each of its pages");
+                for set in [&mut self.since_snapshot, &mut self.since_round]
+                    .into_iter()
+                    .flatten()
+                {
+                    let inserted = set.insert_bitmap(first_page, pages, bitmap);
+                    inserted.expect("a bitmap of a region has a bit for each of its pages");
+                }
             }
             first_page += pages;
+        }
+        Ok(())
+    }
+}
+
+fn size_bytes(memory: &GuestMemoryMmap) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
+}
+
+impl<P> Machine<P> {
+    /// Begins to send the memory elsewhere: from now on the pages that are written are told by [`Self::take_round`]. All of
+    /// them are to be sent first.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses.
+    pub fn begin_rounds(&mut self) -> Result<PageSet, KvmError> {
+        let parts = &mut *self.parts;
+        if parts.lineage.since_snapshot.is_none() {
+            parts.vm().log_dirty_pages(DirtyLog::On)?;
+        }
+        let size_bytes = size_bytes(&parts.memory);
+        parts.lineage.since_round = Some(PageSet::empty(size_bytes));
+        // What was written before is among all pages.
+        self.take_round()?;
+        Ok(PageSet::full(size_bytes))
+    }
+
+    /// The pages that were written since the last round; from now on they count as not written.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses.
+    pub fn take_round(&mut self) -> Result<PageSet, KvmError> {
+        let parts = &mut *self.parts;
+        parts.lineage.gather(parts.vm.as_ref(), &parts.memory)?;
+        let none = PageSet::empty(size_bytes(&parts.memory));
+        Ok(parts
+            .lineage
+            .since_round
+            .replace(none)
+            .unwrap_or_else(|| PageSet::full(size_bytes(&parts.memory))))
+    }
+
+    /// The memory is not sent any more: what is written costs nothing again, unless a snapshot needs to know.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses.
+    pub fn end_rounds(&mut self) -> Result<(), KvmError> {
+        let lineage = &mut self.parts.lineage;
+        let was_on = lineage.since_round.take().is_some();
+        if was_on && lineage.since_snapshot.is_none() {
+            self.parts.vm().log_dirty_pages(DirtyLog::Off)?;
         }
         Ok(())
     }
@@ -91,16 +146,11 @@ impl Machine<Paused> {
     /// When KVM refuses.
     pub fn written_pages(&mut self) -> Result<Pages, KvmError> {
         let parts = &mut *self.parts;
-        let Some(tracking) = &mut parts.lineage.tracking else {
-            return Ok(self.all_pages());
-        };
-        tracking.gather(parts.vm.as_ref(), &parts.memory)?;
-        Ok(match parts.lineage.parent {
-            Some(parent) => Pages::Written {
-                parent,
-                written: tracking.written.clone(),
-            },
-            None => self.all_pages(),
+        parts.lineage.gather(parts.vm.as_ref(), &parts.memory)?;
+        let written = parts.lineage.since_snapshot.clone();
+        Ok(match (parts.lineage.parent, written) {
+            (Some(parent), Some(written)) => Pages::Written { parent, written },
+            _ => self.all_pages(),
         })
     }
 
@@ -112,9 +162,9 @@ impl Machine<Paused> {
     pub fn is_saved_as(&mut self, id: MemoryId) -> Result<(), KvmError> {
         let parts = &mut *self.parts;
         parts.lineage.parent = Some(id);
-        if let Some(tracking) = &mut parts.lineage.tracking {
-            tracking.gather(parts.vm.as_ref(), &parts.memory)?;
-            tracking.written = PageSet::empty(tracking.written.size_bytes());
+        parts.lineage.gather(parts.vm.as_ref(), &parts.memory)?;
+        if let Some(written) = &mut parts.lineage.since_snapshot {
+            *written = PageSet::empty(written.size_bytes());
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ mod assemble;
 mod change;
 pub mod cpu_template;
 pub mod disks;
+pub mod handover;
 mod lineage;
 mod pausing;
 pub mod plan;
@@ -92,6 +93,8 @@ struct Parts {
     lineage: Lineage,
     /// A snapshot remembers the generations of the disks.
     is_remembered: bool,
+    /// The disks were taken over from a source that may have them back until the first of them is started.
+    is_taken_over: bool,
 }
 
 /// The control end of one drive.

@@ -69,8 +69,8 @@ pub struct MemorySource {
     pub pager: Option<Pager>,
     /// It, or as much as there is of it.
     pub memory: Arc<GuestMemoryMmap>,
-    /// Its name.
-    pub id: MemoryId,
+    /// Its name, if a snapshot has given it one; without, it comes from a machine that has stopped just now.
+    pub id: Option<MemoryId>,
 }
 
 /// One disk.

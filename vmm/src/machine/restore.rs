@@ -98,7 +98,6 @@ impl Parts {
         self.vm().restore(&state.vm).map_err(RestoreError::Vm)?;
         self.serial.lock().expect(NO_PANIC).restore(&state.serial)?;
         self.keyboard.lock().expect(NO_PANIC).restore(&state.keyboard)?;
-        self.generation.announce()?;
         Ok(made)
     }
 }

@@ -22,6 +22,9 @@ pub struct Round {
     /// The drive whose records, on this host, are being made.
     recording: Vec<usize>,
     raises: bool,
+    /// The drive that is asked when all others are done.
+    last: Option<usize>,
+    notice: Notice,
     until: Instant,
 }
 
@@ -55,7 +58,7 @@ impl Machine<Paused> {
     ///
     /// When the worker of a disk is gone.
     pub fn begin_flush(&self, notice: &Notice) -> Result<Round, RoundError> {
-        let mut round = Round::new();
+        let mut round = Round::new(notice);
         for (at, drive) in self.writable_drives() {
             let errand = drive.control.begin_flush(ERRAND_MAX, notice);
             round
@@ -73,22 +76,43 @@ impl Machine<Paused> {
     pub fn begin_raise(&mut self, notice: &Notice) -> Result<Round, RoundError> {
         let mut round = Round {
             raises: true,
-            ..Round::new()
+            ..Round::new(notice)
         };
-        for (at, drive) in self.parts.drives.iter_mut().enumerate() {
-            if drive.control.access() == Access::ReadOnly {
-                continue;
-            }
-            let errand = drive.control.begin_raise(ERRAND_MAX, notice);
-            round
-                .errands
-                .push((at, errand.map_err(|source| drive.failed(source))?));
-            let rung = notice.clone();
-            let begun = drive.hold.begin_raise(&move || rung.ring());
-            begun.map_err(|source| drive.unrecorded(source))?;
-            round.recording.push(at);
+        let mut written: Vec<usize> = self.writable_drives().map(|(at, _)| at).collect();
+        if self.parts.is_taken_over && !written.is_empty() {
+            // Its step decides: once that is made, nobody can have the machine back.
+            round.last = Some(written.remove(0));
         }
+        for at in written {
+            self.begin_raise_of(at, &mut round, notice)?;
+        }
+        self.go_to_last(&mut round, notice)?;
         Ok(round)
+    }
+
+    fn begin_raise_of(&mut self, at: usize, round: &mut Round, notice: &Notice) -> Result<(), RoundError> {
+        let drive = self.parts.drives.get_mut(at).expect(KEEPS_ITS_PLACE);
+        let errand = drive.control.begin_raise(ERRAND_MAX, notice);
+        round
+            .errands
+            .push((at, errand.map_err(|source| drive.failed(source))?));
+        let rung = notice.clone();
+        let begun = drive.hold.begin_raise(&move || rung.ring());
+        begun.map_err(|source| drive.unrecorded(source))?;
+        round.recording.push(at);
+        Ok(())
+    }
+
+    /// Asks the last drive, if all others are done. Says whether there was one.
+    fn go_to_last(&mut self, round: &mut Round, notice: &Notice) -> Result<bool, RoundError> {
+        if !round.errands.is_empty() || !round.recording.is_empty() {
+            return Ok(false);
+        }
+        let Some(at) = round.last.take() else {
+            return Ok(false);
+        };
+        self.begin_raise_of(at, round, notice)?;
+        Ok(true)
     }
 
     /// Goes on with `round`.
@@ -118,6 +142,12 @@ impl Machine<Paused> {
         if outcome.is_err() {
             return Progress::Done(outcome);
         }
+        let notice = round.notice.clone();
+        match self.go_to_last(round, &notice) {
+            Ok(false) => {}
+            Ok(true) => return self.poll_round(round, patience),
+            Err(error) => return Progress::Done(Err(error)),
+        }
         if round.errands.is_empty() && round.recording.is_empty() {
             self.parts.is_remembered &= !round.raises;
             return Progress::Done(Ok(()));
@@ -140,11 +170,13 @@ impl Machine<Paused> {
 const KEEPS_ITS_PLACE: &str = "a drive keeps the place that it was put in";
 
 impl Round {
-    fn new() -> Self {
+    fn new(notice: &Notice) -> Self {
         Self {
             errands: Vec::new(),
             recording: Vec::new(),
             raises: false,
+            last: None,
+            notice: notice.clone(),
             until: Instant::now() + ERRAND_MAX,
         }
     }

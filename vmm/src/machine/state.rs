@@ -81,6 +81,15 @@ impl Machine<Paused> {
     /// What cannot be saved.
     pub fn save(&mut self) -> Result<MachineState, SaveError> {
         self.parts.is_remembered = true;
+        self.state()
+    }
+
+    /// The same for somebody who takes the disks over with it, so that nothing else remembers them.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be saved.
+    pub fn state(&self) -> Result<MachineState, SaveError> {
         let parts = &self.parts;
         let mut virtio = Vec::new();
         for slot in &parts.devices {

@@ -6,6 +6,7 @@ use coracle_devices::virtio::blk::{self, PartialDrive};
 use coracle_devices::virtio::device::Patience;
 use coracle_storage::open::{self, Image};
 
+use super::migration::{Receiving, Sending};
 use super::opening::Opening;
 use super::snapshot::Making;
 use super::{Guest, Monitor};
@@ -53,6 +54,12 @@ pub(super) enum Work {
     Load(Opening<Result<Box<Loaded>, LoadError>>, bool),
     /// The disks are being made ready for the guest to run on.
     Resume(Round),
+    /// The machine is being sent to another process.
+    Send(Box<Sending>),
+    /// A machine is being taken from another process.
+    Receive(Receiving),
+    /// Its disks are being made ready for the guest to run on.
+    Arrive(Round),
 }
 
 /// What remains to be done of a `PATCH /drives`.
@@ -88,6 +95,7 @@ impl Operation {
             Work::Snapshot(_) => Underway::SnapshotCreate,
             Work::Load(..) => Underway::SnapshotLoad,
             Work::Resume(_) => Underway::Resume,
+            Work::Send(_) | Work::Receive(_) | Work::Arrive(_) => Underway::Migration,
         }
     }
 }
@@ -149,6 +157,9 @@ impl Monitor {
             Work::Snapshot(making) => self.go_on_making(making),
             Work::Load(opening, resume) => self.go_on_loading(opening, resume),
             Work::Resume(round) => self.go_on_resuming(round),
+            Work::Send(sending) => self.go_on_sending(sending),
+            Work::Receive(receiving) => self.go_on_receiving(receiving),
+            Work::Arrive(round) => self.go_on_arriving(round),
             Work::Start(opening) => match opening.poll() {
                 None => Course::Pending(Work::Start(opening), None),
                 Some(plan) => {
@@ -344,7 +355,7 @@ impl Monitor {
         match self.guest {
             Guest::NotStarted => Phase::NotStarted,
             Guest::Running(_) | Guest::Pausing(_) => Phase::Running,
-            Guest::Paused(_) | Guest::Stranded(_) => Phase::Paused,
+            Guest::Paused(_) | Guest::Stranded(_) | Guest::Yielded(_) => Phase::Paused,
         }
     }
 }

@@ -293,7 +293,7 @@ impl Guest {
             Self::Running(machine) => machine.loading(),
             Self::Pausing(machine) => machine.loading(),
             Self::Paused(machine) => machine.loading(),
-            Self::Stranded(_) | Self::NotStarted => None,
+            Self::Stranded(_) | Self::NotStarted | Self::Yielded(_) => None,
         }?;
         Some((progress.loaded_bytes(), progress.total_bytes()))
     }

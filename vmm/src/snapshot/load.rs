@@ -287,7 +287,11 @@ impl Job {
         self.bring_first_pages(&snapshot.state, &memory, pager.as_ref())?;
         renew_generation(&memory)?;
         let saved = SavedOrigin {
-            memory: MemorySource { memory, pager, id },
+            memory: MemorySource {
+                memory,
+                pager,
+                id: Some(id),
+            },
             state: snapshot.state,
         };
         let plan = Plan::restore(&config, &courses, &self.owner, saved)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use coracle_storage::backend::{Access, Backend};
 use coracle_storage::engine::{Engine, PreparedReactor};
-use coracle_storage::lease::{Lock, NetworkTerms, OnError, Owner, Succession, Terms};
+use coracle_storage::lease::{Lock, NetworkTerms, Offer, OnError, Owner, Succession, Terms};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::open::{self, Hold, Image, OpenError};
 use coracle_storage::overlay::{Beginning, OverlayConfig, OverlayError};
@@ -421,6 +421,20 @@ impl DriveConfig {
             Some(overlay) => overlay.check(&terms).map_err(|source| self.overlay_error(source)),
             None => open::check(path, self.access(), &terms).map_err(|source| self.refused(source)),
         }
+    }
+
+    /// Says whether the image is the one that is offered to `owner`; nothing is kept and nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// That it is another, or cannot be handed over.
+    pub fn check_offer(&self, owner: &Owner, offer: Offer) -> Result<(), DriveError> {
+        let terms = self.terms(owner)?;
+        let path = match &self.overlay {
+            Some(overlay) => &overlay.path,
+            None => self.image_path()?,
+        };
+        open::check_offer(path, &terms, offer).map_err(|source| self.refused(source))
     }
 
     /// Opens the image alone and leases it to `owner`, as a disk swap needs it.

@@ -99,7 +99,11 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         | Verb::GetConfig
         | Verb::CreateSnapshot(_)
         | Verb::GetSnapshot
-        | Verb::CancelSnapshot => {}
+        | Verb::CancelSnapshot
+        | Verb::SendMigration(_)
+        | Verb::ReceiveMigration(_)
+        | Verb::GetMigration
+        | Verb::CancelMigration => {}
         Verb::LoadSnapshot(load) => drop(load.memory()),
     }
     Ok(())

@@ -9,6 +9,7 @@ mod configuration;
 mod input;
 mod iscsi;
 mod lease;
+mod migration;
 mod nfs;
 mod overlay;
 mod ports;
@@ -70,6 +71,10 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "lun-tail",
         run: tail::run,
+    },
+    Target {
+        name: "migration",
+        run: migration::run,
     },
     Target {
         name: "nfs-callback",

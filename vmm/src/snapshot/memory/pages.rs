@@ -51,6 +51,11 @@ impl PageSet {
         self.0.iter().map(|mask| u64::from(mask.count_ones())).sum()
     }
 
+    /// The pages, as ranges of those that lie one behind the other.
+    pub fn runs(&self) -> impl Iterator<Item = std::ops::Range<u64>> {
+        runs(&self.0).map(|run| run.start as u64..run.end as u64)
+    }
+
     /// Whether `page` is in it.
     pub fn contains(&self, page: u64) -> bool {
         let chunk = usize::try_from(page / CHUNK_PAGES as u64).unwrap_or(usize::MAX);

@@ -1,0 +1,61 @@
+//! `coraclectl migrate`, `receive` and `certs`: machines that go from one process to another while their guests run.
+
+mod certs;
+mod receive;
+mod send;
+
+use std::path::{Path, absolute};
+
+use clap::Args;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::client::ClientError;
+use crate::discovery::FindError;
+use crate::output::OutputError;
+use crate::signals::SignalsError;
+
+pub(crate) use self::certs::{CertsArgs, certs};
+pub(crate) use self::receive::{ReceiveArgs, receive};
+pub(crate) use self::send::{MigrateArgs, migrate};
+
+/// Why a machine was not sent.
+#[derive(Debug, Error)]
+pub(crate) enum MigrateError {
+    #[error(transparent)]
+    Find(#[from] FindError),
+    #[error("`{0}` is no receiver: give it as HOST:PORT or tls://HOST:PORT")]
+    To(String),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
+    #[error("cannot watch the migration")]
+    Watch(#[from] std::io::Error),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// The certificates of this host.
+#[derive(Debug, Args)]
+pub(crate) struct CertsDirectory {
+    /// The directory with host.crt, host.key and ca.crt of this host, as `coraclectl certs init` makes them
+    #[arg(long, value_name = "DIR")]
+    certs: String,
+}
+
+/// What the directory of one host has.
+const CERTIFICATE: &str = "host.crt";
+const KEY: &str = "host.key";
+const CA: &str = "ca.crt";
+
+impl CertsDirectory {
+    /// As the monitor takes it, which may have another working directory.
+    fn tls(&self) -> std::io::Result<Value> {
+        let directory = absolute(Path::new(&self.certs))?;
+        let file = |name: &str| directory.join(name).to_string_lossy().into_owned();
+        Ok(json!({ "certificate": file(CERTIFICATE), "key": file(KEY), "ca": file(CA) }))
+    }
+}

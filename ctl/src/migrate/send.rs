@@ -1,0 +1,138 @@
+//! `coraclectl migrate`: sends a machine to a receiver.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rustix::event::{PollFd, PollFlags};
+use serde_json::{Value, json};
+
+use super::{CertsDirectory, MigrateError};
+use crate::client::{Client, ClientError, Request};
+use crate::deadline::{Deadline, wait_ready};
+use crate::discovery::resolve;
+use crate::disk::Progress;
+use crate::output::{Format, print, print_json};
+use crate::signals::Signals;
+
+/// Send a running machine to a receiver on this or another host, while its guest runs
+///
+/// The guest stands still for its last pages only. Its disks have to be files that both hosts have under the same path; who may
+/// write them is handed over with it. SIGINT and the like give it up, and the guest runs on here.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// A machine's name, or the path of its API socket
+    vm: String,
+    /// Where `coraclectl receive` listens: HOST:PORT, or tls://HOST:PORT
+    to: String,
+    #[command(flatten)]
+    certs: CertsDirectory,
+    /// The name in the receiver's certificate, if it is not HOST
+    #[arg(long, value_name = "NAME")]
+    to_name: Option<String>,
+    /// How long the guest may stand still for its last pages
+    #[arg(long, value_name = "MS")]
+    downtime_ms: Option<u64>,
+    /// After how long it is given up if the guest writes memory faster than it is sent
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+/// How long a migration may take: memory of a TiB on a slow link.
+const WAIT: Duration = Duration::from_hours(24);
+/// How often it is asked how far it is.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// Carries it out.
+///
+/// # Errors
+///
+/// When there is no such machine, or it was not sent; then it runs on where it was, unless the error says otherwise.
+pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateError> {
+    let to = args.to.strip_prefix("tls://").unwrap_or(&args.to);
+    if to.contains("://") || !to.contains(':') {
+        return Err(MigrateError::To(args.to.clone()));
+    }
+    let socket = resolve(&args.vm)?;
+    let signals = Signals::watch()?;
+    let client = Client::new(&socket);
+    let mut body = json!({ "to": to, "tls": args.certs.tls()? });
+    let mut put = |name: &str, value: Option<Value>| {
+        if let (Some(object), Some(value)) = (body.as_object_mut(), value) {
+            object.insert(name.to_owned(), value);
+        }
+    };
+    put("to_name", args.to_name.clone().map(Value::from));
+    put("downtime_ms", args.downtime_ms.map(Value::from));
+    put("timeout_s", args.timeout.map(Value::from));
+    let begun = Instant::now();
+    let last = send(&client, &signals, &body.to_string())?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let count = |name: &str| last.get(name).and_then(Value::as_u64).unwrap_or(0);
+    match format {
+        Format::Json => print_json(&json!({
+            "vm": args.vm,
+            "to": to,
+            "seconds": seconds,
+            "rounds": count("rounds"),
+            "sent_bytes": count("sent_bytes"),
+            "predicted_downtime_us": count("predicted_downtime_us"),
+        }))?,
+        Format::Text => print(format_args!(
+            "{} runs on at {to}: {} MiB in {} rounds, {seconds:.1} s\n",
+            args.vm,
+            count("sent_bytes") >> 20,
+            count("rounds"),
+        ))?,
+    }
+    Ok(())
+}
+
+/// Sends it, shows how far it is, and returns what the monitor said of that last.
+fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<Value, MigrateError> {
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            client.call(Request {
+                method: "PUT",
+                path: "/migration/send",
+                body: Some(body),
+                wait: WAIT,
+            })
+        });
+        let mut last = Value::Null;
+        let mut bar: Option<(Progress, u64)> = None;
+        while !asked.is_finished() {
+            let mut signal = [PollFd::new(signals, PollFlags::IN)];
+            if wait_ready(&mut signal, Some(Deadline::after(PERIOD)))? {
+                client.call(Request {
+                    method: "DELETE",
+                    ..Request::get("/migration")
+                })?;
+                break;
+            }
+            // A monitor that does not answer just now is asked again; what becomes of the machine is told elsewhere.
+            if let Ok(status) = client.read(Request::get("/migration")) {
+                show(&mut bar, &status);
+                last = status;
+            }
+        }
+        drop(bar);
+        match asked.join().expect("a request does not panic") {
+            Err(ClientError::Refused { fault, .. }) => Err(MigrateError::Refused(fault)),
+            answered => Ok(answered.map(|_| last)?),
+        }
+    })
+}
+
+/// A bar of all that is sent, which grows with each round.
+fn show(bar: &mut Option<(Progress, u64)>, status: &Value) {
+    let bytes = |name| status.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let (done, left) = (bytes("sent_bytes"), bytes("left_bytes"));
+    if done + left == 0 {
+        return;
+    }
+    let (bar, shown) = bar.get_or_insert_with(|| (Progress::new("migration", done + left), 0));
+    bar.is_of(done + left);
+    bar.add(done.saturating_sub(*shown));
+    *shown = done.max(*shown);
+}

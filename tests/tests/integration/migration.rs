@@ -1,0 +1,351 @@
+//! Migrations: a guest goes on in another process while it works, and whatever dies, at most one has it.
+
+mod failures;
+mod middle;
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coracle_tests::case::{Case, Context, text};
+use coracle_tests::certificates::Authority;
+use coracle_tests::environment::Need;
+use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::seed::Seed;
+use coracle_tests::{Outcome, ensure};
+use coracle_vmm::migration::tls::TlsFiles;
+
+use self::failures::survives_every_failure;
+use serde_json::{Value, json};
+
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "a_guest_goes_from_one_process_to_the_next_while_it_works",
+        need: Need::Kvm,
+        run: goes_from_one_to_the_next,
+    },
+    Case {
+        name: "whatever_happens_at_any_message_one_process_has_the_guest",
+        need: Need::Kvm,
+        run: survives_every_failure,
+    },
+    Case {
+        name: "coraclectl_makes_certificates_receives_and_sends",
+        need: Need::Kvm,
+        run: coraclectl_moves_a_machine,
+    },
+    Case {
+        name: "strangers_and_other_machines_are_refused_and_the_guest_runs_on",
+        need: Need::Kvm,
+        run: refuses_strangers,
+    },
+];
+
+const SOON: Duration = Duration::from_secs(60);
+const PERIOD: Duration = Duration::from_millis(2);
+
+/// The hosts of one test, which are one.
+struct Hosts {
+    tls: Value,
+}
+
+impl Hosts {
+    fn new(directory: &Path) -> Outcome<Self> {
+        Ok(Self {
+            tls: Authority::new(directory)?.host("127.0.0.1")?,
+        })
+    }
+
+    /// A receiver that listens, what its call comes to, and where it listens.
+    fn receiver<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        context: &Context,
+    ) -> Outcome<(Monitor, thread::ScopedJoinHandle<'scope, Outcome>, String)> {
+        self.receiver_of(scope, context, &json!({}))
+    }
+
+    /// The same with other members in what it is asked.
+    fn receiver_of<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        context: &Context,
+        members: &Value,
+    ) -> Outcome<(Monitor, thread::ScopedJoinHandle<'scope, Outcome>, String)> {
+        let monitor = Launch::new(&context.environment)?.start()?;
+        let mut caller = monitor.connect()?;
+        let mut body = json!({ "listen": "127.0.0.1:0", "tls": self.tls });
+        merge(&mut body, members);
+        let body = body.to_string();
+        let call = scope.spawn(move || {
+            let answer = caller.request("PUT", "/migration/receive", Some(&body))?;
+            ensure!(answer.status == 204, "{} {}", answer.status, answer.body);
+            Ok(())
+        });
+        let until = Instant::now() + SOON;
+        loop {
+            let status = monitor.must("GET", "/migration", None)?.json()?;
+            if let Some(listen) = status.get("listen").and_then(Value::as_str) {
+                return Ok((monitor, call, listen.to_owned()));
+            }
+            ensure!(
+                Instant::now() < until && !call.is_finished(),
+                "it does not listen: {status}"
+            );
+            thread::sleep(PERIOD);
+        }
+    }
+
+    fn files(&self) -> Outcome<TlsFiles> {
+        Ok(serde_json::from_value(self.tls.clone())?)
+    }
+
+    fn send(&self, to: &str) -> Value {
+        json!({ "to": to, "tls": self.tls })
+    }
+}
+
+fn goes_from_one_to_the_next(context: &Context) -> Outcome {
+    let mut seed = context.seed.clone();
+    for round in 0..context.count(4, 300) {
+        one_move(context, &mut seed).map_err(|e| format!("round {round}: {}", text(&e)))?;
+    }
+    Ok(())
+}
+
+fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let disk = directory.path().join("test-disk");
+    blank_image(&disk, 16)?;
+    let number = seed.below(1 << 30);
+    let vcpus = 1 + u32::try_from(seed.below(2))?;
+    let words = format!(
+        "do=hello do=dirty:mib=8,ms=300,seed={number} do=registers:ms=300,seed={number} \
+         do=pattern-write:mib=16,seed={number},bs=65536,depth=8 do=flush do=vcpus:count={vcpus},ms=100 \
+         do=pattern-verify:mib=16,seed={number},bs=4096,depth=16 do=dirty:mib=16,ms=300,seed=7"
+    );
+    let config = Machine::unikernel(&context.environment, &words)
+        .vcpus(vcpus)
+        .memory_mib(64)
+        .drive(json!({
+            "drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
+            "cache_type": "Writeback"
+        }))
+        .config();
+    let mut monitor = Launch::new(&context.environment)?.start()?;
+    monitor.configure(&config)?;
+    monitor.start_instance()?;
+    monitor.console.wait_for("hello", SOON)?;
+    let mut said = String::new();
+    for _ in 0..=seed.below(2) {
+        thread::sleep(Duration::from_micros(seed.below(400_000)));
+        let next = thread::scope(|scope| -> Outcome<Option<Monitor>> {
+            let (receiver, call, to) = hosts.receiver(scope, context)?;
+            let sent = monitor.request("PUT", "/migration/send", Some(&hosts.send(&to)));
+            if !matches!(&sent, Ok(answer) if answer.status == 204) {
+                receiver.must("DELETE", "/migration", None)?;
+                ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
+                let sent = sent.map(|answer| answer.fault());
+                ensure!(!monitor.is_running()?, "it was not sent, and runs: {sent:?}");
+                return Ok(None);
+            }
+            call.join().map_err(|_| "a thread has panicked")??;
+            Ok(Some(receiver))
+        })?;
+        let Some(next) = next else { break };
+        let ended = std::mem::replace(&mut monitor, next).wait(SOON)?;
+        ended.expect(0)?;
+        said.push_str(&ended.console);
+    }
+    let ended = monitor.wait(SOON)?;
+    let how = format!("{words}, {vcpus} vCPUs, before: {said}");
+    ended.expect(0).map_err(|e| format!("{}: {how}", text(&e)))?;
+    let all = said + &ended.console;
+    ensure!(
+        all.contains("pattern-verify: ok") && all.contains("registers: ok"),
+        "{all}: {how}"
+    );
+    ensure!(all.matches("dirty: ok").count() == 2, "{all}: {how}");
+    Ok(())
+}
+
+/// As a user would: certificates, a receiver in the foreground, a machine in the foreground, and a third call that moves it.
+fn coraclectl_moves_a_machine(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let coraclectl = |arguments: &[&str]| {
+        let mut command = Command::new(&context.environment.coraclectl);
+        command
+            .args(arguments)
+            .env("XDG_RUNTIME_DIR", directory.path())
+            .env("CORACLE_MONITOR", &context.environment.coracle)
+            .current_dir(directory.path())
+            .stdin(Stdio::null());
+        command
+    };
+    let made = coraclectl(&["certs", "init", "certs", "127.0.0.1"]).output()?;
+    ensure!(made.status.success(), "{made:?}");
+    blank_image(&directory.path().join("disk"), 1)?;
+    let kernel = context.environment.unikernel.to_string_lossy().into_owned();
+    let words = "console=ttyS0 do=hello do=tick:ms=20,count=150 do=exit:status=7";
+    let piped = |mut command: Command| command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let source = [
+        "run",
+        "--name",
+        "source",
+        "--memory",
+        "32",
+        "--kernel",
+        &kernel,
+        "--disk",
+        "disk,noroot",
+        "--cmdline",
+        words,
+    ];
+    let mut source = Child(piped(coraclectl(&source))?);
+    let receiver = [
+        "receive",
+        "127.0.0.1:0",
+        "--certs",
+        "certs/127.0.0.1",
+        "--name",
+        "target",
+    ];
+    let mut target = Child(piped(coraclectl(&receiver))?);
+    let until = Instant::now() + SOON;
+    let listen = loop {
+        let asked = coraclectl(&["api", "--vm", "target", "GET", "/migration"]).output()?;
+        let status: Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
+        if let Some(listen) = status.get("listen").and_then(Value::as_str) {
+            break listen.to_owned();
+        }
+        ensure!(Instant::now() < until, "it does not listen: {asked:?}");
+        thread::sleep(PERIOD);
+    };
+    let to = format!("tls://{listen}");
+    let sent = loop {
+        let sent = coraclectl(&["migrate", "source", &to, "--certs", "certs/127.0.0.1"]).output()?;
+        // The machine may not have started yet.
+        if sent.status.success() || Instant::now() > until {
+            break sent;
+        }
+        thread::sleep(PERIOD);
+    };
+    ensure!(sent.status.success(), "{sent:?}");
+    let said = String::from_utf8_lossy(&sent.stdout).into_owned();
+    ensure!(said.contains(&format!("source runs on at {listen}: ")), "{said}");
+    let (status, first) = source.end()?;
+    ensure!(status == Some(0), "the source ended with {status:?}: {first}");
+    let (status, second) = target.end()?;
+    ensure!(status == Some(7), "the target ended with {status:?}: {second}");
+    ensure!(
+        first.contains("hello") && second.contains("tick: n=149"),
+        "{first} {second}"
+    );
+    Ok(())
+}
+
+/// A process that does not outlive the test.
+struct Child(std::process::Child);
+
+impl Child {
+    /// Its status, and what it has said.
+    fn end(&mut self) -> Outcome<(Option<i32>, String)> {
+        let mut said = String::new();
+        for stream in [
+            self.0
+                .stdout
+                .take()
+                .map(|stream| Box::new(stream) as Box<dyn Read>),
+            self.0
+                .stderr
+                .take()
+                .map(|stream| Box::new(stream) as Box<dyn Read>),
+        ] {
+            stream.ok_or("it is read once")?.read_to_string(&mut said)?;
+        }
+        Ok((self.0.wait()?.code(), said))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may have ended long ago.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// A source of another authority, one of another name, a target of another name, another machine than is waited for, a disk that
+/// is not there.
+fn refuses_strangers(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let (ours, theirs) = (directory.path().join("ours"), directory.path().join("theirs"));
+    std::fs::create_dir(&ours)?;
+    std::fs::create_dir(&theirs)?;
+    let hosts = Hosts::new(&ours)?;
+    let mut strange = Authority::new(&theirs)?.host("127.0.0.1")?;
+    // It knows whom to trust, and nobody trusts it.
+    merge(&mut strange, &json!({ "ca": ours.join("ca.crt") }));
+    let disk = directory.path().join("test-disk");
+    blank_image(&disk, 1)?;
+    let config = Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
+        .memory_mib(32)
+        .disk("d", &disk)
+        .config();
+    let monitor = Launch::new(&context.environment)?.start()?;
+    monitor.configure(&config)?;
+    monitor.start_instance()?;
+    monitor.console.wait_for("hello", SOON)?;
+    let refused = |receive: Value, send: Value, why: &str| -> Outcome {
+        thread::scope(|scope| {
+            let (receiver, call, to) = hosts.receiver_of(scope, context, &receive)?;
+            let mut body = json!({ "to": to, "tls": hosts.tls });
+            merge(&mut body, &send);
+            let answer = monitor.request("PUT", "/migration/send", Some(&body))?;
+            ensure!(
+                answer.status == 400 && answer.fault().contains(why),
+                "{why}: {}",
+                answer.body
+            );
+            receiver.must("DELETE", "/migration", None)?;
+            ensure!(
+                call.join().is_ok_and(|call| call.is_err()),
+                "{why}: it has received"
+            );
+            Ok(())
+        })
+    };
+    let none = json!({});
+    refused(none.clone(), json!({ "tls": strange }), "the other side is gone")?;
+    refused(
+        json!({ "tls": strange }),
+        none.clone(),
+        "does not accept the other's certificate",
+    )?;
+    refused(
+        none.clone(),
+        json!({ "to_name": "host-b" }),
+        "does not accept the other's certificate",
+    )?;
+    refused(
+        json!({ "from_name": "host-b" }),
+        none.clone(),
+        "the other side is gone",
+    )?;
+    refused(json!({ "vm": "another" }), none, "and `another` is waited for")?;
+    let seen = monitor.console.text().matches("tick: ").count();
+    monitor
+        .console
+        .wait_for(&format!("tick: n={} ", seen + 5), SOON)?;
+    Ok(())
+}
+
+fn merge(body: &mut Value, other: &Value) {
+    if let (Some(body), Some(other)) = (body.as_object_mut(), other.as_object()) {
+        body.extend(other.clone());
+    }
+}

@@ -1,0 +1,190 @@
+//! The table of failures: each message of the protocol, each thing that can happen at it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coracle_tests::case::Context;
+use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::harness::matrix::{Cell, Matrix};
+use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::{Outcome, ensure};
+use coracle_vmm::migration::wire::Kind;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::middle::{Middle, Then};
+use super::{Hosts, SOON};
+
+/// What happens at a message.
+const FAULTS: &[&str] = &[
+    "the source is killed",
+    "the target is killed",
+    "the source is frozen",
+    "the target is frozen",
+    "the connection is cut",
+    "nothing passes any more",
+    "a bit is flipped",
+    "everything is slow",
+];
+
+pub(super) fn survives_every_failure(context: &Context) -> Outcome {
+    let names: Vec<&'static str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    let matrix = Matrix::new("migration")
+        .axis("message", &names)
+        .axis("fault", FAULTS)
+        .impossible(
+            &[("message", Kind::Refused.name())],
+            "nobody refuses a machine that it can take",
+        );
+    let mut seed = context.seed.clone();
+    let report = matrix.run(context.extent, 10, &mut seed, |cell| one_cell(context, cell))?;
+    print!("{report}");
+    report.expect_passed()
+}
+
+fn one_cell(context: &Context, cell: &Cell) -> Outcome {
+    let (message, fault) = (cell.value("message")?, cell.value("fault")?);
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == message);
+    let kind = kind.ok_or("no such message")?;
+    let directory = tempfile::tempdir()?;
+    let disk = directory.path().join("test-disk");
+    blank_image(&disk, 1)?;
+    let mut source = Launch::new(&context.environment)?.start()?;
+    source.configure(&ticking(context, &disk))?;
+    source.start_instance()?;
+    source.console.wait_for("tick: n=3 ", SOON)?;
+    let hosts = Hosts::new(directory.path())?;
+    let mut target = thread::scope(|scope| fails_at(context, scope, &hosts, &source, (kind, fault)))?;
+    let runs = [runs(&mut source)?, runs(&mut target)?];
+    let expected = expected(kind, fault);
+    ensure!(
+        expected.contains(&runs),
+        "source and target run: {runs:?}, and not {expected:?}"
+    );
+    goes_on(&source, &target, runs)?;
+    for mut monitor in [source, target] {
+        if monitor.is_running()? {
+            monitor.signal(Signal::KILL)?;
+        }
+        monitor.wait(SOON)?;
+    }
+    boots(context, &disk)
+}
+
+fn ticking(context: &Context, disk: &Path) -> Value {
+    Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
+        .memory_mib(32)
+        .disk("d", disk)
+        .config()
+}
+
+/// Sends the guest, lets the fault happen at the first message of its kind, and waits until both sides have come to an end.
+fn fails_at<'scope>(
+    context: &Context,
+    scope: &'scope thread::Scope<'scope, '_>,
+    hosts: &'scope Hosts,
+    source: &Monitor,
+    (kind, fault): (Kind, &str),
+) -> Outcome<Monitor> {
+    let then = match fault {
+        "the connection is cut" => Then::Cut,
+        "a bit is flipped" => Then::Corrupt,
+        "everything is slow" => Then::Slow,
+        _ => Then::Hold,
+    };
+    let (mut target, receiving, to) = hosts.receiver(scope, context)?;
+    let middle = Middle::start(&hosts.files()?, &to, kind, then)?;
+    let mut caller = source.connect()?;
+    let body = hosts.send(&middle.address).to_string();
+    let sending = scope.spawn(move || {
+        // A source that is killed gives no answer.
+        drop(caller.request("PUT", "/migration/send", Some(&body)));
+    });
+    middle.wait_sprung(SOON)?;
+    match fault {
+        "the source is killed" => source.signal(Signal::KILL)?,
+        "the target is killed" => target.signal(Signal::KILL)?,
+        "the source is frozen" | "the target is frozen" => {
+            let frozen = if fault == "the source is frozen" {
+                source
+            } else {
+                &target
+            };
+            frozen.signal(Signal::STOP)?;
+            middle.let_go();
+            thread::sleep(Duration::from_secs(context.count(6, 30).into()));
+            frozen.signal(Signal::CONT)?;
+        }
+        _ => {}
+    }
+    if fault != "nothing passes any more" {
+        middle.let_go();
+    }
+    let until = Instant::now() + SOON;
+    while !(sending.is_finished() && (receiving.is_finished() || !target.is_running()?)) {
+        ensure!(Instant::now() < until, "one side does not come to an end");
+        thread::sleep(super::PERIOD);
+    }
+    Ok(target)
+}
+
+/// Whether the source, and whether the target, may have the guest in the end.
+fn expected(kind: Kind, fault: &str) -> &'static [[bool; 2]] {
+    match (fault, kind) {
+        // What dies with the guest takes it along.
+        ("the source is killed", Kind::Go | Kind::Running) => &[[false, true], [false, false]],
+        ("the source is killed", _) | ("the target is killed", Kind::Running) => &[[false, false]],
+        ("the source is frozen" | "the target is frozen", _) => &[[true, false], [false, true]],
+        ("everything is slow", _) | (_, Kind::Running) => &[[false, true]],
+        _ => &[[true, false]],
+    }
+}
+
+/// The guest that runs goes on, and nothing that it has shown was shown twice.
+fn goes_on(source: &Monitor, target: &Monitor, runs: [bool; 2]) -> Outcome {
+    if runs.contains(&true) {
+        let survivor = if runs == [true, false] { source } else { target };
+        let seen = ticks(&source.console.text()).last().copied().unwrap_or_default();
+        let later = |text: &str| ticks(text).last().filter(|last| **last > seen + 3).copied();
+        survivor.console.wait_until("the guest goes on", SOON, later)?;
+    }
+    let (before, after) = (ticks(&source.console.text()), ticks(&target.console.text()));
+    let both: BTreeSet<&u64> = before.intersection(&after).collect();
+    ensure!(both.is_empty(), "both have shown {both:?}");
+    Ok(())
+}
+
+/// Whether the guest runs in this process.
+fn runs(monitor: &mut Monitor) -> Outcome<bool> {
+    let until = Instant::now() + SOON;
+    while monitor.is_running()? {
+        match monitor.must("GET", "/", None) {
+            Ok(answer) => return Ok(answer.json()?.get("state") == Some(&"Running".into())),
+            // It is about to end.
+            Err(error) => ensure!(Instant::now() < until, "it neither answers nor ends: {error:?}"),
+        }
+        thread::sleep(super::PERIOD);
+    }
+    Ok(false)
+}
+
+fn ticks(console: &str) -> BTreeSet<u64> {
+    let lines = console.lines().filter_map(|line| line.strip_prefix("tick: n="));
+    lines
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+/// Whoever comes next can have the disk.
+fn boots(context: &Context, disk: &Path) -> Outcome {
+    let config = Machine::unikernel(&context.environment, "do=hello do=exit:status=3")
+        .memory_mib(32)
+        .disk("d", disk)
+        .config();
+    let monitor = Launch::new(&context.environment)?.start()?;
+    monitor.configure(&config)?;
+    monitor.start_instance()?;
+    monitor.wait(SOON)?.expect(3)
+}

@@ -1,0 +1,88 @@
+//! Moving a machine to another process while its guest runs.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::migration::tls::TlsFiles;
+
+/// The body of `PUT /migration/send`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationSend {
+    /// HOST:PORT of the receiver.
+    pub to: String,
+    /// The name in the receiver's certificate, if it is not the host of `to`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_name: Option<String>,
+    /// The certificates.
+    pub tls: TlsFiles,
+    /// How long the guest may stand still for its last pages, in milliseconds. As long as what is left would take longer, memory
+    /// is sent while the guest runs.
+    #[serde(default = "downtime_ms")]
+    pub downtime_ms: u64,
+    /// After how long it is given up, in seconds, if the guest still writes faster than memory is sent.
+    #[serde(default = "timeout_s")]
+    pub timeout_s: u64,
+}
+
+fn downtime_ms() -> u64 {
+    50
+}
+
+fn timeout_s() -> u64 {
+    300
+}
+
+/// The body of `PUT /migration/receive`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationReceive {
+    /// ADDRESS:PORT to listen at; with port 0 a free one, which `GET /migration` tells.
+    pub listen: String,
+    /// The name in the sender's certificate; without it any host of the authority may send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_name: Option<String>,
+    /// The only machine that is taken, by its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    /// The certificates.
+    pub tls: TlsFiles,
+}
+
+/// The answer to `GET /migration`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MigrationStatus {
+    /// What is being done.
+    pub state: MigrationStage,
+    /// Where a receiver listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+    /// How many times memory was gone through.
+    pub rounds: u64,
+    /// How much memory was sent or taken, in bytes.
+    pub sent_bytes: u64,
+    /// How much is left of this round, in bytes.
+    pub left_bytes: u64,
+    /// How fast memory was sent in the last round, in bytes per second.
+    pub bytes_per_s: u64,
+    /// How long the guest would stand still now, in microseconds, by what is known.
+    pub predicted_downtime_us: u64,
+}
+
+/// What is being done of a migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MigrationStage {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// A receiver waits for its sender, or takes memory.
+    Receiving,
+    /// The guest runs, and its memory is being sent.
+    Sending,
+    /// The guest stands still for the last pages.
+    Stopping,
+    /// The disks are on their way: the leases decide.
+    HandingOver,
+    /// The connection was lost meanwhile, and the leases are asked who has the guest.
+    Settling,
+}

@@ -1,0 +1,22 @@
+//! Live migration: a machine goes on in another process, by a connection that both sides have checked.
+//!
+//! ```text
+//!   source                                   target
+//!   hello: what it is, what it offers ─────► checks all of it; ready, or every reason why not
+//!   rounds: pages, zeros ──────────────────► into the memory of a machine that is not there yet
+//!   the guest stands still, all is flushed
+//!   the last pages, the state ─────────────► checked whole: loaded
+//!   the fences come down; go ──────────────► takes each lease, builds the machine
+//!                                            starts: from here on the source never runs again
+//!   retires ◄──────────────────── running ── the guest's next instruction
+//! ```
+//!
+//! Who may write the disks is decided by their leases alone (`coracle_storage::lease`), whatever is sent or lost here.
+
+pub mod hello;
+pub mod pages;
+pub mod progress;
+pub mod receive;
+pub mod send;
+pub mod tls;
+pub mod wire;

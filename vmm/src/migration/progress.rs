@@ -1,0 +1,95 @@
+//! How far a migration is, for whoever asks while others work on it, and how it is given up.
+
+use std::net::{Shutdown, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::snapshot::memory::PAGE_BYTES;
+
+/// Counters of one migration.
+#[derive(Debug, Default)]
+pub struct Progress {
+    rounds: AtomicU64,
+    sent_pages: AtomicU64,
+    left_pages: AtomicU64,
+    bytes_per_s: AtomicU64,
+    downtime_us: AtomicU64,
+    is_cancelled: AtomicBool,
+    /// What is cut when it is given up.
+    socket: Mutex<Option<TcpStream>>,
+}
+
+impl Progress {
+    /// How many times the memory was gone through.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// How much memory was sent or taken, in bytes; zeros count as what they are.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_pages.load(Ordering::Relaxed) * PAGE_BYTES as u64
+    }
+
+    /// How much is left of the round, in bytes.
+    pub fn left_bytes(&self) -> u64 {
+        self.left_pages.load(Ordering::Relaxed) * PAGE_BYTES as u64
+    }
+
+    /// How fast memory was sent in the last round.
+    pub fn bytes_per_s(&self) -> u64 {
+        self.bytes_per_s.load(Ordering::Relaxed)
+    }
+
+    /// How long the guest will stand still, by what is known now.
+    pub fn downtime(&self) -> Duration {
+        Duration::from_micros(self.downtime_us.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn begin_round(&self, pages: u64) {
+        self.rounds.fetch_add(1, Ordering::Relaxed);
+        self.left_pages.store(pages, Ordering::Relaxed);
+    }
+
+    pub(super) fn add(&self, pages: u64) {
+        self.sent_pages.fetch_add(pages, Ordering::Relaxed);
+        let left = self.left_pages.load(Ordering::Relaxed);
+        self.left_pages
+            .store(left.saturating_sub(pages), Ordering::Relaxed);
+    }
+
+    pub(super) fn predict(&self, bytes_per_s: u64, downtime: Duration) {
+        self.bytes_per_s.store(bytes_per_s, Ordering::Relaxed);
+        let us = u64::try_from(downtime.as_micros()).unwrap_or(u64::MAX);
+        self.downtime_us.store(us, Ordering::Relaxed);
+    }
+
+    /// Gives it up: whoever waits for the other side waits no more.
+    pub fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
+        if let Some(socket) = self.socket.lock().expect("no holder panics").take() {
+            // Nobody is there to be told that it is cut already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether somebody has given it up.
+    pub fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The connection that is cut when it is given up.
+    pub(super) fn goes_by(&self, socket: &TcpStream) -> std::io::Result<()> {
+        let copy = socket.try_clone()?;
+        *self.socket.lock().expect("no holder panics") = Some(copy);
+        if self.is_cancelled() {
+            self.cancel();
+        }
+        Ok(())
+    }
+
+    /// From here on nothing cuts it.
+    pub(super) fn cannot_be_cut(&self) {
+        self.socket.lock().expect("no holder panics").take();
+    }
+}

@@ -1,0 +1,273 @@
+//! The target: a thread that takes a machine in, until it can be built.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_storage::lease::Owner;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::hello::Hello;
+use super::pages::{Ordered, PagesError};
+use super::progress::Progress;
+use super::tls::{Identity, ServerStream, TlsError};
+use super::wire::{Kind, Wire, WireError};
+use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
+use crate::config::Config;
+use crate::keys::ReadingKeys;
+use crate::machine::check_compatible;
+use crate::machine::disks::Course;
+use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, page_size};
+use crate::machine::state::{Counts, MachineState};
+use crate::memory::{self, Backing, MemoryError};
+use crate::state::{State, StateError, whole};
+
+/// What taking a machine in needs.
+pub struct Job {
+    /// Where the source calls.
+    pub listener: TcpListener,
+    /// Ours.
+    pub identity: Identity,
+    /// The name that the source's certificate has to have, if that is said.
+    pub from: Option<String>,
+    /// The only machine that is taken in, if that is said.
+    pub vm: Option<String>,
+    /// What the process was told before.
+    pub process: Config,
+    /// Who takes it.
+    pub owner: Owner,
+    /// How far it is.
+    pub progress: Arc<Progress>,
+}
+
+/// A machine that can go on here, and nowhere else unless the source wins the next step of its lease.
+pub struct Received {
+    /// What it is built from.
+    pub plan: Plan,
+    /// Its configuration.
+    pub config: Config,
+    /// Who is to be told that it runs.
+    pub wire: Wire<ServerStream>,
+}
+
+/// Why no machine was taken in.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of an error is its documentation")]
+pub enum ReceiveError {
+    #[error("cannot wait for the source")]
+    Listen(#[source] io::Error),
+    #[error("the source was lost")]
+    Wire(#[from] WireError),
+    #[error("what the source says of its machine cannot be read")]
+    Hello(#[from] postcard::Error),
+    #[error("the machine cannot go on here: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error("the source has sent what cannot be")]
+    Pages(#[from] PagesError),
+    #[error("the source has sent more memory than a migration needs")]
+    TooMuch,
+    #[error("the state of the machine is damaged")]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Compatibility(#[from] CompatibilityError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("the migration was cancelled")]
+    Cancelled,
+}
+
+/// How long a source may be silent.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long whoever calls may take to say who it is.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether somebody has given it up.
+const LOOK_MS: i64 = 50;
+/// How many times its size a memory may be sent.
+const TIMES_MAX: u64 = 64;
+
+impl Job {
+    /// Waits for a source that can be trusted, and takes its machine in.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError`]; then nothing is left of it.
+    pub fn run(self) -> Result<Received, ReceiveError> {
+        let mut wire = Wire::new(self.accept()?);
+        let taken = self.take(&mut wire);
+        match taken {
+            Ok((plan, config)) => Ok(Received { plan, config, wire }),
+            Err(error) => {
+                tell(&mut wire, &crate::api::chain(&error));
+                match error {
+                    ReceiveError::Wire(_) if self.progress.is_cancelled() => Err(ReceiveError::Cancelled),
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Whoever is not trusted is sent away, and the next one may come.
+    fn accept(&self) -> Result<ServerStream, ReceiveError> {
+        loop {
+            let socket = self.call()?;
+            match self.greet(socket) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => log::warn!("a caller was sent away: {}", crate::api::chain(&error)),
+            }
+            // Its connection is not to outlive it.
+            self.progress.cannot_be_cut();
+        }
+    }
+
+    fn call(&self) -> Result<TcpStream, ReceiveError> {
+        self.listener
+            .set_nonblocking(true)
+            .map_err(ReceiveError::Listen)?;
+        loop {
+            if self.progress.is_cancelled() {
+                return Err(ReceiveError::Cancelled);
+            }
+            let mut fds = [PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
+            let look = Timespec {
+                tv_sec: 0,
+                tv_nsec: LOOK_MS * 1_000_000,
+            };
+            // Whatever woke it, the listener is asked.
+            let _ = poll(&mut fds, Some(&look));
+            match self.listener.accept() {
+                Ok((socket, _)) => return Ok(socket),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::Interrupted
+                            | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => return Err(ReceiveError::Listen(error)),
+            }
+        }
+    }
+
+    fn greet(&self, socket: TcpStream) -> Result<ServerStream, TlsError> {
+        let limited = |limit| {
+            socket.set_nonblocking(false)?;
+            socket.set_nodelay(true)?;
+            socket.set_read_timeout(Some(limit))?;
+            socket.set_write_timeout(Some(limit))
+        };
+        limited(GREETING_MAX).map_err(TlsError::Refused)?;
+        self.progress.goes_by(&socket).map_err(TlsError::Refused)?;
+        let stream = self.identity.accept(socket, self.from.as_deref())?;
+        let waits = stream.sock.set_read_timeout(Some(SILENCE_MAX));
+        waits.map_err(TlsError::Refused)?;
+        Ok(stream)
+    }
+
+    fn take(&self, wire: &mut Wire<ServerStream>) -> Result<(Plan, Config), ReceiveError> {
+        let (Kind::Hello, body) = wire.receive()? else {
+            return Err(ReceiveError::Refused(
+                "the source does not begin with a hello".to_owned(),
+            ));
+        };
+        let hello: Hello = whole(body)?;
+        if self.vm.as_ref().is_some_and(|vm| *vm != hello.vm) {
+            return Err(ReceiveError::Refused(format!(
+                "machine `{}` is sent, and `{}` is waited for",
+                hello.vm,
+                self.vm.as_deref().unwrap_or_default()
+            )));
+        }
+        let config = hello.check(&self.owner);
+        let config = config.map_err(|problems| ReceiveError::Refused(problems.join("; ")))?;
+        let machine = config.machine();
+        let memory = memory::allocate(
+            machine.mem_size_mib,
+            Backing::Anonymous,
+            page_size(machine.huge_pages),
+        )?;
+        let counts = Counts {
+            vcpus: machine.vcpu_count,
+            virtio: config.drives().len() + usize::from(config.entropy().is_some()),
+        };
+        wire.send(Kind::Ready, &[])?;
+        wire.flush()?;
+        let ordered = Ordered::new(&memory);
+        let state = take_memory(wire, &ordered, &self.progress)?;
+        let mut state = State::parse(&state, &ReadingKeys::default())?;
+        let machine = MachineState::read(&mut state, counts)?;
+        state.finish()?;
+        check_compatible(&machine)?;
+        wire.send(Kind::Loaded, &[])?;
+        wire.flush()?;
+        match wire.receive()? {
+            (Kind::Go, _) => {}
+            (found, _) => return Err(WireError::Unexpected { found }.into()),
+        }
+        self.progress.cannot_be_cut();
+        let config = config.continued_by(&self.process);
+        let courses: Vec<Course> = config
+            .drives()
+            .iter()
+            .map(|drive| hello.course_of(drive))
+            .collect();
+        let saved = SavedOrigin {
+            memory: MemorySource {
+                memory,
+                pager: None,
+                id: None,
+            },
+            state: machine,
+        };
+        let plan = Plan::restore(&config, &courses, &self.owner, saved)?;
+        Ok((plan, config))
+    }
+}
+
+/// Takes memory in until the state comes, which is returned.
+///
+/// # Errors
+///
+/// When the source is lost, sends what has no place, or more than a migration needs.
+pub fn take_memory<S: Read + Write>(
+    wire: &mut Wire<S>,
+    ordered: &Ordered<'_>,
+    progress: &Progress,
+) -> Result<Vec<u8>, ReceiveError> {
+    let limit = ordered.count().saturating_mul(TIMES_MAX);
+    let mut taken = 0;
+    loop {
+        let count = match wire.receive()? {
+            (Kind::Pages, body) => ordered.take_pages(body)?,
+            (Kind::Zeros, body) => ordered.take_zeros(body)?,
+            (Kind::State, body) => return Ok(body.to_vec()),
+            (found, _) => return Err(WireError::Unexpected { found }.into()),
+        };
+        // Zeros of no page would cost nothing, and last for ever.
+        taken += count.max(1);
+        if taken > limit {
+            return Err(ReceiveError::TooMuch);
+        }
+        progress.add(count);
+    }
+}
+
+/// Tells the source why it is not to wait. It may be gone.
+fn tell(wire: &mut Wire<ServerStream>, why: &str) {
+    let bytes = why.as_bytes();
+    let shown = bytes.get(..Kind::Refused.body_bytes_max()).unwrap_or(bytes);
+    let _ = wire.send(Kind::Refused, &[shown]).and_then(|()| wire.flush());
+}
+
+/// Tells the source that the guest runs here; the thread ends when it is told, or is gone.
+pub fn tell_running(mut wire: Wire<ServerStream>) {
+    let told = wire.send(Kind::Running, &[]).and_then(|()| wire.flush());
+    if let Err(error) = told {
+        log::info!("the source was not told that the guest runs here: {error}");
+    }
+    wire.stream().conn.send_close_notify();
+    let _ = wire.flush();
+}

@@ -1,0 +1,138 @@
+#![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::thread;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+use super::*;
+
+/// An authority.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self {
+            pem,
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// The files of a host, trusting `trusted`.
+    fn host(&self, name: &str, trusted: &Self, directory: &Path) -> TlsFiles {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let file = |kind: &str, text: &str| {
+            let path = directory.join(format!("{name}.{kind}"));
+            fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        TlsFiles {
+            certificate: file("crt", &certificate.pem()),
+            key: file("key", &key.serialize_pem()),
+            ca: file("ca", &trusted.pem),
+        }
+    }
+}
+
+/// What both sides come to.
+fn greeted(
+    server: &TlsFiles,
+    client: &TlsFiles,
+    called: &str,
+    caller: Option<&str>,
+) -> (Result<(), TlsError>, Result<(), TlsError>) {
+    let (server, client) = (Identity::read(server).unwrap(), Identity::read(client).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        let listening = scope.spawn(|| {
+            let (socket, _) = listener.accept().unwrap();
+            let mut stream = server.accept(socket, caller)?;
+            let mut bytes = [0; 5];
+            stream.read_exact(&mut bytes).map_err(TlsError::Refused)?;
+            assert_eq!(bytes, *b"hello");
+            stream.write_all(b"ready").map_err(TlsError::Refused)
+        });
+        let calling = || {
+            let socket = TcpStream::connect(address).unwrap();
+            let mut stream = client.call(socket, called)?;
+            stream.write_all(b"hello").map_err(TlsError::Refused)?;
+            let mut bytes = [0; 5];
+            stream.read_exact(&mut bytes).map_err(TlsError::Refused)?;
+            assert_eq!(bytes, *b"ready");
+            Ok(())
+        };
+        let called = calling();
+        (listening.join().unwrap(), called)
+    })
+}
+
+#[test]
+fn hosts_of_one_authority_talk_and_others_do_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let a = ours.host("host-a.test", &ours, directory.path());
+    let b = ours.host("127.0.0.1", &ours, directory.path());
+    let (at_b, at_a) = greeted(&b, &a, "127.0.0.1", Some("host-a.test"));
+    at_b.unwrap();
+    at_a.unwrap();
+    let (at_b, at_a) = greeted(&b, &a, "127.0.0.2", None);
+    assert!(at_b.is_err() && at_a.is_err(), "the target has another name");
+    let (at_b, _) = greeted(&b, &a, "127.0.0.1", Some("host-c.test"));
+    assert!(matches!(at_b, Err(TlsError::OtherName { .. })), "{at_b:?}");
+    let strange = theirs.host("host-s.test", &ours, directory.path());
+    let (at_b, at_s) = greeted(&b, &strange, "127.0.0.1", None);
+    assert!(
+        at_b.is_err() && at_s.is_err(),
+        "the source is of another authority"
+    );
+    let strange = theirs.host("127.0.0.1", &ours, directory.path());
+    let (at_s, at_a) = greeted(&strange, &a, "127.0.0.1", None);
+    assert!(
+        at_s.is_err() && at_a.is_err(),
+        "the target is of another authority"
+    );
+}
+
+#[test]
+fn files_that_hold_something_else_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let files = authority.host("host-a.test", &authority, directory.path());
+    let swapped = TlsFiles {
+        certificate: files.key.clone(),
+        ..files.clone()
+    };
+    let error = Identity::read(&swapped).unwrap_err().to_string();
+    assert!(
+        error.contains("host-a.test.key") && error.contains("no certificate"),
+        "{error}"
+    );
+    let swapped = TlsFiles {
+        key: files.certificate.clone(),
+        ..files.clone()
+    };
+    let error = Identity::read(&swapped).unwrap_err().to_string();
+    assert!(error.contains("no private key"), "{error}");
+    let missing = TlsFiles {
+        ca: "/nowhere".to_owned(),
+        ..files
+    };
+    assert!(
+        Identity::read(&missing)
+            .unwrap_err()
+            .to_string()
+            .contains("`/nowhere`")
+    );
+}

@@ -1,0 +1,567 @@
+//! Migrations as the `vmm` thread sees them: it gives the thread that sends what only it can, and looks after the leases.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coracle_devices::virtio::device::Patience;
+use coracle_storage::lease::{Opposition, Phase as LeasePhase};
+
+use super::opening::Opening;
+use super::operation::{Course, Reaction, Work};
+use super::{Guest, Monitor};
+use crate::api::Fault;
+use crate::config::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus};
+use crate::end::End;
+use crate::machine::handover::{Outcome, Yielded};
+use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round};
+use crate::migration::hello::Hello;
+use crate::migration::progress::Progress;
+use crate::migration::receive::{self, ReceiveError, Received};
+use crate::migration::send::{self, Desk, Given, SendError, Want};
+use crate::migration::tls::Identity;
+use crate::state::Sections;
+
+/// A machine that is being sent.
+///
+/// ```text
+///   Copying ──► Stopping ──► Flushing ──► Stopped ──► Yielded ──► the guest runs there: over
+///      └───────────┴────────────┴────────────┴── lost: the guest runs on here
+///                                                       └── lost ──► Settling: the leases say where
+/// ```
+pub(super) struct Sending {
+    thread: Opening<Result<(), SendError>>,
+    clerk: Clerk,
+    stage: Stage,
+    to: String,
+    progress: Arc<Progress>,
+}
+
+/// The other end of [`Desk`].
+struct Clerk {
+    wants: Receiver<Want>,
+    given: Option<Sender<Given>>,
+}
+
+enum Stage {
+    /// The guest runs.
+    Copying,
+    /// The guest is [`Guest::Pausing`].
+    Stopping,
+    /// What it has written is put on its media.
+    Flushing(Round),
+    /// The last of it is being sent.
+    Stopped,
+    /// The fences are down.
+    Yielded,
+    /// The leases are asked; what the connection came to is kept for whoever asked.
+    Settling(Opening<Settled>, SendError),
+}
+
+/// What the leases say.
+enum Settled {
+    Back(Machine<Paused>),
+    /// The guest is elsewhere, or nowhere: whose the images are, in words.
+    Gone(Machine<Yielded>, Gone),
+}
+
+enum Gone {
+    /// The target has started.
+    Started,
+    /// Somebody else has the images.
+    Stranger(String),
+    /// There is no lease that could say.
+    Unknown,
+}
+
+/// A machine that is being taken in.
+pub(super) struct Receiving {
+    thread: Opening<Result<Box<Received>, ReceiveError>>,
+    listen: String,
+    progress: Arc<Progress>,
+}
+
+/// How long the target may take from its first step to its second.
+const START_MAX: Duration = Duration::from_secs(3);
+/// How often the leases are asked.
+const SETTLE_PERIOD: Duration = Duration::from_millis(20);
+/// How long a loser's fence is waited for at a time.
+const FENCE_MAX: Duration = Duration::from_secs(1);
+
+impl Monitor {
+    /// Begins to send the machine.
+    pub(super) fn send_migration(&mut self, asked: MigrationSend) -> Result<Reaction, Fault> {
+        let Guest::Running(machine) = &self.guest else {
+            unreachable!("the phase was looked at");
+        };
+        let hello = Hello::new(&self.id, &self.config, machine.offers());
+        let hello = hello.map_err(|error| fault(&error))?;
+        let (wants, clerk_wants) = channel();
+        let (clerk_given, given) = channel();
+        let progress = Arc::<Progress>::default();
+        let notice = self.wakeup.notice();
+        let job = send::Job {
+            to: asked.to.clone(),
+            name: asked.to_name,
+            tls: asked.tls,
+            hello,
+            memory: Arc::clone(machine.memory()),
+            downtime: Duration::from_millis(asked.downtime_ms),
+            deadline: Instant::now() + Duration::from_secs(asked.timeout_s),
+            desk: Desk {
+                wants,
+                given,
+                notice: notice.clone(),
+            },
+            progress: Arc::clone(&progress),
+        };
+        let thread = Opening::begin("mover", &notice, move || job.run());
+        Ok(Reaction::Begun(Work::Send(Box::new(Sending {
+            thread: thread.map_err(|error| fault(&error))?,
+            clerk: Clerk {
+                wants: clerk_wants,
+                given: Some(clerk_given),
+            },
+            stage: Stage::Copying,
+            to: asked.to,
+            progress,
+        }))))
+    }
+
+    pub(super) fn go_on_sending(&mut self, mut sending: Box<Sending>) -> Course {
+        let mut due = None;
+        loop {
+            let stage = std::mem::replace(&mut sending.stage, Stage::Copying);
+            let (next, course) = match stage {
+                Stage::Stopping => self.stop_for(&sending),
+                Stage::Flushing(round) => self.flush_for(&sending, round),
+                Stage::Settling(settling, why) => match settling.poll() {
+                    None => (Stage::Settling(settling, why), Step::Wait(None)),
+                    Some(settled) => return self.settled(settled, &why, &sending.to),
+                },
+                stage => self.attend_to(&mut sending.clerk, stage),
+            };
+            sending.stage = next;
+            match course {
+                Step::Again => {}
+                Step::Wait(until) => {
+                    due = until;
+                    break;
+                }
+                // The thread that sends hears of it, and ends.
+                Step::Failed(error) => {
+                    log::warn!("{}", error.message);
+                    sending.clerk.given = None;
+                    break;
+                }
+            }
+        }
+        if matches!(sending.stage, Stage::Settling(..)) {
+            return Course::Pending(Work::Send(sending), due);
+        }
+        match sending.thread.poll() {
+            None => Course::Pending(Work::Send(sending), due),
+            Some(Ok(())) => self.has_gone(&sending.to),
+            Some(Err(error)) => self.not_sent(sending, error),
+        }
+    }
+
+    /// Gives the thread that sends what it wants, if it wants something.
+    fn attend_to(&mut self, clerk: &mut Clerk, stage: Stage) -> (Stage, Step) {
+        let want = match clerk.wants.try_recv() {
+            Ok(want) => want,
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => return (stage, Step::Wait(None)),
+        };
+        let (stage, given) = match (want, std::mem::take(&mut self.guest)) {
+            (Want::Rounds, Guest::Running(mut machine)) => {
+                let pages = machine.begin_rounds();
+                self.guest = Guest::Running(machine);
+                (stage, pages.map(Given::Pages).map_err(|error| fault(&error)))
+            }
+            (Want::Round, Guest::Running(mut machine)) => {
+                let pages = machine.take_round();
+                self.guest = Guest::Running(machine);
+                (stage, pages.map(Given::Pages).map_err(|error| fault(&error)))
+            }
+            (Want::Stop, Guest::Running(machine)) => {
+                self.guest = Guest::Pausing(machine.begin_pause(&self.wakeup.notice()));
+                return (Stage::Stopping, Step::Again);
+            }
+            (Want::Yield, Guest::Paused(machine)) => match machine.hand_over() {
+                Ok(machine) => {
+                    self.guest = Guest::Yielded(Some(machine));
+                    (Stage::Yielded, Ok(Given::Yielded))
+                }
+                Err((machine, error)) => {
+                    self.guest = Guest::Paused(machine);
+                    (stage, Err(fault(&error)))
+                }
+            },
+            (_, guest) => {
+                self.guest = guest;
+                (
+                    stage,
+                    Err(Fault::bad_request("Migration error: a disk was lost meanwhile")),
+                )
+            }
+        };
+        match given {
+            Ok(given) => {
+                clerk.give(given);
+                (stage, Step::Again)
+            }
+            Err(error) => (stage, Step::Failed(error)),
+        }
+    }
+
+    fn stop_for(&mut self, sending: &Sending) -> (Stage, Step) {
+        let Guest::Pausing(machine) = std::mem::take(&mut self.guest) else {
+            unreachable!("a pause goes on while the guest is pausing");
+        };
+        let (guest, stage, step) = match machine.poll(Patience::None) {
+            Pause::Pending(machine, until) => {
+                (Guest::Pausing(machine), Stage::Stopping, Step::Wait(Some(until)))
+            }
+            Pause::Paused(machine) => {
+                let round = machine.begin_flush(&self.wakeup.notice());
+                let (stage, step) = match round {
+                    Ok(round) => (Stage::Flushing(round), Step::Again),
+                    Err(error) => (Stage::Stopped, Step::Failed(fault(&error))),
+                };
+                (Guest::Paused(machine), stage, step)
+            }
+            Pause::Stranded(machine) => {
+                let error = format!(
+                    "Migration error: a disk was lost while the guest was stopped for {}",
+                    sending.to
+                );
+                (
+                    Guest::Stranded(machine),
+                    Stage::Stopped,
+                    Step::Failed(Fault::bad_request(error)),
+                )
+            }
+            Pause::Refused(Refused { machine, error }) => (
+                Guest::Running(machine),
+                Stage::Copying,
+                Step::Failed(fault(&error)),
+            ),
+        };
+        self.guest = guest;
+        (stage, step)
+    }
+
+    fn flush_for(&mut self, sending: &Sending, mut round: Round) -> (Stage, Step) {
+        let Guest::Paused(machine) = &mut self.guest else {
+            return (
+                Stage::Stopped,
+                Step::Failed(Fault::bad_request("Migration error: a disk was lost")),
+            );
+        };
+        match machine.poll_round(&mut round, Patience::None) {
+            RoundProgress::Pending { until } => (Stage::Flushing(round), Step::Wait(Some(until))),
+            RoundProgress::Done(Err(error)) => (Stage::Stopped, Step::Failed(fault(&error))),
+            RoundProgress::Done(Ok(())) => {
+                let mut sections = Sections::default();
+                let last = machine
+                    .state()
+                    .map(|state| state.write(&mut sections))
+                    .map_err(|error| fault(&error));
+                let last = last.and_then(|()| machine.take_round().map_err(|error| fault(&error)));
+                match last {
+                    Ok(pages) => {
+                        sending.clerk.give(Given::Last(pages, sections.finish()));
+                        (Stage::Stopped, Step::Again)
+                    }
+                    Err(error) => (Stage::Stopped, Step::Failed(error)),
+                }
+            }
+        }
+    }
+
+    /// The guest runs elsewhere, and so this process has nothing left to do.
+    fn has_gone(&mut self, to: &str) -> Course {
+        if let Guest::Yielded(Some(machine)) = std::mem::take(&mut self.guest) {
+            machine.retire();
+        }
+        self.ending.announce(End::Migrated { to: to.to_owned() });
+        Course::Over(Ok(()))
+    }
+
+    fn not_sent(&mut self, mut sending: Box<Sending>, error: SendError) -> Course {
+        match std::mem::take(&mut self.guest) {
+            Guest::Yielded(Some(machine)) => {
+                let is_certain = matches!(error, SendError::Refused(_));
+                let settling = Opening::begin("lease", &self.wakeup.notice(), move || {
+                    settle(machine, is_certain)
+                });
+                match settling {
+                    Ok(settling) => {
+                        self.guest = Guest::Yielded(None);
+                        sending.stage = Stage::Settling(settling, error);
+                        Course::Pending(Work::Send(sending), None)
+                    }
+                    // The machine went with the thread: its disks are whoever's who takes them.
+                    Err(source) => {
+                        self.ending.announce(End::HandoverLost {
+                            reason: crate::api::chain(&source),
+                        });
+                        Course::Over(Err(fault(&error)))
+                    }
+                }
+            }
+            Guest::Running(mut machine) => {
+                if let Err(also) = machine.end_rounds() {
+                    log::warn!("what the guest writes is recorded on: {also}");
+                }
+                self.guest = Guest::Running(machine);
+                Course::Over(Err(fault(&error)))
+            }
+            Guest::Paused(machine) => {
+                self.guest = Guest::Paused(machine);
+                self.run_on(&error)
+            }
+            other => {
+                self.guest = other;
+                Course::Over(Err(fault(&error)))
+            }
+        }
+    }
+
+    /// Lets the guest run on here after a migration that came to nothing.
+    fn run_on(&mut self, error: &SendError) -> Course {
+        if let Guest::Paused(machine) = &mut self.guest
+            && let Err(also) = machine.end_rounds()
+        {
+            log::warn!("what the guest writes is recorded on: {also}");
+        }
+        let resumed = self.resume();
+        Course::Over(Err(match resumed {
+            Ok(()) => fault(error),
+            Err(Fault { message, .. }) => Fault::bad_request(format!(
+                "{}; and the guest stands still: {message}",
+                fault(error).message
+            )),
+        }))
+    }
+
+    fn settled(&mut self, settled: Settled, why: &SendError, to: &str) -> Course {
+        match settled {
+            Settled::Back(machine) => {
+                self.guest = Guest::Paused(machine);
+                self.run_on(why)
+            }
+            Settled::Gone(machine, gone) => {
+                machine.retire();
+                self.guest = Guest::NotStarted;
+                let reason = match gone {
+                    Gone::Started => {
+                        log::info!("the guest has started at {to}: {}", crate::api::chain(why));
+                        self.ending.announce(End::Migrated { to: to.to_owned() });
+                        return Course::Over(Ok(()));
+                    }
+                    Gone::Stranger(record) => format!("its images are another's: {record}"),
+                    Gone::Unknown => format!(
+                        "no image of it has a lease that could say whether the guest runs at {to}, so it does not run on here"
+                    ),
+                };
+                let reason = format!("{reason}; {}", crate::api::chain(why));
+                self.ending.announce(End::HandoverLost {
+                    reason: reason.clone(),
+                });
+                Course::Over(Err(Fault::bad_request(format!("Migration error: {reason}"))))
+            }
+        }
+    }
+
+    /// Begins to wait for a machine.
+    pub(super) fn receive_migration(&mut self, asked: MigrationReceive) -> Result<Reaction, Fault> {
+        if !self.config.is_untouched() {
+            return Err(Fault::bad_request(
+                "Migration error: this process has been configured for a machine of its own; receive in a fresh one",
+            ));
+        }
+        let identity = Identity::read(&asked.tls).map_err(|error| fault(&error))?;
+        let listener = TcpListener::bind(&asked.listen).map_err(|error| {
+            Fault::bad_request(format!(
+                "Migration error: cannot listen at `{}`: {error}",
+                asked.listen
+            ))
+        })?;
+        let listen = listener.local_addr().map_err(|error| fault(&error))?.to_string();
+        let progress = Arc::<Progress>::default();
+        let job = receive::Job {
+            listener,
+            identity,
+            from: asked.from_name,
+            vm: asked.vm,
+            process: self.config.clone(),
+            owner: self.owner.clone(),
+            progress: Arc::clone(&progress),
+        };
+        let thread = Opening::begin("mover", &self.wakeup.notice(), move || job.run().map(Box::new));
+        Ok(Reaction::Begun(Work::Receive(Receiving {
+            thread: thread.map_err(|error| fault(&error))?,
+            listen,
+            progress,
+        })))
+    }
+
+    pub(super) fn go_on_receiving(&mut self, receiving: Receiving) -> Course {
+        let Received { plan, config, wire } = match receiving.thread.poll() {
+            None => return Course::Pending(Work::Receive(receiving), None),
+            Some(Err(error)) => return Course::Over(Err(fault(&error))),
+            Some(Ok(received)) => *received,
+        };
+        // If it cannot be built, the source hears that the connection ends, and has its disks back.
+        let machine = match self.build(plan) {
+            Ok(machine) => machine,
+            Err(error) => return Course::Over(Err(error)),
+        };
+        self.config = config;
+        self.attend(&machine);
+        self.guest = Guest::Paused(machine);
+        match self.begin_to_resume() {
+            Ok(Reaction::Begun(Work::Resume(round))) => {
+                self.wire = Some(wire);
+                self.go_on(Work::Arrive(round))
+            }
+            Ok(_) => {
+                tell(wire);
+                Course::Over(Ok(()))
+            }
+            Err(error) => Course::Over(Err(error)),
+        }
+    }
+
+    /// The leases are being started; then the guest runs.
+    pub(super) fn go_on_arriving(&mut self, round: Round) -> Course {
+        match self.go_on_resuming(round) {
+            Course::Pending(Work::Resume(round), until) => Course::Pending(Work::Arrive(round), until),
+            Course::Over(Ok(())) => {
+                if let Some(wire) = self.wire.take() {
+                    tell(wire);
+                }
+                Course::Over(Ok(()))
+            }
+            other => {
+                self.wire = None;
+                // The source has it back, or whoever was first has it: nothing of it is to stay here.
+                if let Guest::Paused(machine) = std::mem::take(&mut self.guest) {
+                    machine.retire();
+                }
+                other
+            }
+        }
+    }
+
+    /// How far a migration is.
+    pub(super) fn migration_status(&self) -> MigrationStatus {
+        let status = |state, listen: Option<&String>, progress: Option<&Progress>| MigrationStatus {
+            state,
+            listen: listen.cloned(),
+            rounds: progress.map_or(0, Progress::rounds),
+            sent_bytes: progress.map_or(0, Progress::sent_bytes),
+            left_bytes: progress.map_or(0, Progress::left_bytes),
+            bytes_per_s: progress.map_or(0, Progress::bytes_per_s),
+            predicted_downtime_us: progress.map_or(0, |progress| {
+                u64::try_from(progress.downtime().as_micros()).unwrap_or(u64::MAX)
+            }),
+        };
+        match self.operation.as_ref().map(|operation| &operation.work) {
+            Some(Work::Send(sending)) => {
+                let stage = match sending.stage {
+                    Stage::Copying => MigrationStage::Sending,
+                    Stage::Stopping | Stage::Flushing(_) | Stage::Stopped => MigrationStage::Stopping,
+                    Stage::Yielded => MigrationStage::HandingOver,
+                    Stage::Settling(..) => MigrationStage::Settling,
+                };
+                status(stage, None, Some(&sending.progress))
+            }
+            Some(Work::Receive(receiving)) => status(
+                MigrationStage::Receiving,
+                Some(&receiving.listen),
+                Some(&receiving.progress),
+            ),
+            Some(Work::Arrive(_)) => status(MigrationStage::HandingOver, None, None),
+            _ => status(MigrationStage::Idle, None, None),
+        }
+    }
+
+    /// Gives the migration up, if there is one, and if it can be.
+    pub(super) fn cancel_migration(&self) {
+        match self.operation.as_ref().map(|operation| &operation.work) {
+            Some(Work::Send(sending)) => sending.progress.cancel(),
+            Some(Work::Receive(receiving)) => receiving.progress.cancel(),
+            _ => {}
+        }
+    }
+}
+
+/// How a step went.
+enum Step {
+    Again,
+    Wait(Option<Instant>),
+    Failed(Fault),
+}
+
+impl Clerk {
+    fn give(&self, given: Given) {
+        if let Some(desk) = &self.given {
+            // A thread that has ended says why.
+            let _ = desk.send(given);
+        }
+    }
+}
+
+/// Asks the leases until they have an answer: as long as storage does not give one, nobody may run.
+fn settle(mut machine: Machine<Yielded>, is_certain: bool) -> Settled {
+    let until = Instant::now() + START_MAX;
+    let mut is_told = false;
+    loop {
+        let opposition = if is_certain || Instant::now() >= until {
+            Opposition::Reclaim
+        } else {
+            Opposition::Cancel
+        };
+        machine = match machine.settle(opposition, FENCE_MAX) {
+            Ok(Outcome::Back(machine)) => return Settled::Back(machine),
+            Ok(Outcome::Lost(machine, None)) => return Settled::Gone(machine, Gone::Unknown),
+            Ok(Outcome::Lost(machine, Some(record))) => {
+                let gone = match record.phase {
+                    LeasePhase::Started => Gone::Started,
+                    _ => Gone::Stranger(record.to_string()),
+                };
+                return Settled::Gone(machine, gone);
+            }
+            Ok(Outcome::Open(machine)) => machine,
+            Err((machine, error)) => {
+                if !is_told {
+                    log::warn!(
+                        "the leases are asked until they answer: {}",
+                        crate::api::chain(&error)
+                    );
+                    is_told = true;
+                }
+                machine
+            }
+        };
+        thread::sleep(SETTLE_PERIOD);
+    }
+}
+
+/// Tells the source, on a thread that nobody waits for.
+fn tell(wire: crate::migration::wire::Wire<crate::migration::tls::ServerStream>) {
+    let told = thread::Builder::new()
+        .name("mover".to_owned())
+        .spawn(move || receive::tell_running(wire));
+    if let Err(error) = told {
+        log::warn!("the source is not told that the guest runs here: {error}");
+    }
+}
+
+fn fault(error: &dyn std::error::Error) -> Fault {
+    Fault::bad_request(format!("Migration error: {}", crate::api::chain(error)))
+}

@@ -85,7 +85,8 @@ fn measure_alone(programs: &[Program], guest: &Path, report: &mut Map<String, Va
         program: programs.first().ok_or("ours is always there")?,
         guest,
     };
-    let rows: [(&str, fn(Subject<'_>) -> Outcome<Value>); 3] = [
+    type Measure = fn(Subject<'_>) -> Outcome<Value>;
+    let rows: [(&str, Measure); 3] = [
         ("clones", snapshot::clones::measure),
         ("lazy", snapshot::lazy::measure),
         ("pauses", snapshot::pauses::measure),

@@ -1,7 +1,7 @@
 //! How long snapshots take to make and to go on from, beside Firecracker (`FIRECRACKER=`) in the same run.
 //!
 //! Each figure is the median of alternating runs; the results are printed as a table and written as JSON to
-//! `target/bench/snapshot.json`. `MIB=256` narrows the sizes of memory, `RUNS=5` the runs, `ROWS="clones lazy pauses"` what is
+//! `target/bench/snapshot.json`. `MIB=256` narrows the sizes of memory, `RUNS=5` the runs, `ROWS=clones,lazy,pauses` what is
 //! measured: `peers`, beside Firecracker, or one of these.
 
 use std::os::unix::fs::MetadataExt;
@@ -79,13 +79,15 @@ fn is_asked_for(row: &str) -> bool {
     rows.is_empty() || rows.iter().any(|asked| asked == row)
 }
 
+/// Measures one thing, and prints it.
+type Measure = fn(Subject<'_>) -> Outcome<Value>;
+
 /// What no peer does.
 fn measure_alone(programs: &[Program], guest: &Path, report: &mut Map<String, Value>) -> Outcome {
     let subject = Subject {
         program: programs.first().ok_or("ours is always there")?,
         guest,
     };
-    type Measure = fn(Subject<'_>) -> Outcome<Value>;
     let rows: [(&str, Measure); 3] = [
         ("clones", snapshot::clones::measure),
         ("lazy", snapshot::lazy::measure),

@@ -35,11 +35,11 @@ const READS: &str = "bs=131072,depth=8";
 /// One request at a time, and then none for this long.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// A guest that writes its disk and waits, so that its disk can be slowed down, and then reads it.
+/// A guest that writes its disk and waits, so that its disk can be slowed down, and then reads it, and stays a while.
 fn machine(context: &Context, disk: &Path, dirty_mib: u32, seed: u64) -> Machine {
     let words = format!(
         "do=hello do=pattern-write:mib=1,seed={seed},{READS} do=dirty:mib={dirty_mib},ms=50 do=tick:ms=20,count=50 \
-         do=pattern-verify:mib=1,seed={seed},{READS}"
+         do=pattern-verify:mib=1,seed={seed},{READS} do=tick:ms=20,count=50"
     );
     Machine::unikernel(&context.environment, &words)
         .memory_mib(dirty_mib + 16)

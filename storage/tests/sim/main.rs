@@ -151,11 +151,6 @@ fn nothing_is_written_after_the_lease_by_a_machine_that_was_stopped() {
 }
 
 #[test]
-fn an_answer_that_is_given_again_renews_no_lease_of_a_machine_that_was_stopped() {
-    export::stopped::check_replays();
-}
-
-#[test]
 fn a_reader_goes_around_holes_and_around_nothing_else() {
     seeds::run(REMOTE_SEEDS, export::sparse::simulate);
 }

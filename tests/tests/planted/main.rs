@@ -19,7 +19,7 @@ const CRATES: &[&str] = &["storage", "devices"];
 fn every_planted_bug_is_found() {
     let plot = Plot::new();
     let bugs = bugs();
-    assert!(bugs.len() >= 31, "the bugs are kept in tests/planted");
+    assert!(bugs.len() >= 30, "the bugs are kept in tests/planted");
     let mut searches: Vec<&str> = bugs.iter().map(|bug| bug.found_by.as_str()).collect();
     searches.sort_unstable();
     searches.dedup();

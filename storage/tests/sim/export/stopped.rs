@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use coracle_storage::lease::Lock;
-use coracle_storage::nfs::v4::Operation as Call;
 use coracle_storage::reactor::Patience;
-use coracle_storage::request::{Durability, Operation};
+use coracle_storage::request::Operation;
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::initiator;
 use coracle_storage::sim::net::NetFaults;
 use coracle_storage::sim::nfs::client;
-use coracle_storage::sim::nfs::options::{Mishaps, Options, Quirks};
+use coracle_storage::sim::nfs::options::{Mishaps, Options};
 use coracle_storage::sim::reactor::Faults;
 
 use super::site::{IMAGE, MEANS, Site, expected};
@@ -19,7 +18,7 @@ use crate::lane::{Excuse, Guest, Lane};
 use crate::life::FLUSH;
 use crate::passing::{drain, step};
 use crate::remote::life::fresh;
-use crate::workload::{Wish, Workload};
+use crate::workload::Workload;
 
 /// Runs what `seed` says, and panics when something is written too late, or lost.
 pub(crate) fn simulate(seed: u64) {
@@ -80,55 +79,6 @@ pub(crate) fn simulate(seed: u64) {
     verdict.unwrap_or_else(|violation| panic!("{violation}"));
     site.check();
 }
-
-/// An answer that the server has kept, and gives again on another connection, renews no lease: a machine that is stopped after
-/// that, at any step, has no more time than before.
-pub(crate) fn check_replays() {
-    let quirks = Quirks {
-        keeps_expired: true,
-        keeps_replies: true,
-        ..Quirks::default()
-    };
-    for steps in 0..60 {
-        let mut dice = Dice::new(steps);
-        let options = Options {
-            quirks,
-            ..Options::default()
-        };
-        let mut site = Site::with(options, &[0; 4096], &mut dice);
-        let owner = initiator::owner("vm", &mut dice);
-        let io = site.host(Faults::default(), &mut dice);
-        let disk = expected(site.open(io.clone(), Lock::Exclusive, &owner, MEANS));
-        let mut lane = Lane::new(disk, io);
-        let mut guest = Guest::new(&[0; 4096], Excuse::Nothing);
-        let before = site.server.asked(Call::WRITE);
-        lane.ask(WRITE, &mut guest, &mut dice);
-        while site.server.asked(Call::WRITE) == before {
-            step(&mut lane, &mut site, &mut guest, Patience::None);
-        }
-        site.hang_up();
-        let lease = site.options.limits.lease;
-        lane.stop(lease / 2, &mut guest);
-        for _ in 0..steps {
-            step(&mut lane, &mut site, &mut guest, Patience::None);
-        }
-        lane.stop(lease * 3 / 5, &mut guest);
-        lane.ask(WRITE, &mut guest, &mut dice);
-        drain(&mut lane, &mut site, &mut guest);
-        assert_eq!(
-            site.server.late(),
-            0,
-            "something was written after the lease was over"
-        );
-    }
-}
-
-const WRITE: Wish = Wish {
-    operation: Operation::Write,
-    offset_bytes: 0,
-    len_bytes: 512,
-    durability: Durability::Cached,
-};
 
 /// So that no moment is just the last one of a lease.
 const SLACK: Duration = Duration::from_millis(1);

@@ -67,6 +67,21 @@ impl GoldenSnapshot {
         blank_image(&directory.join(DISK), 1)
     }
 
+    /// A copy in `directory`: a load writes beside the memory.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn copied_to(&self, directory: &Path) -> Outcome<Self> {
+        let copy = Self {
+            state: directory.join("test-state"),
+            memory: directory.join("test-memory"),
+        };
+        std::fs::copy(&self.state, &copy.state)?;
+        std::fs::copy(&self.memory, &copy.memory)?;
+        Ok(copy)
+    }
+
     /// The body that asks for it to be loaded.
     pub fn load(&self) -> Value {
         json!({

@@ -57,6 +57,7 @@ fn kept_ones_go_on(context: &Context) -> Outcome {
     for snapshot in kept {
         let launch = Launch::new(&context.environment)?;
         GoldenSnapshot::prepare(launch.directory())?;
+        let snapshot = snapshot.copied_to(launch.directory())?;
         let monitor = launch.start()?;
         let answer = monitor.request("PUT", "/snapshot/load", Some(&snapshot.load()))?;
         if answer.status == 400

@@ -28,6 +28,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle_devices::bus::Bus;
+use coracle_devices::power::EndSignal;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run,
 };
@@ -78,6 +79,8 @@ pub struct Outside {
     pub memory: Arc<GuestMemoryMmap>,
     /// Where an end is announced.
     pub ending: Ending,
+    /// Where devices say that the guest has ended itself.
+    pub guest_end: Arc<EndSignal>,
     /// Shared by all vCPUs of the machine.
     pub counters: Arc<VcpuCounters>,
 }
@@ -384,7 +387,11 @@ impl Loop {
                     self.tell_of_the_pause();
                     match self.run_guest(turn) {
                         Leave::Kicked => {}
-                        Leave::Ended(end) => self.outside.ending.announce(end),
+                        Leave::Ended(end) => {
+                            // A guest that has ended itself and goes on did so before, however late that is heard.
+                            let end = self.outside.guest_end.end().map_or(end, End::from);
+                            self.outside.ending.announce(end);
+                        }
                     }
                     // The controller may have given up on us; the next order says so.
                     let _ = parked.send(turn);

@@ -119,6 +119,12 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
     Ok(Machine::new(parts))
 }
 
+/// Where the boot timer is.
+const BOOT_TIMER: BusRange = BusRange {
+    start: layout::BOOT_TIMER.0,
+    len: layout::BOOT_TIMER_BYTES,
+};
+
 fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
     let kvm = vm::open()?;
     vm::check_vcpu_count(&kvm, plan.topology.vcpus())?;
@@ -148,20 +154,17 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     } = virtio;
 
     if let Some(timer) = plan.boot_timer {
-        let range = BusRange {
-            start: layout::BOOT_TIMER.0,
-            len: layout::BOOT_TIMER_BYTES,
-        };
-        mmio.insert(range, "boot timer", Arc::new(Mutex::new(timer)))?;
+        mmio.insert(BOOT_TIMER, "boot timer", Arc::new(Mutex::new(timer)))?;
     }
 
     let platform = Platform::new(&vm, &plan.serial, guest_end)?;
-    let counters = Arc::new(VcpuCounters::default());
+    let counters = Arc::<VcpuCounters>::default();
     let outside = Outside {
         ports: Arc::new(platform.ports),
         mmio: Arc::new(mmio),
         memory: Arc::clone(&memory),
         ending: ending.clone(),
+        guest_end: Arc::clone(guest_end),
         counters: Arc::clone(&counters),
     };
     let mut parts = Parts {

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use coracle_devices::bus::{Bus, BusDevice, BusRange};
+use coracle_devices::power::EndSignal;
 use coracle_storage::backend::{Access, Backend, Discard, Geometry, Step};
 use coracle_storage::reactor::{Event, Submit};
 use coracle_storage::request::{Completion, Request};
@@ -366,6 +367,7 @@ fn a_machine_whose_vcpu_waits_for_memory_that_never_comes_can_be_ended_and_never
         mmio: Arc::new(Bus::new()),
         memory: Arc::clone(&rig.memory),
         ending: rig.ending.clone(),
+        guest_end: EndSignal::new().unwrap(),
         counters: Arc::default(),
     };
     let vcpu = Vcpu::spawn(0, fd, outside).unwrap();

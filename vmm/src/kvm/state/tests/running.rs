@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coracle_devices::bus::{Bus, BusDevice, BusRange};
+use coracle_devices::power::EndSignal;
 use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_regs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -99,6 +100,7 @@ impl Rig {
             mmio: Arc::new(mmio),
             memory,
             ending: Ending::new().unwrap(),
+            guest_end: EndSignal::new().unwrap(),
             counters: Arc::default(),
         };
         Self {

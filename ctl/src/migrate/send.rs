@@ -66,30 +66,21 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
     put("downtime_ms", args.downtime_ms.map(Value::from));
     put("timeout_s", args.timeout.map(Value::from));
     let begun = Instant::now();
-    let last = send(&client, &signals, &body.to_string())?;
+    send(&client, &signals, &body.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();
-    let count = |name: &str| last.get(name).and_then(Value::as_u64).unwrap_or(0);
     match format {
         Format::Json => print_json(&json!({
             "vm": args.vm,
             "to": to,
             "seconds": seconds,
-            "rounds": count("rounds"),
-            "sent_bytes": count("sent_bytes"),
-            "predicted_downtime_us": count("predicted_downtime_us"),
         }))?,
-        Format::Text => print(format_args!(
-            "{} runs on at {to}: {} MiB in {} rounds, {seconds:.1} s\n",
-            args.vm,
-            count("sent_bytes") >> 20,
-            count("rounds"),
-        ))?,
+        Format::Text => print(format_args!("{} runs on at {to}: {seconds:.1} s\n", args.vm))?,
     }
     Ok(())
 }
 
-/// Sends it, shows how far it is, and returns what the monitor said of that last.
-fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<Value, MigrateError> {
+/// Sends it, and shows how far it is.
+fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<(), MigrateError> {
     thread::scope(|scope| {
         let asked = scope.spawn(|| {
             client.call(Request {
@@ -99,7 +90,6 @@ fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<Value, Mig
                 wait: WAIT,
             })
         });
-        let mut last = Value::Null;
         let mut bar: Option<(Progress, u64)> = None;
         while !asked.is_finished() {
             let mut signal = [PollFd::new(signals, PollFlags::IN)];
@@ -113,13 +103,12 @@ fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<Value, Mig
             // A monitor that does not answer just now is asked again; what becomes of the machine is told elsewhere.
             if let Ok(status) = client.read(Request::get("/migration")) {
                 show(&mut bar, &status);
-                last = status;
             }
         }
         drop(bar);
         match asked.join().expect("a request does not panic") {
             Err(ClientError::Refused { fault, .. }) => Err(MigrateError::Refused(fault)),
-            answered => Ok(answered.map(|_| last)?),
+            answered => Ok(answered.map(drop)?),
         }
     })
 }

@@ -19,6 +19,7 @@ use coracle_tests::{Outcome, ensure};
 use coracle_vmm::migration::tls::TlsFiles;
 
 use self::failures::survives_every_failure;
+use crate::snapshot::has_worked;
 use serde_json::{Value, json};
 
 pub(crate) const CASES: &[Case] = &[
@@ -162,15 +163,7 @@ fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
         said.push_str(&ended.console);
     }
     let ended = monitor.wait(SOON)?;
-    let how = format!("{words}, {vcpus} vCPUs, before: {said}");
-    ended.expect(0).map_err(|e| format!("{}: {how}", text(&e)))?;
-    let all = said + &ended.console;
-    ensure!(
-        all.contains("pattern-verify: ok") && all.contains("registers: ok"),
-        "{all}: {how}"
-    );
-    ensure!(all.matches("dirty: ok").count() == 2, "{all}: {how}");
-    Ok(())
+    has_worked(&ended, said, &format!("{words}, {vcpus} vCPUs"))
 }
 
 /// As a user would: certificates, a receiver in the foreground, a machine in the foreground, and a third call that moves it.

@@ -8,7 +8,7 @@ use coracle_tests::case::{Case, Context, text};
 use coracle_tests::environment::Need;
 use coracle_tests::guest::{Linux, Machine, blank_image};
 use coracle_tests::harness::nfs::server::{Plan, Server};
-use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::monitor::{Ended, Launch, Monitor};
 use coracle_tests::seed::Seed;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
@@ -195,7 +195,13 @@ fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
         monitor = loaded(context, &files, verify)?;
     }
     let ended = monitor.wait(SOON)?;
-    let how = format!("{words}, {vcpus} vCPUs, verify {verify}, before: {said}");
+    has_worked(&ended, said, &format!("{words}, {vcpus} vCPUs, verify {verify}"))
+}
+
+/// The guest of a move has ended well, and of all that its processes have shown, `said` and what the last one did, nothing is
+/// missing of its memory, its registers and its disk.
+pub(crate) fn has_worked(ended: &Ended, said: String, how: &str) -> Outcome {
+    let how = format!("{how}, before: {said}");
     ended.expect(0).map_err(|e| format!("{}: {how}", text(&e)))?;
     let all = said + &ended.console;
     ensure!(

@@ -121,7 +121,6 @@ pub enum WireError {
 pub struct Wire<S> {
     stream: S,
     body: Vec<u8>,
-    sent_bytes: u64,
 }
 
 impl<S: Read + Write> Wire<S> {
@@ -130,7 +129,6 @@ impl<S: Read + Write> Wire<S> {
         Self {
             stream,
             body: Vec::new(),
-            sent_bytes: 0,
         }
     }
 
@@ -165,7 +163,6 @@ impl<S: Read + Write> Wire<S> {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.sent_bytes += (HEADER_BYTES + len_bytes) as u64;
         Ok(())
     }
 
@@ -202,11 +199,6 @@ impl<S: Read + Write> Wire<S> {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         Ok((kind, &self.body))
-    }
-
-    /// How much was sent, in bytes before they were encrypted.
-    pub fn sent_bytes(&self) -> u64 {
-        self.sent_bytes
     }
 
     /// The stream itself.

@@ -50,6 +50,11 @@ pub(crate) enum CertsError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "{} is there already, and stays as it is: to make the host a new certificate, remove that directory first",
+        .0.display()
+    )]
+    Exists(PathBuf),
     #[error("cannot read {}", path.display())]
     Read {
         path: PathBuf,
@@ -82,6 +87,9 @@ pub(crate) fn certs(args: &CertsArgs, format: Format) -> Result<(), CertsError> 
     let (issuer, ca) = authority(&args.dir)?;
     for host in &args.hosts {
         let directory = args.dir.join(host);
+        if directory.join(KEY).exists() {
+            return Err(CertsError::Exists(directory));
+        }
         make_directory(&directory)?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![host.clone()])?;
@@ -220,7 +228,7 @@ mod tests {
         }
         assert!(matches!(
             init(directory.path(), &["a"]),
-            Err(CertsError::Write { .. })
+            Err(CertsError::Exists(_))
         ));
         assert!(matches!(
             init(directory.path(), &["../b"]),

@@ -4,9 +4,10 @@ mod certs;
 mod receive;
 mod send;
 
-use std::path::{Path, absolute};
+use std::convert::Infallible;
+use std::path::{PathBuf, absolute};
+use std::str::FromStr;
 
-use clap::Args;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -26,6 +27,8 @@ pub(crate) enum MigrateError {
     Find(#[from] FindError),
     #[error("`{0}` is no receiver: give it as HOST:PORT or tls://HOST:PORT")]
     To(String),
+    #[error("no migration of `{0}` is under way")]
+    None(String),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("{0}")]
@@ -38,12 +41,16 @@ pub(crate) enum MigrateError {
     Output(#[from] OutputError),
 }
 
-/// The certificates of this host.
-#[derive(Debug, Args)]
-pub(crate) struct CertsDirectory {
-    /// The directory with host.crt, host.key and ca.crt of this host, as `coraclectl certs init` makes them
-    #[arg(long, value_name = "DIR")]
-    certs: String,
+/// The directory with the certificates of this host.
+#[derive(Clone, Debug)]
+pub(crate) struct CertsDirectory(PathBuf);
+
+impl FromStr for CertsDirectory {
+    type Err = Infallible;
+
+    fn from_str(path: &str) -> Result<Self, Infallible> {
+        Ok(Self(path.into()))
+    }
 }
 
 /// What the directory of one host has.
@@ -54,7 +61,7 @@ const CA: &str = "ca.crt";
 impl CertsDirectory {
     /// As the monitor takes it, which may have another working directory.
     fn tls(&self) -> std::io::Result<Value> {
-        let directory = absolute(Path::new(&self.certs))?;
+        let directory = absolute(&self.0)?;
         let file = |name: &str| directory.join(name).to_string_lossy().into_owned();
         Ok(json!({ "certificate": file(CERTIFICATE), "key": file(KEY), "ca": file(CA) }))
     }

@@ -16,7 +16,8 @@ use crate::run::{ForegroundArgs, RunError, Step, foreground};
 pub(crate) struct ReceiveArgs {
     /// Where to listen: ADDRESS:PORT; with port 0 `coraclectl api --vm NAME GET /migration` tells which it became
     listen: String,
-    #[command(flatten)]
+    /// The directory with host.crt, host.key and ca.crt of this host, as `coraclectl certs init` makes them
+    #[arg(long, value_name = "DIR")]
     certs: CertsDirectory,
     /// The name in the sender's certificate; without it any host of the authority may send
     #[arg(long, value_name = "NAME")]

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
 use super::{CertsDirectory, MigrateError};
-use crate::client::{Client, ClientError, Request};
+use crate::client::{Client, ClientError, LONG_REQUEST_WAIT, Request};
 use crate::deadline::{Deadline, wait_ready};
 use crate::discovery::resolve;
 use crate::disk::Progress;
@@ -24,9 +24,14 @@ pub(crate) struct MigrateArgs {
     /// A machine's name, or the path of its API socket
     vm: String,
     /// Where `coraclectl receive` listens: HOST:PORT, or tls://HOST:PORT
-    to: String,
-    #[command(flatten)]
-    certs: CertsDirectory,
+    #[arg(required_unless_present = "cancel")]
+    to: Option<String>,
+    /// The directory with host.crt, host.key and ca.crt of this host, as `coraclectl certs init` makes them
+    #[arg(long, value_name = "DIR", required_unless_present = "cancel")]
+    certs: Option<CertsDirectory>,
+    /// Give up the migration that is under way, whoever began it; the guest runs on here
+    #[arg(long, conflicts_with_all = ["to", "certs"])]
+    cancel: bool,
     /// The name in the receiver's certificate, if it is not HOST
     #[arg(long, value_name = "NAME")]
     to_name: Option<String>,
@@ -43,20 +48,31 @@ const WAIT: Duration = Duration::from_hours(24);
 /// How often it is asked how far it is.
 const PERIOD: Duration = Duration::from_millis(50);
 
+/// The request that gives a migration up.
+const GIVE_UP: Request<'_> = Request {
+    method: "DELETE",
+    path: "/migration",
+    body: None,
+    wait: LONG_REQUEST_WAIT,
+};
+
 /// Carries it out.
 ///
 /// # Errors
 ///
 /// When there is no such machine, or it was not sent; then it runs on where it was, unless the error says otherwise.
 pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateError> {
-    let to = args.to.strip_prefix("tls://").unwrap_or(&args.to);
+    let (Some(asked), Some(certs)) = (&args.to, &args.certs) else {
+        return cancel(&args.vm, format);
+    };
+    let to = asked.strip_prefix("tls://").unwrap_or(asked);
     if to.contains("://") || !to.contains(':') {
-        return Err(MigrateError::To(args.to.clone()));
+        return Err(MigrateError::To(asked.clone()));
     }
     let socket = resolve(&args.vm)?;
     let signals = Signals::watch()?;
     let client = Client::new(&socket);
-    let mut body = json!({ "to": to, "tls": args.certs.tls()? });
+    let mut body = json!({ "to": to, "tls": certs.tls()? });
     let mut put = |name: &str, value: Option<Value>| {
         if let (Some(object), Some(value)) = (body.as_object_mut(), value) {
             object.insert(name.to_owned(), value);
@@ -79,6 +95,23 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
     Ok(())
 }
 
+/// Gives up what somebody else has begun. What becomes of the machine is told there.
+fn cancel(vm: &str, format: Format) -> Result<(), MigrateError> {
+    let socket = resolve(vm)?;
+    let client = Client::new(&socket);
+    let status = client.read(Request::get("/migration"))?;
+    if status.get("state").and_then(Value::as_str) == Some("Idle") {
+        return Err(MigrateError::None(vm.to_owned()));
+    }
+    client.call(GIVE_UP)?;
+    match format {
+        Format::Json => Ok(print_json(&json!({ "vm": vm, "cancelled": true }))?),
+        Format::Text => Ok(print(format_args!(
+            "the migration of {vm} is given up, unless the target has been told to start: whoever began it is told\n"
+        ))?),
+    }
+}
+
 /// Sends it, and shows how far it is.
 fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<(), MigrateError> {
     thread::scope(|scope| {
@@ -94,10 +127,7 @@ fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<(), Migrat
         while !asked.is_finished() {
             let mut signal = [PollFd::new(signals, PollFlags::IN)];
             if wait_ready(&mut signal, Some(Deadline::after(PERIOD)))? {
-                client.call(Request {
-                    method: "DELETE",
-                    ..Request::get("/migration")
-                })?;
+                client.call(GIVE_UP)?;
                 break;
             }
             // A monitor that does not answer just now is asked again; what becomes of the machine is told elsewhere.

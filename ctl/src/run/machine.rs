@@ -66,7 +66,11 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
             wait: LONG_REQUEST_WAIT,
         });
     };
-    let machine = json!({ "vcpu_count": args.cpus, "mem_size_mib": args.memory.0 });
+    let machine = json!({
+        "vcpu_count": args.cpus,
+        "mem_size_mib": args.memory.0,
+        "track_dirty_pages": args.track_dirty_pages,
+    });
     step("the number of vCPUs and the memory", "/machine-config", machine);
     if let Some(template) = &args.cpu_template {
         step("the CPU template", "/cpu-config", read_template(template)?);

@@ -91,6 +91,9 @@ pub(crate) struct RunArgs {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE, allow_hyphen_values = true)]
     cmdline: String,
+    /// Keep a log of the pages that the guest writes, so that snapshots may be diffs
+    #[arg(long)]
+    track_dirty_pages: bool,
     /// A custom CPU template, as PUT /cpu-config takes it
     #[arg(long, value_name = "FILE")]
     cpu_template: Option<PathBuf>,
@@ -198,6 +201,14 @@ pub(crate) fn foreground(
         note(format_args!("kept {}", dir.path().display()));
     }
     let outcome = ended?;
+    if format == Format::Text
+        && has_failed(&outcome)
+        && let Some(signal) = outcome.monitor.signal()
+    {
+        note(format_args!(
+            "the monitor was killed by signal {signal}, and the guest with it"
+        ));
+    }
     if format == Format::Json {
         let seconds = started.elapsed().as_secs_f64();
         let ended = Ended::of(&outcome, last_words.as_deref());

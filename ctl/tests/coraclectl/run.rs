@@ -51,13 +51,13 @@ fn the_command_line_becomes_these_requests() {
     let template = tempfile::NamedTempFile::new().expect("a scratch file");
     std::fs::write(template.path(), "{\"cpuid_modifiers\":[]}").expect("the file is ours");
     let template_path = template.path().to_str().expect("scratch paths are UTF-8");
-    let options = "--initrd i --cmdline quiet --memory 1G --cpus 4 --entropy --keep \
+    let options = "--initrd i --cmdline quiet --memory 1G --cpus 4 --entropy --track-dirty-pages --keep \
                    --disk a.img,ro --disk b.img,id=data --cpu-template";
     let mut options: Vec<&str> = options.split_whitespace().collect();
     options.push(template_path);
     let output = bench.run("exits-0", &options);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let expected = r#"PUT /machine-config {"mem_size_mib":1024,"vcpu_count":4}
+    let expected = r#"PUT /machine-config {"mem_size_mib":1024,"track_dirty_pages":true,"vcpu_count":4}
 PUT /cpu-config {"cpuid_modifiers":[]}
 PUT /boot-source {"boot_args":"quiet","initrd_path":"i","kernel_image_path":"vmlinux"}
 PUT /drives/disk0 {"drive_id":"disk0","is_read_only":true,"is_root_device":true,"path_on_host":"a.img"}

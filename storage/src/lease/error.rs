@@ -87,7 +87,8 @@ pub enum LeaseError {
     /// Nothing says whether it has been written.
     #[error(
         "cannot go on with `{path}` as it was when the snapshot was made: there is no place for lease records, so nothing says \
-         whether it has been written since; name one by `lease_at` before the machine is started"
+         whether it has been written since; name one by `lease_at` before the machine is started, or let the machine go on with \
+         an overlay of its own over an image that nobody writes (`disks`: `Detached`)"
     )]
     Forgotten {
         /// The image.
@@ -97,7 +98,7 @@ pub enum LeaseError {
     #[error(
         "cannot take `{path}` over: it is not as its owner has offered it{}",
         .newest.as_ref().map(|record| format!(", but {} by {} since {}", record.phase, record.owner, record.since))
-            .unwrap_or_default()
+            .unwrap_or_else(|| OTHER_IMAGE.to_owned())
     )]
     Withdrawn {
         /// The image.
@@ -127,6 +128,9 @@ pub enum LeaseError {
         source: ChainError,
     },
 }
+
+const OTHER_IMAGE: &str = ": no lease of it is recorded here, so it is another image; both hosts have to reach one image by one \
+                           absolute path, or by its URL";
 
 fn described(conflict: Conflict) -> &'static str {
     match conflict {

@@ -322,7 +322,7 @@ fn refuses_strangers(context: &Context) -> Outcome {
     refused(
         none.clone(),
         json!({ "to_name": "host-b" }),
-        "does not accept the other's certificate",
+        "the certificate of the other side is not of `host-b`",
     )?;
     refused(
         json!({ "from_name": "host-b" }),

@@ -181,21 +181,31 @@ fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
     let mut said = String::new();
     for _ in 0..=seed.below(2) {
         std::thread::sleep(Duration::from_micros(seed.below(400_000)));
-        if !monitor.is_running()? {
+        let paused = json!({ "state": "Paused" });
+        if !has_done(&mut monitor, "PATCH", "/vm", &paused)?
+            || !has_done(&mut monitor, "PUT", "/snapshot/create", &files.create("Full"))?
+        {
             break;
         }
-        let answer = monitor.request("PATCH", "/vm", Some(&json!({ "state": "Paused" })));
-        if answer.is_err() && !monitor.is_running()? {
-            break;
-        }
-        answer?;
-        monitor.must("PUT", "/snapshot/create", Some(&files.create("Full")))?;
         said.push_str(&monitor.console.text());
         killed(monitor)?;
         monitor = loaded(context, &files, verify)?;
     }
     let ended = monitor.wait(SOON)?;
     has_worked(&ended, said, &format!("{words}, {vcpus} vCPUs, verify {verify}"))
+}
+
+/// Whether a machine has done what it was asked for; it has not if its guest was at the end of its work, and how that went is
+/// told by its status.
+fn has_done(monitor: &mut Monitor, method: &str, path: &str, body: &Value) -> Outcome<bool> {
+    const ENDED: &str = "The microVM ended before it could answer.";
+    match monitor.request(method, path, Some(body)) {
+        Ok(answer) if answer.status == 204 => Ok(true),
+        Ok(answer) if answer.fault() == ENDED => Ok(false),
+        Ok(answer) => Err(format!("{method} {path}: {} {}", answer.status, answer.body).into()),
+        Err(_) if !monitor.is_running()? => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The guest of a move has ended well, and of all that its processes have shown, `said` and what the last one did, nothing is

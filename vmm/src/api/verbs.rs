@@ -174,7 +174,7 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
             "Create snapshot error: the microVM runs: pause it first (PATCH /vm with state `Paused`).",
         )),
         (Phase::Paused, VerbKind::SendMigration) => Err(Fault::bad_request(
-            "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`).",
+            "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`, `coraclectl resume`).",
         )),
         _ => match (phase, time_of(verb)) {
             (_, Time::Always)
@@ -681,8 +681,8 @@ mod tests {
     const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
     const RUNNING: &str =
         "Create snapshot error: the microVM runs: pause it first (PATCH /vm with state `Paused`).";
-    const STANDS: &str =
-        "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`).";
+    const STANDS: &str = "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`, \
+                          `coraclectl resume`).";
     const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 
     #[test]

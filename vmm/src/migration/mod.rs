@@ -13,6 +13,7 @@
 //!
 //! Who may write the disks is decided by their leases alone (`coracle_storage::lease`), whatever is sent or lost here.
 
+pub mod door;
 pub mod hello;
 pub mod pages;
 pub mod progress;

@@ -1,18 +1,16 @@
 //! The target: a thread that takes a machine in, until it can be built.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_storage::lease::Owner;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::door::Door;
 use super::hello::Hello;
 use super::pages::{Ordered, PagesError};
 use super::progress::Progress;
-use super::tls::{Identity, ServerStream, TlsError};
+use super::tls::ServerStream;
 use super::wire::{Kind, Wire, WireError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::config::Config;
@@ -27,11 +25,7 @@ use crate::state::{State, StateError, whole};
 /// What taking a machine in needs.
 pub struct Job {
     /// Where the source calls.
-    pub listener: TcpListener,
-    /// Ours.
-    pub identity: Identity,
-    /// The name that the source's certificate has to have, if that is said.
-    pub from: Option<String>,
+    pub door: Door,
     /// The only machine that is taken in, if that is said.
     pub vm: Option<String>,
     /// What the process was told before.
@@ -82,10 +76,6 @@ pub enum ReceiveError {
 
 /// How long a source may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How long whoever calls may take to say who it is.
-const GREETING_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked whether somebody has given it up.
-const LOOK_MS: i64 = 50;
 /// How many times its size a memory may be sent.
 const TIMES_MAX: u64 = 64;
 
@@ -96,7 +86,13 @@ impl Job {
     ///
     /// [`ReceiveError`]; then nothing is left of it.
     pub fn run(self) -> Result<Received, ReceiveError> {
-        let mut wire = Wire::new(self.accept()?);
+        let stream = self.door.wait(&self.progress)?;
+        let waits = stream
+            .sock
+            .set_read_timeout(Some(SILENCE_MAX))
+            .and_then(|()| stream.sock.set_write_timeout(Some(SILENCE_MAX)));
+        waits.map_err(ReceiveError::Listen)?;
+        let mut wire = Wire::new(stream);
         let taken = self.take(&mut wire);
         match taken {
             Ok((plan, config)) => Ok(Received { plan, config, wire }),
@@ -108,63 +104,6 @@ impl Job {
                 }
             }
         }
-    }
-
-    /// Whoever is not trusted is sent away, and the next one may come.
-    fn accept(&self) -> Result<ServerStream, ReceiveError> {
-        loop {
-            let socket = self.call()?;
-            match self.greet(socket) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => log::warn!("a caller was sent away: {}", crate::api::chain(&error)),
-            }
-            // Its connection is not to outlive it.
-            self.progress.cannot_be_cut();
-        }
-    }
-
-    fn call(&self) -> Result<TcpStream, ReceiveError> {
-        self.listener
-            .set_nonblocking(true)
-            .map_err(ReceiveError::Listen)?;
-        loop {
-            if self.progress.is_cancelled() {
-                return Err(ReceiveError::Cancelled);
-            }
-            let mut fds = [PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN)];
-            let look = Timespec {
-                tv_sec: 0,
-                tv_nsec: LOOK_MS * 1_000_000,
-            };
-            // Whatever woke it, the listener is asked.
-            let _ = poll(&mut fds, Some(&look));
-            match self.listener.accept() {
-                Ok((socket, _)) => return Ok(socket),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock
-                            | io::ErrorKind::Interrupted
-                            | io::ErrorKind::ConnectionAborted
-                    ) => {}
-                Err(error) => return Err(ReceiveError::Listen(error)),
-            }
-        }
-    }
-
-    fn greet(&self, socket: TcpStream) -> Result<ServerStream, TlsError> {
-        let limited = |limit| {
-            socket.set_nonblocking(false)?;
-            socket.set_nodelay(true)?;
-            socket.set_read_timeout(Some(limit))?;
-            socket.set_write_timeout(Some(limit))
-        };
-        limited(GREETING_MAX).map_err(TlsError::Refused)?;
-        self.progress.goes_by(&socket).map_err(TlsError::Refused)?;
-        let stream = self.identity.accept(socket, self.from.as_deref())?;
-        let waits = stream.sock.set_read_timeout(Some(SILENCE_MAX));
-        waits.map_err(TlsError::Refused)?;
-        Ok(stream)
     }
 
     fn take(&self, wire: &mut Wire<ServerStream>) -> Result<(Plan, Config), ReceiveError> {

@@ -1,9 +1,10 @@
 //! The connection of a migration: TLS 1.3, and both sides show certificates and check each other's chain and name.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
@@ -12,7 +13,10 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig,
+    ServerConnection, SideData, StreamOwned,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -69,8 +73,16 @@ pub enum TlsError {
     /// The other side does not prove to be who it should be, or does not take us for whom we say.
     #[error("no connection that can be trusted: one side does not accept the other's certificate")]
     Refused(#[source] io::Error),
+    /// The other side says nothing.
+    #[error(
+        "the other side has not answered the greeting in time: is it busy with another caller, or no receiver?"
+    )]
+    Silent,
     /// The other side is trusted and has another name.
-    #[error("the certificate of the other side is not of `{name}`")]
+    #[error(
+        "the certificate of the other side is not of `{name}`: if it is that of the right host, say the name that it has \
+         (`to_name`, --to-name, where a machine is sent; `from_name`, --from-name, where it is received)"
+    )]
     OtherName {
         /// As configured.
         name: String,
@@ -133,18 +145,12 @@ impl Identity {
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| unusable(&error))?;
-        let connection = ServerConnection::new(Arc::new(config)).map_err(|error| unusable(&error))?;
-        let mut stream = StreamOwned::new(connection, socket);
-        while stream.conn.is_handshaking() {
-            stream
-                .conn
-                .complete_io(&mut stream.sock)
-                .map_err(TlsError::Refused)?;
-        }
+        let mut connection = ServerConnection::new(Arc::new(config)).map_err(|error| unusable(&error))?;
+        greet(&mut connection, &socket).map_err(|error| refused(error, name))?;
         if let Some(name) = name {
-            check_name(stream.conn.peer_certificates(), name)?;
+            check_name(connection.peer_certificates(), name)?;
         }
-        Ok(stream)
+        Ok(StreamOwned::new(connection, socket))
     }
 
     /// Greets whom it has called, who has to be `name`.
@@ -160,15 +166,90 @@ impl Identity {
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| unusable(&error))?;
         let connection = ClientConnection::new(Arc::new(config), host_name(name)?);
-        let connection = connection.map_err(|error| unusable(&error))?;
-        let mut stream = StreamOwned::new(connection, socket);
-        while stream.conn.is_handshaking() {
-            stream
-                .conn
-                .complete_io(&mut stream.sock)
-                .map_err(TlsError::Refused)?;
+        let mut connection = connection.map_err(|error| unusable(&error))?;
+        greet(&mut connection, &socket).map_err(|error| refused(error, Some(name)))?;
+        Ok(StreamOwned::new(connection, socket))
+    }
+}
+
+/// How long two sides may take to know each other.
+pub const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// Goes through the handshake, whatever the other side makes of its time; the socket's own limits are as before then.
+fn greet<S: SideData>(connection: &mut ConnectionCommon<S>, socket: &TcpStream) -> io::Result<()> {
+    let (read, write) = (socket.read_timeout()?, socket.write_timeout()?);
+    let mut timed = Timed {
+        socket,
+        until: Instant::now() + GREETING_MAX,
+    };
+    while connection.is_handshaking() {
+        connection.complete_io(&mut timed)?;
+    }
+    socket.set_read_timeout(read)?;
+    socket.set_write_timeout(write)
+}
+
+/// A socket that has one limit for all that goes through it.
+struct Timed<'a> {
+    socket: &'a TcpStream,
+    until: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
-        Ok(stream)
+        Ok(Some(left))
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.left()?)?;
+        self.socket.read(bytes)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.left()?)?;
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
+    }
+}
+
+/// What it means that a handshake has failed with one who is to be `name`.
+fn refused(error: io::Error, name: Option<&str>) -> TlsError {
+    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+        return TlsError::Silent;
+    }
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    match (cause, name) {
+        (
+            Some(
+                source @ rustls::Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                ),
+            ),
+            Some(name),
+        ) => TlsError::OtherName {
+            name: name.to_owned(),
+            source: source.clone(),
+        },
+        _ => TlsError::Refused(ended(error)),
+    }
+}
+
+/// What is said of a connection that ended: that it did, and not what the library has to say of that.
+pub(super) fn ended(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof.into(),
+        _ => error,
     }
 }
 
@@ -231,5 +312,7 @@ fn unusable(error: &dyn std::error::Error) -> TlsError {
     }
 }
 
+#[cfg(test)]
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;

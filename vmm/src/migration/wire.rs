@@ -8,6 +8,8 @@
 
 use std::io::{self, IoSlice, Read, Write};
 
+use super::tls::ended;
+
 /// The version of what is said. One more than before whenever a frame changes.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -160,7 +162,7 @@ impl<S: Read + Write> Wire<S> {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(written) => IoSlice::advance_slices(&mut rest, written),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(ended(error).into()),
             }
         }
         Ok(())
@@ -172,7 +174,7 @@ impl<S: Read + Write> Wire<S> {
     ///
     /// When the connection has ended.
     pub fn flush(&mut self) -> Result<(), WireError> {
-        Ok(self.stream.flush()?)
+        Ok(self.stream.flush().map_err(ended)?)
     }
 
     /// The next frame.
@@ -182,7 +184,7 @@ impl<S: Read + Write> Wire<S> {
     /// When the connection has ended, or what came is no frame.
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), WireError> {
         let mut header = [0; HEADER_BYTES];
-        self.stream.read_exact(&mut header)?;
+        self.stream.read_exact(&mut header).map_err(ended)?;
         let [code, 0, 0, 0, length @ ..] = header else {
             return Err(WireError::Header(header));
         };
@@ -194,7 +196,7 @@ impl<S: Read + Write> Wire<S> {
         self.body.clear();
         // As much as really comes, not as much as is promised.
         let mut rest = (&mut self.stream).take(len_bytes as u64);
-        rest.read_to_end(&mut self.body)?;
+        rest.read_to_end(&mut self.body).map_err(ended)?;
         if self.body.len() < len_bytes {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }

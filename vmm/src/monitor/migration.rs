@@ -17,6 +17,7 @@ use crate::config::{MigrationReceive, MigrationSend, MigrationStage, MigrationSt
 use crate::end::End;
 use crate::machine::handover::{Outcome, Yielded};
 use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round};
+use crate::migration::door::Door;
 use crate::migration::hello::Hello;
 use crate::migration::progress::Progress;
 use crate::migration::receive::{self, ReceiveError, Received};
@@ -317,7 +318,7 @@ impl Monitor {
                     log::warn!("what the guest writes is recorded on: {also}");
                 }
                 self.guest = Guest::Running(machine);
-                Course::Over(Err(fault(&error)))
+                Course::Over(Err(stayed(&error)))
             }
             Guest::Paused(machine) => {
                 self.guest = Guest::Paused(machine);
@@ -339,7 +340,7 @@ impl Monitor {
         }
         let resumed = self.resume();
         Course::Over(Err(match resumed {
-            Ok(()) => fault(error),
+            Ok(()) => stayed(error),
             Err(Fault { message, .. }) => Fault::bad_request(format!(
                 "{}; and the guest stands still: {message}",
                 fault(error).message
@@ -393,9 +394,11 @@ impl Monitor {
         let listen = listener.local_addr().map_err(|error| fault(&error))?.to_string();
         let progress = Arc::<Progress>::default();
         let job = receive::Job {
-            listener,
-            identity,
-            from: asked.from_name,
+            door: Door {
+                listener,
+                identity: Arc::new(identity),
+                from: asked.from_name,
+            },
             vm: asked.vm,
             process: self.config.clone(),
             owner: self.owner.clone(),
@@ -560,6 +563,14 @@ fn tell(wire: crate::migration::wire::Wire<crate::migration::tls::ServerStream>)
     if let Err(error) = told {
         log::warn!("the source is not told that the guest runs here: {error}");
     }
+}
+
+/// What is answered when a migration came to nothing.
+fn stayed(error: &SendError) -> Fault {
+    Fault::bad_request(format!(
+        "Migration error: {}; the guest runs on here",
+        crate::api::chain(error)
+    ))
 }
 
 fn fault(error: &dyn std::error::Error) -> Fault {

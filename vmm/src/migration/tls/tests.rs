@@ -2,48 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::Path;
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
+use super::testing::Authority;
 use super::*;
-
-/// An authority.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self {
-            pem,
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    /// The files of a host, trusting `trusted`.
-    fn host(&self, name: &str, trusted: &Self, directory: &Path) -> TlsFiles {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let file = |kind: &str, text: &str| {
-            let path = directory.join(format!("{name}.{kind}"));
-            fs::write(&path, text).unwrap();
-            path.to_str().unwrap().to_owned()
-        };
-        TlsFiles {
-            certificate: file("crt", &certificate.pem()),
-            key: file("key", &key.serialize_pem()),
-            ca: file("ca", &trusted.pem),
-        }
-    }
-}
 
 /// What both sides come to.
 fn greeted(

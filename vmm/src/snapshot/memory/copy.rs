@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use coracle_storage::backend::Backend;
 
 use super::pages::runs;
-use super::reader::{ReadError, Reader};
+use super::reader::{Extent, ReadError, Reader};
 use super::trailer::Trailer;
 use super::{CHUNK_BYTES, MemoryTable, PAGE_BYTES, Progress};
 
@@ -34,7 +34,7 @@ pub fn copy(
     progress: &Progress,
 ) -> Result<(), CopyError> {
     progress.begin(table.size_bytes());
-    let mut reader = Reader::new(table, image)?;
+    let mut reader = Reader::new(table, image, Extent::Saved)?;
     let mut done = 0;
     while let Some((chunk, bytes)) = reader.next()? {
         let start = (chunk * CHUNK_BYTES) as u64;

@@ -4,7 +4,7 @@ use coracle_storage::backend::Backend;
 
 use super::output::Output;
 use super::pages::{PageSet, runs};
-use super::reader::{ReadError, Reader};
+use super::reader::{Extent, ReadError, Reader};
 use super::seal::{Part, Seal, Sum};
 use super::table::{Kind, MemoryId, MemoryTable};
 use super::writer::{WriteError, finish, pages_with_content};
@@ -128,7 +128,7 @@ impl<'t> Layer<'t> {
     fn new(source: Source<'t>) -> Result<Self, ReadError> {
         Ok(Self {
             table: source.table,
-            reader: Reader::new(source.table, source.image)?,
+            reader: Reader::new(source.table, source.image, Extent::Saved)?,
         })
     }
 

@@ -41,17 +41,32 @@ pub enum ReadError {
     Trailer(#[from] TrailerError),
     #[error(transparent)]
     Damage(#[from] Damage),
+    #[error(
+        "the memory file is damaged: it has bytes at {offset_bytes}, where nothing was saved; a load with `verify: off` would \
+         show them to the guest"
+    )]
+    Stray { offset_bytes: u64 },
 }
 
 /// Reads in flight at most, and how much each is of.
 const DEPTH: u16 = 8;
 const EXTENT_CHUNKS: usize = 16;
 
-/// The chunks of which a file has a page, in order.
+/// Which chunks are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Those of which the file has a page. What else is in the file is not looked at, and never given out.
+    Saved,
+    /// All, and where the file has no page it has to have zeros.
+    Whole,
+}
+
+/// The chunks of a file, in order.
 pub(super) struct Reader<'t> {
     /// Dropped first: the kernel may still fill the buffers.
     pipeline: Pipeline,
     table: &'t MemoryTable,
+    extent: Extent,
     /// Where the next read begins to look for chunks.
     ahead: usize,
     reads: VecDeque<Read>,
@@ -74,13 +89,18 @@ struct Read {
 
 impl<'t> Reader<'t> {
     /// A reader of the file of `table`, at its first chunk.
-    pub(super) fn new(table: &'t MemoryTable, image: Box<dyn Backend>) -> Result<Self, ReadError> {
+    pub(super) fn new(
+        table: &'t MemoryTable,
+        image: Box<dyn Backend>,
+        extent: Extent,
+    ) -> Result<Self, ReadError> {
         let (found, expected) = (image.geometry().size_bytes, file_bytes(table.size_bytes()));
         if found != expected {
             return Err(ReadError::FileSize { found, expected });
         }
         let mut reader = Self {
             table,
+            extent,
             pipeline: Pipeline::new(image, DEPTH).map_err(ReadError::Begin)?,
             ahead: 0,
             reads: VecDeque::new(),
@@ -107,7 +127,7 @@ impl<'t> Reader<'t> {
         Ok(Trailer::check(&self.trailer, self.table)?)
     }
 
-    /// The next chunk of which the file has a page, checked: its number and its bytes, where absent pages are zeros.
+    /// The next chunk, checked: its number and its bytes, where absent pages are zeros.
     pub(super) fn next(&mut self) -> Result<Option<(usize, &mut [u8])>, ReadError> {
         if self
             .open
@@ -127,6 +147,11 @@ impl<'t> Reader<'t> {
         let bytes = read.buffer.chunks_exact_mut(CHUNK_BYTES).nth(*given);
         let bytes = bytes.expect("a read has a buffer for all of its chunks");
         *given += 1;
+        if self.extent == Extent::Whole
+            && let Some(offset_bytes) = self.table.stray(chunk, bytes)
+        {
+            return Err(ReadError::Stray { offset_bytes });
+        }
         self.table.check(chunk, bytes)?;
         Ok(Some((chunk, bytes)))
     }
@@ -154,10 +179,10 @@ impl<'t> Reader<'t> {
     }
 
     fn next_extent(&self) -> Option<Range<usize>> {
-        let has_pages = |chunk: &usize| self.table.mask(*chunk) != 0;
-        let start = (self.ahead..self.table.chunks()).find(has_pages)?;
+        let is_read = |chunk: &usize| self.extent == Extent::Whole || self.table.mask(*chunk) != 0;
+        let start = (self.ahead..self.table.chunks()).find(is_read)?;
         let longest = (start..self.table.chunks()).take(EXTENT_CHUNKS);
-        Some(start..start + longest.take_while(has_pages).count())
+        Some(start..start + longest.take_while(is_read).count())
     }
 
     /// The first read, at its end; `None` if nothing is left to read.

@@ -132,7 +132,7 @@ pub(super) fn protected(number: u8, protection: &Protection) -> (MemoryId, Seal)
 /// All that was saved, checked and decrypted.
 pub(super) fn opened(table: &MemoryTable, scratch: &Scratch) -> Result<Vec<u8>, ReadError> {
     let mut content = vec![0; usize::try_from(scratch.size_bytes).unwrap()];
-    let mut reader = reader::Reader::new(table, scratch.image())?;
+    let mut reader = reader::Reader::new(table, scratch.image(), reader::Extent::Saved)?;
     while let Some((chunk, bytes)) = reader.next()? {
         let at = chunk * CHUNK_BYTES;
         content

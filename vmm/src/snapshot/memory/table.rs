@@ -301,6 +301,16 @@ impl MemoryTable {
         }
         Ok(())
     }
+
+    /// Where in the file the first byte lies that is no zero, in a page of `chunk` that the file does not have; `bytes` were read
+    /// of it, whole.
+    pub fn stray(&self, chunk: usize, bytes: &[u8]) -> Option<u64> {
+        let pages = bytes.as_chunks::<PAGE_BYTES>().0.iter().enumerate();
+        let mut absent = pages.filter(|(page, _)| self.mask(chunk) & 1 << page == 0);
+        let (page, bytes) = absent.find(|(_, bytes)| **bytes != [0; PAGE_BYTES])?;
+        let byte = bytes.iter().position(|byte| *byte != 0)?;
+        Some((chunk * CHUNK_BYTES + page * PAGE_BYTES + byte) as u64)
+    }
 }
 
 impl MemoryTable {

@@ -2,25 +2,22 @@
 
 use coracle_storage::backend::Backend;
 
-use super::reader::{ReadError, Reader};
+use super::reader::{Extent, ReadError, Reader};
 use super::{CHUNK_BYTES, MemoryTable, Progress};
 
-/// Checks every page of the file on `image`, and its trailer, against `table`.
+/// Checks every page of the file on `image`, and its trailer, against `table`; and that there is nothing where it has no page.
 ///
 /// # Errors
 ///
 /// The first that is not what was written, or what keeps it from being read.
 pub fn verify(table: &MemoryTable, image: Box<dyn Backend>, progress: &Progress) -> Result<(), ReadError> {
     progress.begin(table.size_bytes());
-    let mut reader = Reader::new(table, image)?;
-    let mut done = 0;
-    while let Some((chunk, _)) = reader.next()? {
-        progress.add(((chunk + 1 - done) * CHUNK_BYTES) as u64);
-        done = chunk + 1;
+    let mut reader = Reader::new(table, image, Extent::Whole)?;
+    while reader.next()?.is_some() {
+        progress.add(CHUNK_BYTES as u64);
         if progress.is_cancelled() {
             return Err(ReadError::Cancelled);
         }
     }
-    progress.add(((table.chunks() - done) * CHUNK_BYTES) as u64);
     Ok(())
 }

@@ -98,12 +98,30 @@ fn every_flipped_bit_of_a_page_that_the_file_has_is_found_with_its_place() {
         assert_eq!(damage.offset_bytes, at / 65536 * 65536);
         scratch.flip(at);
     }
-    // What the file is not to have is not looked at; whoever reads the chunk gets zeros there.
-    scratch.flip(19 * 4096);
-    verify(&table, scratch.image(), &Progress::new()).unwrap();
     scratch.flip(2 * MIB + 100);
     let refused = verify(&table, scratch.image(), &Progress::new());
     assert!(matches!(refused, Err(ReadError::Trailer(_))));
+}
+
+#[test]
+fn bytes_where_the_file_is_to_have_no_page_are_found_and_given_to_nobody() {
+    let memory = memory(2);
+    [17, 18, 40].iter().for_each(|page| fill_page(&memory, *page, 1));
+    let scratch = Scratch::new(2);
+    let table = write_full(&memory, 1, &scratch);
+    let saved = opened(&table, &scratch).unwrap();
+    // Beside pages that it has, between them, and in a chunk of which it has none.
+    for at in [19 * 4096, 16 * 4096 + 4095, 30 * 4096 + 7, 511 * 4096] {
+        scratch.flip(at);
+        let damaged = verify(&table, scratch.image(), &Progress::new()).unwrap_err();
+        assert!(
+            matches!(damaged, ReadError::Stray { offset_bytes } if offset_bytes == at),
+            "{damaged}"
+        );
+        assert!(opened(&table, &scratch).unwrap() == saved);
+        scratch.flip(at);
+    }
+    verify(&table, scratch.image(), &Progress::new()).unwrap();
 }
 
 #[test]

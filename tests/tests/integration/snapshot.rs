@@ -559,6 +559,9 @@ fn says(monitor: &Monitor, path: &str, body: &Value, part: &str) -> Outcome {
 
 fn refuses_what_makes_no_sense(context: &Context, directory: &Path, files: &Files) -> Outcome {
     let fresh = Launch::new(&context.environment)?.start()?;
+    let cut = directory.join("cut.state");
+    let state = std::fs::read(&files.state)?;
+    std::fs::write(&cut, state.get(..1000).ok_or("a state is longer")?)?;
     for (member, value, part) in [
         ("mem_file_path", json!(files.memory), "exclusively"),
         (
@@ -572,7 +575,17 @@ fn refuses_what_makes_no_sense(context: &Context, directory: &Path, files: &File
             "network_overrides",
         ),
         ("vsock_override", json!({ "uds_path": "/v" }), "vsock_override"),
-        ("snapshot_path", json!(directory.join("none")), "there is no"),
+        (
+            "snapshot_path",
+            json!(directory.join("none")),
+            "there is no state file",
+        ),
+        ("snapshot_path", json!(cut), "it was cut off"),
+        (
+            "mem_backend",
+            json!({ "backend_type": "File", "backend_path": directory.join("none") }),
+            "there is no memory file",
+        ),
         (
             "snapshot_path",
             json!(files.memory),

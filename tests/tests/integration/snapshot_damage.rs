@@ -205,8 +205,9 @@ fn what_becomes_of(context: &Context, files: &Files) -> Outcome<&'static str> {
         );
         return Ok(REFUSED);
     }
-    if verified.status.success() {
-        // A hole is not what it was, and nobody reads it; or it was changed into the same.
+    // Nobody who checks what he reads sees what lies in a hole.
+    let is_in_a_hole = String::from_utf8_lossy(&verified.stderr).contains("where nothing was saved");
+    if verified.status.success() || is_in_a_hole {
         counts(&monitor)?;
         return Ok(GOES_ON);
     }

@@ -458,6 +458,13 @@ fn coraclectl_keeps_keys(context: &Context) -> Outcome {
         &format!("verify @m.state @a.memory {keys}"),
         "take the two files of one snapshot",
     )?;
+    let done = std::process::Command::new(&context.environment.coraclectl)
+        .args(["clone", "--count", "1"])
+        .args([desk.path("m.state"), desk.path("m.memory")])
+        .env("XDG_RUNTIME_DIR", desk.directory.path())
+        .output()?;
+    let errors = String::from_utf8_lossy(&done.stderr);
+    ensure!(errors.contains("save it again without"), "{errors}");
     let monitor = context.environment.coracle.display();
     let said = ok(&format!("load @m.state @m.memory {keys} --monitor {monitor}"))?;
     ensure!(

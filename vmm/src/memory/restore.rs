@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use coracle_storage::backend::{Access, Backend};
+use coracle_storage::backend::Backend;
 use coracle_storage::blocking::Blocking;
-use coracle_storage::lease::{Lock, Owner, Terms};
+use coracle_storage::lease::Owner;
 use coracle_storage::open::{self, OpenError};
 use coracle_storage::pipeline::PreparedPipeline;
 use coracle_storage::request::Failure;
@@ -29,6 +29,7 @@ use super::working_set;
 use super::{Backing, MIB, MemoryError, PageSize, allocate};
 use crate::end::Ending;
 use crate::snapshot::memory::{Kind, MemoryTable, TRAILER_BYTES, Trailer, TrailerError, file_bytes};
+use crate::snapshot::unopened::{self, Part, UnopenedError};
 
 /// A guest's memory as it was saved, and how the guest is to get it.
 #[derive(Debug)]
@@ -76,14 +77,8 @@ pub enum RestoreError {
         path: String,
     },
     /// The file cannot be opened.
-    #[error("cannot open memory file `{path}`")]
-    Open {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        source: OpenError,
-    },
+    #[error(transparent)]
+    Open(#[from] UnopenedError),
     /// The file is another, or only a part.
     #[error(
         "memory file `{path}` has {found} bytes, and that of this snapshot has {expected}: it was cut off, or belongs to another \
@@ -240,15 +235,11 @@ fn learn_working_set(saved: &SavedMemory<'_>) -> Receiver<Vec<usize>> {
 /// The memory file, which is the one that belongs to the table.
 fn opened(saved: &SavedMemory<'_>) -> Result<Box<dyn Backend>, RestoreError> {
     let path = || saved.path.to_owned();
-    // Nobody writes a memory file once it has its name, so there is nothing to lock.
-    let terms = Terms::new(Lock::None, saved.owner);
-    let opened = open::open(saved.path, Access::ReadOnly, &terms);
-    let image = opened.map_err(|source| RestoreError::Open { path: path(), source })?;
+    let image = unopened::open(Part::Memory, saved.path, saved.owner)?;
     let size_bytes = saved.table.size_bytes();
-    check_length(saved, image.backend.geometry().size_bytes)?;
+    check_length(saved, image.geometry().size_bytes)?;
     let mut trailer = [0; TRAILER_BYTES];
-    let mut image =
-        Blocking::new(image.backend).map_err(|source| RestoreError::Start { path: path(), source })?;
+    let mut image = Blocking::new(image).map_err(|source| RestoreError::Start { path: path(), source })?;
     let read = image.read_at(size_bytes, &mut trailer);
     read.map_err(|source| RestoreError::Trailer { path: path(), source })?;
     check_trailer(saved, &trailer)?;
@@ -257,10 +248,13 @@ fn opened(saved: &SavedMemory<'_>) -> Result<Box<dyn Backend>, RestoreError> {
 
 /// Maps the memory file, so that what is written stays with the guest.
 fn mapped(saved: &SavedMemory<'_>) -> Result<Arc<GuestMemoryMmap>, RestoreError> {
-    let path = || saved.path.to_owned();
-    let host = |source| RestoreError::Open {
-        path: path(),
-        source: OpenError::Host { path: path(), source },
+    let host = |source: io::Error| {
+        let path = saved.path.to_owned();
+        let source = match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => OpenError::Missing { path },
+            _ => OpenError::Host { path, source },
+        };
+        UnopenedError::new(Part::Memory, saved.path, source)
     };
     let file = open_regular(saved.path).map_err(host)?;
     check_length(saved, file.metadata().map_err(host)?.len())?;

@@ -1,15 +1,15 @@
 //! The two files of a snapshot that no machine is using: looked at, checked, and merged.
 
-use coracle_storage::backend::{Access, Backend};
+use coracle_storage::backend::Backend;
 use coracle_storage::draft::{self, Draft, DraftError};
-use coracle_storage::lease::{Lock, Owner, Terms};
-use coracle_storage::open::{self, OpenError};
+use coracle_storage::lease::Owner;
 use coracle_storage::request::Failure;
 
 use super::contents::MEMORY;
 use super::disks::DamageError;
 use super::load::{LoadError, Snapshot, StateFile};
 use super::memory::{self, MergeError, Progress, ReadError, Seal, Source, file_bytes};
+use super::unopened::{self, Part, UnopenedError};
 use crate::keys::{KeyError, Protection, PublicKey, ReadingKeys, SigningKey, SnapshotCipher};
 use crate::state::{State, StateError};
 
@@ -51,8 +51,8 @@ pub enum FilesError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// A memory file cannot be opened.
-    #[error("cannot read the snapshot's memory")]
-    Open(#[from] OpenError),
+    #[error(transparent)]
+    Open(#[from] UnopenedError),
     /// It is not what was written.
     #[error("`{path}` is not the memory of the snapshot")]
     Read {
@@ -218,10 +218,8 @@ impl Files<'_> {
     }
 
     /// The memory file, to be read.
-    pub(super) fn memory_image(&self, owner: &Owner) -> Result<Box<dyn Backend>, OpenError> {
-        // Nobody writes a memory file once it has its name.
-        let terms = Terms::new(Lock::None, owner);
-        Ok(open::open(self.memory, Access::ReadOnly, &terms)?.backend)
+    pub(super) fn memory_image(&self, owner: &Owner) -> Result<Box<dyn Backend>, UnopenedError> {
+        unopened::open(Part::Memory, self.memory, owner)
     }
 }
 

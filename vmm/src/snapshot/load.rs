@@ -6,10 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_devices::vmgenid::GENERATION_ID_BYTES;
-use coracle_storage::backend::Access;
 use coracle_storage::blocking::Blocking;
-use coracle_storage::lease::{Lock, Owner, Terms};
-use coracle_storage::open::{self, OpenError};
+use coracle_storage::lease::Owner;
 use coracle_storage::request::Failure;
 use coracle_storage::secret::SecretSource;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
@@ -17,6 +15,7 @@ use vm_memory::{Address, Bytes, GuestMemoryMmap};
 use super::contents::{CONFIG, ConfigState, MEMORY, ORIGIN, OriginState};
 use super::disks::{DISKS, OverlayStates, SavedOverlays, state_file};
 use super::memory::{MemoryTable, MemoryTableState, TableError};
+use super::unopened::{self, Part, UnopenedError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
@@ -65,8 +64,8 @@ pub enum LoadError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The state file cannot be opened.
-    #[error("cannot read the snapshot's state")]
-    Open(#[from] OpenError),
+    #[error(transparent)]
+    Open(#[from] UnopenedError),
     /// Or not be read.
     #[error("cannot read the snapshot's state `{path}`")]
     Read {
@@ -170,9 +169,8 @@ impl StateFile {
     /// When it cannot be read, or is larger than any state.
     pub fn read(path: &str, owner: &Owner) -> Result<Self, LoadError> {
         let path = &state_file(path);
-        let terms = Terms::new(Lock::None, owner);
-        let image = open::open(path, Access::ReadOnly, &terms)?;
-        let length = image.backend.geometry().size_bytes;
+        let image = unopened::open(Part::State, path, owner)?;
+        let length = image.geometry().size_bytes;
         if length > STATE_BYTES_MAX as u64 {
             return Err(LoadError::State {
                 path: path.to_owned(),
@@ -180,7 +178,7 @@ impl StateFile {
             });
         }
         let mut bytes = vec![0; usize::try_from(length).expect("it is no longer than a state")];
-        let mut image = Blocking::new(image.backend).map_err(LoadError::Host)?;
+        let mut image = Blocking::new(image).map_err(LoadError::Host)?;
         image.read_at(0, &mut bytes).map_err(|source| LoadError::Read {
             path: path.to_owned(),
             source,

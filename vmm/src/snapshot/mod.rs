@@ -7,6 +7,7 @@ pub mod files;
 pub mod load;
 pub mod memory;
 pub mod sealed;
+pub mod unopened;
 
 use coracle_storage::backend::Backend;
 use coracle_storage::blocking::Blocking;

@@ -16,8 +16,9 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use super::files::{Files, FilesError, Reader};
-use super::load::{Snapshot, StateFile};
+use super::load::{LoadError, Snapshot, StateFile};
 use super::memory::{self, CopyError, Kind, Progress, file_bytes};
+use crate::state::StateError;
 
 /// A snapshot that was checked, and that nobody can change any more.
 pub struct Sealed {
@@ -35,6 +36,15 @@ pub enum SealError {
     /// The files.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// Its memory is not to lie about as it is.
+    #[error(
+        "snapshot `{path}` is encrypted, and clones share its memory as it is: load it with its key, and save it again without \
+         one where clones may be made of it"
+    )]
+    Encrypted {
+        /// The file.
+        path: String,
+    },
     /// The memory file has only what was written since another snapshot.
     #[error(
         "the snapshot of memory file `{path}` is a diff: merge it into the one that it goes on from, and clone what comes of it"
@@ -72,7 +82,13 @@ impl Files<'_> {
     /// When it is damaged, cannot be read, or finds no room.
     pub fn seal(&self, reader: &Reader<'_>, progress: &Progress) -> Result<Sealed, SealError> {
         let file = StateFile::read(self.state, reader.owner).map_err(FilesError::from)?;
-        let snapshot = file.parse(reader.keys).map_err(FilesError::from)?;
+        let snapshot = file.parse(reader.keys).map_err(|error| match error {
+            LoadError::State {
+                path,
+                source: StateError::NoKey,
+            } => SealError::Encrypted { path },
+            error => FilesError::from(error).into(),
+        })?;
         let host = |path: &str| {
             let path = path.to_owned();
             move |source| SealError::Host { path, source }

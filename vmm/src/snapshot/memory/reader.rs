@@ -57,7 +57,7 @@ const EXTENT_CHUNKS: usize = 16;
 pub(super) enum Extent {
     /// Those of which the file has a page. What else is in the file is not looked at, and never given out.
     Saved,
-    /// All, and where the file has no page it has to have zeros.
+    /// All: where the file has no page it has to have zeros, or [`Reader::end`] says so.
     Whole,
 }
 
@@ -67,6 +67,8 @@ pub(super) struct Reader<'t> {
     pipeline: Pipeline,
     table: &'t MemoryTable,
     extent: Extent,
+    /// Where the first byte lies that is to be none.
+    stray: Option<u64>,
     /// Where the next read begins to look for chunks.
     ahead: usize,
     reads: VecDeque<Read>,
@@ -101,6 +103,7 @@ impl<'t> Reader<'t> {
         let mut reader = Self {
             table,
             extent,
+            stray: None,
             pipeline: Pipeline::new(image, DEPTH).map_err(ReadError::Begin)?,
             ahead: 0,
             reads: VecDeque::new(),
@@ -147,13 +150,19 @@ impl<'t> Reader<'t> {
         let bytes = read.buffer.chunks_exact_mut(CHUNK_BYTES).nth(*given);
         let bytes = bytes.expect("a read has a buffer for all of its chunks");
         *given += 1;
-        if self.extent == Extent::Whole
-            && let Some(offset_bytes) = self.table.stray(chunk, bytes)
-        {
-            return Err(ReadError::Stray { offset_bytes });
+        if self.extent == Extent::Whole && self.stray.is_none() {
+            self.stray = self.table.stray(chunk, bytes);
         }
         self.table.check(chunk, bytes)?;
         Ok(Some((chunk, bytes)))
+    }
+
+    /// What was found beside the chunks, which have all been given out.
+    pub(super) fn end(self) -> Result<(), ReadError> {
+        match self.stray {
+            Some(offset_bytes) => Err(ReadError::Stray { offset_bytes }),
+            None => Ok(()),
+        }
     }
 
     /// Keeps as many reads in flight as there is room for.

@@ -9,7 +9,8 @@ use super::{CHUNK_BYTES, MemoryTable, Progress};
 ///
 /// # Errors
 ///
-/// The first that is not what was written, or what keeps it from being read.
+/// The first that is not what was written, or what keeps it from being read; if everything that was saved is right, where
+/// something else is.
 pub fn verify(table: &MemoryTable, image: Box<dyn Backend>, progress: &Progress) -> Result<(), ReadError> {
     progress.begin(table.size_bytes());
     let mut reader = Reader::new(table, image, Extent::Whole)?;
@@ -19,5 +20,5 @@ pub fn verify(table: &MemoryTable, image: Box<dyn Backend>, progress: &Progress)
             return Err(ReadError::Cancelled);
         }
     }
-    Ok(())
+    reader.end()
 }

@@ -149,6 +149,24 @@ impl Blocking {
         self.run(request(Operation::Raise, 0, 0)).map(drop)
     }
 
+    /// Takes the fence of the image's lease down, if it has one of its own ([`Operation::Yield`]).
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub fn yield_fence(&mut self) -> Result<(), Failure> {
+        self.run(request(Operation::Yield, 0, 0)).map(drop)
+    }
+
+    /// Puts the fence up again ([`Operation::TakeBack`]), however long that takes.
+    ///
+    /// # Errors
+    ///
+    /// What the storage answers.
+    pub fn take_back(&mut self) -> Result<(), Failure> {
+        self.run(request(Operation::TakeBack, 0, 0)).map(drop)
+    }
+
     fn transfer(
         &mut self,
         operation: Operation,

@@ -55,7 +55,7 @@ pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Open
 /// As [`open`].
 pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
     check_terms(access, terms);
-    if matches!(terms.succession, Succession::TakesOver(_)) && is_remote(path) {
+    if matches!(terms.succession, Succession::TakesOver(_)) && is_kept(path) {
         let path = path.to_owned();
         return Err(OpenError::NotHandedOver { path });
     }
@@ -68,11 +68,11 @@ pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Ope
         });
     }
     if NfsUrl::is_url(path) {
-        let nfs::Opened { disk, name } =
+        let nfs::Opened { disk, name, lease } =
             nfs::open(path, access, terms).map_err(|e| OpenError::of_nfs(path, e))?;
         return Ok(Image {
             backend: disk,
-            hold: Hold::new(ImageId::Export(name), None),
+            hold: Hold::of_remote(ImageId::Export(name), lease),
         });
     }
     let opened = open_image(path, access, terms)?;
@@ -118,9 +118,12 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
 ///
 /// That it is another, or cannot be handed over at all.
 pub fn check_offer(path: &str, terms: &Terms<'_>, offer: Offer) -> Result<(), OpenError> {
-    if is_remote(path) {
+    if is_kept(path) {
         let path = path.to_owned();
         return Err(OpenError::NotHandedOver { path });
+    }
+    if NfsUrl::is_url(path) {
+        return nfs::check_offer(path, terms, offer).map_err(|e| OpenError::of_nfs(path, e));
     }
     // Its owner still writes it, and has it for itself.
     let looking = Terms {
@@ -129,6 +132,11 @@ pub fn check_offer(path: &str, terms: &Terms<'_>, offer: Offer) -> Result<(), Op
     };
     let opened = open_image(path, Access::ReadOnly, &looking)?;
     Ok(Lease::check_offer(&opened.file, path, terms, offer)?)
+}
+
+/// Whether `path` names an image whose lease is not handed over.
+fn is_kept(path: &str) -> bool {
+    is_remote(path) && !NfsUrl::is_url(path)
 }
 
 /// Whether `path` names an image of a network: opening it may take as long as its server does.
@@ -188,7 +196,7 @@ pub enum OpenError {
     },
     /// An image of a network that its owner would have to hand over.
     #[error(
-        "image `{path}`: leases of images on iSCSI and NFS are not handed over by this version; stop the machine, and start it \
+        "image `{path}`: the lease of a unit on iSCSI is not handed over by this version; stop the machine, and start it \
          where it is to run"
     )]
     NotHandedOver {

@@ -145,7 +145,7 @@ impl Raw {
         }
         match request.operation {
             // Its lease is the host's.
-            Operation::Raise => Err(Ok(())),
+            Operation::Raise | Operation::Yield | Operation::TakeBack => Err(Ok(())),
             Operation::Flush if read_only => Err(Ok(())),
             Operation::Flush => Ok(Stage::Sync),
             Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if read_only => {

@@ -23,6 +23,13 @@ pub enum Operation {
     /// Raises the generation of the image's lease, durably; nothing else is in flight. Only an image of a network has a lease
     /// of its own, others are done at once: the host's records are raised by [`crate::open::Hold::begin_raise`].
     Raise,
+    /// Takes the fence of the image's lease down, with everything on the medium: another owner may take the image over. It ends
+    /// when the fence is down, which it stays until [`Self::TakeBack`]. Only an image of a network has a fence of its own; that
+    /// of others is the host's ([`crate::open::Hold::yield_fence`]).
+    Yield,
+    /// Puts the fence up again after a [`Self::Yield`], by the step of the lease that [`crate::open::Hold::take_back`] has made.
+    /// It ends when it is up: that waits for whoever has the image meanwhile. Done at once where the fence is up.
+    TakeBack,
     /// Makes the image `len_bytes` long, which is no less than it is; what is new reads as zeros. `offset_bytes` is 0.
     Grow,
     /// Narrows the range of the request to the first part of it that may hold something else than zeros; one that is empty, at

@@ -106,6 +106,15 @@ pub enum LeaseError {
         /// The newest record of its lease.
         newest: Option<Box<Record>>,
     },
+    /// A step that is made and not written.
+    #[error(
+        "a step of the lease of `{path}` was begun and says nothing, so it cannot be told whose it is; when it is certain that \
+         nobody uses the image, `coraclectl lease break` ends it"
+    )]
+    Undecided {
+        /// The image.
+        path: String,
+    },
     /// Nothing to break.
     #[error("the lease of `{path}` is free: there is nothing to break")]
     Free {

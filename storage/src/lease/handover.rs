@@ -209,7 +209,11 @@ impl Lease {
 
 /// The step that the owner of `ours` makes where `newest` is the newest one: it may have been made, and not be known to be
 /// durable. Or why there is none; `None` when no number is left.
-fn opposing(ours: &Record, newest: &Record, opposition: Opposition) -> Result<Option<Record>, Contest> {
+pub(crate) fn opposing(
+    ours: &Record,
+    newest: &Record,
+    opposition: Opposition,
+) -> Result<Option<Record>, Contest> {
     let is_ours = newest.owner.incarnation == ours.owner.incarnation;
     let is_next = ours.epoch.checked_add(1) == Some(newest.epoch);
     match newest.phase {

@@ -36,6 +36,7 @@ pub(crate) use self::chain::Chain;
 pub use self::chain::{ChainError, UnreadableError};
 pub use self::error::LeaseError;
 pub use self::fence::ofd::{Conflict, Role};
+pub(crate) use self::handover::opposing;
 pub use self::handover::{Contest, Offer, Opposition, TakenBack};
 pub use self::inspect::{Standing, break_lease, inspect};
 pub(crate) use self::owner::fill_random;

@@ -40,6 +40,8 @@ pub(super) struct Past {
     pub(super) is_spent: bool,
     /// What this client has itself may be in its way: it begins another life, by which the server drops that.
     pub(super) is_tangled: bool,
+    /// It was closed to be handed over.
+    pub(super) was_yielded: bool,
 }
 
 /// The file of an image, and what the server lets be done with it.
@@ -157,7 +159,7 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
     if let (Some(session), Some(file)) = (past.session, &past.file)
         && binds(&port, &file.manner, session).await?
     {
-        if past.is_spent {
+        if past.is_spent || past.was_yielded {
             end_session(&port, &file.manner, session).await?;
         } else {
             port.rejoin().await;
@@ -165,6 +167,14 @@ pub(super) async fn bring_up(port: Port, plan: Arc<Plan>, past: Past) -> Result<
         }
     }
     let (mut file, tenure) = match &past.file {
+        Some(before) if past.was_yielded => {
+            // What the last attempt may have left open is closed by another life.
+            let verifier = Verifier(random());
+            let arrival = enter(&port, &plan, verifier).await?;
+            complete(&port).await?;
+            let before = before.as_of(arrival, verifier);
+            fence::come_back(&port, &plan, &before, past.tenure.as_ref()).await?
+        }
         Some(before) => {
             let verifier = if past.is_tangled {
                 Verifier(random())

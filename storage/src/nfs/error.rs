@@ -202,6 +202,12 @@ pub enum NfsError {
         /// The image.
         image: String,
     },
+    /// It may still be open.
+    #[error("the server does not say that it has closed `{image}`, which is to be handed over")]
+    NotClosed {
+        /// The image.
+        image: String,
+    },
     /// Less of it.
     #[error("the image was made smaller on the server: it had {before_bytes} bytes, and has {now_bytes}")]
     Shrunk {

@@ -15,6 +15,7 @@ use crate::lease::{LeaseError, Lock, Phase, Record, Succession};
 
 use super::bringup::{self, Arrival, File, Stop, failed, has_lock, run, run_after_grace};
 use super::error::NfsError;
+use super::handover;
 use super::plan::Plan;
 use super::procedure::{CallError, Port};
 use super::records::{self, Newest};
@@ -37,7 +38,7 @@ pub(super) struct Tenure {
 
 impl Tenure {
     /// By this record, which was made.
-    fn of(record: Record) -> Self {
+    pub(super) fn of(record: Record) -> Self {
         Self { record, begun: None }
     }
 
@@ -45,7 +46,11 @@ impl Tenure {
     /// same however often it is tried.
     pub(super) fn begin(&mut self) -> bool {
         if self.begun.is_none() {
-            self.begun = Record::after(Some(&self.record), Phase::Held, &self.record.owner);
+            let phase = match self.record.phase {
+                Phase::Taken => Phase::Started,
+                _ => Phase::Held,
+            };
+            self.begun = Record::after(Some(&self.record), phase, &self.record.owner);
         }
         self.begun.is_some()
     }
@@ -59,7 +64,7 @@ const DEAD_WAIT: std::time::Duration = std::time::Duration::from_millis(250);
 const DEAD_WAITS_MAX: u32 = 60;
 
 /// Why a file is not opened.
-enum Refused {
+pub(super) enum Refused {
     /// Another has it.
     Denied,
     Stop(Stop),
@@ -74,6 +79,13 @@ impl From<Stop> for Refused {
 /// Opens the file that this process does not have yet, and takes its lease.
 pub(super) async fn claim(port: &Port, plan: &Plan, file: File) -> Result<(File, Option<Tenure>), Stop> {
     let client = file.client();
+    if let Succession::TakesOver(offer) = plan.succession {
+        let taken = handover::take_over(port, plan, file, offer).await;
+        if taken.is_err() {
+            leave(port, &client).await;
+        }
+        return taken.map(|(file, tenure)| (file, Some(tenure)));
+    }
     let mut file = match open_when_free(port, plan, file).await {
         Ok(file) => file,
         Err(stop) => {
@@ -317,7 +329,7 @@ async fn open_anew(port: &Port, plan: &Plan, before: &File) -> Result<File, Stop
 }
 
 /// By which right a file is opened.
-enum Claim {
+pub(super) enum Claim {
     /// That of everybody.
     ByName,
     /// It was open before the server restarted.
@@ -326,7 +338,7 @@ enum Claim {
 
 /// Whether a lock was held before the server restarted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Restored {
+pub(super) enum Restored {
     Yes,
     No,
 }
@@ -338,7 +350,7 @@ struct Asks {
     deny: ShareDeny,
 }
 
-async fn open(port: &Port, plan: &Plan, file: &File, claim: &Claim) -> Result<File, Refused> {
+pub(super) async fn open(port: &Port, plan: &Plan, file: &File, claim: &Claim) -> Result<File, Refused> {
     let asks = Asks {
         access: match plan.access {
             Access::ReadOnly => ShareAccess::READ,
@@ -439,7 +451,7 @@ fn not_opened(plan: &Plan, error: CallError) -> Refused {
     }
 }
 
-async fn lock(port: &Port, plan: &Plan, file: &File, restored: Restored) -> Result<Stateid, Stop> {
+pub(super) async fn lock(port: &Port, plan: &Plan, file: &File, restored: Restored) -> Result<Stateid, Stop> {
     let arguments = LockArguments {
         lock_type: LockType::Write,
         reclaim: restored == Restored::Yes,
@@ -488,7 +500,7 @@ pub(super) async fn raise(
     // By ourselves, and the answer was lost; or by another.
     match records::newest(port, plan, file.directory).await? {
         Newest::Record(newest) if newest == raised && plan.chain.is_none() => {
-            records::commit(port, plan, file, raised.epoch).await?;
+            records::confirm(port, plan, file, &raised).await?;
             Ok(Some(Tenure::of(raised)))
         }
         newest => Err(lost(&newest)),
@@ -640,6 +652,10 @@ async fn try_release(port: &Port, plan: &Plan, file: &File, tenure: Option<&Tenu
     let Some(Tenure { record, .. }) = tenure else {
         return Ok(());
     };
+    if record.phase == Phase::Taken {
+        // Whoever gave it can have it back, and nobody else.
+        return Ok(());
+    }
     let released = Record::after(Some(record), Phase::Released, &plan.owner);
     let released = released.ok_or_else(|| plan.unrecorded(crate::lease::ChainError::Exhausted))?;
     records::append(port, plan, file, &released).await
@@ -680,8 +696,8 @@ async fn unlock(port: &Port, file: &File) {
     }
 }
 
-/// Gives back what is locked and open; what is not there any more needs not be.
-pub(super) async fn close(port: &Port, file: &File) {
+/// Gives back what is locked and open; what is not there any more needs not be. Says whether the server has closed it now.
+pub(super) async fn close(port: &Port, file: &File) -> bool {
     unlock(port, file).await;
     let close = Close {
         seqid: 0,
@@ -690,13 +706,27 @@ pub(super) async fn close(port: &Port, file: &File) {
     let ask = Operations::new()
         .then(&Arguments::Putfh(file.handle))
         .then(&Arguments::Close(close));
-    let _not_there_any_more = run(port, ask).await;
+    let closed = run(port, ask).await;
     // What was revoked is not closed, but kept until it is freed.
     let _closed = run(
         port,
         Operations::new().then(&Arguments::FreeStateid(file.open.latest())),
     )
     .await;
+    closed.is_ok_and(|reply| reply.status() == Some(Status::OK))
+}
+
+/// Opens and locks the file again that was handed over and not taken, or was had back: nothing of it is open by now.
+pub(super) async fn come_back(
+    port: &Port,
+    plan: &Plan,
+    before: &File,
+    tenure: Option<&Tenure>,
+) -> Result<(File, Option<Tenure>), Stop> {
+    check_ours(port, plan, before, tenure).await?;
+    let file = open_anew(port, plan, before).await?;
+    check_ours(port, plan, &file, tenure).await?;
+    Ok((file, tenure.cloned()))
 }
 
 /// Has the server forget everything that this client may still have there, by another life of it.

@@ -8,6 +8,7 @@ mod command;
 mod disk;
 mod error;
 mod fence;
+mod handover;
 mod inbox;
 mod open;
 mod operator;
@@ -26,6 +27,7 @@ pub mod xdr;
 mod xid;
 
 pub use error::NfsError;
+pub(crate) use handover::check_offer;
 pub(crate) use open::{Opened, check, client_prefix, image_name, open, open_simulated};
 pub use operator::{FileStanding, Operator};
 pub use url::{ImageName, NfsUrl};

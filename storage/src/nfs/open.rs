@@ -9,11 +9,13 @@ use crate::backend::{Access, Backend};
 use crate::lease::{Chain, Incarnation, Lock, Terms};
 use crate::reactor::Reactor;
 use crate::remote::dialogue::{self, Dialogue};
+use crate::remote::lease::RemoteLease;
 
 use super::bringup::{Past, Up, bring_up};
 use super::client::Client;
 use super::disk::Disk;
 use super::error::NfsError;
+use super::handover::FileChain;
 use super::plan::{Plan, User};
 use super::rpc::{Credential, SysCredential};
 use super::stateless;
@@ -28,6 +30,8 @@ const UNCOMMITTED_BYTES_MAX: usize = 16 << 20;
 pub(crate) struct Opened {
     pub(crate) disk: Box<dyn Backend>,
     pub(crate) name: ImageName,
+    /// Its lease, for whoever holds it; a disk that only reads has none.
+    pub(crate) lease: Option<RemoteLease>,
 }
 
 /// Makes a session with the server that `url` names, opens the file, and takes its lease.
@@ -37,13 +41,23 @@ pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opene
     if parsed.options.version == Some(Version::V3) {
         let disk = Box::new(stateless::open(stateless_plan(&parsed, terms)?)?);
         let name = parsed.image;
-        return Ok(Opened { disk, name });
+        return Ok(Opened {
+            disk,
+            name,
+            lease: None,
+        });
     }
     let (plan, name) = plan(url, access, terms)?;
     let plan = Arc::new(plan);
+    let chain = match terms.lock {
+        Lock::Exclusive => Some(Box::new(FileChain::new(url, terms)?)),
+        Lock::Shared | Lock::None => None,
+    };
     let (dialogue, up) = begun(dialogue::plain(), &plan)?;
-    let disk = Box::new(dialogue.into_disk(|client| Disk::new(plan, up, client))?);
-    Ok(Opened { disk, name })
+    let disk = dialogue.into_disk(|client| Disk::new(plan, up, client))?;
+    let lease = chain.map(|chain| RemoteLease::new(chain, disk.standing()));
+    let disk = Box::new(disk);
+    Ok(Opened { disk, name, lease })
 }
 
 /// The same as [`open`] on a simulated host, which keeps copies of `uncommitted_bytes_max` at most.

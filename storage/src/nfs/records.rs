@@ -11,6 +11,7 @@
 //! A server that dies between the two leaves an empty file: a step that was won by nobody who could use it.
 
 use crate::lease::{ChainError, Phase, RECORD_BYTES_MAX, Record};
+pub(super) use crate::remote::lease::Newest;
 
 use super::bringup::{File, Stop, failed, run, run_after_grace};
 use super::error::NfsError;
@@ -20,17 +21,6 @@ use super::v4::{
     Arguments, Attributes, Bitmap, Close, Commit, CreateHow, FileHandle, Name, Open, OpenClaim, OpenHow,
     Operations, Read, Readdir, ShareAccess, ShareDeny, Stability, Stateid, Status, Verifier, Write,
 };
-
-/// What stands at the end of a chain of records.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Newest {
-    /// Nothing: there is no chain.
-    None,
-    /// A record.
-    Record(Record),
-    /// A step that was made, and of which nothing was written.
-    Torn(u64),
-}
 
 /// What a look at the directory has found.
 #[derive(Debug, Default)]
@@ -145,8 +135,12 @@ pub(super) async fn append(port: &Port, plan: &Plan, file: &File, record: &Recor
     Ok(())
 }
 
-/// Has the record with this number, which is there, on the medium.
-pub(super) async fn commit(port: &Port, plan: &Plan, file: &File, number: u64) -> Result<(), Stop> {
+/// Has this record, which was found there, on the medium.
+pub(super) async fn confirm(port: &Port, plan: &Plan, file: &File, record: &Record) -> Result<(), Stop> {
+    if let Some(chain) = &plan.chain {
+        return chain.complete(record).map_err(|error| plan.unrecorded(error));
+    }
+    let number = record.epoch;
     let ask = Operations::new()
         .then(&Arguments::Putfh(file.directory))
         .then(&Arguments::Lookup(plan.record_name(number)?))

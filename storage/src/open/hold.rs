@@ -8,12 +8,15 @@ use crate::iscsi::{self, ImageName};
 use crate::lease::{Contest, Incarnation, Lease, Offer, Opposition, TakenBack};
 use crate::nfs;
 use crate::overlay::copy::View;
+use crate::remote::lease::RemoteLease;
 
 /// What makes an image ours. To be dropped after its backend.
 #[derive(Debug)]
 pub struct Hold {
     id: ImageId,
     leases: Vec<Lease>,
+    /// That of an image of a network.
+    remote: Option<RemoteLease>,
     overlay: Option<View>,
 }
 
@@ -23,7 +26,16 @@ impl Hold {
         Self {
             id,
             leases,
+            remote: None,
             overlay: None,
+        }
+    }
+
+    /// The same of an image of a network, whose disk has the fence.
+    pub(super) fn of_remote(id: ImageId, lease: Option<RemoteLease>) -> Self {
+        Self {
+            remote: lease,
+            ..Self::new(id, None)
         }
     }
 
@@ -79,26 +91,38 @@ impl Hold {
         self.overlay = Some(overlay);
     }
 
-    /// What a new owner needs to know to take the image over; nothing if there is no record of its lease on the host.
+    /// What a new owner needs to know to take the image over; nothing if there is no record of its lease.
     pub fn offer(&self) -> Option<Offer> {
-        self.leases.iter().find_map(Lease::offer)
+        let remote = self.remote.as_ref().and_then(RemoteLease::offer);
+        remote.or_else(|| self.leases.iter().find_map(Lease::offer))
     }
 
-    /// Takes the fence down: whoever has the offer may take the image over. Nothing may be written from now on.
+    /// Takes the fence down: whoever has the offer may take the image over. Nothing may be written from now on. The fence of an
+    /// image of a network is its disk's, which takes it down by [`crate::request::Operation::Yield`].
     ///
     /// # Errors
     ///
     /// Why it stays up.
     pub fn yield_fence(&mut self) -> Result<(), OpenError> {
+        if let Some(remote) = &mut self.remote {
+            remote.yield_fence();
+        }
         Ok(self.leases.iter_mut().try_for_each(Lease::yield_fence)?)
     }
 
-    /// Makes the step that opposes the next one of the new owner. To be repeated if it fails.
+    /// Makes the step that opposes the next one of the new owner. To be repeated if it fails. With an image of a network this
+    /// takes as long as its server does.
     ///
     /// # Errors
     ///
     /// When it cannot be told whose the step is.
     pub fn oppose(&mut self, opposition: Opposition) -> Result<Contest, OpenError> {
+        if let Some(remote) = &self.remote {
+            match remote.oppose(opposition)? {
+                Contest::Won => {}
+                lost => return Ok(lost),
+            }
+        }
         for lease in &mut self.leases {
             match lease.oppose(opposition)? {
                 Contest::Won => {}
@@ -109,12 +133,19 @@ impl Hold {
     }
 
     /// Has the image back and puts the fence up again: for whoever has won the step that decides against the owner `other`. To
-    /// be repeated if it fails, or while the other one's fence is up.
+    /// be repeated if it fails, or while the other one's fence is up. The fence of an image of a network is put up by its disk
+    /// afterwards, by [`crate::request::Operation::TakeBack`]: until that has ended this is to be asked again.
     ///
     /// # Errors
     ///
     /// When it is not ours.
     pub fn take_back(&mut self, other: Option<Incarnation>) -> Result<TakenBack, OpenError> {
+        if let Some(remote) = &self.remote {
+            match remote.take_back(other)? {
+                TakenBack::Done => {}
+                undone => return Ok(undone),
+            }
+        }
         for lease in &mut self.leases {
             match lease.take_back(other)? {
                 TakenBack::Done => {}
@@ -122,6 +153,13 @@ impl Hold {
             }
         }
         Ok(TakenBack::Done)
+    }
+
+    /// The image is ours, and all fences are up.
+    pub fn is_back(&mut self) {
+        if let Some(remote) = &mut self.remote {
+            remote.is_back();
+        }
     }
 
     /// Takes the fences down, as the death of the process does.

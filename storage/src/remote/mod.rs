@@ -5,6 +5,7 @@ pub(crate) mod connection;
 pub(crate) mod debt;
 pub(crate) mod dialogue;
 pub(crate) mod flights;
+pub(crate) mod lease;
 pub(crate) mod outbox;
 pub(crate) mod procedure;
 pub(crate) mod quota;

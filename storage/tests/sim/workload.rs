@@ -106,7 +106,11 @@ impl Wish {
     pub(crate) fn effect(&self) -> Effect {
         match self.operation {
             // A raise has nothing that could be read.
-            Operation::Read | Operation::FindData | Operation::Raise => Effect::Read,
+            Operation::Read
+            | Operation::FindData
+            | Operation::Raise
+            | Operation::Yield
+            | Operation::TakeBack => Effect::Read,
             Operation::Write => Effect::Write,
             Operation::Flush => Effect::Flush,
             Operation::Discard => Effect::Discard,

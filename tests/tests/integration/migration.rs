@@ -2,6 +2,7 @@
 
 mod failures;
 mod middle;
+mod place;
 
 use std::io::Read;
 use std::path::Path;
@@ -19,6 +20,7 @@ use coracle_tests::{Outcome, ensure};
 use coracle_vmm::migration::tls::TlsFiles;
 
 use self::failures::survives_every_failure;
+use self::place::Place;
 use crate::snapshot::has_worked;
 use serde_json::{Value, json};
 
@@ -27,6 +29,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_guest_goes_from_one_process_to_the_next_while_it_works",
         need: Need::Kvm,
         run: goes_from_one_to_the_next,
+    },
+    Case {
+        name: "a_guest_takes_its_disk_on_a_server_along",
+        need: Need::Kvm,
+        run: takes_its_disk_along,
     },
     Case {
         name: "whatever_happens_at_any_message_one_process_has_the_guest",
@@ -112,16 +119,26 @@ impl Hosts {
 fn goes_from_one_to_the_next(context: &Context) -> Outcome {
     let mut seed = context.seed.clone();
     for round in 0..context.count(4, 300) {
-        one_move(context, &mut seed).map_err(|e| format!("round {round}: {}", text(&e)))?;
+        one_move(context, &mut seed, "a file").map_err(|e| format!("round {round}: {}", text(&e)))?;
     }
     Ok(())
 }
 
-fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
+/// The same with disks that are on a server.
+fn takes_its_disk_along(context: &Context) -> Outcome {
+    let mut seed = context.seed.clone();
+    for round in 0..context.count(2, 100) {
+        for kind in Place::SERVED {
+            one_move(context, &mut seed, kind).map_err(|e| format!("round {round}, {kind}: {}", text(&e)))?;
+        }
+    }
+    Ok(())
+}
+
+fn one_move(context: &Context, seed: &mut Seed, kind: &str) -> Outcome {
     let directory = tempfile::tempdir()?;
     let hosts = Hosts::new(directory.path())?;
-    let disk = directory.path().join("test-disk");
-    blank_image(&disk, 16)?;
+    let place = Place::new(kind, directory.path(), 16)?;
     let number = seed.below(1 << 30);
     let vcpus = 1 + u32::try_from(seed.below(2))?;
     let words = format!(
@@ -132,10 +149,7 @@ fn one_move(context: &Context, seed: &mut Seed) -> Outcome {
     let config = Machine::unikernel(&context.environment, &words)
         .vcpus(vcpus)
         .memory_mib(64)
-        .drive(json!({
-            "drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
-            "cache_type": "Writeback"
-        }))
+        .drive(place.drive("d"))
         .config();
     let mut monitor = Launch::new(&context.environment)?.start()?;
     monitor.configure(&config)?;

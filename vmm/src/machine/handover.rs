@@ -4,9 +4,14 @@
 //!   Paused ──hand_over──► Yielded ──the step that decides is won, all fences are up──► Paused
 //!                            └── it is lost: retire
 //! ```
+//!
+//! The fence of a file is taken down and put up by whoever asks. That of an image of a network is its worker's: before the
+//! hand-over a round asks for it to come down ([`Machine::begin_yield`]), and an errand for it to be up again.
 
 use std::time::{Duration, Instant};
 
+use coracle_devices::virtio::blk::{ControlError, Errand};
+use coracle_devices::virtio::device::{Notice, Patience};
 use coracle_storage::backend::Access;
 use coracle_storage::lease::{Contest, Incarnation, Offer, Opposition, Record, TakenBack};
 use coracle_storage::open::OpenError;
@@ -14,10 +19,12 @@ use coracle_storage::open::OpenError;
 use super::{DriveSlot, Machine, Paused};
 
 /// The phase in which the guest stands still and whoever wins the next step of the leases has its disks.
-#[derive(Debug)]
+#[derive(Default)]
 pub struct Yielded {
     /// Who has to take its fences down before this machine can go on.
     other: Option<Incarnation>,
+    /// The disks that put their fences up, by their places.
+    returning: Vec<(usize, Errand)>,
 }
 
 /// What is offered of a drive that is written.
@@ -37,7 +44,24 @@ pub struct HandoverError {
     pub id: String,
     /// Why.
     #[source]
-    pub source: Box<OpenError>,
+    pub source: Reason,
+}
+
+/// Why it does not, as the image or its disk say.
+#[derive(Debug, thiserror::Error)]
+pub enum Reason {
+    /// The image.
+    #[error(transparent)]
+    Image(Box<OpenError>),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] ControlError),
+}
+
+impl From<OpenError> for Reason {
+    fn from(error: OpenError) -> Self {
+        Self::Image(Box::new(error))
+    }
 }
 
 /// How the contest for a machine's disks has ended for it.
@@ -64,42 +88,28 @@ impl<P> Machine<P> {
 }
 
 impl Machine<Paused> {
-    /// Takes the fences of all disks down. Everything that was written is on its medium.
+    /// Takes the fences of all disks down, but for those that a round was asked for. Everything that was written is on its
+    /// medium.
     ///
-    /// # Errors
-    ///
-    /// Why one stays up; then all are up.
-    pub fn hand_over(mut self) -> Result<Machine<Yielded>, (Self, HandoverError)> {
-        let written = self.parts.drives.iter_mut().filter(|drive| drive.is_written());
+    /// Where that fails, some may be up: nobody is to be told that the disks can be had, and [`Machine::settle`] has them back.
+    pub fn hand_over(mut self) -> (Machine<Yielded>, Result<(), HandoverError>) {
         let mut outcome = Ok(());
-        for drive in written {
-            outcome = drive
-                .hold
-                .yield_fence()
-                .map_err(|source| drive.not_handed(source));
-            if outcome.is_err() {
-                break;
-            }
+        for drive in self.parts.drives.iter_mut().filter(|drive| drive.is_written()) {
+            let yielded = drive.hold.yield_fence();
+            outcome = outcome.and(yielded.map_err(|source| drive.not_handed(source)));
         }
-        match outcome {
-            Ok(()) => Ok(self.in_phase(Yielded { other: None })),
-            Err(error) => match self
-                .in_phase(Yielded { other: None })
-                .settle(Opposition::Cancel, FENCE_MAX)
-            {
-                Ok(Outcome::Back(machine)) => Err((machine, error)),
-                _ => unreachable!("nobody was told that the fences are down"),
-            },
-        }
+        (self.in_phase(Yielded::default()), outcome)
     }
 }
 
-/// How long the fence of a loser may stay up.
-const FENCE_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked whether a fence is up.
 const FENCE_PERIOD: Duration = Duration::from_millis(1);
+/// How long a disk is waited for to put its fence up: that of a machine that has died may stay as long as its server likes. Then
+/// it is asked again.
+const RETURN_MAX: Duration = Duration::from_secs(600);
 
 impl Machine<Yielded> {
-    /// Makes the opposing step, and if that is won, has the disks back.
+    /// Makes the opposing step, and if that is won, has the disks back. It takes as long as the servers of the disks do.
     ///
     /// # Errors
     ///
@@ -134,9 +144,14 @@ impl Machine<Yielded> {
 
     fn take_back(mut self, deadline: Instant) -> Result<Outcome, (Self, HandoverError)> {
         let other = self.phase.other;
-        for drive in self.parts.drives.iter_mut().filter(|drive| drive.is_written()) {
+        let written = |(_, drive): &(usize, &mut DriveSlot)| drive.is_written();
+        for (at, drive) in self.parts.drives.iter_mut().enumerate().filter(written) {
             loop {
-                match drive.hold.take_back(other) {
+                let back = match drive.hold.take_back(other) {
+                    Ok(TakenBack::Done) => drive.put_fence_up(at, &mut self.phase.returning, deadline),
+                    undone => undone.map_err(Reason::from),
+                };
+                match back {
                     Ok(TakenBack::Done) => break,
                     Ok(TakenBack::Fenced) if Instant::now() < deadline => std::thread::sleep(FENCE_PERIOD),
                     Ok(TakenBack::Fenced) => return Ok(Outcome::Open(self)),
@@ -147,6 +162,9 @@ impl Machine<Yielded> {
                     }
                 }
             }
+        }
+        for drive in &mut self.parts.drives {
+            drive.hold.is_back();
         }
         Ok(Outcome::Back(self.in_phase(Paused)))
     }
@@ -162,10 +180,35 @@ impl DriveSlot {
         self.control.access() == Access::ReadWrite
     }
 
-    fn not_handed(&self, source: OpenError) -> HandoverError {
+    /// Has the disk put its fence up, if that is its own, and waits until `deadline`. What is not done then goes on, and is found
+    /// among those that are `returning`.
+    fn put_fence_up(
+        &self,
+        at: usize,
+        returning: &mut Vec<(usize, Errand)>,
+        deadline: Instant,
+    ) -> Result<TakenBack, Reason> {
+        let begun = returning.iter().position(|(returns, _)| *returns == at);
+        let errand = match begun {
+            Some(place) => returning.swap_remove(place).1,
+            None => self.control.begin_take_back(RETURN_MAX, &Notice::default())?,
+        };
+        loop {
+            if let Some(answer) = errand.poll(Patience::None) {
+                return Ok(answer.map(|()| TakenBack::Done)?);
+            }
+            if Instant::now() >= deadline {
+                returning.push((at, errand));
+                return Ok(TakenBack::Fenced);
+            }
+            std::thread::sleep(FENCE_PERIOD);
+        }
+    }
+
+    fn not_handed(&self, source: impl Into<Reason>) -> HandoverError {
         HandoverError {
             id: self.id.clone(),
-            source: Box::new(source),
+            source: source.into(),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! What all disks of a paused machine are asked for at once: to have everything on the medium before a snapshot, to raise
-//! their generations before the guest writes again.
+//! What all disks of a paused machine are asked for at once: to have everything on the medium before a snapshot, to take their
+//! fences down before another has them, to raise their generations before the guest writes again.
 
 use std::time::{Duration, Instant};
 
-use coracle_devices::virtio::blk::{ControlError, Errand};
+use coracle_devices::virtio::blk::{BlkControl, ControlError, Errand};
 use coracle_devices::virtio::device::{Notice, Patience};
 use coracle_storage::backend::Access;
 use coracle_storage::open::OpenError;
@@ -58,12 +58,28 @@ impl Machine<Paused> {
     ///
     /// When the worker of a disk is gone.
     pub fn begin_flush(&self, notice: &Notice) -> Result<Round, RoundError> {
+        self.begin_errands(notice, |control| control.begin_flush(ERRAND_MAX, notice))
+    }
+
+    /// Begins to take the fences down of those disks that have them themselves. Whatever comes of it, the machine is to be handed
+    /// over then ([`Self::hand_over`]), or it does not have these disks back.
+    ///
+    /// # Errors
+    ///
+    /// When the worker of a disk is gone.
+    pub fn begin_yield(&self, notice: &Notice) -> Result<Round, RoundError> {
+        self.begin_errands(notice, |control| control.begin_yield(ERRAND_MAX, notice))
+    }
+
+    fn begin_errands(
+        &self,
+        notice: &Notice,
+        begin: impl Fn(&BlkControl) -> Result<Errand, ControlError>,
+    ) -> Result<Round, RoundError> {
         let mut round = Round::new(notice);
         for (at, drive) in self.writable_drives() {
-            let errand = drive.control.begin_flush(ERRAND_MAX, notice);
-            round
-                .errands
-                .push((at, errand.map_err(|source| drive.failed(source))?));
+            let errand = begin(&drive.control).map_err(|source| drive.failed(source))?;
+            round.errands.push((at, errand));
         }
         Ok(round)
     }

@@ -28,9 +28,9 @@ use crate::state::Sections;
 /// A machine that is being sent.
 ///
 /// ```text
-///   Copying ──► Stopping ──► Flushing ──► Stopped ──► Yielded ──► the guest runs there: over
+///   Copying ──► Stopping ──► Flushing ──► Stopped ──► Yielding ──► Yielded ──► the guest runs there: over
 ///      └───────────┴────────────┴────────────┴── lost: the guest runs on here
-///                                                       └── lost ──► Settling: the leases say where
+///                                                        └────────────┴── lost ──► Settling: the leases say where
 /// ```
 pub(super) struct Sending {
     thread: Opening<Result<(), SendError>>,
@@ -55,6 +55,8 @@ enum Stage {
     Flushing(Round),
     /// The last of it is being sent.
     Stopped,
+    /// The fences are being taken down.
+    Yielding(Round),
     /// The fences are down.
     Yielded,
     /// The leases are asked; what the connection came to is kept for whoever asked.
@@ -138,6 +140,7 @@ impl Monitor {
             let (next, course) = match stage {
                 Stage::Stopping => self.stop_for(&sending),
                 Stage::Flushing(round) => self.flush_for(&sending, round),
+                Stage::Yielding(round) => self.yield_for(&sending, round),
                 Stage::Settling(settling, why) => match settling.poll() {
                     None => (Stage::Settling(settling, why), Step::Wait(None)),
                     Some(settled) => return self.settled(settled, &why, &sending.to),
@@ -190,16 +193,14 @@ impl Monitor {
                 self.guest = Guest::Pausing(machine.begin_pause(&self.wakeup.notice()));
                 return (Stage::Stopping, Step::Again);
             }
-            (Want::Yield, Guest::Paused(machine)) => match machine.hand_over() {
-                Ok(machine) => {
-                    self.guest = Guest::Yielded(Some(machine));
-                    (Stage::Yielded, Ok(Given::Yielded))
-                }
-                Err((machine, error)) => {
-                    self.guest = Guest::Paused(machine);
-                    (stage, Err(fault(&error)))
-                }
-            },
+            (Want::Yield, Guest::Paused(machine)) => {
+                let round = machine.begin_yield(&self.wakeup.notice());
+                self.guest = Guest::Paused(machine);
+                return match round {
+                    Ok(round) => (Stage::Yielding(round), Step::Again),
+                    Err(error) => self.hand_over(Err(fault(&error))),
+                };
+            }
             (_, guest) => {
                 self.guest = guest;
                 (
@@ -279,6 +280,38 @@ impl Monitor {
                     Err(error) => (Stage::Stopped, Step::Failed(error)),
                 }
             }
+        }
+    }
+
+    /// Goes on with what takes the fences down.
+    fn yield_for(&mut self, sending: &Sending, mut round: Round) -> (Stage, Step) {
+        let Guest::Paused(machine) = &mut self.guest else {
+            return (
+                Stage::Stopped,
+                Step::Failed(Fault::bad_request("Migration error: a disk was lost")),
+            );
+        };
+        let yielded = match machine.poll_round(&mut round, Patience::None) {
+            RoundProgress::Pending { until } => return (Stage::Yielding(round), Step::Wait(Some(until))),
+            RoundProgress::Done(yielded) => yielded.map_err(|error| fault(&error)),
+        };
+        let (stage, step) = self.hand_over(yielded);
+        if let Step::Again = step {
+            sending.clerk.give(Given::Yielded);
+        }
+        (stage, step)
+    }
+
+    /// The fences were asked for. Where one is not down, nobody is told that the disks can be had, and the leases give them back.
+    fn hand_over(&mut self, yielded: Result<(), Fault>) -> (Stage, Step) {
+        let Guest::Paused(machine) = std::mem::take(&mut self.guest) else {
+            unreachable!("a guest that is handed over is paused");
+        };
+        let (machine, outcome) = machine.hand_over();
+        self.guest = Guest::Yielded(Some(machine));
+        match yielded.and(outcome.map_err(|error| fault(&error))) {
+            Ok(()) => (Stage::Yielded, Step::Again),
+            Err(error) => (Stage::Yielded, Step::Failed(error)),
         }
     }
 
@@ -478,7 +511,7 @@ impl Monitor {
                 let stage = match sending.stage {
                     Stage::Copying => MigrationStage::Sending,
                     Stage::Stopping | Stage::Flushing(_) | Stage::Stopped => MigrationStage::Stopping,
-                    Stage::Yielded => MigrationStage::HandingOver,
+                    Stage::Yielding(_) | Stage::Yielded => MigrationStage::HandingOver,
                     Stage::Settling(..) => MigrationStage::Settling,
                 };
                 status(stage, None, Some(&sending.progress))

@@ -82,6 +82,12 @@ pub enum ControlError {
     /// The lease is not raised.
     #[error("the generation of the image cannot be raised")]
     Raise(#[source] Failure),
+    /// The fence may still be up.
+    #[error("the image is not given out of hand")]
+    Yield(#[source] Failure),
+    /// The fence is not up.
+    #[error("the image is not had back")]
+    TakeBack(#[source] Failure),
     /// The worker is busy.
     #[error("the disk's worker did not answer in time")]
     Late,

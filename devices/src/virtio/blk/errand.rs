@@ -1,4 +1,5 @@
-//! What a stopped disk is asked for on behalf of its machine: to have everything on the medium, to raise its generation.
+//! What a stopped disk is asked for on behalf of its machine: to have everything on the medium, to raise its generation, to take
+//! the fence of its image down and put it up again.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ pub struct Errand {
 enum Purpose {
     Flush,
     Raise,
+    Yield,
+    TakeBack,
 }
 
 impl BlkControl {
@@ -42,6 +45,25 @@ impl BlkControl {
         self.begin_errand(Purpose::Raise, limit, notice)
     }
 
+    /// Begins to take the fence of an image of a network down; others have none of their own. Nothing is to be written until
+    /// [`Self::begin_take_back`].
+    ///
+    /// # Errors
+    ///
+    /// When the worker is gone.
+    pub fn begin_yield(&self, limit: Duration, notice: &Notice) -> Result<Errand, ControlError> {
+        self.begin_errand(Purpose::Yield, limit, notice)
+    }
+
+    /// Begins to put the fence up again, by the record that [`coracle_storage::open::Hold::take_back`] has made.
+    ///
+    /// # Errors
+    ///
+    /// When the worker is gone.
+    pub fn begin_take_back(&self, limit: Duration, notice: &Notice) -> Result<Errand, ControlError> {
+        self.begin_errand(Purpose::TakeBack, limit, notice)
+    }
+
     fn begin_errand(
         &self,
         purpose: Purpose,
@@ -51,6 +73,8 @@ impl BlkControl {
         let operation = match purpose {
             Purpose::Flush => Operation::Flush,
             Purpose::Raise => Operation::Raise,
+            Purpose::Yield => Operation::Yield,
+            Purpose::TakeBack => Operation::TakeBack,
         };
         let (call, answer) = Call::new(notice);
         // One worker asks for all: the forks of an image share its file.
@@ -77,6 +101,8 @@ impl Errand {
             outcome.map_err(|source| match self.purpose {
                 Purpose::Flush => ControlError::Flush(source),
                 Purpose::Raise => ControlError::Raise(source),
+                Purpose::Yield => ControlError::Yield(source),
+                Purpose::TakeBack => ControlError::TakeBack(source),
             })
         }))
     }

@@ -388,6 +388,8 @@ fn limited_bytes(request: &Request) -> u64 {
         | Operation::Discard
         | Operation::WriteZeroes { .. }
         | Operation::Raise
+        | Operation::Yield
+        | Operation::TakeBack
         | Operation::Grow
         | Operation::FindData => 0,
     }
@@ -412,6 +414,7 @@ fn count(metrics: &BlkMetrics, operation: Operation, len_bytes: u64, took: Resul
         }
         Operation::Flush => metrics.flush_count.add(1),
         Operation::Discard | Operation::WriteZeroes { .. } => metrics.discard_count.add(1),
-        Operation::Raise | Operation::Grow | Operation::FindData => {}
+        Operation::Raise | Operation::Yield | Operation::TakeBack | Operation::Grow | Operation::FindData => {
+        }
     }
 }

@@ -206,6 +206,8 @@ pub(super) fn take_segments(operation: Operation, chain: &mut Chain, spare: Vec<
         | Operation::Discard
         | Operation::WriteZeroes { .. }
         | Operation::Raise
+        | Operation::Yield
+        | Operation::TakeBack
         | Operation::Grow
         | Operation::FindData => spare,
     }

@@ -362,6 +362,8 @@ fn first_stage(request: &Request, geometry: &Geometry, unit: &Unit) -> Result<St
     let is_aligned = (request.offset_bytes | request.len_bytes).is_multiple_of(unit.block_bytes.into());
     match request.operation {
         Operation::Raise => Ok(Stage::Raise),
+        // Its lease is not handed over.
+        Operation::Yield | Operation::TakeBack => Err(Ok(())),
         Operation::Flush if is_read_only || unit.cache() == Cache::None => Err(Ok(())),
         Operation::Flush => Ok(Stage::Flush),
         Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {

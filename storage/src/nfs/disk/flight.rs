@@ -18,7 +18,7 @@ use super::super::v4::{Content, Stability, Verifier};
 /// ```text
 ///   Transfer ──not durable yet──► Commit           Discard: Deallocate
 ///   WriteZeroes: Deallocate ──not supported──► WriteZeros       Grow: Resize      Raise: Raise
-///   FindData: FindData ──there──► FindHole
+///   FindData: FindData ──there──► FindHole        Yield, TakeBack: each itself
 /// ```
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -49,7 +49,18 @@ enum Stage {
     FindData,
     FindHole,
     /// No command does it.
+    Chore(Chore),
+}
+
+/// What the owner of the disk asks of it, and its guest never does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chore {
+    /// The generation is to be raised.
     Raise,
+    /// The fence is to come down.
+    Yield,
+    /// The fence is to be up again.
+    TakeBack,
 }
 
 /// What is to be done about a flight.
@@ -127,9 +138,12 @@ impl Flight {
         }
     }
 
-    /// Whether the generation is to be raised.
-    pub(super) fn is_raise(&self) -> bool {
-        self.stage == Stage::Raise
+    /// What it is that no command does, if it is such a thing.
+    pub(super) fn chore(&self) -> Option<Chore> {
+        match self.stage {
+            Stage::Chore(chore) => Some(chore),
+            _ => None,
+        }
     }
 
     /// Whether it is, now that it is `generation`. It has to become a higher one than it was when this was asked first.
@@ -205,7 +219,7 @@ impl Flight {
                 offset_bytes,
                 what: Content::Hole,
             },
-            Stage::Raise => unreachable!("the generation is raised by a procedure"),
+            Stage::Chore(_) => unreachable!("it is done by a procedure"),
         };
         Command {
             action,
@@ -383,7 +397,9 @@ fn first_stage(request: &Request, geometry: &Geometry, file: &File) -> Result<St
     }
     let is_read_only = geometry.access == Access::ReadOnly;
     match request.operation {
-        Operation::Raise => Ok(Stage::Raise),
+        Operation::Raise => Ok(Stage::Chore(Chore::Raise)),
+        Operation::Yield => Ok(Stage::Chore(Chore::Yield)),
+        Operation::TakeBack => Ok(Stage::Chore(Chore::TakeBack)),
         Operation::Flush if is_read_only => Err(Ok(())),
         Operation::Flush => Ok(Stage::Commit),
         Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {

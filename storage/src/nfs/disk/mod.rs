@@ -1,6 +1,7 @@
 //! A file on a server as an image: requests in, commands out, and one connection after the other to carry them.
 
 mod flight;
+mod handover;
 mod recovery;
 mod rewriting;
 
@@ -14,10 +15,12 @@ use crate::reactor::{Event, NO_FILE, Reach, Submit};
 use crate::remote::backoff::Backoff;
 use crate::remote::dialogue::{self, Client as _};
 use crate::remote::flights::Flights;
+use crate::remote::lease::Standing;
 use crate::remote::retained::{Moment, Retained};
 use crate::request::{Completion, Failure, Operation, Request, Segment};
 
-use self::flight::{Flight, Life, Next, ZEROS_BYTES};
+use self::flight::{Chore, Flight, Life, Next, ZEROS_BYTES};
+use self::handover::Fence;
 use self::recovery::After;
 use self::rewriting::Rewriting;
 use super::bringup::{File, Stop, Up};
@@ -40,6 +43,9 @@ use super::v4::status::{Verdict, verdict};
 ///      └── Lost ◄── Leaving ◄── the lease is another's ◄──────────────────────┘
 /// ```
 ///
+/// In a hand-over ([`handover`]) the disk is `Yielding` and then `Yielded`, without a session, until it is taken back by a new
+/// one or detached.
+///
 /// To raise the generation of the lease, for a request that has the disk to itself, the disk is `Raising` for a while instead of
 /// `Serving`. If that breaks off, the step is made on the next connection, before anything else is.
 ///
@@ -53,6 +59,9 @@ pub(crate) struct Disk {
     geometry: Geometry,
     file: File,
     tenure: Option<Tenure>,
+    /// The record of the tenure, for whoever holds the image.
+    standing: Standing,
+    fence: Fence,
     state: State,
     client: Client,
     flights: Flights<Flight>,
@@ -100,6 +109,12 @@ enum State {
     Rewriting,
     Serving,
     Raising(Procedure<Result<Option<Tenure>, Stop>>),
+    /// The fence is being taken down.
+    Yielding(Procedure<Result<(), Stop>>),
+    /// The fence is down, and there is no session.
+    Yielded,
+    /// Another has the lease, for this reason, and what is open here is in its way.
+    Withdrawing(Procedure<()>, String),
     Leaving(After),
     Farewell(Procedure<()>),
     /// Another has the lease, for this reason.
@@ -137,6 +152,8 @@ impl Disk {
             geometry,
             file: up.file,
             tenure: up.tenure,
+            standing: Standing::default(),
+            fence: Fence::Up,
             state: State::Serving,
             client,
             flights: Flights::new(plan.report_after, Arc::clone(&metrics)),
@@ -164,8 +181,17 @@ impl Disk {
         disk
     }
 
-    /// Tells whoever reads the metrics how it stands with the lease, if there is one.
+    /// What it tells whoever holds the image.
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.clone()
+    }
+
+    /// Tells whoever holds the image or reads the metrics how it stands with the lease, if there is one.
     fn tell_of_lease(&self, state: LeaseState) {
+        let record = self.tenure.as_ref().map(|tenure| tenure.record.clone());
+        if self.fence == Fence::Up {
+            self.standing.tell(record);
+        }
         if let Some(tenure) = &self.tenure {
             self.metrics.lease_epoch.set(tenure.record.generation);
             self.metrics.set_lease_state(state);
@@ -179,8 +205,10 @@ impl Disk {
 
     /// Sends what may be sent.
     fn dispatch(&mut self, io: &mut dyn Submit) {
-        if !matches!(self.state, State::Serving) {
-            return;
+        match self.state {
+            State::Serving => {}
+            State::Yielded => return self.look_for_chores(io),
+            _ => return,
         }
         if self.retained.is_filling() {
             self.empty_cache(io);
@@ -191,8 +219,12 @@ impl Disk {
             let Some(place) = self.flights.pop() else {
                 break;
             };
-            if self.flights.get(place).is_some_and(Flight::is_raise) {
-                self.raise(place, io);
+            if let Some(chore) = self.flights.get(place).and_then(Flight::chore) {
+                match chore {
+                    Chore::Raise => self.raise(place, io),
+                    Chore::Yield => self.yield_fence(place, io),
+                    Chore::TakeBack => self.end(place, Ok(()), io.now()),
+                }
                 if !matches!(self.state, State::Serving) {
                     return;
                 }
@@ -388,7 +420,11 @@ impl Backend for Disk {
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
         let now = io.now();
-        if request.operation == Operation::Raise && self.tenure.is_none() {
+        let is_of_lease = matches!(
+            request.operation,
+            Operation::Raise | Operation::Yield | Operation::TakeBack
+        );
+        if is_of_lease && self.tenure.is_none() {
             let outcome = Ok(());
             return Step::Done(Completion { request, outcome });
         }

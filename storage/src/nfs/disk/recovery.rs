@@ -18,6 +18,7 @@ use super::super::fence;
 use super::super::procedure::{Answer, Procedure, Progress};
 use super::super::session::SessionError;
 use super::flight::Life;
+use super::handover::Fence;
 use super::rewriting::Rewriting;
 use super::{Disk, State};
 
@@ -28,6 +29,8 @@ pub(super) enum After {
     Reconnect,
     /// Nothing: another has the lease.
     Loss(String),
+    /// Nothing for now: another may take the lease.
+    Yield,
     /// Another reactor goes on.
     Move,
     /// Nothing: it has left its reactor.
@@ -63,6 +66,9 @@ impl Disk {
     pub(super) fn connected(&mut self, io: &mut dyn Submit) {
         let State::Connecting = self.state else { return };
         self.joined = self.client.session_id();
+        if self.fence == Fence::Down {
+            return self.yield_again(io);
+        }
         let past = Past {
             file: Some(self.file.clone()),
             tenure: self.tenure.clone(),
@@ -70,6 +76,7 @@ impl Disk {
             is_doubtful: self.is_doubtful || !self.client.is_current(io.now()),
             is_spent: self.is_spent,
             is_tangled: self.is_tangled,
+            was_yielded: self.fence == Fence::Returns,
         };
         let plan = self.plan.clone();
         self.state = State::BringingUp(Procedure::new(|port| bringup::bring_up(port, plan, past)));
@@ -80,7 +87,7 @@ impl Disk {
         self.step(Some(answer), io);
     }
 
-    fn step(&mut self, answer: Option<Answer>, io: &mut dyn Submit) {
+    pub(super) fn step(&mut self, answer: Option<Answer>, io: &mut dyn Submit) {
         match &mut self.state {
             State::BringingUp(procedure) => match procedure.step(answer) {
                 Progress::Asks(ask) => self.client.perform(ask, io.now()),
@@ -94,6 +101,18 @@ impl Disk {
                     self.serve(io);
                 }
                 Progress::Ends(Err(stop)) => self.stopped(stop, io),
+            },
+            State::Yielding(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.client.perform(ask, io.now()),
+                Progress::Ends(Ok(())) => self.leave(After::Yield, Leave::Close, io),
+                Progress::Ends(Err(stop)) => self.stopped(stop, io),
+            },
+            State::Withdrawing(procedure, reason) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.client.perform(ask, io.now()),
+                Progress::Ends(()) => {
+                    let reason = std::mem::take(reason);
+                    self.leave(After::Loss(reason), Leave::Close, io);
+                }
             },
             State::Farewell(procedure) => match procedure.step(answer) {
                 Progress::Asks(ask) => self.client.perform(ask, io.now()),
@@ -124,6 +143,7 @@ impl Disk {
             ..up.file
         };
         self.tenure = up.tenure;
+        self.fence = Fence::Up;
         (self.is_doubtful, self.is_spent, self.is_tangled) = (false, false, false);
         self.metrics.reconnects.add(1);
         if up.goes_on {
@@ -154,6 +174,13 @@ impl Disk {
                 // What it has open and locked may still be there, and in the way of the next.
                 let plan = self.plan.clone();
                 self.state = State::Farewell(Procedure::new(|port| fence::vanish(port, plan)));
+                self.step(None, io);
+            }
+            Stop::Lost(reason) if self.is_taken() => {
+                log::error!("{}: {reason}; nothing was written", self.plan.name);
+                let plan = self.plan.clone();
+                let vanish = Procedure::new(|port| fence::vanish(port, plan));
+                self.state = State::Withdrawing(vanish, reason);
                 self.step(None, io);
             }
             Stop::Lost(reason) => {
@@ -196,6 +223,10 @@ impl Disk {
         }
         if let State::Leaving(_) = self.state {
             return;
+        }
+        if let State::Withdrawing(_, reason) = &mut self.state {
+            let reason = std::mem::take(reason);
+            return self.leave(After::Loss(reason), Leave::Close, io);
         }
         match why {
             Break::Session(SessionError::Expired(_)) => self.is_doubtful = true,
@@ -256,9 +287,16 @@ impl Disk {
         self.state = match (after, self.parting) {
             (After::Loss(reason), _) => {
                 self.tell_of_lease(LeaseState::Lost);
+                self.end_chores(io);
                 State::Lost(reason)
             }
-            (After::Move | After::End, _) | (_, Some(Parting::Breaks | Parting::Moves)) => State::Detached,
+            (After::Yield, None) => {
+                self.has_yielded();
+                State::Yielded
+            }
+            (After::Move | After::End | After::Yield, _) | (_, Some(Parting::Breaks | Parting::Moves)) => {
+                State::Detached
+            }
             (After::Reconnect, _) => State::Resting(io.now() + self.backoff.rest()),
         };
     }
@@ -290,8 +328,10 @@ impl Disk {
     pub(super) fn part_or_wait(&mut self, io: &mut dyn Submit) {
         match (self.parting, &self.state) {
             (None, _) | (_, State::Detached | State::Lost(_)) => {}
+            (Some(_), State::Yielded) | (Some(Parting::Moves), State::Resting(_)) => {
+                self.state = State::Detached
+            }
             (Some(Parting::Breaks), _) => self.leave(After::End, Leave::Close, io),
-            (Some(Parting::Moves), State::Resting(_)) => self.state = State::Detached,
             (Some(Parting::Moves), State::Connecting | State::BringingUp(_)) => {
                 self.leave(After::End, Leave::Close, io);
             }

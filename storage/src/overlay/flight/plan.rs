@@ -39,7 +39,12 @@ impl Flight {
                 };
                 self.plan_change(contents);
             }
-            Operation::Flush | Operation::Raise | Operation::Grow | Operation::FindData => {
+            Operation::Flush
+            | Operation::Raise
+            | Operation::Yield
+            | Operation::TakeBack
+            | Operation::Grow
+            | Operation::FindData => {
                 unreachable!("they do not ask for what is in a range")
             }
         }

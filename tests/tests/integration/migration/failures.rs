@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_tests::case::Context;
-use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::guest::Machine;
 use coracle_tests::harness::matrix::{Cell, Matrix};
 use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::middle::{Middle, Then};
+use super::place::Place;
 use super::{Hosts, SOON};
 
 /// What happens at a message.
@@ -27,13 +28,17 @@ const FAULTS: &[&str] = &[
     "nothing passes any more",
     "a bit is flipped",
     "everything is slow",
+    RESTART,
 ];
+const RESTART: &str = "the server of the disk restarts";
 
 pub(super) fn survives_every_failure(context: &Context) -> Outcome {
     let names: Vec<&'static str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
     let matrix = Matrix::new("migration")
         .axis("message", &names)
         .axis("fault", FAULTS)
+        .axis("disk", Place::KINDS)
+        .impossible(&[("disk", "a file"), ("fault", RESTART)], "it has no server")
         .impossible(
             &[("message", Kind::Refused.name())],
             "nobody refuses a machine that it can take",
@@ -45,18 +50,18 @@ pub(super) fn survives_every_failure(context: &Context) -> Outcome {
 }
 
 fn one_cell(context: &Context, cell: &Cell) -> Outcome {
-    let (message, fault) = (cell.value("message")?, cell.value("fault")?);
+    let (message, fault, disk) = (cell.value("message")?, cell.value("fault")?, cell.value("disk")?);
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == message);
     let kind = kind.ok_or("no such message")?;
     let directory = tempfile::tempdir()?;
-    let disk = directory.path().join("test-disk");
-    blank_image(&disk, 1)?;
+    let mut place = Place::new(disk, directory.path(), 1)?;
     let mut source = Launch::new(&context.environment)?.start()?;
-    source.configure(&ticking(context, &disk))?;
+    source.configure(&ticking(context, &place.path()))?;
     source.start_instance()?;
     source.console.wait_for("tick: n=3 ", SOON)?;
     let hosts = Hosts::new(directory.path())?;
-    let mut target = thread::scope(|scope| fails_at(context, scope, &hosts, &source, (kind, fault)))?;
+    let mut target =
+        thread::scope(|scope| fails_at(context, scope, &hosts, (&source, &mut place), (kind, fault)))?;
     let runs = [runs(&mut source)?, runs(&mut target)?];
     let expected = expected(kind, fault);
     ensure!(
@@ -70,7 +75,7 @@ fn one_cell(context: &Context, cell: &Cell) -> Outcome {
         }
         monitor.wait(SOON)?;
     }
-    boots(context, &disk)
+    boots(context, &place.path())
 }
 
 fn ticking(context: &Context, disk: &Path) -> Value {
@@ -85,7 +90,7 @@ fn fails_at<'scope>(
     context: &Context,
     scope: &'scope thread::Scope<'scope, '_>,
     hosts: &'scope Hosts,
-    source: &Monitor,
+    (source, place): (&Monitor, &mut Place),
     (kind, fault): (Kind, &str),
 ) -> Outcome<Monitor> {
     let then = match fault {
@@ -117,6 +122,7 @@ fn fails_at<'scope>(
             thread::sleep(Duration::from_secs(context.count(6, 30).into()));
             frozen.signal(Signal::CONT)?;
         }
+        RESTART => place.restart()?,
         _ => {}
     }
     if fault != "nothing passes any more" {
@@ -139,7 +145,7 @@ fn expected(kind: Kind, fault: &str) -> &'static [[bool; 2]] {
         ("the source is frozen" | "the target is frozen", _) => &[[true, false], [false, true]],
         (_, Kind::Running) => &[[false, true]],
         // It may be so slow that the guest would stand still for too long.
-        ("everything is slow", _) => &[[false, true], [true, false]],
+        ("everything is slow" | RESTART, _) => &[[false, true], [true, false]],
         _ => &[[true, false]],
     }
 }

@@ -153,7 +153,11 @@ fn check(request: &Request, geometry: &Geometry) -> Result<(), Result<(), Failur
     }
     match request.operation {
         // NFSv3 knows no holes, and nobody has a lease that could be raised.
-        Operation::Flush | Operation::FindData | Operation::Raise => Err(Ok(())),
+        Operation::Flush
+        | Operation::FindData
+        | Operation::Raise
+        | Operation::Yield
+        | Operation::TakeBack => Err(Ok(())),
         Operation::Read if request.len_bytes == 0 => Err(Ok(())),
         Operation::Read => Ok(()),
         _ => Err(Err(Failure::ReadOnly)),

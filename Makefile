@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-iscsi bench-nfs record-api record-snapshot clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-iscsi bench-nfs demo record-api record-snapshot clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -42,6 +42,10 @@ help: ## Show this list
 run: monitor linux ## Build everything and boot Linux from a disk; ends with the guest's own exit status
 	tests/tools/need python3
 	tests/tools/run-linux $(RELEASE) $(LINUX) $(TARGET)/run
+
+demo: monitor unikernel ## Show a guest that moves between three hosts, one of which is killed in the middle of it (seconds; root)
+	tests/tools/need ip $(NFS)
+	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl cargo run -q -p coracle-tests --bin demo
 
 test: test-unit test-integration ## Run the unit tests and the integration tests with seeded samples (minutes)
 

@@ -5,6 +5,8 @@
 //! client 1: 10.0.1.2 ──── 10.0.1.1 ┴ server
 //! ```
 //!
+//! The server forwards what clients send to each other, and each reaches all of its addresses.
+//!
 //! A namespace has no name: it is an open descriptor, so it is gone with its test however that ends, and no two
 //! tests can meet. Faults on the cable are the proxy's: start it on the server, in front of what serves there.
 
@@ -49,6 +51,8 @@ impl Star {
     pub fn new(clients: u8) -> Outcome<Self> {
         crate::ensure!(clients <= CLIENTS_MAX, "{clients} clients are too many");
         let server = Host::new(Self::server_address(0))?;
+        // It is of the network of whoever opens it.
+        server.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
         let clients = (0..clients)
             .map(|number| {
                 let client = Host::new(IpAddr::V4(Ipv4Addr::new(10, 0, number, 2)))?;
@@ -130,7 +134,8 @@ impl Host {
             host.ip(&["address", "add", &format!("{address}/24"), "dev", device])?;
             host.ip(&["link", "set", device, "up"])?;
         }
-        Ok(())
+        let gateway = Star::server_address(number).to_string();
+        client.ip(&["route", "add", "default", "via", &gateway])
     }
 
     fn ip(&self, arguments: &[&str]) -> Outcome {

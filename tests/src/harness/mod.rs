@@ -8,3 +8,4 @@ pub mod matrix;
 pub mod nfs;
 pub mod oracle;
 pub mod proxy;
+pub mod receiver;

@@ -39,6 +39,8 @@ pub enum Need {
     KvmAndRoot,
     /// Network namespaces, and cables between them.
     Hosts,
+    /// The same and a usable /dev/kvm.
+    KvmAndHosts,
     /// A usable /dev/kvm and a Firecracker named by `FIRECRACKER`.
     KvmAndFirecracker,
     /// A usable /dev/kvm, and the right to make a loop device.
@@ -73,6 +75,7 @@ impl Environment {
             Need::KvmAndMountNamespace => no_kvm().or_else(no_mount_namespace),
             Need::KvmAndRoot => no_kvm().or_else(no_root),
             Need::Hosts => Host::refused(),
+            Need::KvmAndHosts => no_kvm().or_else(Host::refused),
             Need::KvmAndFirecracker if self.firecracker.is_none() => Some("FIRECRACKER is not set".into()),
             Need::KvmAndFirecracker => no_kvm(),
             Need::KvmAndLoopDevice => no_kvm().or_else(no_loop_device),

@@ -57,12 +57,8 @@ struct Guest {
 fn run() -> Outcome {
     let environment = Environment::read();
     environment.check()?;
-    for need in [Need::Kvm, Need::Hosts] {
-        if let Some(lack) = environment.lacks(need) {
-            return Err(
-                format!("{lack}; the demonstration needs KVM, and root for networks of its own").into(),
-            );
-        }
+    if let Some(lack) = environment.lacks(Need::KvmAndHosts) {
+        return Err(format!("{lack}; the demonstration needs KVM, and root for networks of its own").into());
     }
     let certificates = tempfile::tempdir()?;
     let stage = Stage::new(environment, certificates.path())?;

@@ -1,5 +1,6 @@
 //! Migrations: a guest goes on in another process while it works, and whatever dies, at most one has it.
 
+mod around;
 mod failures;
 mod middle;
 mod place;
@@ -34,6 +35,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_guest_takes_its_disk_on_a_server_along",
         need: Need::Kvm,
         run: takes_its_disk_along,
+    },
+    Case {
+        name: "a_guest_goes_around_three_hosts_and_nobody_between_them_reads_it",
+        need: Need::KvmAndHosts,
+        run: around::goes_around,
     },
     Case {
         name: "whatever_happens_at_any_message_one_process_has_the_guest",
@@ -286,14 +292,18 @@ impl Drop for Child {
     }
 }
 
-/// A source of another authority, one of another name, a target of another name, another machine than is waited for, a disk that
-/// is not there.
+/// A source of another authority, one whose time is over, one of another name, a target of another name, another machine than
+/// is waited for, a disk that is not there.
 fn refuses_strangers(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
     let (ours, theirs) = (directory.path().join("ours"), directory.path().join("theirs"));
     std::fs::create_dir(&ours)?;
     std::fs::create_dir(&theirs)?;
-    let hosts = Hosts::new(&ours)?;
+    let authority = Authority::new(&ours)?;
+    let hosts = Hosts {
+        tls: authority.host("127.0.0.1")?,
+    };
+    let past = authority.host_of_the_past("127.0.0.1")?;
     let mut strange = Authority::new(&theirs)?.host("127.0.0.1")?;
     // It knows whom to trust, and nobody trusts it.
     merge(&mut strange, &json!({ "ca": ours.join("ca.crt") }));
@@ -333,6 +343,8 @@ fn refuses_strangers(context: &Context) -> Outcome {
         none.clone(),
         "does not accept the other's certificate",
     )?;
+    refused(none.clone(), json!({ "tls": past }), "the other side is gone")?;
+    refused(json!({ "tls": past }), none.clone(), "certificate expired")?;
     refused(
         none.clone(),
         json!({ "to_name": "host-b" }),

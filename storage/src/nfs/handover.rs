@@ -163,7 +163,7 @@ pub(super) async fn take_down_again(port: Port, plan: Arc<Plan>) -> Result<(), S
 /// Looks at the file that `url` names, and says whether it is the one that is offered. Nothing is opened and nothing is changed.
 pub(crate) fn check_offer(url: &str, terms: &Terms<'_>, offer: Offer) -> Result<(), NfsError> {
     let chain = FileChain::new(url, terms)?;
-    match chain.run(|port, plan| look(port, plan))? {
+    match chain.run(look)? {
         Newest::Record(newest) if newest.offer() == offer && newest.phase.is_owned() => Ok(()),
         newest => Err(LeaseError::Withdrawn {
             path: chain.0.name.clone(),
@@ -207,13 +207,13 @@ impl RemoteChain for FileChain {
     }
 
     fn newest(&self) -> Result<Newest, OpenError> {
-        self.run(|port, plan| look(port, plan))
-            .map_err(|error| self.failed(error))
+        self.run(look).map_err(|error| self.failed(error))
     }
 
-    fn append(&self, record: &Record) -> Result<bool, OpenError> {
-        self.run(|port, plan| append(port, plan, record.clone()))
-            .map_err(|error| self.failed(error))
+    fn append(&self, record: &Record) -> Result<Option<Record>, OpenError> {
+        let made = self.run(|port, plan| append(port, plan, record.clone()));
+        let made = made.map_err(|error| self.failed(error))?;
+        Ok(made.then(|| record.clone()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A unit on its way from one living owner to another: what each does with the records and the reservation.
 //!
 //! ```text
-//!   old owner:  LOGOUT ─ offered ······················ hears nothing: PREEMPT whoever ─► still as it was? `cancelled`, `reclaimed`
+//!   old owner:  LOGOUT ─ offered ············ hears nothing: PREEMPT whoever ─► still as it was? `cancelled`, `reclaimed`
 //!   new owner:           newest record as offered? ─► PREEMPT the old one ─► still as offered? `taken` ─► `started`
 //! ```
 //!

@@ -1,4 +1,5 @@
-//! A disk whose unit is on its way to another owner: it has no session. The reservation stays where it is until the other takes it.
+//! A disk whose unit is on its way to another owner: it has no session. The reservation stays where it is until the other has
+//! taken it.
 //!
 //! ```text
 //!   Serving ──Yield──► Yielding ──logged out──► Yielded ──TakeBack──► Resting ► Connecting ► BringingUp ► … ► Serving

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 
 use crate::backend::{Access, Backend, Discard, Geometry};
 use crate::iscsi::{self, IscsiError, IscsiUrl};
-use crate::lease::{self, Lease, LeaseError, Lock, Offer, Succession, Terms};
+use crate::lease::{self, Lease, LeaseError, Lock, Offer, Terms};
 use crate::nfs::{self, NfsError, NfsUrl};
 use crate::raw::Raw;
 
@@ -55,16 +55,12 @@ pub fn open(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, Open
 /// As [`open`].
 pub fn begin(path: &str, access: Access, terms: &Terms<'_>) -> Result<Image, OpenError> {
     check_terms(access, terms);
-    if matches!(terms.succession, Succession::TakesOver(_)) && is_kept(path) {
-        let path = path.to_owned();
-        return Err(OpenError::NotHandedOver { path });
-    }
     if IscsiUrl::is_url(path) {
-        let iscsi::Opened { disk, name } =
+        let iscsi::Opened { disk, name, lease } =
             iscsi::open(path, access, terms).map_err(|e| OpenError::of_unit(path, e))?;
         return Ok(Image {
             backend: Box::new(disk),
-            hold: Hold::new(ImageId::Unit(name), None),
+            hold: Hold::of_remote(ImageId::Unit(name), lease),
         });
     }
     if NfsUrl::is_url(path) {
@@ -118,9 +114,8 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
 ///
 /// That it is another, or cannot be handed over at all.
 pub fn check_offer(path: &str, terms: &Terms<'_>, offer: Offer) -> Result<(), OpenError> {
-    if is_kept(path) {
-        let path = path.to_owned();
-        return Err(OpenError::NotHandedOver { path });
+    if IscsiUrl::is_url(path) {
+        return iscsi::check_offer(path, terms, offer).map_err(|e| OpenError::of_unit(path, e));
     }
     if NfsUrl::is_url(path) {
         return nfs::check_offer(path, terms, offer).map_err(|e| OpenError::of_nfs(path, e));
@@ -132,11 +127,6 @@ pub fn check_offer(path: &str, terms: &Terms<'_>, offer: Offer) -> Result<(), Op
     };
     let opened = open_image(path, Access::ReadOnly, &looking)?;
     Ok(Lease::check_offer(&opened.file, path, terms, offer)?)
-}
-
-/// Whether `path` names an image whose lease is not handed over.
-fn is_kept(path: &str) -> bool {
-    is_remote(path) && !NfsUrl::is_url(path)
 }
 
 /// Whether `path` names an image of a network: opening it may take as long as its server does.
@@ -193,15 +183,6 @@ pub enum OpenError {
         /// Why.
         #[source]
         source: Box<NfsError>,
-    },
-    /// An image of a network that its owner would have to hand over.
-    #[error(
-        "image `{path}`: the lease of a unit on iSCSI is not handed over by this version; stop the machine, and start it \
-         where it is to run"
-    )]
-    NotHandedOver {
-        /// As configured.
-        path: String,
     },
     /// Nothing there.
     #[error("there is no image `{path}`: create it first, or correct the path")]

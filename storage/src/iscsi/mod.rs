@@ -7,6 +7,7 @@ pub mod digest;
 pub mod discovery;
 mod disk;
 mod error;
+mod handover;
 mod inbox;
 mod initiator;
 mod link;
@@ -27,6 +28,7 @@ mod unit;
 pub mod url;
 
 pub use error::IscsiError;
+pub(crate) use handover::check_offer;
 pub(crate) use open::{Opened, check, image_name, open};
 pub(crate) use open::{isid_of, open_simulated};
 pub use operator::{Operator, Replace, UnitStanding};

@@ -9,11 +9,13 @@ use crate::backend::Access;
 use crate::lease::{Chain, Lock, Owner, Terms};
 use crate::reactor::Reactor;
 use crate::remote::dialogue::{self, Dialogue};
+use crate::remote::lease::RemoteLease;
 
 use super::bringup::{Past, Refused, Up, attempt, bring_up, enter};
 use super::chap::{Authentication, Credentials};
 use super::disk::Disk;
 use super::error::IscsiError;
+use super::handover::UnitChain;
 use super::initiator::Initiator;
 use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
@@ -42,6 +44,8 @@ const UNCOMMITTED_BYTES_MAX: usize = 16 << 20;
 pub(crate) struct Opened {
     pub(crate) disk: Disk,
     pub(crate) name: ImageName,
+    /// Its lease, for whoever holds it; a disk that only reads has none.
+    pub(crate) lease: Option<RemoteLease>,
 }
 
 /// Logs in to the target that `url` names, and takes the lease of the unit.
@@ -59,8 +63,13 @@ pub(crate) fn open(url: &str, access: Access, terms: &Terms<'_>) -> Result<Opene
         up.unit.limits.unmap_blocks = 0;
         up.unit.limits.write_same_blocks = 0;
     }
+    let chain = match plan.lock {
+        Lock::Exclusive => Some(Box::new(UnitChain::of(&plan))),
+        Lock::Shared | Lock::None => None,
+    };
     let disk = dialogue.into_disk(|initiator| Disk::new(plan, up, initiator))?;
-    Ok(Opened { disk, name })
+    let lease = chain.map(|chain| RemoteLease::new(chain, disk.standing()));
+    Ok(Opened { disk, name, lease })
 }
 
 /// Whether the reservation of the unit, which this process has by another session, keeps a stranger from UNMAP as it should
@@ -149,7 +158,7 @@ impl Operator {
     }
 }
 
-fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName), IscsiError> {
+pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName), IscsiError> {
     let url: IscsiUrl = url.parse()?;
     let initiator = match &url.options.initiator {
         Some(name) => name.clone(),
@@ -174,12 +183,14 @@ fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan, ImageName
         lock: terms.lock,
         owner: terms.owner.clone(),
         succession: terms.succession,
-        keys: Keyring::of(terms.owner.incarnation),
+        keys: Arc::new(Keyring::of(terms.owner.incarnation)),
         begun: Mutex::default(),
-        chain: chain.map_err(|error| IscsiError::Records {
-            image: url.to_string(),
-            source: Box::new(error),
-        })?,
+        chain: chain
+            .map_err(|error| IscsiError::Records {
+                image: url.to_string(),
+                source: Box::new(error),
+            })?
+            .map(Arc::new),
         is_immutable: url.options.base_immutable,
         takes_over: terms.network.takes_over.map(ReservationKey),
         report_after: terms.network.timeout,

@@ -189,7 +189,7 @@ async fn break_off(port: Port, plan: Arc<Plan>) -> Result<Option<Record>, Stop> 
 }
 
 /// Gets the reservation, whoever has it, and ends what they had under way.
-async fn take_away(port: &Port, plan: &Plan, key: ReservationKey) -> Result<(), Stop> {
+pub(super) async fn take_away(port: &Port, plan: &Plan, key: ReservationKey) -> Result<(), Stop> {
     for _ in 0..PREEMPTS_MAX {
         let taken = match reservation::holder(port).await? {
             None => reserve_out(port, ReserveOut::Reserve { key }).await,

@@ -33,11 +33,11 @@ pub(super) struct Plan {
     /// What becomes of the generation when the lease is taken.
     pub(super) succession: Succession,
     /// Keys of this process.
-    pub(super) keys: Keyring,
+    pub(super) keys: Arc<Keyring>,
     /// The record that an attempt to take the lease has begun to write; nobody may have been told that it was written.
     pub(super) begun: Mutex<Option<Record>>,
     /// Where records are kept, if the user has named a place.
-    pub(super) chain: Option<Chain>,
+    pub(super) chain: Option<Arc<Chain>>,
     /// Its user vouches for it that nobody writes the unit.
     pub(super) is_immutable: bool,
     /// The key of a process that has ended, and whose heir this one is.
@@ -78,8 +78,24 @@ impl Plan {
     /// The plan of another session with the same unit, which has no part in its lease.
     pub(super) fn for_stranger(&self) -> Self {
         let Isid([kind, a, b, c, d, e]) = self.login.isid;
+        self.beside(Isid([kind, a, b, c, d, !e]))
+    }
+
+    /// The plan of sessions that make records of the lease while the disk has none. They have its keys, from which it takes the
+    /// reservation over, and end no session of another disk.
+    pub(super) fn for_records(&self) -> Self {
+        let Isid([kind, a, b, c, d, e]) = self.login.isid;
+        Self {
+            keys: Arc::clone(&self.keys),
+            chain: self.chain.clone(),
+            ..self.beside(Isid([kind, a, b, c, !d, e]))
+        }
+    }
+
+    /// The same unit by a session of that name, without a lease.
+    fn beside(&self, isid: Isid) -> Self {
         let login = LoginPlan {
-            isid: Isid([kind, a, b, c, d, !e]),
+            isid,
             ..LoginPlan::clone(&self.login)
         };
         Self {
@@ -91,7 +107,7 @@ impl Plan {
             lock: Lock::None,
             owner: self.owner.clone(),
             succession: Succession::default(),
-            keys: Keyring::of(self.owner.incarnation),
+            keys: Arc::new(Keyring::of(self.owner.incarnation)),
             chain: None,
             is_immutable: self.is_immutable,
             takes_over: None,

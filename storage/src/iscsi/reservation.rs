@@ -28,6 +28,7 @@ use crate::request::Durability;
 
 use super::bringup::{Refused, Stop, attempt, run};
 use super::error::IscsiError;
+use super::handover;
 use super::plan::{Keyring, Plan, Records};
 use super::procedure::{Data, Port};
 use super::scsi::cdb::{self, Blocks, Persistence, ReserveIn, ReserveOut};
@@ -62,7 +63,11 @@ impl Tenure {
     /// lost. It is the same however often it is tried.
     pub(super) fn begin(&mut self) -> bool {
         if let (Some(record), None) = (&self.record, &self.begun) {
-            self.begun = Record::after(Some(record), Phase::Held, &record.owner);
+            let phase = match record.phase {
+                Phase::Taken => Phase::Started,
+                _ => Phase::Held,
+            };
+            self.begun = Record::after(Some(record), phase, &record.owner);
         }
         self.begun.is_some()
     }
@@ -81,7 +86,10 @@ pub(super) async fn claim(port: &Port, plan: &Plan, unit: &Unit) -> Result<Tenur
         return Err(Stop::Never(LeaseError::Forgotten { path }.into()));
     }
     let before = read_record(port, plan, unit).await?;
-    check_free(port, plan, before.as_ref()).await?;
+    match plan.succession {
+        Succession::TakesOver(offer) => handover::check_offered(plan, before.as_ref(), offer)?,
+        Succession::Raises | Succession::Keeps(_) => check_free(port, plan, before.as_ref()).await?,
+    }
     // Under the fence it has to be the same.
     let checked = plan.succession.check(before.as_ref());
     checked.map_err(|why| plan.not_taken(why))?;
@@ -156,8 +164,8 @@ pub(super) fn is_of_break(last: Option<&Record>, holder: ReservationKey) -> bool
     })
 }
 
-/// Takes the reservation, also from a process whose heir this one is, from whoever has broken the lease, and from an attempt of
-/// our own that broke off.
+/// Takes the reservation, also from a process whose heir this one is, from an owner who has offered the unit, from whoever has
+/// broken the lease, and from an attempt of our own that broke off.
 pub(super) async fn take(
     port: &Port,
     plan: &Plan,
@@ -171,7 +179,14 @@ pub(super) async fn take(
     }
     let holder = holder(port).await?;
     let may_be_taken = |holder: &ReservationKey| {
-        plan.takes_over == Some(*holder) || plan.keys.has_tried(*holder) || is_of_break(last, *holder)
+        let is_offered = matches!(
+            plan.succession,
+            Succession::TakesOver(offer) if handover::is_old_owner(offer, *holder)
+        );
+        is_offered
+            || plan.takes_over == Some(*holder)
+            || plan.keys.has_tried(*holder)
+            || is_of_break(last, *holder)
     };
     if let Some(victim) = holder.filter(may_be_taken)
         && preempt(port, key, victim).await?
@@ -264,7 +279,7 @@ async fn succeed(port: &Port, plan: &Plan, key: ReservationKey) -> Result<bool, 
 }
 
 /// Takes the reservation from `victim`; `false` if that does not have it any more.
-async fn preempt(port: &Port, key: ReservationKey, victim: ReservationKey) -> Result<bool, Stop> {
+pub(super) async fn preempt(port: &Port, key: ReservationKey, victim: ReservationKey) -> Result<bool, Stop> {
     match reserve_out(port, ReserveOut::Preempt { key, victim }).await {
         Ok(()) => Ok(true),
         Err(Refused::Stop(stop)) => Err(stop),
@@ -352,7 +367,10 @@ async fn try_release(port: &Port, plan: &Plan, unit: &Unit, tenure: Option<&Tenu
         run(port, cdb::synchronize_cache(Blocks::ALL), Data::None).await?;
     }
     let Some(tenure) = tenure else { return Ok(()) };
-    if let Some(record) = &tenure.record {
+    // What was taken over and not started can be had back by whoever gave it, and by nobody else.
+    if let Some(record) = &tenure.record
+        && record.phase != Phase::Taken
+    {
         let released = next_record(Some(record), Phase::Released, plan)?;
         write_record(port, plan, unit, &released).await?;
     }

@@ -210,9 +210,10 @@ impl RemoteChain for FileChain {
         self.run(look).map_err(|error| self.failed(error))
     }
 
-    fn append(&self, record: &Record) -> Result<bool, OpenError> {
-        self.run(|port, plan| append(port, plan, record.clone()))
-            .map_err(|error| self.failed(error))
+    fn append(&self, record: &Record) -> Result<Option<Record>, OpenError> {
+        let made = self.run(|port, plan| append(port, plan, record.clone()));
+        let made = made.map_err(|error| self.failed(error))?;
+        Ok(made.then(|| record.clone()))
     }
 }
 

@@ -10,6 +10,29 @@ use crate::slab::Slab;
 
 use super::retained::Retained;
 
+/// What the owner of a disk asks of it, and its guest never does: no command does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chore {
+    /// The generation is to be raised.
+    Raise,
+    /// The fence is to come down.
+    Yield,
+    /// The fence is to be up again.
+    TakeBack,
+}
+
+impl Chore {
+    /// That of a request, if it is one.
+    pub(crate) fn of(operation: Operation) -> Option<Self> {
+        match operation {
+            Operation::Raise => Some(Self::Raise),
+            Operation::Yield => Some(Self::Yield),
+            Operation::TakeBack => Some(Self::TakeBack),
+            _ => None,
+        }
+    }
+}
+
 /// A request, and what it takes to carry it out.
 pub(crate) trait Flight {
     /// When it was accepted.
@@ -162,6 +185,42 @@ impl<F: Flight> Flights<F> {
         self.metrics.latency.record(now - flight.accepted());
         let request = flight.into_request();
         self.done.push_back(Completion { request, outcome });
+    }
+
+    /// What the one in this place is, if no command does it.
+    pub(crate) fn chore(&self, place: usize) -> Option<Chore> {
+        self.get(place)
+            .and_then(|flight| Chore::of(flight.request().operation))
+    }
+
+    /// The fence is down: what asked for that ends. Says whether it is to be up again.
+    pub(crate) fn has_yielded(&mut self, now: Instant) -> bool {
+        let mut returns = false;
+        for _ in 0..self.queued() {
+            let Some(place) = self.pop() else { break };
+            match self.chore(place) {
+                Some(Chore::Yield) => {
+                    self.end(place, Ok(()), now);
+                    continue;
+                }
+                Some(Chore::TakeBack) => returns = true,
+                Some(Chore::Raise) | None => {}
+            }
+            self.queue(place);
+        }
+        returns
+    }
+
+    /// The lease is lost: what the owner of the disk waits for comes to nothing. What the guest waits for stays as it is.
+    pub(crate) fn end_chores(&mut self, now: Instant) {
+        for _ in 0..self.queued() {
+            let Some(place) = self.pop() else { break };
+            if self.chore(place).is_some() {
+                self.end(place, Err(Failure::Host(libc::ESTALE)), now);
+            } else {
+                self.queue(place);
+            }
+        }
     }
 
     /// The next that has ended.

@@ -50,12 +50,13 @@ pub(crate) trait RemoteChain: fmt::Debug + Send {
     /// When the storage does not say.
     fn newest(&self) -> Result<Newest, OpenError>;
 
-    /// Makes a step; afterwards it is durable. `false`: its number is another's. One that was made already is made.
+    /// Makes a step; afterwards it is durable. What it says is returned: an attempt that broke off may have said it a moment
+    /// earlier. `None`: its number is another's. One that was made already is made.
     ///
     /// # Errors
     ///
     /// When that cannot be told: to be tried again.
-    fn append(&self, record: &Record) -> Result<bool, OpenError>;
+    fn append(&self, record: &Record) -> Result<Option<Record>, OpenError>;
 }
 
 /// A lease whose records are on a network.
@@ -110,7 +111,7 @@ impl RemoteLease {
                 Ok(record) => record.ok_or_else(|| self.undecided())?,
                 Err(contest) => return Ok(contest),
             };
-            if self.chain.append(&record)? {
+            if self.chain.append(&record)?.is_some() {
                 return Ok(Contest::Won);
             }
         }
@@ -129,10 +130,10 @@ impl RemoteLease {
         };
         let is_won = match number {
             number if number == cancelled.epoch => {
-                self.chain.append(&cancelled)?
-                    || opposition == Opposition::Reclaim && self.chain.append(&reclaimed)?
+                self.chain.append(&cancelled)?.is_some()
+                    || opposition == Opposition::Reclaim && self.chain.append(&reclaimed)?.is_some()
             }
-            number if number == reclaimed.epoch => self.chain.append(&reclaimed)?,
+            number if number == reclaimed.epoch => self.chain.append(&reclaimed)?.is_some(),
             _ => false,
         };
         if is_won {
@@ -169,8 +170,8 @@ impl RemoteLease {
             }
             let record = Record::after(Some(&newest), Phase::Reclaimed, &ours.owner);
             let record = record.ok_or_else(|| self.undecided())?;
-            if self.chain.append(&record)? {
-                self.standing.tell(Some(record));
+            if let Some(made) = self.chain.append(&record)? {
+                self.standing.tell(Some(made));
                 return Ok(TakenBack::Done);
             }
         }

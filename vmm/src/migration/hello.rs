@@ -51,8 +51,8 @@ impl DriveOffer {
 #[expect(missing_docs, reason = "the text of an error is its documentation")]
 pub enum NotSent {
     #[error(
-        "drive `{0}` has no record of its lease that could decide who writes it: give a file or a block device a `lease_at` \
-         before the machine is started, and leave `lock` as it is; units on iSCSI are not handed over by this version"
+        "drive `{0}` has no record of its lease that could decide who writes it: before the machine is started, give it a \
+         `lease_at`, or format an iSCSI unit by `coraclectl disk create`, and leave `lock` as it is"
     )]
     Unrecorded(String),
     #[error(

@@ -18,7 +18,7 @@ use crate::remote::retained::{Moment, Retained};
 ///
 /// ```text
 ///   Transfer ──not durable yet──► Flush            Discard: Unmap
-///   WriteZeroes: WriteSame ──not supported──► WriteZeros       Grow: Capacity      Raise: Raise
+///   WriteZeroes: WriteSame ──not supported──► WriteZeros       Grow: Capacity      Raise, Yield, TakeBack: Chore
 /// ```
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -54,7 +54,7 @@ enum Stage {
     WriteZeros,
     Capacity,
     /// No command does it.
-    Raise,
+    Chore,
 }
 
 /// What is to be done about a flight.
@@ -117,12 +117,8 @@ impl Flight {
         }
     }
 
-    /// Whether the generation is to be raised.
-    pub(super) fn is_raise(&self) -> bool {
-        self.stage == Stage::Raise
-    }
-
-    /// Whether it is, now that it is `generation`. It has to become a higher one than it was when this was asked first.
+    /// Whether the generation is raised, now that it is `generation`. It has to become a higher one than it was when this was
+    /// asked first.
     pub(super) fn is_raised(&mut self, generation: u64) -> bool {
         generation > *self.raised_from.get_or_insert(generation)
     }
@@ -148,7 +144,7 @@ impl Flight {
             Stage::Unmap if unit.limits.unmap_blocks == 0 => u32::MAX,
             Stage::Unmap => unit.limits.unmap_blocks,
             Stage::WriteSame => unit.limits.write_same_blocks,
-            Stage::Flush | Stage::Capacity | Stage::Raise => u32::MAX,
+            Stage::Flush | Stage::Capacity | Stage::Chore => u32::MAX,
         };
         let len = left.min(u64::from(blocks_max) * u64::from(unit.block_bytes));
         self.under_way_bytes = len;
@@ -197,7 +193,7 @@ impl Flight {
                 segments.push(segments::own(&mut self.buffer));
                 (cdb::read_capacity(CAPACITY_BYTES), Transfer::In)
             }
-            Stage::Raise => unreachable!("the generation is raised by a procedure"),
+            Stage::Chore => unreachable!("it is done by a procedure"),
         };
         Command {
             cdb,
@@ -311,7 +307,7 @@ impl Flight {
                 return Next::End(Ok(()));
             }
             Stage::Capacity => return Next::End(self.grown(ended, unit)),
-            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros | Stage::Raise => {}
+            Stage::Transfer | Stage::Unmap | Stage::WriteSame | Stage::WriteZeros | Stage::Chore => {}
         }
         self.done_bytes += self.under_way_bytes;
         self.is_cached |= may_be_forgotten;
@@ -361,9 +357,7 @@ fn first_stage(request: &Request, geometry: &Geometry, unit: &Unit) -> Result<St
     let is_read_only = geometry.access == Access::ReadOnly;
     let is_aligned = (request.offset_bytes | request.len_bytes).is_multiple_of(unit.block_bytes.into());
     match request.operation {
-        Operation::Raise => Ok(Stage::Raise),
-        // Its lease is not handed over.
-        Operation::Yield | Operation::TakeBack => Err(Ok(())),
+        Operation::Raise | Operation::Yield | Operation::TakeBack => Ok(Stage::Chore),
         Operation::Flush if is_read_only || unit.cache() == Cache::None => Err(Ok(())),
         Operation::Flush => Ok(Stage::Flush),
         Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {

@@ -1,6 +1,7 @@
 //! A logical unit as an image: requests in, commands out, and one session after the other to carry them.
 
 mod flight;
+mod handover;
 mod recovery;
 mod rewriting;
 
@@ -27,7 +28,8 @@ use super::session::{Command, Ended, Transfer};
 use super::unit::{Cache, Unit};
 use crate::remote::backoff::Backoff;
 use crate::remote::dialogue::{self, Client as _};
-use crate::remote::flights::Flights;
+use crate::remote::flights::{Chore, Flights};
+use crate::remote::lease::Standing;
 use crate::remote::retained::{Moment, Retained};
 
 /// An image on a logical unit, with the one session that serves it.
@@ -44,6 +46,9 @@ use crate::remote::retained::{Moment, Retained};
 /// To raise the generation of the lease, for a request that has the disk to itself, the disk is `Raising` for a while instead of
 /// `Serving`. If that breaks off, the step is made on the next connection, before anything else is.
 ///
+/// In a hand-over ([`handover`]) the disk is `Yielding` and then `Yielded`, without a session, until it is taken back by a new
+/// one or detached.
+///
 /// Requests are accepted in each state, and wait for `Serving`. What was sent and not answered when a connection broke is sent
 /// again on the next: the same bytes to the same place. It cannot overtake what the old connection may still deliver, because
 /// the next session begins by ending the registration of the old one, or by a reset of the unit. What was answered and may
@@ -54,6 +59,10 @@ pub(crate) struct Disk {
     geometry: Geometry,
     unit: Unit,
     tenure: Option<Tenure>,
+    /// The record of the tenure, for whoever holds the image.
+    standing: Standing,
+    /// The unit may be another's: nothing logs in.
+    is_yielded: bool,
     state: State,
     initiator: Initiator,
     flights: Flights<Flight>,
@@ -94,6 +103,10 @@ enum State {
     Rewriting,
     Serving,
     Raising(Procedure<Result<Tenure, Stop>>),
+    /// The target is being left.
+    Yielding(Procedure<()>),
+    /// There is no session.
+    Yielded,
     Leaving(After),
     Farewell(Procedure<()>),
     /// Another has the lease, for this reason.
@@ -129,6 +142,8 @@ impl Disk {
             geometry,
             unit: up.unit,
             tenure: up.tenure,
+            standing: Standing::default(),
+            is_yielded: false,
             state: State::Serving,
             initiator,
             flights: Flights::new(plan.report_after, Arc::clone(&metrics)),
@@ -152,8 +167,17 @@ impl Disk {
         disk
     }
 
-    /// Tells whoever reads the metrics how it stands with the lease, if there is one.
+    /// What it tells whoever holds the image.
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.clone()
+    }
+
+    /// Tells whoever holds the image or reads the metrics how it stands with the lease, if there is one.
     fn tell_of_lease(&self, state: LeaseState) {
+        let record = self.tenure.as_ref().and_then(|tenure| tenure.record.clone());
+        if !self.is_yielded {
+            self.standing.tell(record);
+        }
         if let Some(tenure) = &self.tenure {
             self.metrics.lease_epoch.set(tenure.generation());
             self.metrics.set_lease_state(state);
@@ -167,8 +191,10 @@ impl Disk {
 
     /// Sends what may be sent.
     fn dispatch(&mut self, io: &mut dyn Submit) {
-        if !matches!(self.state, State::Serving) {
-            return;
+        match self.state {
+            State::Serving => {}
+            State::Yielded => return self.has_yielded(io),
+            _ => return,
         }
         self.empty_cache_if_due();
         // Once around, so that those that have to wait keep their order, and the queue its memory.
@@ -177,8 +203,12 @@ impl Disk {
             let Some(place) = self.flights.pop() else {
                 break;
             };
-            if self.flights.get(place).is_some_and(Flight::is_raise) {
-                self.raise(place, io);
+            if let Some(chore) = self.flights.chore(place) {
+                match chore {
+                    Chore::Raise => self.raise(place, io),
+                    Chore::Yield => self.yield_fence(place, io),
+                    Chore::TakeBack => self.end(place, Ok(()), io.now()),
+                }
                 if !matches!(self.state, State::Serving) {
                     return;
                 }
@@ -365,7 +395,7 @@ impl Backend for Disk {
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
         let now = io.now();
         let has_record = self.tenure.as_ref().is_some_and(|tenure| tenure.record.is_some());
-        if request.operation == Operation::Raise && !has_record {
+        if Chore::of(request.operation).is_some() && !has_record {
             let outcome = Ok(());
             return Step::Done(Completion { request, outcome });
         }

@@ -27,6 +27,8 @@ pub(super) enum After {
     Reconnect,
     /// Nothing: another has the lease.
     Loss(String),
+    /// Nothing for now: another may take the lease.
+    Yield,
     /// Another reactor goes on.
     Move,
     /// Nothing: it has left its reactor.
@@ -84,7 +86,7 @@ impl Disk {
         self.step(Some(answer), io);
     }
 
-    fn step(&mut self, answer: Option<Answer>, io: &mut dyn Submit) {
+    pub(super) fn step(&mut self, answer: Option<Answer>, io: &mut dyn Submit) {
         match &mut self.state {
             State::BringingUp(procedure) => match procedure.step(answer) {
                 Progress::Asks(ask) => self.initiator.perform(ask, io.now()),
@@ -99,6 +101,10 @@ impl Disk {
                     self.state = State::Serving;
                 }
                 Progress::Ends(Err(stop)) => self.stopped(stop, io),
+            },
+            State::Yielding(procedure) => match procedure.step(answer) {
+                Progress::Asks(ask) => self.initiator.perform(ask, io.now()),
+                Progress::Ends(()) => self.leave(After::Yield, Leave::Close, io),
             },
             State::Farewell(procedure) => match procedure.step(answer) {
                 Progress::Asks(ask) => self.initiator.perform(ask, io.now()),
@@ -193,6 +199,10 @@ impl Disk {
         if let State::Leaving(_) = self.state {
             return;
         }
+        if let State::Yielding(_) = self.state {
+            // It was to be left.
+            return self.leave(After::Yield, Leave::Close, io);
+        }
         self.unserved(&why.to_string(), io);
         self.backoff.ended(matches!(why, Break::Silent(_)), io.now());
         self.leave(After::Reconnect, Leave::Close, io);
@@ -240,9 +250,17 @@ impl Disk {
         self.state = match (after, self.parting) {
             (After::Loss(reason), _) => {
                 self.tell_of_lease(LeaseState::Lost);
+                self.flights.end_chores(io.now());
                 State::Lost(reason)
             }
-            (After::Move | After::End, _) | (_, Some(Parting::Breaks | Parting::Moves)) => State::Detached,
+            (After::Reconnect, None) if self.is_yielded => State::Yielded,
+            (After::Yield, None) => {
+                self.tell_of_lease(LeaseState::Pending);
+                State::Yielded
+            }
+            (After::Move | After::End | After::Yield, _) | (_, Some(Parting::Breaks | Parting::Moves)) => {
+                State::Detached
+            }
             (After::Reconnect, _) => State::Resting(io.now() + self.backoff.rest()),
         };
     }
@@ -259,6 +277,7 @@ impl Disk {
     pub(super) fn part_or_wait(&mut self, io: &mut dyn Submit) {
         match (self.parting, &self.state) {
             (None, _) | (_, State::Detached | State::Lost(_)) => {}
+            (Some(_), State::Yielded) => self.state = State::Detached,
             (Some(Parting::Breaks), _) => self.leave(After::End, Leave::Close, io),
             (_, State::Resting(_)) if self.parting == Some(Parting::Moves) || !self.has_to_say_farewell() => {
                 self.state = State::Detached;

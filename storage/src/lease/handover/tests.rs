@@ -199,6 +199,9 @@ fn run(kinds: [Kind; 2], schedule: Schedule) {
     drop(new);
     for path in [&rig.lead, &rig.other] {
         // Whatever is left, a fresh start can have it.
+        if was_killed || schedule.old_dies {
+            Rig::free(path);
+        }
         let fresh = Held::taken(path, &machine("vm", 3), Succession::Raises);
         assert!(fresh.is_ok(), "{schedule:?}: {:?}", fresh.err());
     }
@@ -246,13 +249,19 @@ fn so_it_is_with_images_on_a_server() {
 }
 
 #[test]
+fn so_it_is_with_units_of_a_target() {
+    for schedule in schedules() {
+        run([Kind::Iscsi, Kind::Iscsi], schedule);
+    }
+}
+
+#[test]
 fn so_it_is_with_images_of_two_kinds() {
-    for (at, schedule) in schedules().into_iter().enumerate() {
-        match at % 4 {
-            0 => run([Kind::Nfs, Kind::File], schedule),
-            2 => run([Kind::File, Kind::Nfs], schedule),
-            _ => {}
-        }
+    let kinds = [Kind::File, Kind::Nfs, Kind::Iscsi];
+    let pairs = kinds.map(|lead| kinds.map(|other| [lead, other]));
+    let mixed = pairs.as_flattened().iter().filter(|[lead, other]| lead != other);
+    for (schedule, pair) in schedules().into_iter().zip(mixed.cycle()) {
+        run(*pair, schedule);
     }
 }
 
@@ -331,6 +340,7 @@ fn stranger_takes(kind: Kind) {
 fn a_step_that_is_made_twice_is_made_once() {
     makes_a_step_twice(Kind::File);
     makes_a_step_twice(Kind::Nfs);
+    makes_a_step_twice(Kind::Iscsi);
 }
 
 fn makes_a_step_twice(kind: Kind) {

@@ -17,8 +17,8 @@ use super::super::v4::{Content, Stability, Verifier};
 ///
 /// ```text
 ///   Transfer ──not durable yet──► Commit           Discard: Deallocate
-///   WriteZeroes: Deallocate ──not supported──► WriteZeros       Grow: Resize      Raise: Raise
-///   FindData: FindData ──there──► FindHole        Yield, TakeBack: each itself
+///   WriteZeroes: Deallocate ──not supported──► WriteZeros       Grow: Resize
+///   FindData: FindData ──there──► FindHole        Raise, Yield, TakeBack: Chore
 /// ```
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -49,18 +49,7 @@ enum Stage {
     FindData,
     FindHole,
     /// No command does it.
-    Chore(Chore),
-}
-
-/// What the owner of the disk asks of it, and its guest never does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Chore {
-    /// The generation is to be raised.
-    Raise,
-    /// The fence is to come down.
-    Yield,
-    /// The fence is to be up again.
-    TakeBack,
+    Chore,
 }
 
 /// What is to be done about a flight.
@@ -138,15 +127,8 @@ impl Flight {
         }
     }
 
-    /// What it is that no command does, if it is such a thing.
-    pub(super) fn chore(&self) -> Option<Chore> {
-        match self.stage {
-            Stage::Chore(chore) => Some(chore),
-            _ => None,
-        }
-    }
-
-    /// Whether it is, now that it is `generation`. It has to become a higher one than it was when this was asked first.
+    /// Whether the generation is raised, now that it is `generation`. It has to become a higher one than it was when this was
+    /// asked first.
     pub(super) fn is_raised(&mut self, generation: u64) -> bool {
         generation > *self.raised_from.get_or_insert(generation)
     }
@@ -219,7 +201,7 @@ impl Flight {
                 offset_bytes,
                 what: Content::Hole,
             },
-            Stage::Chore(_) => unreachable!("it is done by a procedure"),
+            Stage::Chore => unreachable!("it is done by a procedure"),
         };
         Command {
             action,
@@ -397,9 +379,7 @@ fn first_stage(request: &Request, geometry: &Geometry, file: &File) -> Result<St
     }
     let is_read_only = geometry.access == Access::ReadOnly;
     match request.operation {
-        Operation::Raise => Ok(Stage::Chore(Chore::Raise)),
-        Operation::Yield => Ok(Stage::Chore(Chore::Yield)),
-        Operation::TakeBack => Ok(Stage::Chore(Chore::TakeBack)),
+        Operation::Raise | Operation::Yield | Operation::TakeBack => Ok(Stage::Chore),
         Operation::Flush if is_read_only => Err(Ok(())),
         Operation::Flush => Ok(Stage::Commit),
         Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } if is_read_only => {

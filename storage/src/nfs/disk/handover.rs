@@ -11,13 +11,11 @@
 use crate::lease::Phase;
 use crate::metrics::LeaseState;
 use crate::reactor::Submit;
-use crate::request::Failure;
 
 use super::super::bringup::Stop;
 use super::super::fence::Tenure;
 use super::super::handover;
 use super::super::procedure::Procedure;
-use super::flight::{Chore, Flight};
 use super::{Disk, State};
 
 /// Where the fence is in a hand-over.
@@ -60,7 +58,7 @@ impl Disk {
     }
 
     /// The connection on which the fence came down is closed.
-    pub(super) fn has_yielded(&mut self) {
+    pub(super) fn forget_session(&mut self) {
         let none_is_under_way = self.client.give_up();
         self.abandoned(none_is_under_way);
         (self.is_doubtful, self.is_spent, self.is_tangled) = (false, false, false);
@@ -68,25 +66,9 @@ impl Disk {
         self.tell_of_lease(LeaseState::Pending);
     }
 
-    /// Ends what asked for the fence to come down, and begins to put it up where somebody asks for that.
-    pub(super) fn look_for_chores(&mut self, io: &mut dyn Submit) {
-        for _ in 0..self.flights.queued() {
-            let Some(place) = self.flights.pop() else {
-                break;
-            };
-            match self.flights.get(place).and_then(Flight::chore) {
-                Some(Chore::Yield) => self.end(place, Ok(()), io.now()),
-                Some(Chore::TakeBack) => {
-                    self.flights.queue(place);
-                    self.return_to_service(io);
-                }
-                Some(Chore::Raise) | None => self.flights.queue(place),
-            }
-        }
-    }
-
-    fn return_to_service(&mut self, io: &mut dyn Submit) {
-        if let State::Yielded = self.state {
+    /// Tells whoever asked that the fence is down, and begins to put it up where somebody asks for that.
+    pub(super) fn has_yielded(&mut self, io: &mut dyn Submit) {
+        if self.flights.has_yielded(io.now()) {
             self.tenure = self.standing.record().map(Tenure::of);
             self.fence = Fence::Returns;
             self.unserved_since = Some(io.now());
@@ -98,19 +80,5 @@ impl Disk {
     pub(super) fn is_taken(&self) -> bool {
         let tenure = self.tenure.as_ref();
         tenure.is_some_and(|tenure| tenure.record.phase == Phase::Taken)
-    }
-
-    /// The lease is lost: what its owner waits for comes to nothing. What the guest waits for stays as it is.
-    pub(super) fn end_chores(&mut self, io: &mut dyn Submit) {
-        for _ in 0..self.flights.queued() {
-            let Some(place) = self.flights.pop() else {
-                break;
-            };
-            if self.flights.get(place).and_then(Flight::chore).is_some() {
-                self.end(place, Err(Failure::Host(libc::ESTALE)), io.now());
-            } else {
-                self.flights.queue(place);
-            }
-        }
     }
 }

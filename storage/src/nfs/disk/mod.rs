@@ -14,12 +14,12 @@ use crate::metrics::{LeaseState, SessionMetrics};
 use crate::reactor::{Event, NO_FILE, Reach, Submit};
 use crate::remote::backoff::Backoff;
 use crate::remote::dialogue::{self, Client as _};
-use crate::remote::flights::Flights;
+use crate::remote::flights::{Chore, Flights};
 use crate::remote::lease::Standing;
 use crate::remote::retained::{Moment, Retained};
 use crate::request::{Completion, Failure, Operation, Request, Segment};
 
-use self::flight::{Chore, Flight, Life, Next, ZEROS_BYTES};
+use self::flight::{Flight, Life, Next, ZEROS_BYTES};
 use self::handover::Fence;
 use self::recovery::After;
 use self::rewriting::Rewriting;
@@ -207,7 +207,7 @@ impl Disk {
     fn dispatch(&mut self, io: &mut dyn Submit) {
         match self.state {
             State::Serving => {}
-            State::Yielded => return self.look_for_chores(io),
+            State::Yielded => return self.has_yielded(io),
             _ => return,
         }
         if self.retained.is_filling() {
@@ -219,7 +219,7 @@ impl Disk {
             let Some(place) = self.flights.pop() else {
                 break;
             };
-            if let Some(chore) = self.flights.get(place).and_then(Flight::chore) {
+            if let Some(chore) = self.flights.chore(place) {
                 match chore {
                     Chore::Raise => self.raise(place, io),
                     Chore::Yield => self.yield_fence(place, io),
@@ -420,11 +420,7 @@ impl Backend for Disk {
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
         let now = io.now();
-        let is_of_lease = matches!(
-            request.operation,
-            Operation::Raise | Operation::Yield | Operation::TakeBack
-        );
-        if is_of_lease && self.tenure.is_none() {
+        if Chore::of(request.operation).is_some() && self.tenure.is_none() {
             let outcome = Ok(());
             return Step::Done(Completion { request, outcome });
         }

@@ -287,11 +287,11 @@ impl Disk {
         self.state = match (after, self.parting) {
             (After::Loss(reason), _) => {
                 self.tell_of_lease(LeaseState::Lost);
-                self.end_chores(io);
+                self.flights.end_chores(io.now());
                 State::Lost(reason)
             }
             (After::Yield, None) => {
-                self.has_yielded();
+                self.forget_session();
                 State::Yielded
             }
             (After::Move | After::End | After::Yield, _) | (_, Some(Parting::Breaks | Parting::Moves)) => {

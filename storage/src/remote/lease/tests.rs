@@ -41,14 +41,14 @@ impl RemoteChain for Memory {
     }
 
     /// As a server has it: who has made a number first may write it.
-    fn append(&self, record: &Record) -> Result<bool, OpenError> {
+    fn append(&self, record: &Record) -> Result<Option<Record>, OpenError> {
         let mut links = self.0.lock().unwrap();
         if let Some(link) = links.iter_mut().find(|link| link.epoch == record.epoch) {
             let is_ours = link.maker == record.owner.incarnation;
             if is_ours {
                 link.record = Some(record.clone());
             }
-            return Ok(is_ours);
+            return Ok(link.record.clone().filter(|_| is_ours));
         }
         drop(links);
         self.tear(record);
@@ -67,7 +67,7 @@ fn owner(life: u64) -> Owner {
 fn offered() -> (RemoteLease, Memory, Record) {
     let memory = Memory::default();
     let held = Record::after(None, Phase::Held, &owner(1)).unwrap();
-    assert!(memory.append(&held).unwrap());
+    assert!(memory.append(&held).unwrap().is_some());
     let standing = Standing::default();
     standing.tell(Some(held.clone()));
     let mut lease = RemoteLease::new(Box::new(memory.clone()), standing);
@@ -85,7 +85,7 @@ fn a_step_that_says_nothing_is_not_cancelled_but_can_be_reclaimed() {
     assert_eq!(lease.oppose(Opposition::Reclaim).unwrap(), Contest::Won);
     // Whoever had begun it finds a newer one.
     let started = Record::after(Some(&taken), Phase::Started, &owner(2)).unwrap();
-    assert!(!memory.append(&started).unwrap());
+    assert_eq!(memory.append(&started).unwrap(), None);
     assert_eq!(
         lease.take_back(Some(owner(2).incarnation)).unwrap(),
         TakenBack::Done
@@ -96,13 +96,13 @@ fn a_step_that_says_nothing_is_not_cancelled_but_can_be_reclaimed() {
 #[test]
 fn a_start_that_says_nothing_is_nobodys_until_it_is_written() {
     let (lease, memory, taken) = offered();
-    assert!(memory.append(&taken).unwrap());
+    assert!(memory.append(&taken).unwrap().is_some());
     let started = Record::after(Some(&taken), Phase::Started, &owner(2)).unwrap();
     memory.tear(&started);
     for opposition in [Opposition::Cancel, Opposition::Reclaim] {
         assert!(lease.oppose(opposition).is_err());
     }
-    assert!(memory.append(&started).unwrap());
+    assert!(memory.append(&started).unwrap().is_some());
     assert_eq!(lease.oppose(Opposition::Reclaim).unwrap(), Contest::Gone(started));
 }
 
@@ -116,5 +116,5 @@ fn a_step_of_ours_that_says_nothing_is_written() {
     };
     memory.tear(&cancelled);
     assert_eq!(lease.oppose(Opposition::Cancel).unwrap(), Contest::Won);
-    assert!(!memory.append(&taken).unwrap());
+    assert_eq!(memory.append(&taken).unwrap(), None);
 }

@@ -75,6 +75,7 @@ fn one_cell(context: &Context, cell: &Cell) -> Outcome {
         }
         monitor.wait(SOON)?;
     }
+    place.free()?;
     boots(context, &place.path())
 }
 

@@ -2,22 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_storage::iscsi::{Operator, Replace};
+use coracle_storage::lease::Owner;
 use coracle_tests::Outcome;
 use coracle_tests::guest::blank_image;
-use coracle_tests::harness::nfs::server::{Plan, Server};
+use coracle_tests::harness::iscsi::target::{self, Target};
+use coracle_tests::harness::nfs::server::{self, Server};
 use serde_json::{Value, json};
 
 /// A blank disk, and the server that it may be on.
 pub(super) enum Place {
     File(PathBuf),
     Nfs(Box<Server>),
+    Iscsi(Box<Target>),
 }
 
 impl Place {
     /// All kinds.
-    pub(super) const KINDS: &[&'static str] = &["a file", "NFS"];
-    /// Those that are on a server.
-    pub(super) const SERVED: &[&'static str] = &["NFS"];
+    pub(super) const KINDS: &[&'static str] = &["a file", "NFS", "iSCSI"];
 
     /// A disk of that kind and size.
     pub(super) fn new(kind: &str, directory: &Path, mib: u64) -> Outcome<Self> {
@@ -27,7 +29,15 @@ impl Place {
                 blank_image(&path, mib)?;
                 Ok(Self::File(path))
             }
-            "NFS" => Ok(Self::Nfs(Box::new(Server::start(Plan::image(mib << 20))?))),
+            "NFS" => Ok(Self::Nfs(Box::new(Server::start(server::Plan::image(
+                mib << 20,
+            ))?))),
+            "iSCSI" => {
+                // One more for the tail that has the records.
+                let target = Target::start(target::Plan::disk((mib + 1) << 20))?;
+                operator(&target.url(1))?.create(Replace::Never)?;
+                Ok(Self::Iscsi(Box::new(target)))
+            }
             _ => Err(format!("no disk is on {kind}").into()),
         }
     }
@@ -37,6 +47,7 @@ impl Place {
         match self {
             Self::File(path) => path.clone(),
             Self::Nfs(server) => PathBuf::from(server.url("export/image.raw")),
+            Self::Iscsi(target) => PathBuf::from(target.url(1)),
         }
     }
 
@@ -56,6 +67,23 @@ impl Place {
                 server.kill()?;
                 server.restart()
             }
+            Self::Iscsi(target) => {
+                target.kill()?;
+                target.restart()
+            }
         }
     }
+
+    /// Does what an operator does after a machine was killed: a reservation never ends by itself.
+    pub(super) fn free(&self) -> Outcome {
+        if let Self::Iscsi(target) = self {
+            // It may have been given back.
+            drop(operator(&target.url(1))?.break_lease());
+        }
+        Ok(())
+    }
+}
+
+fn operator(url: &str) -> Outcome<Operator> {
+    Ok(Operator::new(url, None, &Owner::of_this_process("test"))?)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::backend::{Access, Backend};
 use crate::blocking::Blocking;
+use crate::iscsi::{IscsiUrl, Operator, Replace};
 use crate::lease::{Lock, Terms};
 use crate::nfs;
 use crate::open::{Hold, open};
@@ -17,18 +18,22 @@ use crate::sim::dice::Dice;
 use crate::sim::nfs::Server;
 use crate::sim::nfs::options::Options;
 use crate::sim::serve::{Served, serve};
+use crate::sim::target::Target;
+use crate::sim::target::options::{Options as TargetOptions, Place};
 
 /// Where an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
     Nfs,
+    Iscsi,
 }
 
 /// Two images.
 pub(super) struct Rig {
     _directory: tempfile::TempDir,
     nfs: Option<Served<Server>>,
+    _iscsi: Option<Served<Target>>,
     pub(super) lead: String,
     pub(super) other: String,
 }
@@ -45,7 +50,15 @@ impl Rig {
         });
         let directory = directory.unwrap();
         let nfs = kinds.contains(&Kind::Nfs).then(server);
+        let iscsi = kinds.contains(&Kind::Iscsi).then(target);
         let image = |kind, name: &str| match kind {
+            Kind::Iscsi => {
+                let lun = if name == "lead" { 1 } else { 2 };
+                let address = iscsi.as_ref().unwrap().address();
+                let url = format!("iscsi://{address}/iqn.2026-01.test:t1/{lun}");
+                operator(&url).create(Replace::Never).unwrap();
+                url
+            }
             Kind::File => {
                 let path = directory.path().join(name);
                 fs::write(&path, [0; IMAGE_BYTES]).unwrap();
@@ -59,6 +72,15 @@ impl Rig {
             other: image(other, "other"),
             _directory: directory,
             nfs,
+            _iscsi: iscsi,
+        }
+    }
+
+    /// Has nobody keep an image any more who was killed: a reservation stays for ever.
+    pub(super) fn free(path: &str) {
+        if IscsiUrl::is_url(path) {
+            // It may be free.
+            drop(operator(path).break_lease());
         }
     }
 
@@ -83,6 +105,33 @@ impl Rig {
         nfs.map_or_else(Vec::new, |nfs| nfs.with(Server::complaints))
     }
 }
+
+fn operator(url: &str) -> Operator {
+    Operator::new(url, None, &machine("operator", 9)).unwrap()
+}
+
+fn target() -> Served<Target> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = Place {
+        address: format!("{},1", listener.local_addr().unwrap()),
+        ..Place::default()
+    };
+    let make = move || {
+        let options = TargetOptions {
+            place,
+            ..TargetOptions::default()
+        };
+        let target = Target::new(options, Dice::new(1));
+        for lun in [1, 2] {
+            target.add(lun, UNIT_BYTES, Access::ReadWrite);
+        }
+        target
+    };
+    serve(listener, make).unwrap()
+}
+
+/// A tail, and something before it.
+const UNIT_BYTES: u64 = 2 << 20;
 
 fn server() -> Served<Server> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

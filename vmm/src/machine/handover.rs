@@ -118,7 +118,7 @@ impl Machine<Yielded> {
         mut self,
         opposition: Opposition,
         limit: Duration,
-    ) -> Result<Outcome, (Self, HandoverError)> {
+    ) -> Result<Outcome, (Self, Box<HandoverError>)> {
         let Some(lead) = self
             .parts
             .drives
@@ -136,13 +136,13 @@ impl Machine<Yielded> {
             Ok(Contest::Gone(record)) => return Ok(Outcome::Lost(self, Some(Box::new(record)))),
             Err(source) => {
                 let error = lead.not_handed(source);
-                return Err((self, error));
+                return Err((self, error.into()));
             }
         }
         self.take_back(Instant::now() + limit)
     }
 
-    fn take_back(mut self, deadline: Instant) -> Result<Outcome, (Self, HandoverError)> {
+    fn take_back(mut self, deadline: Instant) -> Result<Outcome, (Self, Box<HandoverError>)> {
         let other = self.phase.other;
         let written = |(_, drive): &(usize, &mut DriveSlot)| drive.is_written();
         for (at, drive) in self.parts.drives.iter_mut().enumerate().filter(written) {
@@ -158,7 +158,7 @@ impl Machine<Yielded> {
                     Ok(TakenBack::Gone(record)) => return Ok(Outcome::Lost(self, Some(Box::new(record)))),
                     Err(source) => {
                         let error = drive.not_handed(source);
-                        return Err((self, error));
+                        return Err((self, error.into()));
                     }
                 }
             }

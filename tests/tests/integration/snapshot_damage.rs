@@ -206,12 +206,13 @@ fn what_becomes_of(context: &Context, files: &Files) -> Outcome<&'static str> {
         return Ok(REFUSED);
     }
     // Nobody who checks what he reads sees what lies in a hole.
-    let is_in_a_hole = String::from_utf8_lossy(&verified.stderr).contains("where nothing was saved");
+    let found = String::from_utf8_lossy(&verified.stderr);
+    let is_in_a_hole = found.contains("where nothing was saved");
     if verified.status.success() || is_in_a_hole {
         counts(&monitor)?;
         return Ok(GOES_ON);
     }
-    let ended = monitor.wait(SOON)?;
+    let ended = monitor.wait(SOON).map_err(|_| format!("it runs on, and {found}"))?;
     ended.expect(164)?;
     ensure!(
         ended.errors.contains("guest memory cannot be loaded"),

@@ -16,7 +16,7 @@ pub struct Hold {
     id: ImageId,
     leases: Vec<Lease>,
     /// That of an image of a network.
-    remote: Option<RemoteLease>,
+    remote: Option<Box<RemoteLease>>,
     overlay: Option<View>,
 }
 
@@ -34,7 +34,7 @@ impl Hold {
     /// The same of an image of a network, whose disk has the fence.
     pub(super) fn of_remote(id: ImageId, lease: Option<RemoteLease>) -> Self {
         Self {
-            remote: lease,
+            remote: lease.map(Box::new),
             ..Self::new(id, None)
         }
     }
@@ -93,7 +93,7 @@ impl Hold {
 
     /// What a new owner needs to know to take the image over; nothing if there is no record of its lease.
     pub fn offer(&self) -> Option<Offer> {
-        let remote = self.remote.as_ref().and_then(RemoteLease::offer);
+        let remote = self.remote.as_ref().and_then(|remote| remote.offer());
         remote.or_else(|| self.leases.iter().find_map(Lease::offer))
     }
 

@@ -212,7 +212,9 @@ fn what_becomes_of(context: &Context, files: &Files) -> Outcome<&'static str> {
         counts(&monitor)?;
         return Ok(GOES_ON);
     }
-    let ended = monitor.wait(SOON).map_err(|_| format!("it runs on, and {found}"))?;
+    let ended = monitor
+        .wait(SOON)
+        .map_err(|_| format!("it runs on, and {found}"))?;
     ended.expect(164)?;
     ensure!(
         ended.errors.contains("guest memory cannot be loaded"),

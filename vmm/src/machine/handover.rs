@@ -44,7 +44,7 @@ pub struct HandoverError {
     pub id: String,
     /// Why.
     #[source]
-    pub source: Reason,
+    pub source: Box<Reason>,
 }
 
 /// Why it does not, as the image or its disk say.
@@ -52,16 +52,10 @@ pub struct HandoverError {
 pub enum Reason {
     /// The image.
     #[error(transparent)]
-    Image(Box<OpenError>),
+    Image(#[from] OpenError),
     /// The disk.
     #[error(transparent)]
     Disk(#[from] ControlError),
-}
-
-impl From<OpenError> for Reason {
-    fn from(error: OpenError) -> Self {
-        Self::Image(Box::new(error))
-    }
 }
 
 /// How the contest for a machine's disks has ended for it.
@@ -100,6 +94,12 @@ impl Machine<Paused> {
         }
         (self.in_phase(Yielded::default()), outcome)
     }
+
+    /// A round that asked for the fences has failed, and nobody was told of it: the leases are as they were, and
+    /// [`Machine::settle`] has those fences up again that came down.
+    pub fn stay(self) -> Machine<Yielded> {
+        self.in_phase(Yielded::default())
+    }
 }
 
 /// How often it is looked whether a fence is up.
@@ -118,7 +118,7 @@ impl Machine<Yielded> {
         mut self,
         opposition: Opposition,
         limit: Duration,
-    ) -> Result<Outcome, (Self, Box<HandoverError>)> {
+    ) -> Result<Outcome, (Self, HandoverError)> {
         let Some(lead) = self
             .parts
             .drives
@@ -136,20 +136,20 @@ impl Machine<Yielded> {
             Ok(Contest::Gone(record)) => return Ok(Outcome::Lost(self, Some(Box::new(record)))),
             Err(source) => {
                 let error = lead.not_handed(source);
-                return Err((self, error.into()));
+                return Err((self, error));
             }
         }
         self.take_back(Instant::now() + limit)
     }
 
-    fn take_back(mut self, deadline: Instant) -> Result<Outcome, (Self, Box<HandoverError>)> {
+    fn take_back(mut self, deadline: Instant) -> Result<Outcome, (Self, HandoverError)> {
         let other = self.phase.other;
         let written = |(_, drive): &(usize, &mut DriveSlot)| drive.is_written();
         for (at, drive) in self.parts.drives.iter_mut().enumerate().filter(written) {
             loop {
                 let back = match drive.hold.take_back(other) {
                     Ok(TakenBack::Done) => drive.put_fence_up(at, &mut self.phase.returning, deadline),
-                    undone => undone.map_err(Reason::from),
+                    undone => undone.map_err(|error| Box::new(error.into())),
                 };
                 match back {
                     Ok(TakenBack::Done) => break,
@@ -157,8 +157,8 @@ impl Machine<Yielded> {
                     Ok(TakenBack::Fenced) => return Ok(Outcome::Open(self)),
                     Ok(TakenBack::Gone(record)) => return Ok(Outcome::Lost(self, Some(Box::new(record)))),
                     Err(source) => {
-                        let error = drive.not_handed(source);
-                        return Err((self, error.into()));
+                        let error = drive.not_handed_for(source);
+                        return Err((self, error));
                     }
                 }
             }
@@ -187,15 +187,19 @@ impl DriveSlot {
         at: usize,
         returning: &mut Vec<(usize, Errand)>,
         deadline: Instant,
-    ) -> Result<TakenBack, Reason> {
+    ) -> Result<TakenBack, Box<Reason>> {
         let begun = returning.iter().position(|(returns, _)| *returns == at);
         let errand = match begun {
             Some(place) => returning.swap_remove(place).1,
-            None => self.control.begin_take_back(RETURN_MAX, &Notice::default())?,
+            None => {
+                let begun = self.control.begin_take_back(RETURN_MAX, &Notice::default());
+                begun.map_err(|error| Box::new(error.into()))?
+            }
         };
         loop {
             if let Some(answer) = errand.poll(Patience::None) {
-                return Ok(answer.map(|()| TakenBack::Done)?);
+                let done = answer.map(|()| TakenBack::Done);
+                return done.map_err(|error| Box::new(error.into()));
             }
             if Instant::now() >= deadline {
                 returning.push((at, errand));
@@ -206,9 +210,11 @@ impl DriveSlot {
     }
 
     fn not_handed(&self, source: impl Into<Reason>) -> HandoverError {
-        HandoverError {
-            id: self.id.clone(),
-            source: source.into(),
-        }
+        self.not_handed_for(Box::new(source.into()))
+    }
+
+    fn not_handed_for(&self, source: Box<Reason>) -> HandoverError {
+        let id = self.id.clone();
+        HandoverError { id, source }
     }
 }

@@ -61,8 +61,8 @@ impl Machine<Paused> {
         self.begin_errands(notice, |control| control.begin_flush(ERRAND_MAX, notice))
     }
 
-    /// Begins to take the fences down of those disks that have them themselves. Whatever comes of it, the machine is to be handed
-    /// over then ([`Self::hand_over`]), or it does not have these disks back.
+    /// Begins to take the fences down of those disks that have them themselves. The machine is to be handed over then
+    /// ([`Self::hand_over`]), or to stay if that fails ([`Self::stay`]): otherwise it does not have these disks back.
     ///
     /// # Errors
     ///

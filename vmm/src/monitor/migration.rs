@@ -307,9 +307,16 @@ impl Monitor {
         let Guest::Paused(machine) = std::mem::take(&mut self.guest) else {
             unreachable!("a guest that is handed over is paused");
         };
-        let (machine, outcome) = machine.hand_over();
+        let (machine, outcome) = match yielded {
+            Ok(()) => {
+                let (machine, outcome) = machine.hand_over();
+                (machine, outcome.map_err(|error| fault(&error)))
+            }
+            // A disk that has yet to do it is not to find a newer record.
+            Err(error) => (machine.stay(), Err(error)),
+        };
         self.guest = Guest::Yielded(Some(machine));
-        match yielded.and(outcome.map_err(|error| fault(&error))) {
+        match outcome {
             Ok(()) => (Stage::Yielded, Step::Again),
             Err(error) => (Stage::Yielded, Step::Failed(error)),
         }

@@ -139,8 +139,9 @@ pub trait Backend: Send {
         None
     }
 
-    /// Why the image serves nobody any more, in words for its user: its lease has become another's. What is in flight
-    /// stays in flight for good, without any operation of the kernel, and nothing more is done to the storage.
+    /// Why the image serves nobody any more, in words for its user: its lease has become another's. What a guest has in flight
+    /// stays in flight for good, without any operation of the kernel, and nothing more is done to the storage. What is done to
+    /// the lease ([`crate::request::Operation::Raise`], `Yield`, `TakeBack`) fails with ESTALE.
     fn loss(&self) -> Option<&str> {
         None
     }

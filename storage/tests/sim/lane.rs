@@ -349,6 +349,8 @@ impl Lane {
     fn is_excused(&self, operation: Operation, failure: Failure, excuse: Excuse) -> bool {
         match (excuse, failure) {
             (Excuse::Anything, _) => true,
+            // What its owner waits for comes to nothing when the lease is lost.
+            (_, Failure::Host(libc::ESTALE)) if operation == Operation::Raise => self.image.loss().is_some(),
             (Excuse::Host(_), Failure::Host(errno)) => self.io.has_failed_with(errno),
             (Excuse::Timeout, Failure::Host(errno)) => errno == libc::ETIMEDOUT,
             (Excuse::Host(faults), Failure::Unsupported) => {

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-iscsi bench-nfs demo record-api record-snapshot clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs demo record-api record-snapshot clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -87,7 +87,7 @@ check: ## Formatting, lints, documentation, licences and duplicate versions, the
 	cargo test -p coracle-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; fi
 
-bench: bench-start bench-disk bench-snapshot ## Run every benchmark; the results are JSON in target/bench/
+bench: bench-start bench-disk bench-snapshot bench-migration ## Run every benchmark; the results are JSON in target/bench/
 
 bench-start: monitor unikernel ## Start-up time, memory and size beside QEMU, and beside Firecracker if FIRECRACKER is set
 	tests/tools/need qemu-system-x86_64
@@ -99,6 +99,10 @@ bench-disk: monitor unikernel ## Disks beside QEMU, and beside Firecracker if FI
 
 bench-snapshot: monitor unikernel ## Snapshots made and loaded, beside Firecracker if FIRECRACKER is set (5 minutes)
 	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-snapshot
+
+bench-migration: monitor unikernel ## Migrations over loopback and a slow link, beside QEMU's with TLS and without (5 minutes)
+	tests/tools/need qemu-system-x86_64
+	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-migration
 
 bench-iscsi: monitor unikernel ## Disks on an iSCSI target beside QEMU's initiator on the same one: speed, client CPU, idle (15 minutes)
 	tests/tools/need qemu-system-x86_64 $(ISCSI)

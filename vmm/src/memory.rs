@@ -254,6 +254,25 @@ fn map(file: Option<FileOffset>, size_bytes: u64, pages: PageSize) -> Result<Mma
     MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags)
 }
 
+/// Has pages there at once that are about to be written, `len_bytes` from `start` on, instead of one by one when they are. Where
+/// the host does not do that, nothing happens.
+pub fn make_resident(memory: &GuestMemoryMmap, start: GuestAddress, len_bytes: usize) {
+    let Ok(slice) = memory.get_slice(start, len_bytes) else {
+        return;
+    };
+    // SAFETY: the range is one of a mapping of `memory`, and being there changes nothing of what is in it.
+    let outcome = unsafe {
+        madvise(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            len_bytes,
+            Advice::LinuxPopulateWrite,
+        )
+    };
+    if let Err(error) = outcome {
+        log::debug!("{len_bytes} bytes of guest memory are made resident one by one: {error}");
+    }
+}
+
 /// Whether the host follows is its own affair: see /sys/kernel/mm/transparent_hugepage.
 fn advise_huge_pages(region: &MmapRegion) -> io::Result<()> {
     // SAFETY: the range is the whole mapping of `region`, which lives; the advice changes no byte of it.

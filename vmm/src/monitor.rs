@@ -39,7 +39,7 @@ use crate::machine::handover::Yielded;
 use crate::machine::plan::Plan;
 use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Refused, Running, Stranded};
 use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
-use crate::migration::tls::ServerStream;
+use crate::migration::stream::Stream;
 use crate::migration::wire::Wire;
 use crate::signals::StopSignals;
 
@@ -107,7 +107,7 @@ pub struct Monitor {
     latencies: Arc<Latencies>,
     process: ProcessReport,
     /// The source of a machine that is about to run here.
-    wire: Option<Wire<ServerStream>>,
+    wire: Option<Wire<Stream>>,
 }
 
 /// How long the last pause and the last resume took, in microseconds.

@@ -1,5 +1,6 @@
 //! `coraclectl migrate`: sends a machine to a receiver.
 
+use std::num::NonZeroU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,15 @@ pub(crate) struct MigrateArgs {
     /// After how long it is given up if the guest writes memory faster than it is sent
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
+    /// Then stop the guest for as long as the rest takes, instead of giving up
+    #[arg(long)]
+    stop_at_timeout: bool,
+    /// Never slow the guest down, however fast it writes memory
+    #[arg(long)]
+    full_speed: bool,
+    /// How many bytes are sent per second at most
+    #[arg(long, value_name = "BYTES")]
+    bandwidth_limit: Option<NonZeroU64>,
 }
 
 /// How long a migration may take: memory of a TiB on a slow link.
@@ -81,6 +91,12 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
     put("to_name", args.to_name.clone().map(Value::from));
     put("downtime_ms", args.downtime_ms.map(Value::from));
     put("timeout_s", args.timeout.map(Value::from));
+    put("on_timeout", args.stop_at_timeout.then(|| "Stop".into()));
+    put("mode", args.full_speed.then(|| "Precopy".into()));
+    put(
+        "bandwidth_limit",
+        args.bandwidth_limit.map(|limit| limit.get().into()),
+    );
     let begun = Instant::now();
     send(&client, &signals, &body.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();

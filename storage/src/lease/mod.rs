@@ -24,8 +24,10 @@ mod terms;
 
 use std::error::Error;
 use std::fs::File;
+use std::io;
 use std::iter;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -68,8 +70,15 @@ enum Mark {
     Yielded(Step),
 }
 
-/// Ends with the newest step of ours, if there is one: that which it made, or, where it could not, the one before.
-type StepThread = JoinHandle<(Option<Step>, Result<(), ChainError>)>;
+/// A thread that makes a step, and says that it is made before it ends.
+#[derive(Debug)]
+struct StepThread {
+    thread: JoinHandle<StepMade>,
+    is_made: Arc<AtomicBool>,
+}
+
+/// The newest step of ours, if there is one: that which was made, or, where it could not, the one before.
+type StepMade = (Option<Step>, Result<(), ChainError>);
 
 #[derive(Clone, Debug)]
 struct Step {
@@ -145,7 +154,7 @@ impl Lease {
     pub(crate) fn settle(&mut self) -> Result<(), LeaseError> {
         let (mark, outcome) = match std::mem::take(&mut self.mark) {
             Mark::Coming(step) => {
-                let (step, outcome) = joined(step);
+                let (step, outcome) = step.joined();
                 (step.map_or(Mark::None, Mark::Made), outcome)
             }
             settled => (settled, Ok(())),
@@ -161,7 +170,7 @@ impl Lease {
     pub(crate) fn is_settled(&self) -> bool {
         match &self.mark {
             Mark::None | Mark::Made(_) | Mark::Yielded(_) => true,
-            Mark::Coming(step) => step.is_finished(),
+            Mark::Coming(step) => step.is_made.load(Ordering::Acquire),
         }
     }
 
@@ -186,15 +195,11 @@ impl Lease {
             return Ok(());
         };
         let (last, path) = (step.clone(), self.path.clone());
-        let raise = move || {
-            let raised = last.raised();
-            done();
-            match raised {
-                Ok(step) => (Some(step), Ok(())),
-                Err(error) => (Some(last), Err(error)),
-            }
+        let raise = move || match last.raised() {
+            Ok(step) => (Some(step), Ok(())),
+            Err(error) => (Some(last), Err(error)),
         };
-        let thread = thread::Builder::new().name("lease".to_owned()).spawn(raise);
+        let thread = StepThread::begin(raise, done);
         self.mark = Mark::Coming(thread.map_err(|source| LeaseError::Unlockable { path, source })?);
         Ok(())
     }
@@ -233,7 +238,7 @@ impl Drop for Lease {
             Mark::Yielded(_) => return,
             Mark::None => None,
             // What was not made needs no release.
-            Mark::Coming(step) => joined(step).0,
+            Mark::Coming(step) => step.joined().0,
             Mark::Made(step) => Some(step),
         };
         // What was taken over and not started can be had back by whoever gave it, and by nobody else.
@@ -248,8 +253,28 @@ impl Drop for Lease {
     }
 }
 
-fn joined(step: StepThread) -> (Option<Step>, Result<(), ChainError>) {
-    step.join().expect("a thread that panics ends the process")
+impl StepThread {
+    /// Begins to `make` a step; `done` is called when that does not have to be waited for any more.
+    fn begin(
+        make: impl FnOnce() -> StepMade + Send + 'static,
+        done: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let is_made = Arc::<AtomicBool>::default();
+        let made = Arc::clone(&is_made);
+        let step = move || {
+            let step = make();
+            // First: whoever is told looks at once, and then not for a while.
+            made.store(true, Ordering::Release);
+            done();
+            step
+        };
+        let thread = thread::Builder::new().name("lease".to_owned()).spawn(step)?;
+        Ok(Self { thread, is_made })
+    }
+
+    fn joined(self) -> StepMade {
+        self.thread.join().expect("a thread that panics ends the process")
+    }
 }
 
 impl Step {
@@ -337,7 +362,7 @@ impl Candidate<'_> {
             }
             Err(error) => (None, Err(error)),
         };
-        let thread = thread::Builder::new().name("lease".to_owned()).spawn(step);
+        let thread = StepThread::begin(step, || ());
         Ok(Mark::Coming(thread.map_err(|error| self.unlockable(error))?))
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, mpsc};
 
 use super::*;
 use crate::backend::Access;
@@ -369,6 +370,25 @@ fn raise(image: &mut Image) {
     image.hold.begin_raise(&|| ()).unwrap();
     image.hold.settle().unwrap();
     assert!(image.hold.is_settled());
+}
+
+#[test]
+fn whoever_is_told_that_a_generation_is_raised_finds_it_so() {
+    let rig = Rig::new();
+    let mut image = write(&rig.image, &machine("vm1", 1)).unwrap();
+    let (tell, told) = mpsc::channel();
+    let (let_go, held) = mpsc::channel();
+    let held = Arc::new(Mutex::new(held));
+    let raised = move || {
+        tell.send(()).unwrap();
+        let _ = held.lock().unwrap().recv();
+    };
+    image.hold.begin_raise(&raised).unwrap();
+    told.recv().unwrap();
+    assert!(image.hold.is_settled());
+    let_go.send(()).unwrap();
+    image.hold.settle().unwrap();
+    assert_eq!(image.hold.generation(), Some(2));
 }
 
 #[test]

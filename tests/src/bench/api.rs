@@ -17,6 +17,7 @@ use crate::{Outcome, ensure};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A monitor with Firecracker's command line and API.
+#[derive(Debug)]
 pub struct Program {
     /// What it is called.
     pub name: &'static str,
@@ -74,12 +75,21 @@ impl Monitor {
     ///
     /// When it cannot be started.
     pub fn start(program: &Program, arguments: &[&str]) -> Outcome<Self> {
+        Self::start_logging(program, arguments, "Error")
+    }
+
+    /// The same with another level of its log, which [`Self::log`] has.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_logging(program: &Program, arguments: &[&str], level: &str) -> Outcome<Self> {
         let directory = tempfile::tempdir()?;
         // A log file of its own: the first byte on standard output is then the guest's.
         std::fs::write(directory.path().join("log"), "")?;
         let child = Command::new(&program.path)
             .args(arguments)
-            .args(["--log-path", "log", "--level", "Error"])
+            .args(["--log-path", "log", "--level", level])
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -123,6 +133,26 @@ impl Monitor {
         stream.set_read_timeout(Some(PATIENCE))?;
         self.stream = Some(stream);
         self.request("GET", "/", None)
+    }
+
+    /// Leaves the answer to what was sent last to the connection that is returned, and goes on with a new one.
+    ///
+    /// # Errors
+    ///
+    /// When the API is not there.
+    pub fn connect_anew(&mut self) -> Outcome<Option<UnixStream>> {
+        let waiting = self.stream.take();
+        self.wait_for_api()?;
+        Ok(waiting)
+    }
+
+    /// What it has logged.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be read.
+    pub fn log(&self) -> Outcome<String> {
+        Ok(std::fs::read_to_string(self.directory.path().join("log"))?)
     }
 
     /// Has it boot `guest`, which does `words`, in so much memory.

@@ -6,6 +6,7 @@ pub mod course;
 pub mod idle;
 pub mod image;
 pub mod measurement;
+pub mod migration;
 pub mod program;
 pub mod qemu;
 pub mod remote;

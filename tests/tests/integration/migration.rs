@@ -3,6 +3,7 @@
 mod around;
 mod failures;
 mod middle;
+mod pace;
 mod place;
 
 use std::io::Read;
@@ -21,6 +22,7 @@ use coracle_tests::{Outcome, ensure};
 use coracle_vmm::migration::tls::TlsFiles;
 
 use self::failures::survives_every_failure;
+use self::pace::fast_writers_are_slowed_down_or_stopped;
 use self::place::Place;
 use crate::snapshot::has_worked;
 use serde_json::{Value, json};
@@ -45,6 +47,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "whatever_happens_at_any_message_one_process_has_the_guest",
         need: Need::Kvm,
         run: survives_every_failure,
+    },
+    Case {
+        name: "a_guest_that_writes_faster_than_is_sent_is_slowed_down_or_stopped",
+        need: Need::Kvm,
+        run: fast_writers_are_slowed_down_or_stopped,
     },
     Case {
         name: "coraclectl_makes_certificates_receives_and_sends",

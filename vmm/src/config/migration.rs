@@ -1,5 +1,7 @@
 //! Moving a machine to another process while its guest runs.
 
+use std::num::NonZeroU64;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,36 @@ pub struct MigrationSend {
     /// After how long it is given up, in seconds, if the guest still writes faster than memory is sent.
     #[serde(default = "timeout_s")]
     pub timeout_s: u64,
+    /// What is done then.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+    /// Whether a guest that writes faster than memory is sent is slowed down.
+    #[serde(default)]
+    pub mode: MigrationMode,
+    /// How many bytes per second are sent at most; without it as many as the connection takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_limit: Option<NonZeroU64>,
+}
+
+/// What becomes of a migration whose time is over while the guest writes faster than memory is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnTimeout {
+    /// It is given up, and the guest runs on where it is.
+    #[default]
+    Abort,
+    /// The guest stands still until the rest is sent, however long that takes.
+    Stop,
+}
+
+/// How memory is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MigrationMode {
+    /// While the guest runs. If it writes so fast that the rounds do not become shorter, its vCPUs run for a share of the time,
+    /// which is halved, or more, from round to round.
+    #[default]
+    Auto,
+    /// While the guest runs as fast as it can.
+    Precopy,
 }
 
 fn downtime_ms() -> u64 {
@@ -67,6 +99,8 @@ pub struct MigrationStatus {
     pub bytes_per_s: u64,
     /// How long the guest would stand still now, in microseconds, by what is known.
     pub predicted_downtime_us: u64,
+    /// How much of the time the guest's vCPUs may run, in thousandths.
+    pub vcpu_permille: u32,
 }
 
 /// What is being done of a migration.

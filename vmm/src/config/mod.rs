@@ -36,7 +36,9 @@ pub use machine::{
     HugePages, MEM_SIZE_MIB_MAX, MachineConfig, MachineConfigPatch, MachineError, MemoryBacking,
     StaticTemplate, VCPU_COUNT_MAX,
 };
-pub use migration::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus};
+pub use migration::{
+    MigrationMode, MigrationReceive, MigrationSend, MigrationStage, MigrationStatus, OnTimeout,
+};
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use snapshot::{
     Disks, MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotCreateError, SnapshotLoad,

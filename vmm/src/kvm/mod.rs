@@ -1,6 +1,7 @@
 //! KVM: the device, the virtual machine and its vCPU threads. The only module that runs KVM ioctls
 //! while the machine lives.
 
+pub mod share;
 pub mod state;
 pub mod vcpu;
 pub mod vm;

@@ -10,9 +10,9 @@
 //!
 //! A kick says up to which turn the vCPU shall leave, and then sends a real-time signal whose handler
 //! sets `immediate_exit` in the shared `kvm_run` page. A signal that comes between two KVM_RUN calls is
-//! therefore never lost, one that nobody kicked with is without effect, and a vCPU that leaves KVM_RUN
-//! by a kick has completed the port or MMIO access that it was in. Turns are counted so that the late
-//! answer to a pause that was given up is not taken for the answer to the next.
+//! therefore never lost, one that nobody kicked with only has the vCPU look at its [`Share`] of the time,
+//! and a vCPU that leaves KVM_RUN by a kick has completed the port or MMIO access that it was in. Turns
+//! are counted so that the late answer to a pause that was given up is not taken for the answer to the next.
 #![expect(
     unsafe_code,
     reason = "the kick handler writes the kvm_run page; an exit's details are a C union"
@@ -36,6 +36,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::share::Share;
 use super::state::{StateError, StateShape, VcpuState};
 use crate::end::{End, Ending};
 use crate::signals;
@@ -44,6 +45,12 @@ use crate::signals;
 pub const ACKNOWLEDGE_MS_MAX: u64 = 5_000;
 /// Offset of the kick signal from SIGRTMIN.
 const KICK_SIGNAL_OFFSET: i32 = 0;
+/// How long a vCPU rests at once: a guest that is slow is still better than one that stands still for long.
+const REST_MAX: Duration = Duration::from_millis(50);
+/// How much rest it may owe: a host that was very busy is not made up for.
+const OWED_MAX: Duration = Duration::from_secs(1);
+/// How long a vCPU that rests does not look whether it is wanted.
+const REST_PIECE: Duration = Duration::from_millis(1);
 /// The stack of a vCPU thread: its deepest path is a register access that resets a device.
 const STACK_BYTES: usize = 128 << 10;
 
@@ -83,6 +90,8 @@ pub struct Outside {
     pub guest_end: Arc<EndSignal>,
     /// Shared by all vCPUs of the machine.
     pub counters: Arc<VcpuCounters>,
+    /// How much of the time they may run; likewise.
+    pub share: Arc<Share>,
 }
 
 /// Counts how often a vCPU was told to run; 0 is the time before the first.
@@ -241,6 +250,18 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Has a vCPU that runs look at its share of the time, and rest if it has had that.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Kick`] when the signal cannot be sent.
+    pub fn nudge(&self) -> Result<(), VcpuError> {
+        if self.motion.get() != Motion::Running {
+            return Ok(());
+        }
+        self.interrupt()
+    }
+
     /// Asks a vCPU to leave KVM_RUN, if it runs; [`Self::wait_parked`] says when it has.
     ///
     /// # Errors
@@ -250,12 +271,16 @@ impl Vcpu {
         if self.motion.get() == Motion::Parked {
             return Ok(());
         }
-        let Some(thread) = &self.thread else {
-            return Err(VcpuError::Gone { index: self.index });
-        };
         // Before the signal: the thread that it interrupts looks here.
         self.leave.store(self.turn.get(), Ordering::SeqCst);
         self.motion.set(Motion::Leaving);
+        self.interrupt()
+    }
+
+    fn interrupt(&self) -> Result<(), VcpuError> {
+        let Some(thread) = &self.thread else {
+            return Err(VcpuError::Gone { index: self.index });
+        };
         thread
             .kill(SIGRTMIN() + KICK_SIGNAL_OFFSET)
             .map_err(|error| VcpuError::Kick {
@@ -416,6 +441,7 @@ impl Loop {
     }
 
     fn run_guest(&mut self, turn: Turn) -> Leave {
+        let (mut begun, mut owed) = (Instant::now(), Duration::ZERO);
         loop {
             match self.fd.run() {
                 Ok(exit) => {
@@ -428,6 +454,15 @@ impl Loop {
                     if self.is_kicked_out_of(turn) {
                         return Leave::Kicked;
                     }
+                    owed += self.outside.share.rest_after(begun.elapsed());
+                    if !owed.is_zero() {
+                        owed = self.rest(turn, owed);
+                        // Nudges that came meanwhile are over with it.
+                        if self.is_kicked_out_of(turn) {
+                            return Leave::Kicked;
+                        }
+                    }
+                    begun = Instant::now();
                 }
                 Err(error) => {
                     let cause = format!("KVM_RUN: {error}");
@@ -446,6 +481,21 @@ impl Loop {
         // the flag again. Its handler runs on this thread, so only the compiler could reorder them.
         compiler_fence(Ordering::SeqCst);
         self.leave.load(Ordering::SeqCst) >= turn
+    }
+
+    /// Does nothing for so long as is `owed`, as far as that is bearable at once, or until somebody wants the vCPU to leave its
+    /// turn. Returns what is owed still: who nudges may be late.
+    fn rest(&self, turn: Turn, owed: Duration) -> Duration {
+        let rest = owed.min(REST_MAX);
+        let until = Instant::now() + rest;
+        while self.leave.load(Ordering::SeqCst) < turn {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            std::thread::sleep(left.min(REST_PIECE));
+        }
+        (owed - rest).min(OWED_MAX)
     }
 
     /// Serves one exit; `Some` if the guest cannot go on.

@@ -18,6 +18,7 @@ use super::lineage::Lineage;
 use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, Origin, Plan};
 use super::platform::{Platform, PlatformError, renew_generation};
 use super::restore::RestoreError;
+use super::shell::Shell;
 use super::{DriveSlot, Machine, Parts, Paused, VirtioSlot};
 use crate::arch::x86_64::boot::cmdline::{Cmdline, Root};
 use crate::arch::x86_64::boot::{self, BootError, BootSource, Entry};
@@ -28,7 +29,7 @@ use crate::arch::x86_64::tables::{self, TablesError};
 use crate::end::Ending;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::{Outside, Vcpu, VcpuCounters, VcpuError};
-use crate::kvm::vm::{self, Vm};
+use crate::kvm::vm::Vm;
 use crate::memory::{self, MemoryError};
 use crate::snapshot::memory::MemoryId;
 
@@ -126,10 +127,11 @@ const BOOT_TIMER: BusRange = BusRange {
 };
 
 fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
-    let kvm = vm::open()?;
-    vm::check_vcpu_count(&kvm, plan.topology.vcpus())?;
     let (memory, parent) = memory_of(&plan.origin)?;
-    let vm = Vm::new(&kvm, Arc::clone(&memory), plan.dirty_log)?;
+    let Shell { kvm, vm, vcpus } = match plan.shell {
+        Some(shell) => shell,
+        None => Shell::new(&memory, plan.topology.vcpus(), plan.dirty_log)?,
+    };
     let lineage = Lineage::new(parent, plan.dirty_log, &memory);
 
     // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
@@ -166,6 +168,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         ending: ending.clone(),
         guest_end: Arc::clone(guest_end),
         counters: Arc::clone(&counters),
+        share: Arc::default(),
     };
     let mut parts = Parts {
         vcpus: Vec::new(),
@@ -177,6 +180,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         keyboard: platform.keyboard,
         generation: platform.generation,
         counters,
+        share: Arc::clone(&outside.share),
         vm: Some(vm),
         pager: None,
         memory,
@@ -184,17 +188,16 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         is_remembered: matches!(plan.origin, Origin::Saved(_)),
         is_taken_over: matches!(plan.origin, Origin::Saved(_)) && parent.is_none(),
     };
-    let vcpus = match plan.origin {
-        Origin::Boot(origin) => boot(&kvm, &parts, &origin, plan.topology, &windows)?,
+    match plan.origin {
+        Origin::Boot(origin) => boot(&kvm, &vcpus, &parts, &origin, plan.topology, &windows)?,
         Origin::Saved(origin) => {
             parts.pager = origin.memory.pager;
-            let made = parts.restore(&origin.state)?;
+            parts.restore(&vcpus, &origin.state)?;
             if parent.is_some() {
                 parts.generation.announce().map_err(RestoreError::from)?;
             }
-            made
         }
-    };
+    }
     parts.vcpus = spawn(vcpus, &outside)?;
     Ok(parts)
 }
@@ -210,14 +213,15 @@ fn memory_of(origin: &Origin) -> Result<(Arc<GuestMemoryMmap>, Option<MemoryId>)
     }
 }
 
-/// Puts the kernel and its tables into memory, and makes processors that begin with it.
+/// Puts the kernel and its tables into memory, and has the processors begin with it.
 fn boot(
     kvm: &Kvm,
+    vcpus: &[VcpuFd],
     parts: &Parts,
     origin: &BootOrigin,
     topology: Topology,
     windows: &[VirtioWindow],
-) -> Result<Vec<VcpuFd>, BuildError> {
+) -> Result<(), BuildError> {
     let cpu = Cpu::new(kvm, topology, origin.template.clone())?;
     renew_generation(&parts.memory)?;
     let entry = load(&parts.memory, &origin.boot, windows)?;
@@ -228,18 +232,14 @@ fn boot(
             virtio: windows,
         },
     )?;
-    // All of them exist and are configured before the first thread starts: KVM wants them so (their number is part of the
-    // topology).
-    let mut made = Vec::new();
-    for index in 0..topology.vcpus() {
-        let fd = parts.vm().create_vcpu(index)?;
-        cpu.configure(&fd, index)?;
+    // All of them are configured before the first thread starts: KVM wants them so (their number is part of the topology).
+    for (index, fd) in (0..).zip(vcpus) {
+        cpu.configure(fd, index)?;
         if index == 0 {
-            regs::enter(&fd, &parts.memory, &entry)?;
+            regs::enter(fd, &parts.memory, &entry)?;
         }
-        made.push(fd);
     }
-    Ok(made)
+    Ok(())
 }
 
 fn spawn(made: Vec<VcpuFd>, outside: &Outside) -> Result<Vec<Vcpu>, BuildError> {

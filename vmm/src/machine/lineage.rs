@@ -11,7 +11,7 @@ use crate::arch::x86_64::layout;
 use crate::kvm::KvmError;
 use crate::kvm::vm::{DirtyLog, Vm};
 use crate::snapshot::create::Pages;
-use crate::snapshot::memory::{MemoryId, PAGE_BYTES, PageSet, Untouched};
+use crate::snapshot::memory::{MemoryId, PAGE_BYTES, PageSet, Untouched, touched};
 
 /// The last snapshot of a machine, and its pages since.
 pub(super) struct Lineage {
@@ -83,8 +83,8 @@ fn size_bytes(memory: &GuestMemoryMmap) -> u64 {
 }
 
 impl<P> Machine<P> {
-    /// Begins to send the memory elsewhere: from now on the pages that are written are told by [`Self::take_round`]. All of
-    /// them are to be sent first.
+    /// Begins to send the memory elsewhere: from now on the pages that are written are told by [`Self::take_round`]. To be sent
+    /// first are those that are returned; all others are zeros.
     ///
     /// # Errors
     ///
@@ -98,7 +98,12 @@ impl<P> Machine<P> {
         parts.lineage.since_round = Some(PageSet::empty(size_bytes));
         // What was written before is among all pages.
         self.take_round()?;
-        Ok(PageSet::full(size_bytes))
+        let parts = &*self.parts;
+        Ok(match parts.lineage.untouched {
+            // After the log was begun: what is touched later is in that.
+            Untouched::Zeros => touched(&parts.memory),
+            Untouched::Anything => PageSet::full(size_bytes),
+        })
     }
 
     /// The pages that were written since the last round; from now on they count as not written.

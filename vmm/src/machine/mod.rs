@@ -17,12 +17,14 @@ pub mod cpu_template;
 pub mod disks;
 pub mod handover;
 mod lineage;
+mod pace;
 mod pausing;
 pub mod plan;
 mod platform;
 mod report;
 mod restore;
 mod round;
+pub mod shell;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -39,6 +41,7 @@ use coracle_storage::limit::SharedLimiter;
 use coracle_storage::open::Hold;
 use vm_memory::GuestMemoryMmap;
 
+use crate::kvm::share::Share;
 use crate::kvm::vcpu::{Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
 use crate::memory::pager::{self, Pager, Remains};
@@ -85,6 +88,8 @@ struct Parts {
     /// Its line is connected as long as it lives.
     generation: GenerationId,
     counters: Arc<VcpuCounters>,
+    /// How much of the time the vCPUs may run.
+    share: Arc<Share>,
     /// There until the end.
     vm: Option<Vm>,
     /// Brings memory in; ended after whoever may wait for some.

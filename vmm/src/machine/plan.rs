@@ -15,6 +15,7 @@ use coracle_storage::limit::SharedLimiter;
 use vm_memory::GuestMemoryMmap;
 
 use super::disks::Course;
+use super::shell::Shell;
 use super::state::MachineState;
 use super::{LimitGroup, cpu_template};
 use crate::arch::x86_64::boot::BootProtocol;
@@ -32,6 +33,8 @@ pub struct Plan {
     pub(super) topology: Topology,
     pub(super) dirty_log: DirtyLog,
     pub(super) origin: Origin,
+    /// What was made of it already.
+    pub(super) shell: Option<Shell>,
     pub(super) disks: Vec<DiskPlan>,
     pub(super) groups: Vec<LimitGroup>,
     pub(super) entropy: Option<EntropyConfig>,
@@ -186,6 +189,14 @@ impl Plan {
         Self::from(config, owner, Origin::Saved(Box::new(saved)), courses)
     }
 
+    /// The same, to be built into `shell`, which has the same memory and is as `config` wants it.
+    pub fn within(self, shell: Shell) -> Self {
+        Self {
+            shell: Some(shell),
+            ..self
+        }
+    }
+
     fn from(config: &Config, owner: &Owner, origin: Origin, courses: &[Course]) -> Result<Self, PlanError> {
         let machine = config.machine();
         if let Some(id) = config.missing_heir() {
@@ -195,12 +206,9 @@ impl Plan {
         let smt = if machine.smt { Smt::On } else { Smt::Off };
         Ok(Self {
             topology: Topology::new(machine.vcpu_count, smt)?,
-            dirty_log: if machine.track_dirty_pages {
-                DirtyLog::On
-            } else {
-                DirtyLog::Off
-            },
+            dirty_log: dirty_log(machine),
             origin,
+            shell: None,
             disks: config
                 .drives()
                 .iter()
@@ -226,6 +234,15 @@ impl MemoryPlan {
             },
             pages: page_size(machine.huge_pages),
         }
+    }
+}
+
+/// Whether KVM records what the guest writes from the beginning.
+pub(crate) fn dirty_log(machine: &MachineConfig) -> DirtyLog {
+    if machine.track_dirty_pages {
+        DirtyLog::On
+    } else {
+        DirtyLog::Off
     }
 }
 

@@ -8,8 +8,9 @@ use kvm_ioctls::VcpuFd;
 
 use super::state::MachineState;
 use super::{NO_PANIC, Parts};
+use crate::arch::x86_64::cpuid::Cpuid;
 use crate::arch::x86_64::cpuid::compatibility::{self, CompatibilityError};
-use crate::kvm::vm::{self, BlankVcpu};
+use crate::kvm::vm;
 use crate::kvm::{self, KvmError};
 
 /// Why a machine does not take up what was saved.
@@ -67,13 +68,18 @@ pub enum RestoreError {
 /// What is missing, by name.
 pub fn check_compatible(state: &MachineState) -> Result<(), CompatibilityError> {
     let kvm = vm::open()?;
-    compatibility::check(&kvm, || BlankVcpu::new(&kvm), &state.vcpus)
+    let supported = Cpuid::supported(&kvm)?;
+    compatibility::check(
+        &supported,
+        || compatibility::given_to_blank(&kvm, &supported),
+        &state.vcpus,
+    )
 }
 
 impl Parts {
-    /// Gives the fresh parts `state`; the vCPUs are made, and have no threads yet. Devices stay paused. Processors first,
+    /// Gives the fresh parts `state`, and the vCPUs, which have no threads yet. Devices stay paused. Processors first,
     /// then the controllers between them and the devices, and last those devices that may raise their lines at once.
-    pub(super) fn restore(&self, state: &MachineState) -> Result<Vec<VcpuFd>, RestoreError> {
+    pub(super) fn restore(&self, vcpus: &[VcpuFd], state: &MachineState) -> Result<(), RestoreError> {
         for (slot, saved) in self.devices.iter().zip(&state.virtio) {
             if slot.id != saved.id {
                 return Err(RestoreError::OtherDevice {
@@ -87,17 +93,13 @@ impl Parts {
                 source,
             })?;
         }
-        let mut made = Vec::new();
-        for (number, _) in (0..).zip(&state.vcpus) {
-            made.push(self.vm().create_vcpu(number)?);
-        }
-        for (index, (fd, saved)) in made.iter().zip(&state.vcpus).enumerate() {
+        for (index, (fd, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
             let restored = saved.restore(fd, self.vm().state_shape());
             restored.map_err(|source| RestoreError::Vcpu { index, source })?;
         }
         self.vm().restore(&state.vm).map_err(RestoreError::Vm)?;
         self.serial.lock().expect(NO_PANIC).restore(&state.serial)?;
         self.keyboard.lock().expect(NO_PANIC).restore(&state.keyboard)?;
-        Ok(made)
+        Ok(())
     }
 }

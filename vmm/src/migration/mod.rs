@@ -13,11 +13,13 @@
 //!
 //! Who may write the disks is decided by their leases alone (`coracle_storage::lease`), whatever is sent or lost here.
 
+pub mod converge;
 pub mod door;
 pub mod hello;
 pub mod pages;
 pub mod progress;
 pub mod receive;
 pub mod send;
+pub mod stream;
 pub mod tls;
 pub mod wire;

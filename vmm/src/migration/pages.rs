@@ -1,10 +1,11 @@
 //! Guest memory on its way: pages out of the memory of a guest that runs, into that of one that does not yet.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Write};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::wire::{Kind, PAGES_BYTES_MAX, Wire, WireError};
+use crate::memory::make_resident;
 use crate::snapshot::memory::{PAGE_BYTES, PageSet};
 
 /// Why pages are not taken.
@@ -69,57 +70,8 @@ impl<'a> Ordered<'a> {
         Some(())
     }
 
-    /// Takes what a frame of pages has.
-    ///
-    /// # Errors
-    ///
-    /// When it is not whole pages of this memory.
-    pub fn take_pages(&self, body: &[u8]) -> Result<u64, PagesError> {
-        let (first, bytes) = body.split_first_chunk().ok_or(PagesError::Partial)?;
-        let (first, count) = (u64::from_le_bytes(*first), (bytes.len() / PAGE_BYTES) as u64);
-        if bytes.is_empty() || !bytes.len().is_multiple_of(PAGE_BYTES) {
-            return Err(PagesError::Partial);
-        }
-        let mut rest = bytes;
-        for (start, pages) in self.parts(first, count)? {
-            let len_bytes = usize::try_from(pages).expect("a message is short") * PAGE_BYTES;
-            let (part, behind) = rest.split_at(len_bytes);
-            self.memory
-                .write_slice(part, start)
-                .map_err(|_| PagesError::Outside { first, count })?;
-            rest = behind;
-        }
-        Ok(count)
-    }
-
-    /// Takes what a frame of zeros has: pages that are zeros already stay untouched.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::take_pages`].
-    pub fn take_zeros(&self, body: &[u8]) -> Result<u64, PagesError> {
-        let [a, b] = body.as_chunks::<8>().0 else {
-            return Err(PagesError::Partial);
-        };
-        let (first, count) = (u64::from_le_bytes(*a), u64::from_le_bytes(*b));
-        let mut page = [0; PAGE_BYTES];
-        for (start, pages) in self.parts(first, count)? {
-            for number in 0..pages {
-                let address = GuestAddress(start.0 + number * PAGE_BYTES as u64);
-                let outside = |_| PagesError::Outside { first, count };
-                self.memory.read_slice(&mut page, address).map_err(outside)?;
-                if page != [0; PAGE_BYTES] {
-                    self.memory
-                        .write_slice(&[0; PAGE_BYTES], address)
-                        .map_err(outside)?;
-                }
-            }
-        }
-        Ok(count)
-    }
-
     /// Where `count` pages from `first` on lie: one part for each region.
-    fn parts(&self, first: u64, count: u64) -> Result<Vec<(GuestAddress, u64)>, PagesError> {
+    fn parts(&self, first: u64, count: u64) -> Result<Vec<Part>, PagesError> {
         let outside = PagesError::Outside { first, count };
         let end = first.checked_add(count).filter(|end| *end <= self.count());
         let Some(end) = end else {
@@ -132,11 +84,121 @@ impl<'a> Ordered<'a> {
                 return Err(outside);
             };
             let pages = left.min(end - at);
-            parts.push((start, pages));
+            parts.push(Part {
+                start,
+                first: at,
+                pages,
+            });
             at += pages;
         }
         Ok(parts)
     }
+}
+
+/// Pages that lie one behind the other in one region.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    start: GuestAddress,
+    /// The number of the first one.
+    first: u64,
+    pages: u64,
+}
+
+/// A memory into which pages come. It begins with zeros.
+#[derive(Debug)]
+pub struct Landing<'a> {
+    ordered: Ordered<'a>,
+    /// The pages that may be something else than zeros by now.
+    written: PageSet,
+}
+
+impl<'a> Landing<'a> {
+    /// That of `memory`, which nobody has touched.
+    pub fn new(memory: &'a GuestMemoryMmap) -> Self {
+        let ordered = Ordered::new(memory);
+        Self {
+            written: PageSet::empty(ordered.count() * PAGE_BYTES as u64),
+            ordered,
+        }
+    }
+
+    /// How many pages it has.
+    pub fn count(&self) -> u64 {
+        self.ordered.count()
+    }
+
+    /// Takes the body of a frame of pages, which go from the connection's buffer to their place. Says how many they were.
+    ///
+    /// # Errors
+    ///
+    /// When they are no whole pages of this memory, or the connection has ended.
+    pub fn take_pages<S, E>(&mut self, wire: &mut Wire<S>, body_bytes: usize) -> Result<u64, E>
+    where
+        S: BufRead + Write,
+        E: From<WireError> + From<PagesError>,
+    {
+        let len_bytes = body_bytes
+            .checked_sub(NUMBER_BYTES)
+            .filter(|len_bytes| *len_bytes > 0 && len_bytes.is_multiple_of(PAGE_BYTES))
+            .ok_or(PagesError::Partial)?;
+        let first = u64::from_le_bytes(wire.receive_array()?);
+        let count = (len_bytes / PAGE_BYTES) as u64;
+        let parts = self.ordered.parts(first, count)?;
+        let is_new = !self.written.contains(first);
+        self.written.insert(first, first + count);
+        for part in parts {
+            let len_bytes = usize::try_from(part.pages).expect("a message is short") * PAGE_BYTES;
+            let (mut at, memory) = (part.start, self.ordered.memory);
+            if is_new {
+                make_resident(memory, at, len_bytes);
+            }
+            wire.receive_pieces(len_bytes, |piece| {
+                memory
+                    .write_slice(piece, at)
+                    .expect("a part lies within the memory");
+                at = at.unchecked_add(piece.len() as u64);
+            })?;
+        }
+        Ok(count)
+    }
+
+    /// Takes the body of a frame of zeros: pages that are zeros already stay untouched. Says how many they were.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_pages`].
+    pub fn take_zeros<S, E>(&mut self, wire: &mut Wire<S>, body_bytes: usize) -> Result<u64, E>
+    where
+        S: BufRead + Write,
+        E: From<WireError> + From<PagesError>,
+    {
+        if body_bytes != 2 * NUMBER_BYTES {
+            return Err(PagesError::Partial.into());
+        }
+        let first = u64::from_le_bytes(wire.receive_array()?);
+        let count = u64::from_le_bytes(wire.receive_array()?);
+        for part in self.ordered.parts(first, count)? {
+            let written = |number: &u64| self.written.contains(part.first + number);
+            for number in (0..part.pages).filter(written) {
+                let address = part.start.unchecked_add(number * PAGE_BYTES as u64);
+                let wiped = self.ordered.memory.write_slice(&[0; PAGE_BYTES], address);
+                wiped.expect("a part lies within the memory");
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// The number of a page in a frame.
+const NUMBER_BYTES: usize = 8;
+
+/// How far a round is.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// How many pages were sent since this was told last.
+    pub pages: u64,
+    /// What went over the connection since it was made.
+    pub bytes: u64,
 }
 
 /// Sends pages by rounds.
@@ -146,19 +208,43 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Sends the pages of `set` as they are now, and says how many they were.
+    /// Says that all pages of a memory are zeros but those of `touched`, and says how many they are.
     ///
     /// # Errors
     ///
     /// When the connection has ended.
-    pub fn send<S: Read + Write>(
+    pub fn send_zeros<S: BufRead + Write>(
+        &mut self,
+        wire: &mut Wire<S>,
+        touched: &PageSet,
+    ) -> Result<u64, WireError> {
+        let end = touched.size_bytes() / PAGE_BYTES as u64;
+        let (mut first, mut total) = (0, 0);
+        for run in touched.runs().chain(std::iter::once(end..end)) {
+            if first < run.start {
+                let count = run.start - first;
+                wire.send(Kind::Zeros, &[&first.to_le_bytes(), &count.to_le_bytes()])?;
+                total += count;
+            }
+            first = run.end;
+        }
+        Ok(total)
+    }
+
+    /// Sends the pages of `set` as they are now, and says how many they were; `sent` hears of them a few at a time.
+    ///
+    /// # Errors
+    ///
+    /// When the connection has ended, or whatever `sent` says.
+    pub fn send<S: BufRead + Write>(
         &mut self,
         wire: &mut Wire<S>,
         memory: &GuestMemoryMmap,
         set: &PageSet,
-        mut sent: impl FnMut(u64) -> Result<(), WireError>,
+        mut sent: impl FnMut(Sent) -> Result<(), WireError>,
     ) -> Result<u64, WireError> {
         let ordered = Ordered::new(memory);
+        let mut zeros = Zeros::default();
         let mut total = 0;
         for run in set.runs() {
             let mut first = run.start;
@@ -169,31 +255,64 @@ impl Sender {
                 ordered
                     .read(first, &mut self.buffer)
                     .expect("a set of pages is one of the memory that it was made for");
-                send_run(wire, first, &self.buffer)?;
+                zeros.send_run(wire, first, &self.buffer)?;
                 total += count;
                 first += count;
-                sent(count)?;
+                sent(Sent {
+                    pages: count,
+                    bytes: wire.sent_bytes(),
+                })?;
             }
         }
+        zeros.end(wire)?;
         Ok(total)
     }
 }
 
-/// Sends pages that lie one behind the other, those of zeros by their number alone.
-fn send_run<S: Read + Write>(wire: &mut Wire<S>, first: u64, bytes: &[u8]) -> Result<(), WireError> {
-    let pages = bytes.as_chunks::<PAGE_BYTES>().0;
-    let is_zero = |page: &[u8; PAGE_BYTES]| *page == [0; PAGE_BYTES];
-    let mut number = first;
-    for run in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
-        let count = run.len() as u64;
-        if run.first().is_some_and(is_zero) {
-            wire.send(Kind::Zeros, &[&number.to_le_bytes(), &count.to_le_bytes()])?;
-        } else {
-            wire.send(Kind::Pages, &[&number.to_le_bytes(), run.as_flattened()])?;
+/// Pages of zeros that were not told of yet: more may follow.
+#[derive(Default)]
+struct Zeros {
+    first: u64,
+    count: u64,
+}
+
+impl Zeros {
+    /// Sends pages that lie one behind the other, those of zeros by their number alone.
+    fn send_run<S: BufRead + Write>(
+        &mut self,
+        wire: &mut Wire<S>,
+        first: u64,
+        bytes: &[u8],
+    ) -> Result<(), WireError> {
+        let pages = bytes.as_chunks::<PAGE_BYTES>().0;
+        let is_zero = |page: &[u8; PAGE_BYTES]| *page == [0; PAGE_BYTES];
+        let mut number = first;
+        for run in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+            let count = run.len() as u64;
+            if run.first().is_some_and(is_zero) {
+                if self.first + self.count != number {
+                    self.end(wire)?;
+                    self.first = number;
+                }
+                self.count += count;
+            } else {
+                wire.send(Kind::Pages, &[&number.to_le_bytes(), run.as_flattened()])?;
+            }
+            number += count;
         }
-        number += count;
+        Ok(())
     }
-    Ok(())
+
+    fn end<S: BufRead + Write>(&mut self, wire: &mut Wire<S>) -> Result<(), WireError> {
+        if self.count > 0 {
+            wire.send(
+                Kind::Zeros,
+                &[&self.first.to_le_bytes(), &self.count.to_le_bytes()],
+            )?;
+        }
+        self.count = 0;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -203,22 +322,40 @@ mod tests {
 
     use super::*;
     use crate::memory::{Backing, PageSize, allocate};
+    use crate::migration::receive::ReceiveError;
 
-    fn moved(from: &GuestMemoryMmap, to: &GuestMemoryMmap, set: &PageSet) -> u64 {
+    fn moved(from: &GuestMemoryMmap, landing: &mut Landing<'_>, set: &PageSet) -> u64 {
         let mut wire = Wire::new(Cursor::new(Vec::new()));
         let sent = Sender::default().send(&mut wire, from, set, |_| Ok(())).unwrap();
         wire.stream().set_position(0);
-        let ordered = Ordered::new(to);
         let mut taken = 0;
-        while let Ok((kind, body)) = wire.receive() {
-            taken += match kind {
-                Kind::Pages => ordered.take_pages(body).unwrap(),
-                Kind::Zeros => ordered.take_zeros(body).unwrap(),
-                other => panic!("{other:?}"),
-            };
+        while let Ok((kind, body_bytes)) = wire.receive_head() {
+            taken += take(landing, &mut wire, kind, body_bytes).unwrap();
         }
         assert_eq!(sent, taken);
         sent
+    }
+
+    fn take(
+        landing: &mut Landing<'_>,
+        wire: &mut Wire<Cursor<Vec<u8>>>,
+        kind: Kind,
+        body_bytes: usize,
+    ) -> Result<u64, ReceiveError> {
+        match kind {
+            Kind::Pages => landing.take_pages(wire, body_bytes),
+            Kind::Zeros => landing.take_zeros(wire, body_bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn taken(landing: &mut Landing<'_>, kind: Kind, body: &[u8]) -> Result<u64, ReceiveError> {
+        take(
+            landing,
+            &mut Wire::new(Cursor::new(body.to_vec())),
+            kind,
+            body.len(),
+        )
     }
 
     #[test]
@@ -229,12 +366,15 @@ mod tests {
         let (low, high) = (GuestAddress((3 << 30) - 4096), GuestAddress(4 << 30));
         from.write_slice(&[1; 4096], low).unwrap();
         from.write_slice(&[2; 8192], high).unwrap();
-        to.write_slice(&[9; 4096], GuestAddress(0x5000)).unwrap();
         let size_bytes = mib << 20;
+        let mut landing = Landing::new(&to);
         let mut set = PageSet::empty(size_bytes);
         set.insert(0, 16);
+        from.write_slice(&[9; 4096], GuestAddress(0x5000)).unwrap();
+        assert_eq!(moved(&from, &mut landing, &set), 16);
+        from.write_slice(&[0; 4096], GuestAddress(0x5000)).unwrap();
         set.insert((3 << 18) - 8, (3 << 18) + 8);
-        assert_eq!(moved(&from, &to, &set), 32);
+        assert_eq!(moved(&from, &mut landing, &set), 32);
         let mut bytes = [7; 8192];
         to.read_slice(&mut bytes[..4096], low).unwrap();
         assert_eq!(bytes[..4096], [1; 4096]);
@@ -247,10 +387,10 @@ mod tests {
     #[test]
     fn pages_outside_the_memory_are_refused() {
         let memory = allocate(1, Backing::Anonymous, PageSize::Base).unwrap();
-        let ordered = Ordered::new(&memory);
+        let mut landing = Landing::new(&memory);
         let pages = |first: u64, len: usize| [&first.to_le_bytes()[..], &vec![1; len]].concat();
         let zeros = |first: u64, count: u64| [first.to_le_bytes(), count.to_le_bytes()].concat();
-        assert!(ordered.take_pages(&pages(255, 4096)).is_ok());
+        assert!(taken(&mut landing, Kind::Pages, &pages(255, 4096)).is_ok());
         for body in [
             pages(256, 4096),
             pages(255, 8192),
@@ -258,16 +398,22 @@ mod tests {
             pages(0, 100),
             pages(0, 0),
         ] {
-            assert!(ordered.take_pages(&body).is_err());
+            assert!(matches!(
+                taken(&mut landing, Kind::Pages, &body),
+                Err(ReceiveError::Pages(_))
+            ));
         }
-        assert!(ordered.take_zeros(&zeros(0, 256)).is_ok());
+        assert!(taken(&mut landing, Kind::Zeros, &zeros(0, 256)).is_ok());
         for body in [
             zeros(1, 256),
             zeros(u64::MAX, u64::MAX),
             zeros(0, u64::MAX),
             vec![0; 15],
         ] {
-            assert!(ordered.take_zeros(&body).is_err());
+            assert!(matches!(
+                taken(&mut landing, Kind::Zeros, &body),
+                Err(ReceiveError::Pages(_))
+            ));
         }
     }
 }

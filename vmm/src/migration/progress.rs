@@ -2,22 +2,39 @@
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::kvm::share::FULL;
 use crate::snapshot::memory::PAGE_BYTES;
 
 /// Counters of one migration.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
     rounds: AtomicU64,
     sent_pages: AtomicU64,
     left_pages: AtomicU64,
     bytes_per_s: AtomicU64,
     downtime_us: AtomicU64,
+    run_permille: AtomicU32,
     is_cancelled: AtomicBool,
     /// What is cut when it is given up.
     socket: Mutex<Option<TcpStream>>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            rounds: AtomicU64::default(),
+            sent_pages: AtomicU64::default(),
+            left_pages: AtomicU64::default(),
+            bytes_per_s: AtomicU64::default(),
+            downtime_us: AtomicU64::default(),
+            run_permille: AtomicU32::new(FULL),
+            is_cancelled: AtomicBool::default(),
+            socket: Mutex::default(),
+        }
+    }
 }
 
 impl Progress {
@@ -44,6 +61,15 @@ impl Progress {
     /// How long the guest will stand still, by what is known now.
     pub fn downtime(&self) -> Duration {
         Duration::from_micros(self.downtime_us.load(Ordering::Relaxed))
+    }
+
+    /// How much of the time the guest's vCPUs may run, in thousandths.
+    pub fn run_permille(&self) -> u32 {
+        self.run_permille.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn slow_down(&self, run_permille: u32) {
+        self.run_permille.store(run_permille, Ordering::Relaxed);
     }
 
     pub(super) fn begin_round(&self, pages: u64) {

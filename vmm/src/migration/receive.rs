@@ -1,6 +1,6 @@
 //! The target: a thread that takes a machine in, until it can be built.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +8,18 @@ use coracle_storage::lease::Owner;
 
 use super::door::Door;
 use super::hello::Hello;
-use super::pages::{Ordered, PagesError};
+use super::pages::{Landing, PagesError};
 use super::progress::Progress;
-use super::tls::ServerStream;
+use super::send;
+use super::stream::Stream;
 use super::wire::{Kind, Wire, WireError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::config::Config;
 use crate::keys::ReadingKeys;
-use crate::machine::check_compatible;
+use crate::kvm::KvmError;
 use crate::machine::disks::Course;
-use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, page_size};
+use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, dirty_log, page_size};
+use crate::machine::shell::Shell;
 use crate::machine::state::{Counts, MachineState};
 use crate::memory::{self, Backing, MemoryError};
 use crate::state::{State, StateError, whole};
@@ -43,7 +45,7 @@ pub struct Received {
     /// Its configuration.
     pub config: Config,
     /// Who is to be told that it runs.
-    pub wire: Wire<ServerStream>,
+    pub wire: Wire<Stream>,
 }
 
 /// Why no machine was taken in.
@@ -60,6 +62,8 @@ pub enum ReceiveError {
     Refused(String),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
     #[error("the source has sent what cannot be")]
     Pages(#[from] PagesError),
     #[error("the source has sent more memory than a migration needs")]
@@ -92,7 +96,7 @@ impl Job {
             .set_read_timeout(Some(SILENCE_MAX))
             .and_then(|()| stream.sock.set_write_timeout(Some(SILENCE_MAX)));
         waits.map_err(ReceiveError::Listen)?;
-        let mut wire = Wire::new(stream);
+        let mut wire = Wire::new(Stream::from(stream));
         let taken = self.take(&mut wire);
         match taken {
             Ok((plan, config)) => Ok(Received { plan, config, wire }),
@@ -106,7 +110,7 @@ impl Job {
         }
     }
 
-    fn take(&self, wire: &mut Wire<ServerStream>) -> Result<(Plan, Config), ReceiveError> {
+    fn take(&self, wire: &mut Wire<Stream>) -> Result<(Plan, Config), ReceiveError> {
         let (Kind::Hello, body) = wire.receive()? else {
             return Err(ReceiveError::Refused(
                 "the source does not begin with a hello".to_owned(),
@@ -132,14 +136,21 @@ impl Job {
             vcpus: machine.vcpu_count,
             virtio: config.drives().len() + usize::from(config.entropy().is_some()),
         };
+        // All that KVM has to make before it is needed, and before a byte of memory moves: it may refuse.
+        let shell = Shell::new(&memory, machine.vcpu_count, dirty_log(machine))?;
+        let supported = shell.supported().map_err(CompatibilityError::from)?;
         wire.send(Kind::Ready, &[])?;
         wire.flush()?;
-        let ordered = Ordered::new(&memory);
-        let state = take_memory(wire, &ordered, &self.progress)?;
+        let mut landing = Landing::new(&memory);
+        let state = take_memory(wire, &mut landing, &self.progress)?;
+        log::info!(
+            "migration: taken in {} us of processor time",
+            send::cpu_time().as_micros()
+        );
         let mut state = State::parse(&state, &ReadingKeys::default())?;
         let machine = MachineState::read(&mut state, counts)?;
         state.finish()?;
-        check_compatible(&machine)?;
+        shell.check_compatible(&supported, &machine)?;
         wire.send(Kind::Loaded, &[])?;
         wire.flush()?;
         match wire.receive()? {
@@ -161,7 +172,7 @@ impl Job {
             },
             state: machine,
         };
-        let plan = Plan::restore(&config, &courses, &self.owner, saved)?;
+        let plan = Plan::restore(&config, &courses, &self.owner, saved)?.within(shell);
         Ok((plan, config))
     }
 }
@@ -171,21 +182,26 @@ impl Job {
 /// # Errors
 ///
 /// When the source is lost, sends what has no place, or more than a migration needs.
-pub fn take_memory<S: Read + Write>(
+pub fn take_memory<S: BufRead + Write>(
     wire: &mut Wire<S>,
-    ordered: &Ordered<'_>,
+    landing: &mut Landing<'_>,
     progress: &Progress,
 ) -> Result<Vec<u8>, ReceiveError> {
-    let limit = ordered.count().saturating_mul(TIMES_MAX);
+    let limit = landing.count().saturating_mul(TIMES_MAX);
     let mut taken = 0;
     loop {
-        let count = match wire.receive()? {
-            (Kind::Pages, body) => ordered.take_pages(body)?,
-            (Kind::Zeros, body) => ordered.take_zeros(body)?,
-            (Kind::State, body) => return Ok(body.to_vec()),
+        let count = match wire.receive_head()? {
+            (Kind::Pages, body_bytes) => landing.take_pages::<_, ReceiveError>(wire, body_bytes)?,
+            (Kind::Zeros, body_bytes) => landing.take_zeros::<_, ReceiveError>(wire, body_bytes)?,
+            (Kind::Mark, _) => {
+                wire.send(Kind::Reached, &[])?;
+                wire.flush()?;
+                0
+            }
+            (Kind::State, body_bytes) => return Ok(wire.receive_body(body_bytes)?.to_vec()),
             (found, _) => return Err(WireError::Unexpected { found }.into()),
         };
-        // Zeros of no page would cost nothing, and last for ever.
+        // Zeros of no page, and marks, would cost nothing, and last for ever.
         taken += count.max(1);
         if taken > limit {
             return Err(ReceiveError::TooMuch);
@@ -195,18 +211,18 @@ pub fn take_memory<S: Read + Write>(
 }
 
 /// Tells the source why it is not to wait. It may be gone.
-fn tell(wire: &mut Wire<ServerStream>, why: &str) {
+fn tell(wire: &mut Wire<Stream>, why: &str) {
     let bytes = why.as_bytes();
     let shown = bytes.get(..Kind::Refused.body_bytes_max()).unwrap_or(bytes);
     let _ = wire.send(Kind::Refused, &[shown]).and_then(|()| wire.flush());
 }
 
 /// Tells the source that the guest runs here; the thread ends when it is told, or is gone.
-pub fn tell_running(mut wire: Wire<ServerStream>) {
+pub fn tell_running(mut wire: Wire<Stream>) {
     let told = wire.send(Kind::Running, &[]).and_then(|()| wire.flush());
     if let Err(error) = told {
         log::info!("the source was not told that the guest runs here: {error}");
     }
-    wire.stream().conn.send_close_notify();
+    wire.stream().close();
     let _ = wire.flush();
 }

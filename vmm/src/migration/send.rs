@@ -2,16 +2,20 @@
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::device::Notice;
+use rustix::time::{ClockId, clock_gettime};
 use vm_memory::GuestMemoryMmap;
 
+use super::converge::{Judge, Round, Terms, Verdict};
 use super::hello::Hello;
 use super::pages::Sender as Pages;
 use super::progress::Progress;
+use super::stream::Stream;
 use super::tls::{ClientStream, Identity, TlsError, TlsFiles};
 use super::wire::{Kind, Wire, WireError};
 use crate::snapshot::memory::{PAGE_BYTES, PageSet};
@@ -28,10 +32,10 @@ pub struct Job {
     pub hello: Hello,
     /// The guest's memory.
     pub memory: Arc<GuestMemoryMmap>,
-    /// How long the guest may stand still while its last pages are sent.
-    pub downtime: Duration,
-    /// Until when the last round has begun.
-    pub deadline: Instant,
+    /// When the guest stands still, and how far it is slowed down until then.
+    pub terms: Terms,
+    /// How many bytes are sent per second at most.
+    pub bandwidth_limit: Option<NonZeroU64>,
     /// The other end of it.
     pub desk: Desk,
     /// How far it is.
@@ -55,6 +59,8 @@ pub enum Want {
     Rounds,
     /// What was written since.
     Round,
+    /// That the guest runs for so many thousandths of the time.
+    Slow(u32),
     /// That the guest stands still, with everything on its media.
     Stop,
     /// That the fences come down.
@@ -66,6 +72,8 @@ pub enum Want {
 pub enum Given {
     /// Pages that are to be sent.
     Pages(PageSet),
+    /// The guest runs as it was wanted.
+    Slowed,
     /// The last of them, and the state.
     Last(PageSet, Vec<u8>),
     /// The fences are down.
@@ -99,7 +107,7 @@ pub enum SendError {
     /// The guest writes faster than the connection takes it.
     #[error(
         "the guest writes memory faster than it is sent: {left_mib} MiB are left after {rounds} rounds; give it a longer \
-         downtime_ms, or a longer timeout_s"
+         downtime_ms or timeout_s, or have the guest stop for as long as it takes (on_timeout)"
     )]
     TooSlow {
         /// How much.
@@ -116,10 +124,8 @@ pub enum SendError {
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// And when it has everything.
 const START_MAX: Duration = Duration::from_secs(3);
-/// Most rounds before the last.
-const ROUNDS_MAX: u64 = 30;
-/// What it takes to save, to send and to restore the state, until it is measured.
-const STATE_TIME: Duration = Duration::from_millis(15);
+/// How long a sender that is too fast does not look whether it is still wanted.
+const PACE_PIECE: Duration = Duration::from_millis(10);
 
 impl Job {
     /// Does it all. When it returns well, the guest runs at the target.
@@ -136,21 +142,37 @@ impl Job {
     }
 
     fn send(&self) -> Result<(), SendError> {
-        let mut wire = Wire::new(self.connect()?);
+        let mut wire = Wire::new(Stream::from(self.connect()?));
         let hello = postcard::to_stdvec(&self.hello).expect("plain data can be written");
         wire.send(Kind::Hello, &[&hello])?;
         expect(&mut wire, Kind::Ready)?;
         let mut pages = Pages::default();
         let mut set = self.pages(Want::Rounds)?;
+        self.progress.add(pages.send_zeros(&mut wire, &set)?);
+        let mut judge = Judge::new(self.terms);
         loop {
-            let begun = Instant::now();
-            let sent = self.send_round(&mut wire, &mut pages, &set)?;
-            let seconds = begun.elapsed().as_secs_f64().max(1e-6);
+            let (begun, before) = (Instant::now(), wire.sent_bytes());
+            let sent_pages = self.send_round(&mut wire, &mut pages, &set)?;
+            // What lies on its way is no part of the downtime then, and the connection not taken for faster than it is.
+            wire.send(Kind::Mark, &[])?;
+            expect(&mut wire, Kind::Reached)?;
+            let took = begun.elapsed();
             set = self.pages(Want::Round)?;
-            if self.is_last(&set, sent, seconds)? {
+            let round = Round {
+                sent_bytes: wire.sent_bytes() - before,
+                took,
+                sent_pages,
+                left_pages: set.count(),
+            };
+            if self.is_last(&mut judge, round)? {
                 break;
             }
         }
+        log::info!(
+            "migration: the guest stands still after {} rounds, for {} us by what is known",
+            self.progress.rounds(),
+            self.progress.downtime().as_micros()
+        );
         let Given::Last(last, state) = self.ask(Want::Stop)? else {
             return Err(SendError::Source);
         };
@@ -165,10 +187,16 @@ impl Job {
         self.ask(Want::Yield)?;
         wire.send(Kind::Go, &[])?;
         wire.stream()
-            .sock
+            .socket()
             .set_read_timeout(Some(START_MAX))
             .map_err(WireError::Io)?;
-        expect(&mut wire, Kind::Running)
+        expect(&mut wire, Kind::Running)?;
+        log::info!(
+            "migration: sent {} bytes in {} us of processor time",
+            wire.sent_bytes(),
+            cpu_time().as_micros()
+        );
+        Ok(())
     }
 
     fn connect(&self) -> Result<ClientStream, SendError> {
@@ -201,52 +229,71 @@ impl Job {
 
     fn send_round(
         &self,
-        wire: &mut Wire<ClientStream>,
+        wire: &mut Wire<Stream>,
         pages: &mut Pages,
         set: &PageSet,
     ) -> Result<u64, SendError> {
         self.progress.begin_round(set.count());
-        let sent = pages.send(wire, &self.memory, set, |count| {
-            self.progress.add(count);
-            if self.progress.is_cancelled() {
-                return Err(WireError::Io(io::ErrorKind::ConnectionAborted.into()));
-            }
-            Ok(())
+        let (begun, before) = (Instant::now(), wire.sent_bytes());
+        let sent = pages.send(wire, &self.memory, set, |sent| {
+            self.progress.add(sent.pages);
+            self.keep_pace(begun, sent.bytes - before)
         })?;
         wire.flush()?;
         Ok(sent)
     }
 
+    /// Waits as long as a round that has `sent_bytes` since it was `begun` is too fast.
+    fn keep_pace(&self, begun: Instant, sent_bytes: u64) -> Result<(), WireError> {
+        let due = begun + time_of(sent_bytes, self.bandwidth_limit);
+        loop {
+            if self.progress.is_cancelled() {
+                return Err(WireError::Io(io::ErrorKind::ConnectionAborted.into()));
+            }
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(PACE_PIECE));
+        }
+    }
+
     /// Whether the guest may stand still for what is left.
-    fn is_last(&self, left: &PageSet, sent: u64, seconds: f64) -> Result<bool, SendError> {
-        let page_bytes = PAGE_BYTES as f64;
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let (sent_bytes, left_bytes) = (sent as f64 * page_bytes, left.count() as f64 * page_bytes);
-        // Rounds of a few pages say little of the connection.
-        let bytes_per_s = (sent_bytes / seconds).max(1.0);
-        let downtime = Duration::from_secs_f64((left_bytes / bytes_per_s).min(1e6)) + STATE_TIME;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "an estimate"
-        )]
-        self.progress.predict(bytes_per_s as u64, downtime);
-        if downtime <= self.downtime.max(STATE_TIME * 2) {
-            return Ok(true);
-        }
-        if self.progress.rounds() >= ROUNDS_MAX || Instant::now() >= self.deadline {
-            return Err(SendError::TooSlow {
-                left_mib: (left.count() * PAGE_BYTES as u64) >> 20,
+    fn is_last(&self, judge: &mut Judge, round: Round) -> Result<bool, SendError> {
+        let verdict = judge.judge(round, Instant::now());
+        log::debug!(
+            "migration, round {}: {} bytes in {} us, {} pages left",
+            self.progress.rounds(),
+            round.sent_bytes,
+            round.took.as_micros(),
+            round.left_pages
+        );
+        self.progress
+            .predict(judge.bytes_per_s(), judge.downtime(round.left_pages));
+        match verdict {
+            Verdict::Last => Ok(true),
+            Verdict::Again { run_permille } if run_permille == self.progress.run_permille() => Ok(false),
+            Verdict::Again { run_permille } => match self.ask(Want::Slow(run_permille))? {
+                Given::Slowed => {
+                    self.progress.slow_down(run_permille);
+                    log::info!(
+                        "the guest runs for {run_permille} thousandths of the time: it writes faster than is sent"
+                    );
+                    Ok(false)
+                }
+                _ => Err(SendError::Source),
+            },
+            Verdict::GiveUp => Err(SendError::TooSlow {
+                left_mib: (round.left_pages * PAGE_BYTES as u64) >> 20,
                 rounds: self.progress.rounds(),
-            });
+            }),
         }
-        Ok(false)
     }
 
     fn pages(&self, want: Want) -> Result<PageSet, SendError> {
         match self.ask(want)? {
             Given::Pages(pages) => Ok(pages),
-            Given::Last(..) | Given::Yielded => Err(SendError::Source),
+            Given::Last(..) | Given::Slowed | Given::Yielded => Err(SendError::Source),
         }
     }
 
@@ -259,7 +306,19 @@ impl Job {
     }
 }
 
-fn expect(wire: &mut Wire<ClientStream>, kind: Kind) -> Result<(), SendError> {
+/// What this thread has had of a processor.
+pub(super) fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// How long it takes to send so much, if that is limited.
+fn time_of(bytes: u64, limit: Option<NonZeroU64>) -> Duration {
+    let us = limit.map_or(0, |limit| u128::from(bytes) * 1_000_000 / u128::from(limit.get()));
+    Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX))
+}
+
+fn expect(wire: &mut Wire<Stream>, kind: Kind) -> Result<(), SendError> {
     wire.flush()?;
     match wire.receive()? {
         (found, _) if found == kind => Ok(()),

@@ -6,7 +6,7 @@
 //!
 //! Each side knows at each moment which kinds it waits for; whatever else comes ends the migration.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Read, Write};
 
 use super::tls::ended;
 
@@ -26,6 +26,10 @@ pub enum Kind {
     Pages,
     /// Pages of zeros that lie one behind the other.
     Zeros,
+    /// A round is sent.
+    Mark,
+    /// The target has all of it.
+    Reached,
     /// The guest stands still, and this is all of it but its memory.
     State,
     /// The target has all it needs.
@@ -38,12 +42,14 @@ pub enum Kind {
 
 impl Kind {
     /// All of them: tables over every message come from this.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Hello,
         Self::Ready,
         Self::Refused,
         Self::Pages,
         Self::Zeros,
+        Self::Mark,
+        Self::Reached,
         Self::State,
         Self::Loaded,
         Self::Go,
@@ -58,6 +64,8 @@ impl Kind {
             Self::Refused => "refused",
             Self::Pages => "pages",
             Self::Zeros => "zeros",
+            Self::Mark => "mark",
+            Self::Reached => "reached",
             Self::State => "state",
             Self::Loaded => "loaded",
             Self::Go => "go",
@@ -73,10 +81,12 @@ impl Kind {
             Self::Refused => 3,
             Self::Pages => 4,
             Self::Zeros => 5,
-            Self::State => 6,
-            Self::Loaded => 7,
-            Self::Go => 8,
-            Self::Running => 9,
+            Self::Mark => 6,
+            Self::Reached => 7,
+            Self::State => 8,
+            Self::Loaded => 9,
+            Self::Go => 10,
+            Self::Running => 11,
         }
     }
 
@@ -88,7 +98,7 @@ impl Kind {
             Self::Pages => 8 + PAGES_BYTES_MAX,
             Self::Zeros => 16,
             Self::State => crate::state::STATE_BYTES_MAX,
-            Self::Ready | Self::Loaded | Self::Go | Self::Running => 0,
+            Self::Ready | Self::Mark | Self::Reached | Self::Loaded | Self::Go | Self::Running => 0,
         }
     }
 
@@ -123,14 +133,16 @@ pub enum WireError {
 pub struct Wire<S> {
     stream: S,
     body: Vec<u8>,
+    sent_bytes: u64,
 }
 
-impl<S: Read + Write> Wire<S> {
+impl<S: BufRead + Write> Wire<S> {
     /// An end of `stream`.
     pub fn new(stream: S) -> Self {
         Self {
             stream,
             body: Vec::new(),
+            sent_bytes: 0,
         }
     }
 
@@ -153,6 +165,7 @@ impl<S: Read + Write> Wire<S> {
         let mut header = [kind.code(), 0, 0, 0, 0, 0, 0, 0];
         let (_, last) = header.split_at_mut(HEADER_BYTES - 4);
         last.copy_from_slice(&length.to_le_bytes());
+        self.sent_bytes += (HEADER_BYTES + len_bytes) as u64;
         // In one, or each part would travel in a record of its own.
         let mut slices = vec![IoSlice::new(&header)];
         slices.extend(parts.iter().map(|part| IoSlice::new(part)));
@@ -166,6 +179,11 @@ impl<S: Read + Write> Wire<S> {
             }
         }
         Ok(())
+    }
+
+    /// How many bytes of frames were sent.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
     /// Has everything on its way that was sent.
@@ -183,8 +201,33 @@ impl<S: Read + Write> Wire<S> {
     ///
     /// When the connection has ended, or what came is no frame.
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), WireError> {
-        let mut header = [0; HEADER_BYTES];
-        self.stream.read_exact(&mut header).map_err(ended)?;
+        let (kind, len_bytes) = self.receive_head()?;
+        Ok((kind, self.receive_body(len_bytes)?))
+    }
+
+    /// A body of so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the connection has ended.
+    pub fn receive_body(&mut self, len_bytes: usize) -> Result<&[u8], WireError> {
+        self.body.clear();
+        // As much as really comes, not as much as is promised.
+        let mut rest = (&mut self.stream).take(len_bytes as u64);
+        rest.read_to_end(&mut self.body).map_err(ended)?;
+        if self.body.len() < len_bytes {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(&self.body)
+    }
+
+    /// What the next frame is, and how long its body, which is to be read to its end before the next one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    pub fn receive_head(&mut self) -> Result<(Kind, usize), WireError> {
+        let header: [u8; HEADER_BYTES] = self.receive_array()?;
         let [code, 0, 0, 0, length @ ..] = header else {
             return Err(WireError::Header(header));
         };
@@ -193,14 +236,43 @@ impl<S: Read + Write> Wire<S> {
         if len_bytes > kind.body_bytes_max() {
             return Err(WireError::Long { kind, len_bytes });
         }
-        self.body.clear();
-        // As much as really comes, not as much as is promised.
-        let mut rest = (&mut self.stream).take(len_bytes as u64);
-        rest.read_to_end(&mut self.body).map_err(ended)?;
-        if self.body.len() < len_bytes {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        Ok((kind, len_bytes))
+    }
+
+    /// Reads so much of a body.
+    ///
+    /// # Errors
+    ///
+    /// When the connection has ended.
+    pub fn receive_array<const LEN_BYTES: usize>(&mut self) -> Result<[u8; LEN_BYTES], WireError> {
+        let mut bytes = [0; LEN_BYTES];
+        self.stream.read_exact(&mut bytes).map_err(ended)?;
+        Ok(bytes)
+    }
+
+    /// Reads so much of a body: `take` is given one piece after the other, as they lie in the stream's own buffer.
+    ///
+    /// # Errors
+    ///
+    /// When the connection has ended.
+    pub fn receive_pieces(&mut self, len_bytes: usize, mut take: impl FnMut(&[u8])) -> Result<(), WireError> {
+        let mut left = len_bytes;
+        while left > 0 {
+            let there = match self.stream.fill_buf() {
+                Ok(there) => there,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(ended(error).into()),
+            };
+            let piece = there.get(..left).unwrap_or(there);
+            if piece.is_empty() {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            take(piece);
+            let len_bytes = piece.len();
+            self.stream.consume(len_bytes);
+            left -= len_bytes;
         }
-        Ok((kind, &self.body))
+        Ok(())
     }
 
     /// The stream itself.

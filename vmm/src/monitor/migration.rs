@@ -15,14 +15,18 @@ use super::{Guest, Monitor};
 use crate::api::Fault;
 use crate::config::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus};
 use crate::end::End;
+use crate::kvm::share::FULL;
 use crate::machine::handover::{Outcome, Yielded};
 use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round};
+use crate::migration::converge::Terms;
 use crate::migration::door::Door;
 use crate::migration::hello::Hello;
 use crate::migration::progress::Progress;
 use crate::migration::receive::{self, ReceiveError, Received};
 use crate::migration::send::{self, Desk, Given, SendError, Want};
+use crate::migration::stream::Stream;
 use crate::migration::tls::Identity;
+use crate::migration::wire::Wire;
 use crate::state::Sections;
 
 /// A machine that is being sent.
@@ -44,6 +48,8 @@ pub(super) struct Sending {
 struct Clerk {
     wants: Receiver<Want>,
     given: Option<Sender<Given>>,
+    /// How often the guest's vCPUs are made to rest.
+    nudges: Option<Duration>,
 }
 
 enum Stage {
@@ -109,10 +115,16 @@ impl Monitor {
             to: asked.to.clone(),
             name: asked.to_name,
             tls: asked.tls,
-            hello,
             memory: Arc::clone(machine.memory()),
-            downtime: Duration::from_millis(asked.downtime_ms),
-            deadline: Instant::now() + Duration::from_secs(asked.timeout_s),
+            terms: Terms {
+                downtime: Duration::from_millis(asked.downtime_ms),
+                standstill: standstill(hello.drives.len()),
+                mode: asked.mode,
+                deadline: Instant::now() + Duration::from_secs(asked.timeout_s),
+                on_timeout: asked.on_timeout,
+            },
+            bandwidth_limit: asked.bandwidth_limit,
+            hello,
             desk: Desk {
                 wants,
                 given,
@@ -126,6 +138,7 @@ impl Monitor {
             clerk: Clerk {
                 wants: clerk_wants,
                 given: Some(clerk_given),
+                nudges: None,
             },
             stage: Stage::Copying,
             to: asked.to,
@@ -135,6 +148,7 @@ impl Monitor {
 
     pub(super) fn go_on_sending(&mut self, mut sending: Box<Sending>) -> Course {
         let mut due = None;
+        self.nudge_for(&mut sending);
         loop {
             let stage = std::mem::replace(&mut sending.stage, Stage::Copying);
             let (next, course) = match stage {
@@ -151,7 +165,7 @@ impl Monitor {
             match course {
                 Step::Again => {}
                 Step::Wait(until) => {
-                    due = until;
+                    due = until.or_else(|| Some(Instant::now() + sending.clerk.nudges?));
                     break;
                 }
                 // The thread that sends hears of it, and ends.
@@ -172,6 +186,13 @@ impl Monitor {
         }
     }
 
+    /// Has a guest that is slowed down rest.
+    fn nudge_for(&self, sending: &mut Sending) {
+        if let (Some(_), Guest::Running(machine)) = (sending.clerk.nudges, &self.guest) {
+            sending.clerk.nudges = machine.nudge();
+        }
+    }
+
     /// Gives the thread that sends what it wants, if it wants something.
     fn attend_to(&mut self, clerk: &mut Clerk, stage: Stage) -> (Stage, Step) {
         let want = match clerk.wants.try_recv() {
@@ -189,7 +210,15 @@ impl Monitor {
                 self.guest = Guest::Running(machine);
                 (stage, pages.map(Given::Pages).map_err(|error| fault(&error)))
             }
+            (Want::Slow(permille), Guest::Running(machine)) => {
+                machine.set_share(permille);
+                clerk.nudges = machine.nudge();
+                self.guest = Guest::Running(machine);
+                (stage, Ok(Given::Slowed))
+            }
             (Want::Stop, Guest::Running(machine)) => {
+                clerk.nudges = None;
+                machine.set_share(FULL);
                 self.guest = Guest::Pausing(machine.begin_pause(&self.wakeup.notice()));
                 return (Stage::Stopping, Step::Again);
             }
@@ -357,6 +386,7 @@ impl Monitor {
                 if let Err(also) = machine.end_rounds() {
                     log::warn!("what the guest writes is recorded on: {also}");
                 }
+                machine.set_share(FULL);
                 self.guest = Guest::Running(machine);
                 Course::Over(Err(stayed(&error)))
             }
@@ -512,6 +542,7 @@ impl Monitor {
             predicted_downtime_us: progress.map_or(0, |progress| {
                 u64::try_from(progress.downtime().as_micros()).unwrap_or(u64::MAX)
             }),
+            vcpu_permille: progress.map_or(FULL, Progress::run_permille),
         };
         match self.operation.as_ref().map(|operation| &operation.work) {
             Some(Work::Send(sending)) => {
@@ -542,6 +573,18 @@ impl Monitor {
         }
     }
 }
+
+/// How long a guest stands still beside its last pages: for its state, and for disks so many of which are handed over. Each of
+/// them is flushed once and gets two records, which are flushed twice.
+fn standstill(drives: usize) -> Duration {
+    let drives = u32::try_from(drives).unwrap_or(u32::MAX);
+    STATE_TIME + FLUSH_TIME.saturating_mul(drives.saturating_mul(5))
+}
+
+/// What it takes to save, to send and to restore the state, as measured.
+const STATE_TIME: Duration = Duration::from_millis(6);
+/// And to put something small on its medium: between that of a good disk and of a bad one.
+const FLUSH_TIME: Duration = Duration::from_millis(2);
 
 /// How a step went.
 enum Step {
@@ -596,7 +639,7 @@ fn settle(mut machine: Machine<Yielded>, is_certain: bool) -> Settled {
 }
 
 /// Tells the source, on a thread that nobody waits for.
-fn tell(wire: crate::migration::wire::Wire<crate::migration::tls::ServerStream>) {
+fn tell(wire: Wire<Stream>) {
     let told = thread::Builder::new()
         .name("mover".to_owned())
         .spawn(move || receive::tell_running(wire));

@@ -31,6 +31,7 @@ pub use copy::{CopyError, copy};
 pub use merge::{MergeError, Source, merge};
 pub use pages::{PageSet, PageSetError};
 pub use reader::ReadError;
+pub use residence::touched;
 pub use seal::{HashKey, Seal, SealKind};
 pub use table::{Damage, Kind, MemoryId, MemoryTable, MemoryTableState, MemoryTableStateV1, TableError};
 pub use trailer::{TRAILER_BYTES, Trailer, TrailerError};

@@ -369,6 +369,7 @@ fn a_machine_whose_vcpu_waits_for_memory_that_never_comes_can_be_ended_and_never
         ending: rig.ending.clone(),
         guest_end: EndSignal::new().unwrap(),
         counters: Arc::default(),
+        share: Arc::default(),
     };
     let vcpu = Vcpu::spawn(0, fd, outside).unwrap();
     vcpu.run().unwrap();

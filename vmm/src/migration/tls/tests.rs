@@ -1,9 +1,10 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::TcpListener;
 use std::thread;
 
+use super::super::stream::Stream;
 use super::testing::Authority;
 use super::*;
 
@@ -97,4 +98,51 @@ fn files_that_hold_something_else_are_named() {
             .to_string()
             .contains("`/nowhere`")
     );
+}
+
+#[test]
+fn what_is_written_comes_in_pieces_and_whole_and_its_end_is_seen() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let files = authority.host("127.0.0.1", &authority, directory.path());
+    let identity = Identity::read(&files).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let long: Vec<u8> = (0..3_000_001_u32)
+        .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1])
+        .collect();
+    thread::scope(|scope| {
+        let listening = scope.spawn(|| {
+            let (socket, _) = listener.accept().unwrap();
+            let mut stream = Stream::from(identity.accept(socket, None).unwrap());
+            let mut came = Vec::new();
+            while came.len() < long.len() {
+                let piece = stream.fill_buf().unwrap();
+                assert!(!piece.is_empty(), "it ended early");
+                let len = piece.len().min(10_001);
+                came.extend_from_slice(piece.get(..len).unwrap());
+                stream.consume(len);
+            }
+            assert!(came == long);
+            stream.write_all(b"got it").unwrap();
+            stream.flush().unwrap();
+            assert!(
+                stream.fill_buf().unwrap().is_empty(),
+                "more has come than was sent"
+            );
+        });
+        let mut stream = Stream::from(
+            identity
+                .call(TcpStream::connect(address).unwrap(), "127.0.0.1")
+                .unwrap(),
+        );
+        stream.write_all(&long).unwrap();
+        stream.flush().unwrap();
+        let mut answer = [0; 6];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, *b"got it");
+        stream.close();
+        stream.flush().unwrap();
+        listening.join().unwrap();
+    });
 }

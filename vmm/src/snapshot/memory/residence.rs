@@ -11,7 +11,7 @@ use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegi
 use super::{PAGE_BYTES, PageSet};
 
 /// The pages of `memory`, all of which were zeros at first and are there or on swap, that may hold something else now.
-pub(super) fn touched(memory: &GuestMemoryMmap) -> PageSet {
+pub fn touched(memory: &GuestMemoryMmap) -> PageSet {
     let size_bytes = memory.iter().map(GuestMemoryRegion::len).sum();
     let mut pages = PageSet::empty(size_bytes);
     let mut first = 0;

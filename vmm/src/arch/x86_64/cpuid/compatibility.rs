@@ -62,21 +62,20 @@ pub enum CompatibilityError {
     Kvm(#[from] KvmError),
 }
 
-/// Refuses vCPUs that this host's KVM cannot run as they were; to be asked before anything is loaded. Where there is doubt
-/// `blank` makes a vCPU that is good for nothing else.
+/// Refuses vCPUs that a host whose KVM says that it has `supported` cannot run as they were; to be asked before anything is
+/// loaded. Where there is doubt `given` says what a vCPU really gets there that is given all of that.
 ///
 /// # Errors
 ///
 /// [`CompatibilityError::Missing`] with everything that stands in the way.
 pub fn check(
-    kvm: &Kvm,
-    blank: impl FnOnce() -> Result<BlankVcpu, KvmError>,
+    supported: &Cpuid,
+    given: impl FnOnce() -> Result<Cpuid, CompatibilityError>,
     vcpus: &[VcpuState],
 ) -> Result<(), CompatibilityError> {
-    let supported = Cpuid::supported(kvm)?;
     let mut missing = Vec::new();
     for vcpu in vcpus {
-        for one in compatibility(&vcpu.cpuid, &supported) {
+        for one in compatibility(&vcpu.cpuid, supported) {
             if !missing.contains(&one) {
                 missing.push(one);
             }
@@ -86,9 +85,7 @@ pub fn check(
         return Ok(());
     }
     // A KVM that runs a guest's code on the host's processor as it is gives more than it says that it can.
-    let blank = blank()?;
-    supported.set(blank.fd())?;
-    let given = Cpuid::of_vcpu(blank.fd())?;
+    let given = given()?;
     missing.retain(|one| match one {
         Missing::Feature {
             leaf,
@@ -103,6 +100,17 @@ pub fn check(
         return Ok(());
     }
     Err(CompatibilityError::Missing(missing))
+}
+
+/// What a vCPU gets that is given all of `supported`, and is good for nothing else.
+///
+/// # Errors
+///
+/// What KVM refuses.
+pub fn given_to_blank(kvm: &Kvm, supported: &Cpuid) -> Result<Cpuid, CompatibilityError> {
+    let blank = BlankVcpu::new(kvm)?;
+    supported.set(blank.fd())?;
+    Ok(Cpuid::of_vcpu(blank.fd())?)
 }
 
 /// What of the answers `saved` a host whose KVM can give `host` cannot give.
@@ -309,19 +317,20 @@ mod tests {
         let cpu = Cpu::new(&vm.kvm, topology, CpuTemplate::default()).unwrap();
         let shape = StateShape::new(&vm.kvm, &vm.vm).unwrap();
         let mut saved = Vec::new();
-        let blank = || BlankVcpu::new(&vm.kvm);
+        let supported = Cpuid::supported(&vm.kvm).unwrap();
+        let given = || given_to_blank(&vm.kvm, &supported);
         for (index, vcpu) in (0..).zip(&vm.vcpus) {
             cpu.configure(vcpu, index).unwrap();
             saved.push(VcpuState::save(vcpu, &shape).unwrap());
         }
-        check(&vm.kvm, blank, &saved).unwrap();
+        check(&supported, given, &saved).unwrap();
         for entry in saved.iter_mut().flat_map(|vcpu| &mut vcpu.cpuid) {
             if (entry.leaf, entry.subleaf) == (7, 1) {
                 // A bit that no processor has.
                 entry.eax |= 1 << 31;
             }
         }
-        let text = check(&vm.kvm, blank, &saved).unwrap_err().to_string();
+        let text = check(&supported, given, &saved).unwrap_err().to_string();
         let bit = "leaf 0x7, subleaf 0x1, eax bit 31";
         assert_eq!(text.matches(bit).count(), 1, "{text}");
     }

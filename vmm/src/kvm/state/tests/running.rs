@@ -102,6 +102,7 @@ impl Rig {
             ending: Ending::new().unwrap(),
             guest_end: EndSignal::new().unwrap(),
             counters: Arc::default(),
+            share: Arc::default(),
         };
         Self {
             vcpu,

@@ -32,5 +32,6 @@ pub(crate) use handover::check_offer;
 pub(crate) use open::{Opened, check, image_name, open};
 pub(crate) use open::{isid_of, open_simulated};
 pub use operator::{Operator, Replace, UnitStanding};
+pub(crate) use plan::Role;
 pub(crate) use url::shown;
 pub use url::{ImageName, IscsiUrl};

@@ -20,8 +20,8 @@ use super::initiator::Initiator;
 use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
 use super::operator::Operator;
-use super::pdu::Isid;
-use super::plan::{Keyring, Plan};
+use super::pdu::{Isid, Lun};
+use super::plan::{Keyring, Plan, Role};
 use super::portal::{Host, Portal};
 use super::procedure::Data;
 use super::scsi::cdb;
@@ -166,7 +166,7 @@ pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan
     };
     let login = LoginPlan {
         initiator,
-        isid: isid_of(terms.owner),
+        isid: isid_of(terms.owner, url.image.lun, Role::Disk),
         session: SessionType::Normal(url.image.target.clone()),
         authentication: authentication(&url)?,
         header_digest: url.options.header_digest,
@@ -221,10 +221,16 @@ fn initiator_of(vm: &str) -> IscsiName {
 /// A name has up to 223 bytes (RFC 7143, 4.2.7.1).
 const INITIATOR_CHARS_MAX: usize = 190;
 
-/// The initiator's part of the name of a session: at random (RFC 7143, 11.12.5), by the incarnation.
-pub(crate) fn isid_of(owner: &Owner) -> Isid {
+/// The initiator's part of the name of a session: at random (RFC 7143, 11.12.5), by the incarnation. Two sessions of a process
+/// with one target have different ones, or the second would take the first one's place (6.3.5): their qualifiers differ by the
+/// logical unit, and by what each is for.
+pub(crate) fn isid_of(owner: &Owner, lun: Lun, role: Role) -> Isid {
     const RANDOM: u8 = 0x80;
     let [.., a, b, c, d, e] = owner.incarnation.bytes();
+    let [first, second, ..] = lun.wire();
+    let number = u16::from_be_bytes([first & 0x3f, second]);
+    let qualifier = u16::from_be_bytes([d, e]) ^ (number << 2 | role as u16);
+    let [d, e] = qualifier.to_be_bytes();
     Isid([RANDOM, a, b, c, d, e])
 }
 

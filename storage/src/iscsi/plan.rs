@@ -13,7 +13,8 @@ use crate::lease::{Chain, ChainError, Incarnation, LeaseError, Lock, NotTaken, O
 use super::bringup::Stop;
 use super::error::IscsiError;
 use super::login::LoginPlan;
-use super::pdu::{Isid, Lun};
+use super::open::isid_of;
+use super::pdu::Lun;
 use super::scsi::reservation::ReservationKey;
 use super::tail::Tail;
 use super::unit::Unit;
@@ -65,6 +66,17 @@ impl fmt::Display for Records<'_> {
     }
 }
 
+/// What a session with a unit is for: a process may have one of each at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It serves the disk.
+    Disk = 0,
+    /// It looks at the unit, as one that has no part in its lease.
+    Stranger = 1,
+    /// It makes records of the lease while the disk has no session.
+    Records = 2,
+}
+
 impl Plan {
     /// Where the records of the unit's lease are, if there is a place for them.
     pub(super) fn records<'a>(&'a self, unit: &'a Unit) -> Option<Records<'a>> {
@@ -77,25 +89,23 @@ impl Plan {
 
     /// The plan of another session with the same unit, which has no part in its lease.
     pub(super) fn for_stranger(&self) -> Self {
-        let Isid([kind, a, b, c, d, e]) = self.login.isid;
-        self.beside(Isid([kind, a, b, c, d, !e]))
+        self.beside(Role::Stranger)
     }
 
     /// The plan of sessions that make records of the lease while the disk has none. They have its keys, from which it takes the
     /// reservation over, and end no session of another disk.
     pub(super) fn for_records(&self) -> Self {
-        let Isid([kind, a, b, c, d, e]) = self.login.isid;
         Self {
             keys: Arc::clone(&self.keys),
             chain: self.chain.clone(),
-            ..self.beside(Isid([kind, a, b, c, !d, e]))
+            ..self.beside(Role::Records)
         }
     }
 
-    /// The same unit by a session of that name, without a lease.
-    fn beside(&self, isid: Isid) -> Self {
+    /// The same unit by a session for something else, without a lease.
+    fn beside(&self, role: Role) -> Self {
         let login = LoginPlan {
-            isid,
+            isid: isid_of(&self.owner, self.lun, role),
             ..LoginPlan::clone(&self.login)
         };
         Self {

@@ -236,3 +236,15 @@ fn two_targets_that_redirect_to_each_other_are_asked_with_pauses() {
     served.with(|target| target.redirect(None));
     assert_eq!(host.reads(), 1);
 }
+
+#[test]
+fn no_two_sessions_of_a_process_with_one_target_have_the_same_name() {
+    let mut names = std::collections::HashSet::new();
+    let owner = crate::sim::initiator::owner("vm", &mut Dice::new(1));
+    for number in 0..=Lun::NUMBER_MAX {
+        for role in [Role::Disk, Role::Stranger, Role::Records] {
+            let isid = isid_of(&owner, Lun::new(number).unwrap(), role);
+            assert!(names.insert(isid), "unit {number}, {role:?}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use coracle_storage::sim::reactor::{Faults, SimReactor};
 use coracle_storage::sim::target::{Event, Written};
 
 use super::life::fresh;
-use super::site::{MEANS, Site, Tail, chain, expected};
+use super::site::{LUN, MEANS, Site, Tail, chain, expected};
 use crate::lane::{Excuse, Guest, Lane};
 use crate::life::{FLUSH, RAISE};
 use crate::memory::Memory;
@@ -77,7 +77,7 @@ pub(crate) fn simulate(seed: u64) {
         }
         let (next, memory) = succeed(&mut now, fate, &site, memory, &judge, &mut dice);
         judge.look(&site);
-        judge.fenced.push(initiator::isid(&now.owner));
+        judge.fenced.push(initiator::isid(&now.owner, LUN));
         let mut last = std::mem::replace(&mut now, next);
         if fate != Fate::Killed {
             last.guest.excuse = Excuse::Anything;

@@ -86,6 +86,11 @@ pub(crate) const CASES: &[Case] = &[
         Need::Kvm,
         shapes::run,
     ),
+    case(
+        "two_units_of_one_target_serve_one_machine_side_by_side",
+        Need::Kvm,
+        shapes::two_units,
+    ),
     case("a_read_only_unit_is_read", Need::Kvm, shapes::read_only),
     case(
         "the_second_portal_serves_when_the_first_is_dead",

@@ -8,7 +8,7 @@ use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
 
 use super::drive;
-use crate::network::says;
+use crate::network::{says, with};
 
 const MIB: u64 = 1 << 20;
 const DISK_MIB: u64 = 32;
@@ -120,6 +120,39 @@ fn keep(context: &Context, kind: Kind, seed: u64) -> Outcome {
     ended.expect(0)?;
     says(&ended.console, "errors=0")?;
     tells_no_secret(&ended)
+}
+
+/// Each has a session of its own, and neither ends the other's.
+pub(super) fn two_units(context: &Context) -> Outcome {
+    let bytes = DISK_MIB * MIB;
+    let target = Target::start(Plan::disk(bytes).lun(Lun::new(bytes)))?;
+    let files = tempfile::tempdir()?;
+    let words = "do=pattern-write:mib=8,dev=0,seed=1 do=pattern-write:mib=8,dev=1,seed=2 \
+                 do=load:mode=randread,bs=4096,depth=16,ms=500,dev=0 do=pattern-verify:mib=8,dev=1,seed=2 \
+                 do=load:mode=randread,bs=4096,depth=16,ms=500,dev=1 do=pattern-verify:mib=8,dev=0,seed=1 do=tick:ms=50,count=20";
+    let mut machine = Machine::unikernel(&context.environment, words);
+    for (lun, name) in [(1, "first"), (2, "second")] {
+        let records = files.path().join(name);
+        std::fs::create_dir(&records)?;
+        let drive = drive(&target.url(lun), &records);
+        machine = machine.drive(with(drive, "drive_id", json!(name)));
+    }
+    let monitor = Launch::new(&context.environment)?.start()?;
+    monitor.configure(&machine.config())?;
+    monitor.start_instance()?;
+    monitor.console.wait_for("tick: n=1 ", END_WITHIN)?;
+    let metrics = monitor.must("GET", "/metrics", None)?.body;
+    let again: Vec<&str> = metrics
+        .lines()
+        .filter(|line| !line.starts_with('#') && line.contains("reconnects"))
+        .collect();
+    let ended = monitor.wait(END_WITHIN)?;
+    ended.expect(0)?;
+    ensure!(
+        again.len() == 2 && again.iter().all(|line| line.ends_with(" 0")),
+        "{again:?}"
+    );
+    Ok(())
 }
 
 fn tells_no_secret(ended: &Ended) -> Outcome {

@@ -80,6 +80,8 @@ pub enum ReceiveError {
 
 /// How long a source may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How much of a name is logged that somebody else has given.
+const NAME_CHARS_MAX: usize = 64;
 /// How many times its size a memory may be sent.
 const TIMES_MAX: u64 = 64;
 
@@ -124,6 +126,8 @@ impl Job {
                 self.vm.as_deref().unwrap_or_default()
             )));
         }
+        let named: String = hello.vm.chars().take(NAME_CHARS_MAX).collect();
+        log::info!("migration: machine {named:?} is offered");
         let config = hello.check(&self.owner);
         let config = config.map_err(|problems| ReceiveError::Refused(problems.join("; ")))?;
         let machine = config.machine();
@@ -151,6 +155,7 @@ impl Job {
         let machine = MachineState::read(&mut state, counts)?;
         state.finish()?;
         shell.check_compatible(&supported, &machine)?;
+        log::info!("migration: memory and state are here, and the guest is still the source's");
         wire.send(Kind::Loaded, &[])?;
         wire.flush()?;
         match wire.receive()? {

@@ -132,6 +132,12 @@ impl Monitor {
             },
             progress: Arc::clone(&progress),
         };
+        log::info!(
+            "migration: {} is to go to {}; {}",
+            self.id,
+            asked.to,
+            offered(&job.hello)
+        );
         let thread = Opening::begin("mover", &notice, move || job.run());
         Ok(Reaction::Begun(Work::Send(Box::new(Sending {
             thread: thread.map_err(|error| fault(&error))?,
@@ -256,6 +262,7 @@ impl Monitor {
                 (Guest::Pausing(machine), Stage::Stopping, Step::Wait(Some(until)))
             }
             Pause::Paused(machine) => {
+                log::info!("migration: the guest stands still for {}", sending.to);
                 let round = machine.begin_flush(&self.wakeup.notice());
                 let (stage, step) = match round {
                     Ok(round) => (Stage::Flushing(round), Step::Again),
@@ -346,7 +353,12 @@ impl Monitor {
         };
         self.guest = Guest::Yielded(Some(machine));
         match outcome {
-            Ok(()) => (Stage::Yielded, Step::Again),
+            Ok(()) => {
+                log::info!(
+                    "migration: the fences are down: whoever makes the next step of the first disk's lease has the guest"
+                );
+                (Stage::Yielded, Step::Again)
+            }
             Err(error) => (Stage::Yielded, Step::Failed(error)),
         }
     }
@@ -356,6 +368,7 @@ impl Monitor {
         if let Guest::Yielded(Some(machine)) = std::mem::take(&mut self.guest) {
             machine.retire();
         }
+        log::info!("migration: the guest runs at {to}, and has left this process");
         self.ending.announce(End::Migrated { to: to.to_owned() });
         Course::Over(Ok(()))
     }
@@ -429,7 +442,10 @@ impl Monitor {
                 self.guest = Guest::NotStarted;
                 let reason = match gone {
                     Gone::Started => {
-                        log::info!("the guest has started at {to}: {}", crate::api::chain(why));
+                        log::info!(
+                            "migration: the leases say that the guest has started at {to}: {}",
+                            crate::api::chain(why)
+                        );
                         self.ending.announce(End::Migrated { to: to.to_owned() });
                         return Course::Over(Ok(()));
                     }
@@ -439,6 +455,7 @@ impl Monitor {
                     ),
                 };
                 let reason = format!("{reason}; {}", crate::api::chain(why));
+                log::error!("migration: the guest is not here any more: {reason}");
                 self.ending.announce(End::HandoverLost {
                     reason: reason.clone(),
                 });
@@ -488,6 +505,7 @@ impl Monitor {
             Some(Err(error)) => return Course::Over(Err(fault(&error))),
             Some(Ok(received)) => *received,
         };
+        log::info!("migration: the source lets go of the guest, and the leases of its disks are taken over");
         // If it cannot be built, the source hears that the connection ends, and has its disks back.
         let machine = match self.build(plan) {
             Ok(machine) => machine,
@@ -514,12 +532,14 @@ impl Monitor {
         match self.go_on_resuming(round) {
             Course::Pending(Work::Resume(round), until) => Course::Pending(Work::Arrive(round), until),
             Course::Over(Ok(())) => {
+                log::info!("migration: the guest runs here");
                 if let Some(wire) = self.wire.take() {
                     tell(wire);
                 }
                 Course::Over(Ok(()))
             }
             other => {
+                log::warn!("migration: the leases were not won, and the guest does not run here");
                 self.wire = None;
                 // The source has it back, or whoever was first has it: nothing of it is to stay here.
                 if let Guest::Paused(machine) = std::mem::take(&mut self.guest) {
@@ -648,8 +668,23 @@ fn tell(wire: Wire<Stream>) {
     }
 }
 
+/// What of its disks is offered, for whoever finds the journal of a process that is gone.
+fn offered(hello: &Hello) -> String {
+    let drives = hello.drives.iter();
+    let drives = drives.map(|drive| format!("drive `{}` at step {} of its lease", drive.id, drive.epoch));
+    let drives: Vec<String> = drives.collect();
+    if drives.is_empty() {
+        return "no disk of it is written, so no lease decides".to_owned();
+    }
+    format!("offered: {}", drives.join(", "))
+}
+
 /// What is answered when a migration came to nothing.
 fn stayed(error: &SendError) -> Fault {
+    log::warn!(
+        "migration: it came to nothing, and the guest runs on here: {}",
+        crate::api::chain(error)
+    );
     Fault::bad_request(format!(
         "Migration error: {}; the guest runs on here",
         crate::api::chain(error)

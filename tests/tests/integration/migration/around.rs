@@ -106,7 +106,17 @@ fn moved(
     tap.leads_to(receiver.to())?;
     let body: Value = json!({ "to": tap.address, "to_name": to.address.to_string(), "tls": tls(from)? });
     monitor.must("PUT", "/migration/send", Some(&body))?;
-    receiver.received()
+    let next = receiver.received()?;
+    // Whoever finds two dead processes finds these.
+    for (log, step) in [
+        (monitor.log()?, "offered: drive `d` at step "),
+        (monitor.log()?, "the fences are down"),
+        (next.log()?, "the guest is still the source's"),
+        (next.log()?, "the leases of its disks are taken over"),
+    ] {
+        ensure!(log.contains(step), "{step}: {log}");
+    }
+    Ok(next)
 }
 
 /// What a source has sent is said once more, byte by byte, to a receiver that waits under the same name.

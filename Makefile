@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs demo record-api record-snapshot clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs demo record-api record-snapshot record-migration clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -119,6 +119,10 @@ record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, fo
 
 record-snapshot: monitor-dev unikernel ## Keep a snapshot of a new format, which the tests of all later versions load
 	CORACLE_BIN=$(DEV)/coracle cargo run -p coracle-tests --bin record-snapshot
+
+record-migration: monitor-dev unikernel ## Keep a stream of a new version of the migration protocol, which all later versions take
+	CORACLE_RECORD=1 CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
+		cargo test -p coracle-tests --test integration -- migration::streams_that_are_kept
 
 clean: ## Remove what was built here; the cache outside the clone stays
 	rm -rf $(TARGET)

@@ -2,6 +2,7 @@
 
 mod around;
 mod failures;
+mod golden;
 mod middle;
 mod pace;
 mod place;
@@ -42,6 +43,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_guest_goes_around_three_hosts_and_nobody_between_them_reads_it",
         need: Need::KvmAndHosts,
         run: around::goes_around,
+    },
+    Case {
+        name: "streams_that_are_kept_from_each_version_are_taken",
+        need: Need::Kvm,
+        run: golden::streams_are_taken,
     },
     Case {
         name: "whatever_happens_at_any_message_one_process_has_the_guest",

@@ -131,24 +131,32 @@ fn fails_at<'scope>(
     }
     let until = Instant::now() + SOON;
     while !(sending.is_finished() && (receiving.is_finished() || !target.is_running()?)) {
-        // Whoever fails before it is trusted was never there: the receiver waits for the next one.
-        if kind == Kind::Hello && sending.is_finished() && waits(&target) {
-            target.must("DELETE", "/migration", None)?;
+        if kind == Kind::Hello && sending.is_finished() {
+            dismiss(&mut target)?;
         }
         ensure!(Instant::now() < until, "one side does not come to an end");
         thread::sleep(super::PERIOD);
     }
+    if kind == Kind::Hello {
+        // Whoever waited for its answer may have given up before it was there again.
+        dismiss(&mut target)?;
+    }
     Ok(target)
 }
 
-/// Whether nothing has come to a receiver.
-fn waits(target: &Monitor) -> bool {
-    let status = target
-        .must("GET", "/migration", None)
-        .and_then(|answer| answer.json());
-    status.is_ok_and(|status| {
-        status.get("state") == Some(&json!("Receiving")) && status.get("sent_bytes") == Some(&json!(0))
-    })
+/// Has a receiver wait no more to which nothing has come: whoever fails before it is trusted was never there, and it would wait
+/// for the next one.
+fn dismiss(target: &mut Monitor) -> Outcome {
+    if !target.is_running()? {
+        return Ok(());
+    }
+    let status = target.must("GET", "/migration", None)?.json()?;
+    let is_waiting =
+        status.get("state") == Some(&json!("Receiving")) && status.get("sent_bytes") == Some(&json!(0));
+    if is_waiting {
+        target.must("DELETE", "/migration", None)?;
+    }
+    Ok(())
 }
 
 /// Whether the source, and whether the target, may have the guest in the end.

@@ -29,8 +29,18 @@ impl Receiver {
     /// When it does not.
     pub fn start(launch: Launch, host: &Host, tls: &Value) -> Outcome<Self> {
         let monitor = host.inside(|| launch.start())??;
+        let body = json!({ "listen": format!("{}:0", host.address), "tls": tls });
+        Self::of(monitor, &body)
+    }
+
+    /// Asks a monitor to receive what `body` says, and waits until it listens.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn of(monitor: Monitor, body: &Value) -> Outcome<Self> {
         let mut caller = monitor.connect()?;
-        let body = json!({ "listen": format!("{}:0", host.address), "tls": tls }).to_string();
+        let body = body.to_string();
         let call = std::thread::spawn(move || {
             let answer = caller.request("PUT", "/migration/receive", Some(&body))?;
             crate::ensure!(answer.status == 204, "{} {}", answer.status, answer.body);
@@ -54,6 +64,11 @@ impl Receiver {
     /// Where it listens.
     pub fn to(&self) -> &str {
         &self.to
+    }
+
+    /// The monitor, its call, and where it listens.
+    pub fn into_parts(self) -> (Monitor, JoinHandle<Outcome>, String) {
+        (self.monitor, self.call, self.to)
     }
 
     /// The monitor, once it has the machine.

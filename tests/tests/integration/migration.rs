@@ -10,13 +10,14 @@ mod place;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use coracle_tests::case::{Case, Context, text};
 use coracle_tests::certificates::Authority;
 use coracle_tests::environment::Need;
 use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::harness::receiver::Receiver;
 use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::seed::Seed;
 use coracle_tests::{Outcome, ensure};
@@ -87,43 +88,20 @@ impl Hosts {
     }
 
     /// A receiver that listens, what its call comes to, and where it listens.
-    fn receiver<'scope>(
-        &'scope self,
-        scope: &'scope thread::Scope<'scope, '_>,
-        context: &Context,
-    ) -> Outcome<(Monitor, thread::ScopedJoinHandle<'scope, Outcome>, String)> {
-        self.receiver_of(scope, context, &json!({}))
+    fn receiver(&self, context: &Context) -> Outcome<(Monitor, JoinHandle<Outcome>, String)> {
+        self.receiver_of(context, &json!({}))
     }
 
     /// The same with other members in what it is asked.
-    fn receiver_of<'scope>(
-        &'scope self,
-        scope: &'scope thread::Scope<'scope, '_>,
+    fn receiver_of(
+        &self,
         context: &Context,
         members: &Value,
-    ) -> Outcome<(Monitor, thread::ScopedJoinHandle<'scope, Outcome>, String)> {
+    ) -> Outcome<(Monitor, JoinHandle<Outcome>, String)> {
         let monitor = Launch::new(&context.environment)?.start()?;
-        let mut caller = monitor.connect()?;
         let mut body = json!({ "listen": "127.0.0.1:0", "tls": self.tls });
         merge(&mut body, members);
-        let body = body.to_string();
-        let call = scope.spawn(move || {
-            let answer = caller.request("PUT", "/migration/receive", Some(&body))?;
-            ensure!(answer.status == 204, "{} {}", answer.status, answer.body);
-            Ok(())
-        });
-        let until = Instant::now() + SOON;
-        loop {
-            let status = monitor.must("GET", "/migration", None)?.json()?;
-            if let Some(listen) = status.get("listen").and_then(Value::as_str) {
-                return Ok((monitor, call, listen.to_owned()));
-            }
-            ensure!(
-                Instant::now() < until && !call.is_finished(),
-                "it does not listen: {status}"
-            );
-            thread::sleep(PERIOD);
-        }
+        Ok(Receiver::of(monitor, &body)?.into_parts())
     }
 
     fn files(&self) -> Outcome<TlsFiles> {
@@ -184,21 +162,17 @@ fn one_move(context: &Context, seed: &mut Seed, kinds: &[&str]) -> Outcome {
     let mut said = String::new();
     for _ in 0..=seed.below(2) {
         thread::sleep(Duration::from_micros(seed.below(400_000)));
-        let next = thread::scope(|scope| -> Outcome<Option<Monitor>> {
-            let (receiver, call, to) = hosts.receiver(scope, context)?;
-            let sent = monitor.request("PUT", "/migration/send", Some(&hosts.send(&to)));
-            if !matches!(&sent, Ok(answer) if answer.status == 204) {
-                receiver.must("DELETE", "/migration", None)?;
-                ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
-                let sent = sent.map(|answer| answer.fault());
-                ensure!(!monitor.is_running()?, "it was not sent, and runs: {sent:?}");
-                return Ok(None);
-            }
-            call.join().map_err(|_| "a thread has panicked")??;
-            Ok(Some(receiver))
-        })?;
-        let Some(next) = next else { break };
-        let ended = std::mem::replace(&mut monitor, next).wait(SOON)?;
+        let (receiver, call, to) = hosts.receiver(context)?;
+        let sent = monitor.request("PUT", "/migration/send", Some(&hosts.send(&to)));
+        if !matches!(&sent, Ok(answer) if answer.status == 204) {
+            receiver.must("DELETE", "/migration", None)?;
+            ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
+            let sent = sent.map(|answer| answer.fault());
+            ensure!(!monitor.is_running()?, "it was not sent, and runs: {sent:?}");
+            break;
+        }
+        call.join().map_err(|_| "a thread has panicked")??;
+        let ended = std::mem::replace(&mut monitor, receiver).wait(SOON)?;
         ended.expect(0)?;
         said.push_str(&ended.console);
     }
@@ -338,23 +312,21 @@ fn refuses_strangers(context: &Context) -> Outcome {
     monitor.start_instance()?;
     monitor.console.wait_for("hello", SOON)?;
     let refused = |receive: Value, send: Value, why: &str| -> Outcome {
-        thread::scope(|scope| {
-            let (receiver, call, to) = hosts.receiver_of(scope, context, &receive)?;
-            let mut body = json!({ "to": to, "tls": hosts.tls });
-            merge(&mut body, &send);
-            let answer = monitor.request("PUT", "/migration/send", Some(&body))?;
-            ensure!(
-                answer.status == 400 && answer.fault().contains(why),
-                "{why}: {}",
-                answer.body
-            );
-            receiver.must("DELETE", "/migration", None)?;
-            ensure!(
-                call.join().is_ok_and(|call| call.is_err()),
-                "{why}: it has received"
-            );
-            Ok(())
-        })
+        let (receiver, call, to) = hosts.receiver_of(context, &receive)?;
+        let mut body = json!({ "to": to, "tls": hosts.tls });
+        merge(&mut body, &send);
+        let answer = monitor.request("PUT", "/migration/send", Some(&body))?;
+        ensure!(
+            answer.status == 400 && answer.fault().contains(why),
+            "{why}: {}",
+            answer.body
+        );
+        receiver.must("DELETE", "/migration", None)?;
+        ensure!(
+            call.join().is_ok_and(|call| call.is_err()),
+            "{why}: it has received"
+        );
+        Ok(())
     };
     let none = json!({});
     refused(none.clone(), json!({ "tls": strange }), "the other side is gone")?;

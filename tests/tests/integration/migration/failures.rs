@@ -90,7 +90,7 @@ fn ticking(context: &Context, disk: &Path) -> Value {
 fn fails_at<'scope>(
     context: &Context,
     scope: &'scope thread::Scope<'scope, '_>,
-    hosts: &'scope Hosts,
+    hosts: &Hosts,
     (source, place): (&Monitor, &mut Place),
     (kind, fault): (Kind, &str),
 ) -> Outcome<Monitor> {
@@ -100,7 +100,7 @@ fn fails_at<'scope>(
         "everything is slow" => Then::Slow,
         _ => Then::Hold,
     };
-    let (mut target, receiving, to) = hosts.receiver(scope, context)?;
+    let (mut target, receiving, to) = hosts.receiver(context)?;
     let middle = Middle::start(&hosts.files()?, &to, kind, then)?;
     let mut caller = source.connect()?;
     let body = hosts.send(&middle.address).to_string();

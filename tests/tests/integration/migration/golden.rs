@@ -123,17 +123,15 @@ fn answered(context: &Context, frames: &[u8]) -> Outcome<Answer> {
     let directory = tempfile::tempdir()?;
     let hosts = Hosts::new(directory.path())?;
     let identity = Identity::read(&hosts.files()?)?;
-    thread::scope(|scope| {
-        let (_receiver, call, to) = hosts.receiver(scope, context)?;
-        let answer = (|| {
-            let socket = TcpStream::connect(&to)?;
-            let mut target = Wire::new(Stream::from(identity.call(socket, "127.0.0.1")?));
-            played(&mut target, frames)
-        })();
-        // No GO was said, so it has nothing.
-        ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
-        answer
-    })
+    let (_receiver, call, to) = hosts.receiver(context)?;
+    let mut target = Wire::new(Stream::from(
+        identity.call(TcpStream::connect(&to)?, "127.0.0.1")?,
+    ));
+    let answer = played(&mut target, frames);
+    // No GO was said, so it has nothing.
+    drop(target);
+    ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
+    answer
 }
 
 /// Says each frame, and waits for the answer where the protocol has one.

@@ -62,7 +62,7 @@ fn asked(
     members: &Value,
 ) -> Outcome<(Option<Monitor>, u64)> {
     thread::scope(|scope| {
-        let (receiver, call, to) = hosts.receiver(scope, context)?;
+        let (receiver, call, to) = hosts.receiver(context)?;
         let mut body = hosts.send(&to);
         merge(&mut body, members);
         let body = body.to_string();

@@ -28,7 +28,7 @@ use crate::api::verbs::{permitted, permitted_meanwhile};
 use crate::api::{Answer, Calls, Data, Fault, Verb};
 use crate::cli::StartTimes;
 use crate::config::{
-    Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, RateLimiterGroup, Version,
+    Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, MigrationStage, RateLimiterGroup, Version,
 };
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
@@ -333,6 +333,10 @@ impl Monitor {
             Verb::GetSnapshot => return Ok(Data::json(&self.snapshot_progress())),
             Verb::CancelSnapshot => self.cancel_snapshot(),
             Verb::GetMigration => return Ok(Data::json(&self.migration_status())),
+            Verb::WatchMigration => {
+                let status = self.migration_status();
+                return Ok(Data::line(&status, status.state == MigrationStage::Idle));
+            }
             Verb::CancelMigration => self.cancel_migration(),
             Verb::Start
             | Verb::PatchDrive(_)

@@ -2,10 +2,11 @@
 
 mod certs;
 mod receive;
+mod receiver;
 mod send;
 
 use std::convert::Infallible;
-use std::path::{PathBuf, absolute};
+use std::path::{Path, PathBuf, absolute};
 use std::str::FromStr;
 
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use crate::signals::SignalsError;
 
 pub(crate) use self::certs::{CertsArgs, certs};
 pub(crate) use self::receive::{ReceiveArgs, receive};
+use self::receiver::ReceiverError;
 pub(crate) use self::send::{MigrateArgs, migrate};
 
 /// Why a machine was not sent.
@@ -25,6 +27,8 @@ pub(crate) use self::send::{MigrateArgs, migrate};
 pub(crate) enum MigrateError {
     #[error(transparent)]
     Find(#[from] FindError),
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
     #[error("`{0}` is no receiver: give it as HOST:PORT or tls://HOST:PORT")]
     To(String),
     #[error("no migration of `{0}` is under way")]
@@ -59,6 +63,10 @@ const KEY: &str = "host.key";
 const CA: &str = "ca.crt";
 
 impl CertsDirectory {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// As the monitor takes it, which may have another working directory.
     fn tls(&self) -> std::io::Result<Value> {
         let directory = absolute(&self.0)?;

@@ -25,8 +25,19 @@ pub(crate) struct ReceiveArgs {
     /// The only machine that is taken, by the name that it was started with
     #[arg(long, value_name = "ID")]
     vm: Option<String>,
+    /// The same image by another path or URL on this host, of the drive ID; may be given for each
+    #[arg(long = "disk", value_name = "ID=PATH", value_parser = named_path)]
+    disks: Vec<(String, String)>,
     #[command(flatten)]
     foreground: ForegroundArgs,
+}
+
+/// A drive's id and where its image is.
+fn named_path(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok((id.to_owned(), path.to_owned())),
+        _ => Err("say it as ID=PATH, with the id that the sender's machine has for the drive"),
+    }
 }
 
 /// How long a source is waited for.
@@ -51,6 +62,12 @@ fn start(args: &ReceiveArgs) -> std::io::Result<Step> {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         object.extend(given.map(|(name, value)| (name, Value::from(value))));
+        if !args.disks.is_empty() {
+            let disks = args.disks.iter();
+            let drives = disks.map(|(id, path)| json!({ "drive_id": id, "path_on_host": path }));
+            let drives: Vec<Value> = drives.collect();
+            object.insert("overrides".to_owned(), json!({ "drives": drives }));
+        }
     }
     Ok(Step {
         part: "receive a machine".to_owned(),

@@ -1,6 +1,7 @@
 //! `coraclectl migrate`: sends a machine to a receiver.
 
 use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,13 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
+use super::receiver::Receiver;
 use super::{CertsDirectory, MigrateError};
 use crate::client::{Client, ClientError, LONG_REQUEST_WAIT, Request};
 use crate::deadline::{Deadline, wait_ready};
 use crate::discovery::resolve;
 use crate::disk::Progress;
+use crate::name::Name;
 use crate::output::{Format, print, print_json};
 use crate::signals::Signals;
 
@@ -25,7 +28,7 @@ pub(crate) struct MigrateArgs {
     /// A machine's name, or the path of its API socket
     vm: String,
     /// Where `coraclectl receive` listens: HOST:PORT, or tls://HOST:PORT
-    #[arg(required_unless_present = "cancel")]
+    #[arg(required_unless_present_any = ["cancel", "here"])]
     to: Option<String>,
     /// The directory with host.crt, host.key and ca.crt of this host, as `coraclectl certs init` makes them
     #[arg(long, value_name = "DIR", required_unless_present = "cancel")]
@@ -33,6 +36,16 @@ pub(crate) struct MigrateArgs {
     /// Give up the migration that is under way, whoever began it; the guest runs on here
     #[arg(long, conflicts_with_all = ["to", "certs"])]
     cancel: bool,
+    /// Start the receiver on this host, as the machine NAME in the background
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["to", "cancel"])]
+    here: Option<Name>,
+    /// Start the receiver by this command of the shell, such as `ssh host-b coraclectl receive :7000 --certs /etc/coracle`; it
+    /// goes on in the background when it has the machine, and is ended if it does not get it
+    #[arg(long, value_name = "COMMAND", requires = "to", conflicts_with = "cancel")]
+    receiver: Option<String>,
+    /// What a receiver that is started here says, and its guest, is added to this file [default: VM.receiver.log]
+    #[arg(long, value_name = "FILE")]
+    receiver_log: Option<PathBuf>,
     /// The name in the receiver's certificate, if it is not HOST
     #[arg(long, value_name = "NAME")]
     to_name: Option<String>,
@@ -72,16 +85,21 @@ const GIVE_UP: Request<'_> = Request {
 ///
 /// When there is no such machine, or it was not sent; then it runs on where it was, unless the error says otherwise.
 pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateError> {
-    let (Some(asked), Some(certs)) = (&args.to, &args.certs) else {
+    let Some(certs) = &args.certs else {
         return cancel(&args.vm, format);
     };
-    let to = asked.strip_prefix("tls://").unwrap_or(asked);
-    if to.contains("://") || !to.contains(':') {
-        return Err(MigrateError::To(asked.clone()));
-    }
+    let asked = args.to.as_deref().map(place).transpose()?;
     let socket = resolve(&args.vm)?;
     let signals = Signals::watch()?;
     let client = Client::new(&socket);
+    let mut receiver = start(args, certs, asked)?;
+    let listens = receiver
+        .as_mut()
+        .map(|receiver| receiver.wait(&signals))
+        .transpose()?;
+    let Some(to) = listens.as_deref().or(asked) else {
+        unreachable!("without an address the receiver is started here");
+    };
     let mut body = json!({ "to": to, "tls": certs.tls()? });
     let mut put = |name: &str, value: Option<Value>| {
         if let (Some(object), Some(value)) = (body.as_object_mut(), value) {
@@ -100,15 +118,48 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
     let begun = Instant::now();
     send(&client, &signals, &body.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();
+    let log = receiver.map(Receiver::leave);
     match format {
         Format::Json => print_json(&json!({
             "vm": args.vm,
             "to": to,
             "seconds": seconds,
+            "receiver_log": log,
         }))?,
-        Format::Text => print(format_args!("{} runs on at {to}: {seconds:.1} s\n", args.vm))?,
+        Format::Text => {
+            print(format_args!("{} runs on at {to}: {seconds:.1} s\n", args.vm))?;
+            if let Some(log) = log {
+                print(format_args!("what it says is added to {}\n", log.display()))?;
+            }
+        }
     }
     Ok(())
+}
+
+/// HOST:PORT, however it was written.
+fn place(asked: &str) -> Result<&str, MigrateError> {
+    let to = asked.strip_prefix("tls://").unwrap_or(asked);
+    if to.contains("://") || !to.contains(':') {
+        return Err(MigrateError::To(asked.to_owned()));
+    }
+    Ok(to)
+}
+
+/// Starts the receiver, if that is asked for.
+fn start(
+    args: &MigrateArgs,
+    certs: &CertsDirectory,
+    to: Option<&str>,
+) -> Result<Option<Receiver>, MigrateError> {
+    let log = args.receiver_log.clone().unwrap_or_else(|| {
+        let vm = Path::new(&args.vm).file_name().unwrap_or_default();
+        PathBuf::from(format!("{}.receiver.log", vm.to_string_lossy()))
+    });
+    Ok(match (&args.here, &args.receiver, to) {
+        (Some(name), _, _) => Some(Receiver::here(name, certs, &log)?),
+        (None, Some(line), Some(to)) => Some(Receiver::by(line, to, &log)?),
+        _ => None,
+    })
 }
 
 /// Gives up what somebody else has begun. What becomes of the machine is told there.

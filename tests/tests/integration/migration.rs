@@ -1,22 +1,23 @@
 //! Migrations: a guest goes on in another process while it works, and whatever dies, at most one has it.
 
 mod around;
+mod ctl;
 mod failures;
 mod golden;
+mod linux;
 mod middle;
 mod pace;
 mod place;
+mod strangers;
 
-use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_tests::case::{Case, Context, text};
 use coracle_tests::certificates::Authority;
 use coracle_tests::environment::Need;
-use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::guest::Machine;
 use coracle_tests::harness::receiver::Receiver;
 use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::seed::Seed;
@@ -41,6 +42,11 @@ pub(crate) const CASES: &[Case] = &[
         run: takes_its_disk_along,
     },
     Case {
+        name: "linux_goes_along_with_what_it_reads_and_writes",
+        need: Need::Kvm,
+        run: linux::goes_along,
+    },
+    Case {
         name: "a_guest_goes_around_three_hosts_and_nobody_between_them_reads_it",
         need: Need::KvmAndHosts,
         run: around::goes_around,
@@ -63,12 +69,22 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "coraclectl_makes_certificates_receives_and_sends",
         need: Need::Kvm,
-        run: coraclectl_moves_a_machine,
+        run: ctl::moves_a_machine,
+    },
+    Case {
+        name: "coraclectl_starts_the_receiver_and_ends_one_that_gets_no_machine",
+        need: Need::Kvm,
+        run: ctl::starts_the_receiver,
     },
     Case {
         name: "strangers_and_other_machines_are_refused_and_the_guest_runs_on",
         need: Need::Kvm,
-        run: refuses_strangers,
+        run: strangers::are_refused,
+    },
+    Case {
+        name: "another_image_than_the_one_that_is_offered_is_refused",
+        need: Need::Kvm,
+        run: strangers::disks_are_refused,
     },
 ];
 
@@ -178,181 +194,6 @@ fn one_move(context: &Context, seed: &mut Seed, kinds: &[&str]) -> Outcome {
     }
     let ended = monitor.wait(SOON)?;
     has_worked(&ended, said, &format!("{words}, {vcpus} vCPUs"))
-}
-
-/// As a user would: certificates, a receiver in the foreground, a machine in the foreground, and a third call that moves it.
-fn coraclectl_moves_a_machine(context: &Context) -> Outcome {
-    let directory = tempfile::tempdir()?;
-    let coraclectl = |arguments: &[&str]| {
-        let mut command = Command::new(&context.environment.coraclectl);
-        command
-            .args(arguments)
-            .env("XDG_RUNTIME_DIR", directory.path())
-            .env("CORACLE_MONITOR", &context.environment.coracle)
-            .current_dir(directory.path())
-            .stdin(Stdio::null());
-        command
-    };
-    let made = coraclectl(&["certs", "init", "certs", "127.0.0.1"]).output()?;
-    ensure!(made.status.success(), "{made:?}");
-    blank_image(&directory.path().join("disk"), 1)?;
-    let kernel = context.environment.unikernel.to_string_lossy().into_owned();
-    let words = "console=ttyS0 do=hello do=tick:ms=20,count=150 do=exit:status=7";
-    let piped = |mut command: Command| command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let source = [
-        "run",
-        "--name",
-        "source",
-        "--memory",
-        "32",
-        "--kernel",
-        &kernel,
-        "--disk",
-        "disk,noroot",
-        "--cmdline",
-        words,
-    ];
-    let mut source = Child(piped(coraclectl(&source))?);
-    let receiver = [
-        "receive",
-        "127.0.0.1:0",
-        "--certs",
-        "certs/127.0.0.1",
-        "--name",
-        "target",
-    ];
-    let mut target = Child(piped(coraclectl(&receiver))?);
-    let until = Instant::now() + SOON;
-    let listen = loop {
-        let asked = coraclectl(&["api", "--vm", "target", "GET", "/migration"]).output()?;
-        let status: Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
-        if let Some(listen) = status.get("listen").and_then(Value::as_str) {
-            break listen.to_owned();
-        }
-        ensure!(Instant::now() < until, "it does not listen: {asked:?}");
-        thread::sleep(PERIOD);
-    };
-    let to = format!("tls://{listen}");
-    let sent = loop {
-        let sent = coraclectl(&["migrate", "source", &to, "--certs", "certs/127.0.0.1"]).output()?;
-        // The machine may not have started yet.
-        if sent.status.success() || Instant::now() > until {
-            break sent;
-        }
-        thread::sleep(PERIOD);
-    };
-    ensure!(sent.status.success(), "{sent:?}");
-    let said = String::from_utf8_lossy(&sent.stdout).into_owned();
-    ensure!(said.contains(&format!("source runs on at {listen}: ")), "{said}");
-    let (status, first) = source.end()?;
-    ensure!(status == Some(0), "the source ended with {status:?}: {first}");
-    let (status, second) = target.end()?;
-    ensure!(status == Some(7), "the target ended with {status:?}: {second}");
-    ensure!(
-        first.contains("hello") && second.contains("tick: n=149"),
-        "{first} {second}"
-    );
-    Ok(())
-}
-
-/// A process that does not outlive the test.
-struct Child(std::process::Child);
-
-impl Child {
-    /// Its status, and what it has said.
-    fn end(&mut self) -> Outcome<(Option<i32>, String)> {
-        let mut said = String::new();
-        for stream in [
-            self.0
-                .stdout
-                .take()
-                .map(|stream| Box::new(stream) as Box<dyn Read>),
-            self.0
-                .stderr
-                .take()
-                .map(|stream| Box::new(stream) as Box<dyn Read>),
-        ] {
-            stream.ok_or("it is read once")?.read_to_string(&mut said)?;
-        }
-        Ok((self.0.wait()?.code(), said))
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        // It may have ended long ago.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-/// A source of another authority, one whose time is over, one of another name, a target of another name, another machine than
-/// is waited for, a disk that is not there.
-fn refuses_strangers(context: &Context) -> Outcome {
-    let directory = tempfile::tempdir()?;
-    let (ours, theirs) = (directory.path().join("ours"), directory.path().join("theirs"));
-    std::fs::create_dir(&ours)?;
-    std::fs::create_dir(&theirs)?;
-    let authority = Authority::new(&ours)?;
-    let hosts = Hosts {
-        tls: authority.host("127.0.0.1")?,
-    };
-    let past = authority.host_of_the_past("127.0.0.1")?;
-    let mut strange = Authority::new(&theirs)?.host("127.0.0.1")?;
-    // It knows whom to trust, and nobody trusts it.
-    merge(&mut strange, &json!({ "ca": ours.join("ca.crt") }));
-    let disk = directory.path().join("test-disk");
-    blank_image(&disk, 1)?;
-    let config = Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
-        .memory_mib(32)
-        .disk("d", &disk)
-        .config();
-    let monitor = Launch::new(&context.environment)?.start()?;
-    monitor.configure(&config)?;
-    monitor.start_instance()?;
-    monitor.console.wait_for("hello", SOON)?;
-    let refused = |receive: Value, send: Value, why: &str| -> Outcome {
-        let (receiver, call, to) = hosts.receiver_of(context, &receive)?;
-        let mut body = json!({ "to": to, "tls": hosts.tls });
-        merge(&mut body, &send);
-        let answer = monitor.request("PUT", "/migration/send", Some(&body))?;
-        ensure!(
-            answer.status == 400 && answer.fault().contains(why),
-            "{why}: {}",
-            answer.body
-        );
-        receiver.must("DELETE", "/migration", None)?;
-        ensure!(
-            call.join().is_ok_and(|call| call.is_err()),
-            "{why}: it has received"
-        );
-        Ok(())
-    };
-    let none = json!({});
-    refused(none.clone(), json!({ "tls": strange }), "the other side is gone")?;
-    refused(
-        json!({ "tls": strange }),
-        none.clone(),
-        "does not accept the other's certificate",
-    )?;
-    refused(none.clone(), json!({ "tls": past }), "the other side is gone")?;
-    refused(json!({ "tls": past }), none.clone(), "certificate expired")?;
-    refused(
-        none.clone(),
-        json!({ "to_name": "host-b" }),
-        "the certificate of the other side is not of `host-b`",
-    )?;
-    refused(
-        json!({ "from_name": "host-b" }),
-        none.clone(),
-        "the other side is gone",
-    )?;
-    refused(json!({ "vm": "another" }), none, "and `another` is waited for")?;
-    let seen = monitor.console.text().matches("tick: ").count();
-    monitor
-        .console
-        .wait_for(&format!("tick: n={} ", seen + 5), SOON)?;
-    Ok(())
 }
 
 fn merge(body: &mut Value, other: &Value) {

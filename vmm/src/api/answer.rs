@@ -15,6 +15,13 @@ pub enum Data {
     Empty,
     /// A body.
     Body(Content, String),
+    /// A line of JSON. Unless it is the last one, the client is to be told what comes of asking again.
+    Line {
+        /// Without its end.
+        text: String,
+        /// Whether nothing will come of it.
+        is_last: bool,
+    },
 }
 
 impl Data {
@@ -23,6 +30,13 @@ impl Data {
         let text =
             serde_json::to_string(value).expect("the API's types have string keys and no failing parts");
         Self::Body(Content::Json, text)
+    }
+
+    /// `value` as a line of JSON.
+    pub fn line(value: &impl Serialize, is_last: bool) -> Self {
+        let text =
+            serde_json::to_string(value).expect("the API's types have string keys and no failing parts");
+        Self::Line { text, is_last }
     }
 }
 

@@ -3,8 +3,9 @@
 //! ```text
 //!            request is a verb                  answer
 //! Reading ─────────────────────► Awaiting ────────────────► Reading
-//!    │ bytes are no request                                    │ client wants to close
-//!    └─────────────────► Closing ◄─────────────────────────────┘
+//!    │ bytes are no request     │ a line                       │ client wants to close
+//!    │                          └──► Telling ──the last line──┐   │
+//!    └─────────────────► Closing ◄────────────────────────────┴───┘
 //!                           │ everything written
 //!                           └──► Discarding ──client closes, or time is up──► gone
 //! ```
@@ -17,11 +18,13 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::http::{CONTINUE, Decoder, Event, HttpError, Request, Response};
+use super::http::{CONTINUE, Content, Decoder, Event, HttpError, Request, Response, encode_open};
 use super::verbs::Fault;
 
 /// Most bytes taken from a client before others get their turn.
 const READ_BYTES_MAX: usize = 16 * 1024;
+/// How long nothing new is asked for after a line.
+const LINE_PERIOD: Duration = Duration::from_millis(50);
 
 /// A client, between two of its events.
 #[derive(Debug)]
@@ -34,12 +37,20 @@ pub(super) struct Connection {
     deadline: Option<Instant>,
     request_ms_max: u64,
     idle_since: Instant,
+    /// The line that was told last.
+    told: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Reading,
-    Awaiting { keep_alive: bool },
+    Awaiting {
+        keep_alive: bool,
+    },
+    /// Line after line is told. The next one is asked for at `next`, or was already.
+    Telling {
+        next: Option<Instant>,
+    },
     Closing,
     Discarding,
 }
@@ -78,6 +89,7 @@ impl Connection {
             deadline: None,
             request_ms_max,
             idle_since: now,
+            told: String::new(),
         }
     }
 
@@ -88,7 +100,7 @@ impl Connection {
     pub(super) fn interest(&self) -> Interest {
         match self.state {
             _ if self.has_output() => Interest::Output,
-            State::Awaiting { .. } => Interest::Hangup,
+            State::Awaiting { .. } | State::Telling { .. } => Interest::Hangup,
             State::Reading | State::Closing | State::Discarding => Interest::Input,
         }
     }
@@ -96,6 +108,49 @@ impl Connection {
     /// When the client's time is up, if it is short of something.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// When the next line is to be asked for: once the client has taken the one before.
+    pub(super) fn next_line(&self) -> Option<Instant> {
+        match self.state {
+            State::Telling { next } if !self.has_output() => next,
+            _ => None,
+        }
+    }
+
+    /// Takes note that the next line is asked for.
+    pub(super) fn asks_for_line(&mut self) {
+        self.state = State::Telling { next: None };
+    }
+
+    /// Whether lines are told.
+    pub(super) fn is_telling(&self) -> bool {
+        matches!(self.state, State::Telling { .. })
+    }
+
+    /// Takes a line, which goes to the client unless it says what the one before did; after the last one the client has all.
+    pub(super) fn tell(&mut self, line: &str, is_last: bool, now: Instant) {
+        if !self.is_telling() {
+            self.output.extend_from_slice(&encode_open(Content::JsonLines));
+        }
+        if self.told != line {
+            self.output.extend_from_slice(line.as_bytes());
+            self.output.push(b'\n');
+            line.clone_into(&mut self.told);
+        }
+        self.state = if is_last {
+            State::Closing
+        } else {
+            State::Telling {
+                next: Some(now + LINE_PERIOD),
+            }
+        };
+        self.deadline = None;
+    }
+
+    /// There are no more lines.
+    pub(super) fn end_telling(&mut self) {
+        self.state = State::Closing;
     }
 
     /// Since when the client has nothing going on; `None` while it has.
@@ -110,7 +165,7 @@ impl Connection {
         let progress = self.step(now).unwrap_or(Progress::Gone);
         let is_short_of_something = match self.state {
             State::Reading => self.has_output() || self.decoder.is_in_request(),
-            State::Awaiting { .. } => self.has_output(),
+            State::Awaiting { .. } | State::Telling { .. } => self.has_output(),
             State::Closing | State::Discarding => true,
         };
         if !is_short_of_something {
@@ -156,7 +211,7 @@ impl Connection {
                 return Ok(Progress::Wait);
             }
             match self.state {
-                State::Awaiting { .. } => return Ok(Progress::Wait),
+                State::Awaiting { .. } | State::Telling { .. } => return Ok(Progress::Wait),
                 State::Closing => {
                     self.stream.shutdown(Shutdown::Write)?;
                     self.state = State::Discarding;

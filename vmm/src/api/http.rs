@@ -330,6 +330,8 @@ impl Status {
 pub enum Content {
     /// JSON.
     Json,
+    /// A JSON value in each line.
+    JsonLines,
     /// The Prometheus text exposition format.
     Prometheus,
 }
@@ -339,6 +341,7 @@ impl Content {
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
+            Self::JsonLines => "application/x-ndjson",
             Self::Prometheus => "text/plain; version=0.0.4",
         }
     }
@@ -355,6 +358,18 @@ pub struct Response {
     pub deprecated: bool,
 }
 
+/// The head of a response whose body ends when the connection does (RFC 9112, section 6.3).
+pub fn encode_open(content: Content) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 200 OK\r\nServer: {SERVER}\r\nConnection: close\r\nContent-Type: {}\r\n\r\n",
+        content.media_type()
+    )
+    .into_bytes()
+}
+
+/// Clients of Firecracker may look at the name.
+const SERVER: &str = "Firecracker API";
+
 impl Response {
     /// The response as bytes; `keep_alive` says whether the connection stays open.
     pub fn encode(&self, keep_alive: bool) -> Vec<u8> {
@@ -363,10 +378,7 @@ impl Response {
         let mut put = |line: std::fmt::Arguments<'_>| {
             text.write_fmt(line).expect("writing to a String cannot fail");
         };
-        // Clients of Firecracker may look at the name.
-        put(format_args!(
-            "Server: Firecracker API\r\nConnection: {connection}\r\n"
-        ));
+        put(format_args!("Server: {SERVER}\r\nConnection: {connection}\r\n"));
         if self.deprecated {
             put(format_args!("Deprecation: true\r\n"));
         }

@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::http::Content;
 use super::verbs::{AnswerShape, ROUTES, Route, permitted};
 use crate::config::{
     BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
@@ -85,6 +86,13 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Map<String, Value>
         AnswerShape::Json(name) => {
             let content = json!({"application/json": {"schema": schema(name, schemas)}});
             ("200", json!({"description": "Here it is.", "content": content}))
+        }
+        AnswerShape::Lines(name) => {
+            let content = json!({Content::JsonLines.media_type(): {"schema": schema(name, schemas)}});
+            (
+                "200",
+                json!({"description": "One in each line.", "content": content}),
+            )
         }
         AnswerShape::Text(content) => {
             let content = json!({content.media_type(): {"schema": {"type": "string"}}});
@@ -184,7 +192,7 @@ mod tests {
         let schemas = document.pointer("/components/schemas").unwrap();
         for route in ROUTES {
             let answer = match route.answer {
-                AnswerShape::Json(name) => Some(name),
+                AnswerShape::Json(name) | AnswerShape::Lines(name) => Some(name),
                 AnswerShape::Empty | AnswerShape::Text(_) => None,
             };
             for name in route.body.into_iter().chain(answer) {

@@ -100,6 +100,7 @@ mod tests {
             | VerbKind::GetConfig
             | VerbKind::GetSnapshot
             | VerbKind::GetMigration
+            | VerbKind::WatchMigration
             | VerbKind::CancelMigration => "",
             VerbKind::SendMigration => r#"{"to": "b:1", "tls": {"certificate": "c", "key": "k", "ca": "a"}}"#,
             VerbKind::ReceiveMigration => {

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::bell::Bell;
 use super::connection::{Connection, Interest, Progress};
-use super::http::{BODY_BYTES_MAX_DEFAULT, Decoder, Request, Response, Status};
+use super::http::{BODY_BYTES_MAX_DEFAULT, Content, Decoder, Request, Response, Status};
 use super::inbox::{Answers, Call, Inbox};
 use super::router::route;
 pub use super::socket::{BindError, Socket};
-use super::verbs::{Answer, Data, Fault};
+use super::verbs::{Answer, Data, Fault, Verb};
 use crate::metrics::RequestCounters;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::time::Timespec;
@@ -177,6 +177,7 @@ impl Serving {
                 return;
             }
             self.expire(now);
+            self.ask_for_lines(now);
         }
     }
 
@@ -265,8 +266,7 @@ impl Serving {
         while let Some((token, answer)) = self.answers.take() {
             // A client that has gone meanwhile gets no answer.
             if let Some(client) = self.connections.get_mut(&token) {
-                let response = response(answer, client.is_deprecated);
-                client.connection.answer(&response, now);
+                client.take(answer, now);
                 let progress = client.connection.advance(now);
                 self.settle(token, progress, now);
             }
@@ -310,7 +310,7 @@ impl Serving {
                     progress = Progress::Wait;
                 }
                 Err(fault) => {
-                    client.connection.answer(&response(Err(fault), false), now);
+                    client.connection.answer(&refused(&fault, false), now);
                     progress = client.connection.advance(now);
                 }
             }
@@ -320,16 +320,49 @@ impl Serving {
         }
     }
 
+    /// Asks for the next line of those whose client has had the last one for a while.
+    fn ask_for_lines(&mut self, now: Instant) {
+        for (token, client) in &mut self.connections {
+            if client.connection.next_line().is_some_and(|at| at <= now) {
+                client.connection.asks_for_line();
+                let reply = self.answers.reply(*token);
+                self.inbox.post(Call {
+                    verb: Verb::WatchMigration,
+                    reply,
+                });
+            }
+        }
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
-        let clients = self
-            .connections
-            .values()
-            .filter_map(|client| client.connection.deadline());
+        let clients = self.connections.values().flat_map(|client| {
+            let connection = &client.connection;
+            connection.deadline().into_iter().chain(connection.next_line())
+        });
         clients.chain(self.accept_again).min()
     }
 }
 
 impl Client {
+    fn take(&mut self, answer: Answer, now: Instant) {
+        let is_deprecated = self.is_deprecated;
+        let response = match answer {
+            Ok(Data::Line { text, is_last }) => {
+                self.connection.tell(&text, is_last, now);
+                return;
+            }
+            Err(_) if self.connection.is_telling() => {
+                // The machine has ended, and with it all that there was to tell.
+                self.connection.end_telling();
+                return;
+            }
+            Ok(Data::Empty) => done(None, is_deprecated),
+            Ok(Data::Body(content, text)) => done(Some((content, text)), is_deprecated),
+            Err(fault) => refused(&fault, is_deprecated),
+        };
+        self.connection.answer(&response, now);
+    }
+
     /// Tells the kernel what the connection wants to be woken for, if that has changed.
     fn watch(&mut self, epoll: &OwnedFd, token: u64) -> io::Result<()> {
         let interest = self.connection.interest();
@@ -346,34 +379,31 @@ impl Client {
     }
 }
 
-fn response(answer: Answer, is_deprecated: bool) -> Response {
-    match answer {
-        Ok(data) => {
-            let (status, body) = match data {
-                Data::Empty => (Status::NoContent, None),
-                Data::Body(content, text) => (Status::Ok, Some((content, text))),
-            };
-            log::info!(
-                "The request was executed successfully. Status code: {}.",
-                status.code()
-            );
-            Response {
-                status,
-                body,
-                deprecated: is_deprecated,
-            }
-        }
-        Err(fault) => {
-            log::error!(
-                "Received Error. Status code: {}. Message: {}",
-                fault.status.code(),
-                fault.message
-            );
-            let mut response = fault.response();
-            response.deprecated = is_deprecated;
-            response
-        }
+fn done(body: Option<(Content, String)>, is_deprecated: bool) -> Response {
+    let status = match body {
+        None => Status::NoContent,
+        Some(_) => Status::Ok,
+    };
+    log::info!(
+        "The request was executed successfully. Status code: {}.",
+        status.code()
+    );
+    Response {
+        status,
+        body,
+        deprecated: is_deprecated,
     }
+}
+
+fn refused(fault: &Fault, is_deprecated: bool) -> Response {
+    log::error!(
+        "Received Error. Status code: {}. Message: {}",
+        fault.status.code(),
+        fault.message
+    );
+    let mut response = fault.response();
+    response.deprecated = is_deprecated;
+    response
 }
 
 /// The body is not logged: it may hold what only the client should know.

@@ -75,6 +75,8 @@ pub enum Verb {
     ReceiveMigration(Box<MigrationReceive>),
     /// Tell how far a migration is.
     GetMigration,
+    /// Tell the same, until it has ended.
+    WatchMigration,
     /// Give up the migration.
     CancelMigration,
 }
@@ -112,6 +114,7 @@ pub enum VerbKind {
     SendMigration,
     ReceiveMigration,
     GetMigration,
+    WatchMigration,
     CancelMigration,
 }
 
@@ -148,6 +151,7 @@ impl Verb {
             Self::SendMigration(_) => VerbKind::SendMigration,
             Self::ReceiveMigration(_) => VerbKind::ReceiveMigration,
             Self::GetMigration => VerbKind::GetMigration,
+            Self::WatchMigration => VerbKind::WatchMigration,
             Self::CancelMigration => VerbKind::CancelMigration,
         }
     }
@@ -208,6 +212,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
+        | V::WatchMigration
         | V::CancelMigration => Time::Always,
         V::PutMachineConfig
         | V::PatchMachineConfig
@@ -296,6 +301,7 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
+        | V::WatchMigration
         | V::CancelMigration
         | V::FlushMetrics
         | V::SendCtrlAltDel => Ok(()),
@@ -349,6 +355,8 @@ pub enum AnswerShape {
     Json(&'static str),
     /// Status 200 with text.
     Text(Content),
+    /// Status 200 with JSON of this type in each line, for as long as the connection lasts.
+    Lines(&'static str),
 }
 
 /// Everything that can be asked.
@@ -603,6 +611,15 @@ pub static ROUTES: &[Route] = &[
         parse: |_, _| Ok(Verb::GetMigration),
     },
     Route {
+        method: Method::Get,
+        path: "/migration/events",
+        summary: "Tells how far a migration is whenever that changes, until it has ended.",
+        body: None,
+        answer: AnswerShape::Lines("MigrationStatus"),
+        kinds: &[VerbKind::WatchMigration],
+        parse: |_, _| Ok(Verb::WatchMigration),
+    },
+    Route {
         method: Method::Delete,
         path: "/migration",
         summary: "Gives the migration up, as long as the leases are not on their way.",
@@ -690,7 +707,9 @@ mod tests {
         use VerbKind as V;
         for underway in Underway::ALL {
             for kind in ROUTES.iter().flat_map(|route| route.kinds) {
-                let looks = format!("{kind:?}").starts_with("Get")
+                let name = format!("{kind:?}");
+                let looks = name.starts_with("Get")
+                    || name.starts_with("Watch")
                     || matches!(
                         kind,
                         V::FlushMetrics | V::SendCtrlAltDel | V::CancelSnapshot | V::CancelMigration
@@ -718,6 +737,7 @@ mod tests {
             V::GetSnapshot,
             V::CancelSnapshot,
             V::GetMigration,
+            V::WatchMigration,
             V::CancelMigration,
         ];
         let once_started = [
@@ -749,7 +769,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            30 * 3,
+            31 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

@@ -37,7 +37,8 @@ pub use machine::{
     StaticTemplate, VCPU_COUNT_MAX,
 };
 pub use migration::{
-    MigrationMode, MigrationReceive, MigrationSend, MigrationStage, MigrationStatus, OnTimeout,
+    DriveOverride, MigrationMode, MigrationReceive, MigrationSend, MigrationStage, MigrationStatus,
+    OnTimeout, OverrideError, Overrides,
 };
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use snapshot::{

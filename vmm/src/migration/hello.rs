@@ -5,7 +5,7 @@ use coracle_storage::lease::{Incarnation, Offer, Owner, Succession};
 use serde::{Deserialize, Serialize};
 
 use super::wire::PROTOCOL_VERSION;
-use crate::config::Config;
+use crate::config::{Config, HugePages, MachineConfig, OverrideError, Overrides};
 use crate::machine::disks::Course;
 use crate::machine::handover;
 use crate::snapshot::contents::ConfigState;
@@ -100,12 +100,18 @@ impl Hello {
     }
 
     /// Everything that keeps the machine from going on here as `owner`, each with what to do about it, and otherwise its
-    /// configuration.
+    /// configuration, in which drives are where `overrides` has them. The host can give `available_mib` of memory, if that is
+    /// known.
     ///
     /// # Errors
     ///
     /// One line for each.
-    pub fn check(&self, owner: &Owner) -> Result<Config, Vec<String>> {
+    pub fn check(
+        &self,
+        owner: &Owner,
+        overrides: &Overrides,
+        available_mib: Option<u64>,
+    ) -> Result<Config, Vec<String>> {
         if self.version != PROTOCOL_VERSION {
             return Err(vec![format!(
                 "the source, Coracle {}, speaks version {} of the migration protocol, and this one speaks {PROTOCOL_VERSION}: \
@@ -113,11 +119,14 @@ impl Hello {
                 self.written_by, self.version
             )]);
         }
-        let config = self
+        let mut config = self
             .config
             .config()
             .map_err(|error| vec![crate::api::chain(&error)])?;
         let mut problems = Vec::new();
+        if let Err(errors) = overrides.apply(config.drives_mut()) {
+            problems.extend(errors.iter().map(OverrideError::to_string));
+        }
         for drive in config.drives() {
             let offer = self.drives.iter().find(|offered| offered.id == drive.drive_id);
             let checked = match offer {
@@ -128,10 +137,70 @@ impl Hello {
                 problems.push(crate::api::chain(&error));
             }
         }
+        problems.extend(memory_problem(config.machine(), available_mib));
         if problems.is_empty() {
             Ok(config)
         } else {
             Err(problems)
         }
+    }
+}
+
+/// Huge pages are kept apart by the host: it says itself when it has none left.
+fn memory_problem(machine: &MachineConfig, available_mib: Option<u64>) -> Option<String> {
+    let needed_mib = machine.mem_size_mib;
+    let available_mib = available_mib.filter(|available_mib| *available_mib < needed_mib)?;
+    let problem = format!(
+        "the guest has {needed_mib} MiB of memory, and this host has {available_mib} MiB left: free some, or send it to \
+         another host"
+    );
+    (machine.huge_pages != HugePages::Hugetlbfs2M).then_some(problem)
+}
+
+/// How much memory the host can give without swapping, in MiB, if it says so.
+pub fn available_memory_mib() -> Option<u64> {
+    available_in(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// `MemAvailable` of /proc/meminfo (proc_meminfo(5)).
+fn available_in(text: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    Some(kib >> 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_with_too_little_memory_is_told_before_it_is_filled() {
+        let machine = MachineConfig {
+            mem_size_mib: 512,
+            ..MachineConfig::default()
+        };
+        assert_eq!(memory_problem(&machine, None), None);
+        assert_eq!(memory_problem(&machine, Some(512)), None);
+        let problem = memory_problem(&machine, Some(511)).unwrap_or_default();
+        assert!(
+            problem.contains("512 MiB") && problem.contains("511 MiB left"),
+            "{problem}"
+        );
+        let huge = MachineConfig {
+            huge_pages: HugePages::Hugetlbfs2M,
+            ..machine
+        };
+        assert_eq!(memory_problem(&huge, Some(1)), None);
+    }
+
+    #[test]
+    fn the_kernel_says_what_it_can_give() {
+        let text = "MemTotal:       24612345 kB\nMemFree:          123456 kB\nMemAvailable:   10485760 kB\n";
+        assert_eq!(available_in(text), Some(10 << 10));
+        for text in ["", "MemAvailable: many kB", "MemAvailable: 12"] {
+            assert_eq!(available_in(text), None, "{text}");
+        }
+        assert!(available_memory_mib().is_some());
     }
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 use coracle_storage::lease::Owner;
 
 use super::door::Door;
-use super::hello::Hello;
+use super::hello::{Hello, available_memory_mib};
 use super::pages::{Landing, PagesError};
 use super::progress::Progress;
 use super::send;
 use super::stream::Stream;
 use super::wire::{Kind, Wire, WireError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
-use crate::config::Config;
+use crate::config::{Config, Overrides};
 use crate::keys::ReadingKeys;
 use crate::kvm::KvmError;
 use crate::machine::disks::Course;
@@ -30,6 +30,8 @@ pub struct Job {
     pub door: Door,
     /// The only machine that is taken in, if that is said.
     pub vm: Option<String>,
+    /// What of it has another name here.
+    pub overrides: Overrides,
     /// What the process was told before.
     pub process: Config,
     /// Who takes it.
@@ -128,7 +130,7 @@ impl Job {
         }
         let named: String = hello.vm.chars().take(NAME_CHARS_MAX).collect();
         log::info!("migration: machine {named:?} is offered");
-        let config = hello.check(&self.owner);
+        let config = hello.check(&self.owner, &self.overrides, available_memory_mib());
         let config = config.map_err(|problems| ReceiveError::Refused(problems.join("; ")))?;
         let machine = config.machine();
         let memory = memory::allocate(

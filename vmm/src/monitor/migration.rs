@@ -487,6 +487,7 @@ impl Monitor {
                 from: asked.from_name,
             },
             vm: asked.vm,
+            overrides: asked.overrides,
             process: self.config.clone(),
             owner: self.owner.clone(),
             progress: Arc::clone(&progress),

@@ -103,6 +103,7 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         | Verb::SendMigration(_)
         | Verb::ReceiveMigration(_)
         | Verb::GetMigration
+        | Verb::WatchMigration
         | Verb::CancelMigration => {}
         Verb::LoadSnapshot(load) => drop(load.memory()),
     }

@@ -1,5 +1,7 @@
 //! Guests that write memory faster than it is sent.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,14 +71,16 @@ fn asked(
         let mut caller = source.connect()?;
         let sending = scope.spawn(move || caller.request("PUT", "/migration/send", Some(&body)));
         let mut least = 1000;
+        let mut was_seen = false;
         while !sending.is_finished() {
-            if let Ok(answer) = source.request("GET", "/migration", None)
-                && let Some(share) = answer.json()?.get("vcpu_permille").and_then(Value::as_u64)
-            {
-                least = least.min(share);
+            // Before it begins there is one line, which says so.
+            for status in events(source)? {
+                least = least.min(status.get("vcpu_permille").and_then(Value::as_u64).unwrap_or(0));
+                was_seen |= status.get("state") == Some(&json!("Sending"));
             }
-            thread::sleep(super::PERIOD * 10);
+            thread::sleep(super::PERIOD);
         }
+        ensure!(was_seen, "nothing was told of it");
         let answer = sending.join().map_err(|_| "a thread has panicked")??;
         if answer.status == 204 {
             call.join().map_err(|_| "a thread has panicked")??;
@@ -91,4 +95,21 @@ fn asked(
         ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
         Ok((None, least))
     })
+}
+
+/// All that is told of a migration until it has ended, line by line.
+fn events(of: &Monitor) -> Outcome<Vec<Value>> {
+    let Ok(mut stream) = UnixStream::connect(of.socket()) else {
+        // The machine has gone, and the process with it.
+        return Ok(Vec::new());
+    };
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"GET /migration/events HTTP/1.1\r\n\r\n")?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    let (_, lines) = said.split_once("\r\n\r\n").unwrap_or_default();
+    Ok(lines
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?)
 }

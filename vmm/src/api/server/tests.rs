@@ -287,3 +287,49 @@ fn answers_that_are_there_reach_their_clients_at_the_end_and_nothing_is_left() {
     assert!(read_response(&mut client).starts_with("HTTP/1.1 204 "));
     assert!(!path.exists());
 }
+
+#[test]
+fn whoever_watches_is_told_each_change_once_and_when_it_has_ended() {
+    let mut fixture = serve(Limits::default());
+    let mut watcher = fixture.client("GET /migration/events HTTP/1.1\r\n\r\n");
+    for (line, is_last) in [(1, false), (1, false), (2, false), (2, true)] {
+        let call = fixture.call();
+        assert_eq!(call.verb, Verb::WatchMigration);
+        call.reply.send(Ok(Data::line(&line, is_last)));
+    }
+    let mut said = String::new();
+    watcher.read_to_string(&mut said).unwrap();
+    let (head, body) = said.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("Content-Type: application/x-ndjson"), "{head}");
+    assert!(!head.contains("Content-Length"), "{head}");
+    assert_eq!(body, "1\n2\n");
+}
+
+#[test]
+fn a_watcher_that_reads_nothing_is_asked_for_nothing_and_is_gone_in_time() {
+    let limits = Limits {
+        request_ms_max: 200,
+        ..Limits::default()
+    };
+    let mut fixture = serve(limits);
+    let mut watcher = fixture.client("GET /migration/events HTTP/1.1\r\n\r\n");
+    let more = "x".repeat(8 << 20);
+    fixture.call().reply.send(Ok(Data::line(&more, false)));
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(fixture.calls.take().is_none());
+    let mut said = Vec::new();
+    // It is cut off in the middle of the line.
+    let _ = watcher.read_to_end(&mut said);
+    assert!(said.len() < more.len());
+}
+
+#[test]
+fn a_watcher_of_a_machine_that_ends_is_told_no_more() {
+    let mut fixture = serve(Limits::default());
+    let mut watcher = fixture.client("GET /migration/events HTTP/1.1\r\n\r\n");
+    fixture.call().reply.send(Ok(Data::line(&1, false)));
+    drop(fixture.call());
+    let mut said = String::new();
+    watcher.read_to_string(&mut said).unwrap();
+    assert!(said.ends_with("\r\n\r\n1\n"), "{said}");
+}

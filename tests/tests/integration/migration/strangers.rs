@@ -1,0 +1,131 @@
+//! Whom a side does not trust, and what is not what it was said to be.
+
+use std::path::Path;
+
+use coracle_tests::case::Context;
+use coracle_tests::certificates::Authority;
+use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::{Outcome, ensure};
+use serde_json::{Value, json};
+
+use super::{Hosts, SOON, merge};
+
+/// A guest that nobody gets.
+struct Staying<'a> {
+    context: &'a Context,
+    hosts: Hosts,
+    monitor: Monitor,
+}
+
+impl<'a> Staying<'a> {
+    /// With a disk `d` at `disk`.
+    fn start(context: &'a Context, hosts: Hosts, disk: &Path) -> Outcome<Self> {
+        blank_image(disk, 1)?;
+        let config = Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
+            .memory_mib(32)
+            .disk("d", disk)
+            .config();
+        let monitor = Launch::new(&context.environment)?.start()?;
+        monitor.configure(&config)?;
+        monitor.start_instance()?;
+        monitor.console.wait_for("hello", SOON)?;
+        Ok(Self {
+            context,
+            hosts,
+            monitor,
+        })
+    }
+
+    /// It is not sent, for the reason `why`, when the target and the source are asked with these members.
+    fn is_refused(&self, receive: &Value, send: &Value, why: &str) -> Outcome {
+        let (receiver, call, to) = self.hosts.receiver_of(self.context, receive)?;
+        let mut body = self.hosts.send(&to);
+        merge(&mut body, send);
+        let answer = self.monitor.request("PUT", "/migration/send", Some(&body))?;
+        ensure!(
+            answer.status == 400 && answer.fault().contains(why),
+            "{why}: {}",
+            answer.body
+        );
+        receiver.must("DELETE", "/migration", None)?;
+        ensure!(
+            call.join().is_ok_and(|call| call.is_err()),
+            "{why}: it has received"
+        );
+        Ok(())
+    }
+
+    /// It goes on.
+    fn runs_on(&self) -> Outcome {
+        let seen = self.monitor.console.text().matches("tick: ").count();
+        let next = format!("tick: n={} ", seen + 5);
+        self.monitor.console.wait_for(&next, SOON).map(drop)
+    }
+}
+
+/// A source of another authority, one whose time is over, one of another name, a target of another name, another machine than
+/// is waited for.
+pub(super) fn are_refused(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let (ours, theirs) = (directory.path().join("ours"), directory.path().join("theirs"));
+    std::fs::create_dir(&ours)?;
+    std::fs::create_dir(&theirs)?;
+    let authority = Authority::new(&ours)?;
+    let hosts = Hosts {
+        tls: authority.host("127.0.0.1")?,
+    };
+    let past = authority.host_of_the_past("127.0.0.1")?;
+    let mut strange = Authority::new(&theirs)?.host("127.0.0.1")?;
+    // It knows whom to trust, and nobody trusts it.
+    merge(&mut strange, &json!({ "ca": ours.join("ca.crt") }));
+    let guest = Staying::start(context, hosts, &directory.path().join("test-disk"))?;
+    let none = json!({});
+    for (receive, send, why) in [
+        (&none, &json!({ "tls": strange }), "the other side is gone"),
+        (
+            &json!({ "tls": strange }),
+            &none,
+            "does not accept the other's certificate",
+        ),
+        (&none, &json!({ "tls": past }), "the other side is gone"),
+        (&json!({ "tls": past }), &none, "certificate expired"),
+        (
+            &none,
+            &json!({ "to_name": "host-b" }),
+            "the certificate of the other side is not of `host-b`",
+        ),
+        (&json!({ "from_name": "host-b" }), &none, "the other side is gone"),
+        (&json!({ "vm": "another" }), &none, "and `another` is waited for"),
+    ] {
+        guest.is_refused(receive, send, why)?;
+    }
+    guest.runs_on()
+}
+
+/// Drives that the machine does not have, or not so, and another image than the one that is offered.
+pub(super) fn disks_are_refused(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let guest = Staying::start(context, hosts, &directory.path().join("test-disk"))?;
+    let other = directory.path().join("another-disk");
+    blank_image(&other, 1)?;
+    for (drive, why) in [
+        (
+            json!({ "drive_id": "e", "path_on_host": other }),
+            "drive `e`, which the machine does not have",
+        ),
+        (
+            json!({ "drive_id": "d", "overlay_path": other }),
+            "drive `d` an overlay, and it has none",
+        ),
+        (
+            json!({ "drive_id": "d", "path_on_host": other }),
+            "it is not as its owner has offered it",
+        ),
+    ] {
+        let receive = json!({ "overrides": { "drives": [drive] } });
+        guest.is_refused(&receive, &json!({}), why)?;
+    }
+    guest.runs_on()
+}

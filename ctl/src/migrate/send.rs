@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use coracle_vmm::config::STREAMS_MAX;
 use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
@@ -64,6 +65,9 @@ pub(crate) struct MigrateArgs {
     /// How many bytes are sent per second at most
     #[arg(long, value_name = "BYTES")]
     bandwidth_limit: Option<NonZeroU64>,
+    /// How many connections memory goes by; each takes about a core on either host
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(STREAMS_MAX)))]
+    streams: Option<u8>,
 }
 
 /// How long a migration may take: memory of a TiB on a slow link.
@@ -115,6 +119,7 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
         "bandwidth_limit",
         args.bandwidth_limit.map(|limit| limit.get().into()),
     );
+    put("streams", args.streams.map(Value::from));
     let begun = Instant::now();
     send(&client, &signals, &body.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();

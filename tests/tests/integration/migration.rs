@@ -9,6 +9,7 @@ mod middle;
 mod pace;
 mod place;
 mod strangers;
+mod streams;
 
 use std::path::Path;
 use std::thread::{self, JoinHandle};
@@ -65,6 +66,26 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_guest_that_writes_faster_than_is_sent_is_slowed_down_or_stopped",
         need: Need::Kvm,
         run: fast_writers_are_slowed_down_or_stopped,
+    },
+    Case {
+        name: "memory_goes_by_several_streams_while_it_is_written",
+        need: Need::Kvm,
+        run: streams::memory_goes_by_several,
+    },
+    Case {
+        name: "a_stream_that_is_lost_loses_the_migration_and_the_guest_runs_on",
+        need: Need::Kvm,
+        run: streams::one_that_is_lost_loses_the_migration,
+    },
+    Case {
+        name: "a_migration_that_is_given_up_waits_for_none_of_its_streams",
+        need: Need::Kvm,
+        run: streams::all_are_cut_when_it_is_given_up,
+    },
+    Case {
+        name: "who_does_not_know_its_token_joins_no_migration",
+        need: Need::Kvm,
+        run: streams::strangers_join_nothing,
     },
     Case {
         name: "coraclectl_makes_certificates_receives_and_sends",

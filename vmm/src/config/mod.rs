@@ -38,7 +38,7 @@ pub use machine::{
 };
 pub use migration::{
     DriveOverride, MigrationMode, MigrationReceive, MigrationSend, MigrationStage, MigrationStatus,
-    OnTimeout, OverrideError, Overrides,
+    OnTimeout, OverrideError, Overrides, STREAMS_MAX,
 };
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use snapshot::{

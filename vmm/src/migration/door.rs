@@ -1,9 +1,10 @@
-//! Where a source calls: several callers are greeted at a time, and the first who can be trusted comes in.
+//! Where a source calls: several callers are greeted at a time, and who can be trusted comes in.
 
-use std::io;
+use std::io::{self, BufRead, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -11,7 +12,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::progress::Progress;
 use super::receive::ReceiveError;
-use super::tls::{Identity, ServerStream, TlsError};
+use super::stream::Stream;
+use super::tls::{GREETING_MAX, Identity, TlsError, within};
+use super::wire::{Kind, Wire, WireError};
 
 /// A listener, and who may come in.
 #[derive(Debug)]
@@ -32,47 +35,107 @@ const LOOK: Timespec = Timespec {
     tv_nsec: 50_000_000,
 };
 
-/// Callers that are being greeted, each on a thread of its own, which ends after `GREETING_MAX` at the latest.
+/// Somebody who can be trusted, and what it has said first.
+#[derive(Debug)]
+pub struct Caller {
+    /// Its connection.
+    pub wire: Wire<Stream>,
+    /// What it has said.
+    pub kind: Kind,
+    /// All of that.
+    pub body: Vec<u8>,
+}
+
+/// Why somebody is not even heard.
+#[derive(Debug, thiserror::Error)]
+enum CallerError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("it was to say hello, or what it joins")]
+    Wire(#[from] WireError),
+}
+
+/// Shuts a door that is kept on another thread.
+#[derive(Debug)]
+pub struct Latch {
+    is_shut: AtomicBool,
+    bell: Arc<OwnedFd>,
+}
+
+/// Callers that are being greeted, each on a thread of its own, which ends after twice `GREETING_MAX` at the latest.
 struct Greeting {
     count: usize,
-    sender: Sender<Result<ServerStream, TlsError>>,
-    ended: Receiver<Result<ServerStream, TlsError>>,
+    sender: Sender<Result<Caller, CallerError>>,
+    ended: Receiver<Result<Caller, CallerError>>,
     /// Counts up when one has been greeted.
     bell: Arc<OwnedFd>,
 }
 
 impl Door {
-    /// Waits for a caller who can be trusted. Others are sent away; whoever is silent keeps nobody out. The caller's connection
-    /// is that by which `progress` can be given up.
+    /// Waits for a caller who can be trusted and says hello. Others are sent away; whoever is silent keeps nobody out. The
+    /// caller's connection is one of those by which `progress` can be given up.
     ///
     /// # Errors
     ///
     /// When it is given up, or nobody can call any more.
-    pub fn wait(&self, progress: &Progress) -> Result<ServerStream, ReceiveError> {
-        self.listener
-            .set_nonblocking(true)
-            .map_err(ReceiveError::Listen)?;
-        let mut greeting = Greeting::new().map_err(ReceiveError::Listen)?;
+    pub fn wait(&self, progress: &Progress) -> Result<Caller, ReceiveError> {
+        let mut greeting = Greeting::new(bell().map_err(ReceiveError::Listen)?);
+        self.prepare().map_err(ReceiveError::Listen)?;
         loop {
             if progress.is_cancelled() {
                 return Err(ReceiveError::Cancelled);
             }
-            while let Some(caller) = greeting.greeted() {
-                match caller {
-                    Ok(stream) => {
-                        progress.goes_by(&stream.sock).map_err(ReceiveError::Listen)?;
-                        return Ok(stream);
-                    }
-                    Err(error) => log::warn!("a caller was sent away: {}", crate::api::chain(&error)),
+            match self.next(&mut greeting).map_err(ReceiveError::Listen)? {
+                Some(caller) if caller.kind == Kind::Hello => {
+                    let socket = caller.wire.stream_ref().socket();
+                    progress.goes_by(socket).map_err(ReceiveError::Listen)?;
+                    return Ok(caller);
                 }
-            }
-            greeting.wait(&self.listener);
-            if greeting.has_room()
-                && let Some(socket) = self.caller().map_err(ReceiveError::Listen)?
-            {
-                self.begin(&mut greeting, socket);
+                Some(mut caller) => caller.refuse("no migration is under way here that it could join"),
+                None => {}
             }
         }
+    }
+
+    /// Has `meet` take in, or send away, each caller who can be trusted, until the door is shut by `latch`.
+    pub fn stay(&self, latch: &Latch, mut meet: impl FnMut(Caller)) {
+        let mut greeting = Greeting::new(Arc::clone(&latch.bell));
+        if let Err(error) = self.prepare() {
+            log::warn!("nobody can call any more: {error}");
+            return;
+        }
+        while !latch.is_shut.load(Ordering::Relaxed) {
+            match self.next(&mut greeting) {
+                Ok(Some(caller)) => meet(caller),
+                Ok(None) => {}
+                Err(error) => {
+                    log::warn!("nobody can call any more: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        self.listener.set_nonblocking(true)
+    }
+
+    /// Waits a while for something to happen. Says who was greeted, if somebody was.
+    fn next(&self, greeting: &mut Greeting) -> io::Result<Option<Caller>> {
+        match greeting.greeted() {
+            Some(Ok(caller)) => return Ok(Some(caller)),
+            Some(Err(error)) => {
+                log::warn!("a caller was sent away: {}", crate::api::chain(&error));
+                return Ok(None);
+            }
+            None => greeting.wait(&self.listener),
+        }
+        if greeting.has_room()
+            && let Some(socket) = self.caller()?
+        {
+            self.begin(greeting, socket);
+        }
+        Ok(None)
     }
 
     /// Whoever has called, if somebody has.
@@ -95,7 +158,16 @@ impl Door {
                 .set_nonblocking(false)
                 .and_then(|()| socket.set_nodelay(true));
             prepared.map_err(TlsError::Refused)?;
-            identity.accept(socket, from.as_deref())
+            let mut stream = identity.accept(socket, from.as_deref())?;
+            let said = within(GREETING_MAX, &mut stream, |stream| {
+                first_of(&mut Wire::new(stream))
+            });
+            let (kind, body) = said.map_err(TlsError::Refused)??;
+            Ok(Caller {
+                wire: Wire::new(stream.into()),
+                kind,
+                body,
+            })
         });
         if let Err(error) = begun {
             log::warn!("a caller was sent away, as the host has no thread left: {error}");
@@ -103,15 +175,68 @@ impl Door {
     }
 }
 
-impl Greeting {
-    fn new() -> io::Result<Self> {
-        let (sender, ended) = channel();
+/// What begins a conversation.
+fn first_of<S: BufRead + Write>(wire: &mut Wire<S>) -> Result<(Kind, Vec<u8>), WireError> {
+    match wire.receive_head()? {
+        (kind @ (Kind::Hello | Kind::Join), len_bytes) => Ok((kind, wire.receive_body(len_bytes)?.to_vec())),
+        (found, _) => Err(WireError::Unexpected { found }),
+    }
+}
+
+fn bell() -> io::Result<Arc<OwnedFd>> {
+    let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    Ok(Arc::new(bell))
+}
+
+fn ring(bell: &OwnedFd) {
+    // It can only fail for having rung more often than anybody could count.
+    let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+}
+
+impl Caller {
+    /// Tells it why it is sent away. It may be gone.
+    pub fn refuse(&mut self, why: &str) {
+        log::warn!("a caller was sent away: {why}");
+        let socket = self.wire.stream_ref().socket();
+        let prepared = socket.set_write_timeout(Some(GREETING_MAX));
+        if prepared.is_ok() {
+            let _ = self
+                .wire
+                .send(Kind::Refused, &[why.as_bytes()])
+                .and_then(|()| self.wire.flush());
+        }
+    }
+}
+
+impl Latch {
+    /// One that is open.
+    ///
+    /// # Errors
+    ///
+    /// When the host has no descriptor to give.
+    pub fn new() -> io::Result<Self> {
         Ok(Self {
+            is_shut: AtomicBool::new(false),
+            bell: bell()?,
+        })
+    }
+
+    /// Whoever keeps the door ends at once.
+    pub fn shut(&self) {
+        self.is_shut.store(true, Ordering::Relaxed);
+        ring(&self.bell);
+    }
+}
+
+impl Greeting {
+    fn new(bell: Arc<OwnedFd>) -> Self {
+        let (sender, ended) = channel();
+        Self {
             count: 0,
             sender,
             ended,
-            bell: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
-        })
+            bell,
+        }
     }
 
     fn has_room(&self) -> bool {
@@ -120,21 +245,21 @@ impl Greeting {
 
     fn begin(
         &mut self,
-        greet: impl FnOnce() -> Result<ServerStream, TlsError> + Send + 'static,
+        greet: impl FnOnce() -> Result<Caller, CallerError> + Send + 'static,
     ) -> io::Result<()> {
         let (sender, bell) = (self.sender.clone(), Arc::clone(&self.bell));
         let thread = thread::Builder::new().name("mover".to_owned());
         thread.spawn(move || {
             // If somebody else came in meanwhile nobody listens, and the connection ends here.
             let _ = sender.send(greet());
-            let _ = rustix::io::write(&*bell, &1_u64.to_ne_bytes());
+            ring(&bell);
         })?;
         self.count += 1;
         Ok(())
     }
 
     /// What became of a caller, if there is news.
-    fn greeted(&mut self) -> Option<Result<ServerStream, TlsError>> {
+    fn greeted(&mut self) -> Option<Result<Caller, CallerError>> {
         let caller = self.ended.try_recv().ok()?;
         self.count -= 1;
         Some(caller)
@@ -179,7 +304,7 @@ mod tests {
             from: Some("host-a.test".to_owned()),
         };
         let address = door.listener.local_addr().unwrap();
-        let silent: Vec<_> = (1..CALLERS_MAX)
+        let silent: Vec<_> = (2..CALLERS_MAX)
             .map(|_| TcpStream::connect(address).unwrap())
             .collect();
         let begun = Instant::now();
@@ -190,9 +315,22 @@ mod tests {
             // The handshake of a stranger may end well for it before it hears that it is sent away.
             let _ = call(&at(&theirs, "host-a.test"));
             let _ = call(&at(&ours, "host-b.test"));
-            let source = call(&at(&ours, "host-a.test")).unwrap();
+            // Neither whoever has nothing to say is heard, nor who joins what is not there, nor who begins in the middle.
+            let _mute = call(&at(&ours, "host-a.test")).unwrap();
+            let said = |kind, body: &[u8]| {
+                let stream = call(&at(&ours, "host-a.test")).unwrap();
+                let mut wire = Wire::new(Stream::from(stream));
+                wire.send(kind, &[body]).and_then(|()| wire.flush()).unwrap();
+                wire
+            };
+            let mut joins = said(Kind::Join, &[7; 33]);
+            assert_eq!(joins.receive().unwrap().0, Kind::Refused);
+            assert!(said(Kind::Go, &[]).receive().is_err());
+            let source = said(Kind::Hello, b"hello");
             let taken = waiting.join().unwrap();
-            assert_eq!(taken.sock.peer_addr().unwrap(), source.sock.local_addr().unwrap());
+            let peer = taken.wire.stream_ref().socket().peer_addr().unwrap();
+            assert_eq!(peer, source.stream_ref().socket().local_addr().unwrap());
+            assert_eq!((taken.kind, &taken.body[..]), (Kind::Hello, &b"hello"[..]));
         });
         // None of the silent had to be waited for.
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());

@@ -4,16 +4,18 @@ use coracle_devices::virtio::blk::DriveConfig;
 use coracle_storage::lease::{Incarnation, Offer, Owner, Succession};
 use serde::{Deserialize, Serialize};
 
-use super::wire::PROTOCOL_VERSION;
-use crate::config::{Config, HugePages, MachineConfig, OverrideError, Overrides};
+use super::join::Token;
+use super::wire::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use crate::config::{Config, HugePages, MachineConfig, OverrideError, Overrides, STREAMS_MAX};
 use crate::machine::disks::Course;
 use crate::machine::handover;
 use crate::snapshot::contents::ConfigState;
+use crate::state::whole;
 
-/// The first message.
+/// The first message. The version and who wrote it stand first in that of each version, so that it can be refused by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`PROTOCOL_VERSION`].
+    /// [`PROTOCOL_VERSION`], or that of a source that is older.
     pub version: u32,
     /// The version of the program, for people.
     pub written_by: String,
@@ -23,6 +25,66 @@ pub struct Hello {
     pub config: ConfigState,
     /// The drives that are written, the one that decides first.
     pub drives: Vec<DriveOffer>,
+    /// Connections that memory comes by, this one among them.
+    pub streams: u8,
+    /// Whether the guest may be handed over before its memory is there.
+    pub postcopy: bool,
+}
+
+/// What version 1 said first.
+#[derive(Deserialize)]
+struct HelloV1 {
+    version: u32,
+    written_by: String,
+    vm: String,
+    config: ConfigState,
+    drives: Vec<DriveOffer>,
+}
+
+impl From<HelloV1> for Hello {
+    fn from(hello: HelloV1) -> Self {
+        Self {
+            version: hello.version,
+            written_by: hello.written_by,
+            vm: hello.vm,
+            config: hello.config,
+            drives: hello.drives,
+            streams: 1,
+            postcopy: false,
+        }
+    }
+}
+
+/// Why there is nothing to check.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the text of an error is its documentation")]
+pub enum HelloError {
+    #[error("what the source says of its machine cannot be read")]
+    Unreadable(#[from] postcard::Error),
+    #[error(
+        "the source, Coracle {written_by}, speaks version {version} of the migration protocol, and this one speaks \
+         {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}: use the same version on both hosts"
+    )]
+    Version { version: u32, written_by: String },
+}
+
+/// What a target that will take the machine says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// What further connections of this migration show.
+    pub token: Token,
+    /// Whether the guest may be handed over before its memory is there.
+    pub postcopy: bool,
+}
+
+impl Answer {
+    /// The body of `ready` for a source that has said `hello`.
+    pub fn body(&self, hello: &Hello) -> Vec<u8> {
+        match hello.version {
+            1 => Vec::new(),
+            _ => postcard::to_stdvec(self).expect("plain data can be written"),
+        }
+    }
 }
 
 /// What is offered of the lease of one drive.
@@ -62,12 +124,17 @@ pub enum NotSent {
 }
 
 impl Hello {
-    /// What is said of the machine `vm`.
+    /// What is said of the machine `vm`, whose memory is to go by so many `streams`.
     ///
     /// # Errors
     ///
     /// Why it cannot be sent.
-    pub fn new(vm: &str, config: &Config, offers: Vec<handover::DriveOffer>) -> Result<Self, NotSent> {
+    pub fn new(
+        vm: &str,
+        config: &Config,
+        offers: Vec<handover::DriveOffer>,
+        streams: u8,
+    ) -> Result<Self, NotSent> {
         let is_temporary = |overlay: &coracle_storage::overlay::OverlayConfig| !overlay.keep;
         for drive in config.drives() {
             if drive.overlay.as_ref().is_some_and(is_temporary) {
@@ -88,7 +155,23 @@ impl Hello {
             vm: vm.to_owned(),
             config: ConfigState::from(config),
             drives: drives.collect::<Result<_, _>>()?,
+            streams,
+            postcopy: false,
         })
+    }
+
+    /// What a source of any version that is taken has said.
+    ///
+    /// # Errors
+    ///
+    /// [`HelloError`].
+    pub fn read(body: &[u8]) -> Result<Self, HelloError> {
+        let ((version, written_by), _) = postcard::take_from_bytes(body)?;
+        match version {
+            1 => Ok(whole::<HelloV1>(body)?.into()),
+            PROTOCOL_VERSION => Ok(whole(body)?),
+            _ => Err(HelloError::Version { version, written_by }),
+        }
     }
 
     /// How the image of `drive` is taken up: it is taken over if it is offered.
@@ -112,13 +195,6 @@ impl Hello {
         overrides: &Overrides,
         available_mib: Option<u64>,
     ) -> Result<Config, Vec<String>> {
-        if self.version != PROTOCOL_VERSION {
-            return Err(vec![format!(
-                "the source, Coracle {}, speaks version {} of the migration protocol, and this one speaks {PROTOCOL_VERSION}: \
-                 use the same version on both hosts",
-                self.written_by, self.version
-            )]);
-        }
         let mut config = self
             .config
             .config()
@@ -126,6 +202,12 @@ impl Hello {
         let mut problems = Vec::new();
         if let Err(errors) = overrides.apply(config.drives_mut()) {
             problems.extend(errors.iter().map(OverrideError::to_string));
+        }
+        if !(1..=STREAMS_MAX).contains(&self.streams) {
+            problems.push(format!(
+                "its memory is to come by {} streams, and not by 1 to {STREAMS_MAX}",
+                self.streams
+            ));
         }
         for drive in config.drives() {
             let offer = self.drives.iter().find(|offered| offered.id == drive.drive_id);

@@ -13,13 +13,17 @@
 //!
 //! Who may write the disks is decided by their leases alone (`coracle_storage::lease`), whatever is sent or lost here.
 
+mod call;
 pub mod converge;
 pub mod door;
 pub mod hello;
+pub mod join;
+pub mod landing;
 pub mod pages;
 pub mod progress;
 pub mod receive;
 pub mod send;
 pub mod stream;
+mod streams;
 pub mod tls;
 pub mod wire;

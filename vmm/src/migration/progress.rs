@@ -19,7 +19,7 @@ pub struct Progress {
     run_permille: AtomicU32,
     is_cancelled: AtomicBool,
     /// What is cut when it is given up.
-    socket: Mutex<Option<TcpStream>>,
+    sockets: Mutex<Vec<TcpStream>>,
 }
 
 impl Default for Progress {
@@ -32,7 +32,7 @@ impl Default for Progress {
             downtime_us: AtomicU64::default(),
             run_permille: AtomicU32::new(FULL),
             is_cancelled: AtomicBool::default(),
-            socket: Mutex::default(),
+            sockets: Mutex::default(),
         }
     }
 }
@@ -79,9 +79,10 @@ impl Progress {
 
     pub(super) fn add(&self, pages: u64) {
         self.sent_pages.fetch_add(pages, Ordering::Relaxed);
-        let left = self.left_pages.load(Ordering::Relaxed);
-        self.left_pages
-            .store(left.saturating_sub(pages), Ordering::Relaxed);
+        let less = |left: u64| Some(left.saturating_sub(pages));
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        // It never refuses.
+        let _ = self.left_pages.fetch_update(set, fetch, less);
     }
 
     pub(super) fn predict(&self, bytes_per_s: u64, downtime: Duration) {
@@ -93,10 +94,7 @@ impl Progress {
     /// Gives it up: whoever waits for the other side waits no more.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::Relaxed);
-        if let Some(socket) = self.socket.lock().expect("no holder panics").take() {
-            // Nobody is there to be told that it is cut already.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        self.cut();
     }
 
     /// Whether somebody has given it up.
@@ -104,18 +102,26 @@ impl Progress {
         self.is_cancelled.load(Ordering::Relaxed)
     }
 
-    /// The connection that is cut when it is given up.
+    /// Ends every connection that it goes by, as when one of them is lost.
+    pub(super) fn cut(&self) {
+        for socket in self.sockets.lock().expect("no holder panics").drain(..) {
+            // Nobody is there to be told that it is cut already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// A connection that is cut when it is given up.
     pub(super) fn goes_by(&self, socket: &TcpStream) -> std::io::Result<()> {
         let copy = socket.try_clone()?;
-        *self.socket.lock().expect("no holder panics") = Some(copy);
+        self.sockets.lock().expect("no holder panics").push(copy);
         if self.is_cancelled() {
-            self.cancel();
+            self.cut();
         }
         Ok(())
     }
 
     /// From here on nothing cuts it.
     pub(super) fn cannot_be_cut(&self) {
-        self.socket.lock().expect("no holder panics").take();
+        self.sockets.lock().expect("no holder panics").clear();
     }
 }

@@ -2,13 +2,17 @@
 
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use coracle_storage::lease::Owner;
+use vm_memory::GuestMemoryMmap;
 
-use super::door::Door;
-use super::hello::{Hello, available_memory_mib};
-use super::pages::{Landing, PagesError};
+use super::door::{Caller, Door};
+use super::hello::{Answer, Hello, HelloError, available_memory_mib};
+use super::join::{Admission, Joining, Token};
+use super::landing::Landing;
+use super::pages::PagesError;
 use super::progress::Progress;
 use super::send;
 use super::stream::Stream;
@@ -22,12 +26,12 @@ use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, dirty_log
 use crate::machine::shell::Shell;
 use crate::machine::state::{Counts, MachineState};
 use crate::memory::{self, Backing, MemoryError};
-use crate::state::{State, StateError, whole};
+use crate::state::{State, StateError};
 
 /// What taking a machine in needs.
 pub struct Job {
     /// Where the source calls.
-    pub door: Door,
+    pub door: Arc<Door>,
     /// The only machine that is taken in, if that is said.
     pub vm: Option<String>,
     /// What of it has another name here.
@@ -58,8 +62,10 @@ pub enum ReceiveError {
     Listen(#[source] io::Error),
     #[error("the source was lost")]
     Wire(#[from] WireError),
-    #[error("what the source says of its machine cannot be read")]
-    Hello(#[from] postcard::Error),
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("this host has nothing left for it")]
+    Host(#[source] io::Error),
     #[error("the machine cannot go on here: {0}")]
     Refused(String),
     #[error(transparent)]
@@ -68,6 +74,8 @@ pub enum ReceiveError {
     Kvm(#[from] KvmError),
     #[error("the source has sent what cannot be")]
     Pages(#[from] PagesError),
+    #[error("the source has sent the state before all of the memory was here")]
+    Unmarked,
     #[error("the source has sent more memory than a migration needs")]
     TooMuch,
     #[error("the state of the machine is damaged")]
@@ -81,7 +89,7 @@ pub enum ReceiveError {
 }
 
 /// How long a source may be silent.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How much of a name is logged that somebody else has given.
 const NAME_CHARS_MAX: usize = 64;
 /// How many times its size a memory may be sent.
@@ -94,14 +102,13 @@ impl Job {
     ///
     /// [`ReceiveError`]; then nothing is left of it.
     pub fn run(self) -> Result<Received, ReceiveError> {
-        let stream = self.door.wait(&self.progress)?;
-        let waits = stream
-            .sock
+        let Caller { mut wire, body, .. } = self.door.wait(&self.progress)?;
+        let socket = wire.stream_ref().socket();
+        let waits = socket
             .set_read_timeout(Some(SILENCE_MAX))
-            .and_then(|()| stream.sock.set_write_timeout(Some(SILENCE_MAX)));
+            .and_then(|()| socket.set_write_timeout(Some(SILENCE_MAX)));
         waits.map_err(ReceiveError::Listen)?;
-        let mut wire = Wire::new(Stream::from(stream));
-        let taken = self.take(&mut wire);
+        let taken = self.take(&mut wire, &body);
         match taken {
             Ok((plan, config)) => Ok(Received { plan, config, wire }),
             Err(error) => {
@@ -114,24 +121,9 @@ impl Job {
         }
     }
 
-    fn take(&self, wire: &mut Wire<Stream>) -> Result<(Plan, Config), ReceiveError> {
-        let (Kind::Hello, body) = wire.receive()? else {
-            return Err(ReceiveError::Refused(
-                "the source does not begin with a hello".to_owned(),
-            ));
-        };
-        let hello: Hello = whole(body)?;
-        if self.vm.as_ref().is_some_and(|vm| *vm != hello.vm) {
-            return Err(ReceiveError::Refused(format!(
-                "machine `{}` is sent, and `{}` is waited for",
-                hello.vm,
-                self.vm.as_deref().unwrap_or_default()
-            )));
-        }
-        let named: String = hello.vm.chars().take(NAME_CHARS_MAX).collect();
-        log::info!("migration: machine {named:?} is offered");
-        let config = hello.check(&self.owner, &self.overrides, available_memory_mib());
-        let config = config.map_err(|problems| ReceiveError::Refused(problems.join("; ")))?;
+    fn take(&self, wire: &mut Wire<Stream>, body: &[u8]) -> Result<(Plan, Config), ReceiveError> {
+        let hello = Hello::read(body)?;
+        let config = self.check(&hello)?;
         let machine = config.machine();
         let memory = memory::allocate(
             machine.mem_size_mib,
@@ -145,14 +137,7 @@ impl Job {
         // All that KVM has to make before it is needed, and before a byte of memory moves: it may refuse.
         let shell = Shell::new(&memory, machine.vcpu_count, dirty_log(machine))?;
         let supported = shell.supported().map_err(CompatibilityError::from)?;
-        wire.send(Kind::Ready, &[])?;
-        wire.flush()?;
-        let mut landing = Landing::new(&memory);
-        let state = take_memory(wire, &mut landing, &self.progress)?;
-        log::info!(
-            "migration: taken in {} us of processor time",
-            send::cpu_time().as_micros()
-        );
+        let (joining, state) = self.take_memory(wire, &hello, &memory)?;
         let mut state = State::parse(&state, &ReadingKeys::default())?;
         let machine = MachineState::read(&mut state, counts)?;
         state.finish()?;
@@ -165,6 +150,8 @@ impl Job {
             (found, _) => return Err(WireError::Unexpected { found }.into()),
         }
         self.progress.cannot_be_cut();
+        // Nobody calls any more.
+        drop(joining);
         let config = config.continued_by(&self.process);
         let courses: Vec<Course> = config
             .drives()
@@ -182,39 +169,168 @@ impl Job {
         let plan = Plan::restore(&config, &courses, &self.owner, saved)?.within(shell);
         Ok((plan, config))
     }
+
+    /// The configuration of a machine that can go on here.
+    fn check(&self, hello: &Hello) -> Result<Config, ReceiveError> {
+        if self.vm.as_ref().is_some_and(|vm| *vm != hello.vm) {
+            return Err(ReceiveError::Refused(format!(
+                "machine `{}` is sent, and `{}` is waited for",
+                hello.vm,
+                self.vm.as_deref().unwrap_or_default()
+            )));
+        }
+        let named: String = hello.vm.chars().take(NAME_CHARS_MAX).collect();
+        log::info!("migration: machine {named:?} is offered");
+        let config = hello.check(&self.owner, &self.overrides, available_memory_mib());
+        config.map_err(|problems| ReceiveError::Refused(problems.join("; ")))
+    }
+
+    /// Says that the machine is taken, and takes its memory in, by as many streams as join, and then its state. Nobody joins
+    /// later, but whoever tries is told so, until the door is dropped.
+    fn take_memory(
+        &self,
+        wire: &mut Wire<Stream>,
+        hello: &Hello,
+        memory: &Arc<GuestMemoryMmap>,
+    ) -> Result<(Joining, Vec<u8>), ReceiveError> {
+        let answer = Answer {
+            token: Token::random().map_err(ReceiveError::Host)?,
+            postcopy: false,
+        };
+        let intake = Arc::new(Intake::new(
+            Landing::new(Arc::clone(memory)),
+            Arc::clone(&self.progress),
+        ));
+        let joining = Joining::open(
+            Arc::clone(&self.door),
+            Admission::new(answer.token, hello.streams),
+            wire.stream_ref().socket(),
+            Arc::clone(&intake),
+        );
+        let joining = joining.map_err(ReceiveError::Host)?;
+        wire.send(Kind::Ready, &[&answer.body(hello)])?;
+        wire.flush()?;
+        let state = take_memory(wire, &intake);
+        let state = state.map_err(|error| joining.lost().unwrap_or(error))?;
+        joining.end()?;
+        let cpu_time = send::cpu_time() + intake.cpu_time();
+        log::info!(
+            "migration: taken in {} us of processor time",
+            cpu_time.as_micros()
+        );
+        Ok((joining, state))
+    }
 }
 
-/// Takes memory in until the state comes, which is returned.
+/// Where all streams of a migration take memory in.
+#[derive(Debug)]
+pub struct Intake {
+    landing: Landing,
+    taken: AtomicU64,
+    is_given_up: AtomicBool,
+    cpu_us: AtomicU64,
+    progress: Arc<Progress>,
+}
+
+impl Intake {
+    /// One into `landing`.
+    pub fn new(landing: Landing, progress: Arc<Progress>) -> Self {
+        Self {
+            landing,
+            taken: AtomicU64::default(),
+            is_given_up: AtomicBool::default(),
+            cpu_us: AtomicU64::default(),
+            progress,
+        }
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Whoever takes something in has the next frame be the last.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// What the threads of further streams have had of processors.
+    fn cpu_time(&self) -> Duration {
+        Duration::from_micros(self.cpu_us.load(Ordering::Relaxed))
+    }
+
+    /// Counts what one frame has brought. Zeros of no page, and marks, would cost nothing, and last for ever.
+    fn count(&self, pages: u64) -> Result<(), ReceiveError> {
+        let limit = self.landing.count().saturating_mul(TIMES_MAX);
+        let taken = self.taken.fetch_add(pages.max(1), Ordering::Relaxed);
+        if taken.saturating_add(pages.max(1)) > limit {
+            return Err(ReceiveError::TooMuch);
+        }
+        self.progress.add(pages);
+        Ok(())
+    }
+}
+
+/// Takes memory in by the first stream until the state comes, which is returned.
 ///
 /// # Errors
 ///
 /// When the source is lost, sends what has no place, or more than a migration needs.
-pub fn take_memory<S: BufRead + Write>(
-    wire: &mut Wire<S>,
-    landing: &mut Landing<'_>,
-    progress: &Progress,
-) -> Result<Vec<u8>, ReceiveError> {
-    let limit = landing.count().saturating_mul(TIMES_MAX);
-    let mut taken = 0;
+pub fn take_memory<S: BufRead + Write>(wire: &mut Wire<S>, intake: &Intake) -> Result<Vec<u8>, ReceiveError> {
     loop {
-        let count = match wire.receive_head()? {
-            (Kind::Pages, body_bytes) => landing.take_pages::<_, ReceiveError>(wire, body_bytes)?,
-            (Kind::Zeros, body_bytes) => landing.take_zeros::<_, ReceiveError>(wire, body_bytes)?,
-            (Kind::Mark, _) => {
-                wire.send(Kind::Reached, &[])?;
-                wire.flush()?;
-                0
-            }
+        match wire.receive_head()? {
             (Kind::State, body_bytes) => return Ok(wire.receive_body(body_bytes)?.to_vec()),
-            (found, _) => return Err(WireError::Unexpected { found }.into()),
-        };
-        // Zeros of no page, and marks, would cost nothing, and last for ever.
-        taken += count.max(1);
-        if taken > limit {
-            return Err(ReceiveError::TooMuch);
+            (kind, body_bytes) => take_frame(wire, intake, kind, body_bytes)?,
         }
-        progress.add(count);
     }
+}
+
+/// How a further stream has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why: they all do by being lost, sooner or later.
+    pub why: ReceiveError,
+    /// Whether the source has been told of everything that came.
+    pub is_marked: bool,
+}
+
+/// Takes memory in by a further stream until that ends.
+pub fn take_share<S: BufRead + Write>(wire: &mut Wire<S>, intake: &Intake) -> Ended {
+    let mut is_marked = true;
+    let mut take = || -> Result<(), ReceiveError> {
+        loop {
+            let (kind, body_bytes) = wire.receive_head()?;
+            is_marked = false;
+            take_frame(wire, intake, kind, body_bytes)?;
+            is_marked = kind == Kind::Mark;
+        }
+    };
+    let why = take().expect_err("it goes on until something ends it");
+    let us = u64::try_from(send::cpu_time().as_micros()).unwrap_or(u64::MAX);
+    intake.cpu_us.fetch_add(us, Ordering::Relaxed);
+    Ended { why, is_marked }
+}
+
+/// Takes in what may come by every stream.
+fn take_frame<S: BufRead + Write>(
+    wire: &mut Wire<S>,
+    intake: &Intake,
+    kind: Kind,
+    body_bytes: usize,
+) -> Result<(), ReceiveError> {
+    if intake.is_given_up.load(Ordering::Relaxed) {
+        return Err(WireError::Io(io::ErrorKind::ConnectionAborted.into()).into());
+    }
+    let count = match kind {
+        Kind::Pages => intake.landing.take_pages::<_, ReceiveError>(wire, body_bytes)?,
+        Kind::Zeros => intake.landing.take_zeros::<_, ReceiveError>(wire, body_bytes)?,
+        Kind::Mark => {
+            wire.send(Kind::Reached, &[])?;
+            wire.flush()?;
+            0
+        }
+        found => return Err(WireError::Unexpected { found }.into()),
+    };
+    intake.count(count)
 }
 
 /// Tells the source why it is not to wait. It may be gone.

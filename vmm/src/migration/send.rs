@@ -1,7 +1,6 @@
 //! The source: a thread that sends, and asks the `vmm` thread for whatever only that can do.
 
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -11,14 +10,17 @@ use coracle_devices::virtio::device::Notice;
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::GuestMemoryMmap;
 
+use super::call::Way;
 use super::converge::{Judge, Round, Terms, Verdict};
-use super::hello::Hello;
-use super::pages::Sender as Pages;
+use super::hello::{Answer, Hello};
+use super::pages::Ordered;
 use super::progress::Progress;
 use super::stream::Stream;
-use super::tls::{ClientStream, Identity, TlsError, TlsFiles};
+use super::streams::{Pace, Share, Streams};
+use super::tls::{TlsError, TlsFiles};
 use super::wire::{Kind, Wire, WireError};
 use crate::snapshot::memory::{PAGE_BYTES, PageSet};
+use crate::state::whole;
 
 /// What a migration needs.
 pub struct Job {
@@ -98,9 +100,15 @@ pub enum SendError {
     /// It is gone, or talks nonsense.
     #[error("the target was lost")]
     Wire(#[from] WireError),
+    /// It has said what it will take, and nobody can tell what.
+    #[error("what the target answers cannot be read")]
+    Answer(#[from] postcard::Error),
     /// It has reasons.
     #[error("the target refuses: {0}")]
     Refused(String),
+    /// The host is full.
+    #[error("this host has no thread left for a stream")]
+    Host(#[source] io::Error),
     /// Something at the source.
     #[error("the source cannot go on with it")]
     Source,
@@ -121,11 +129,9 @@ pub enum SendError {
 }
 
 /// How long the target may be silent before the guest stands still.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// And when it has everything.
 const START_MAX: Duration = Duration::from_secs(3);
-/// How long a sender that is too fast does not look whether it is still wanted.
-const PACE_PIECE: Duration = Duration::from_millis(10);
 
 impl Job {
     /// Does it all. When it returns well, the guest runs at the target.
@@ -142,24 +148,22 @@ impl Job {
     }
 
     fn send(&self) -> Result<(), SendError> {
-        let mut wire = Wire::new(Stream::from(self.connect()?));
-        let hello = postcard::to_stdvec(&self.hello).expect("plain data can be written");
-        wire.send(Kind::Hello, &[&hello])?;
-        expect(&mut wire, Kind::Ready)?;
-        let mut pages = Pages::default();
+        let way = Way::new(&self.to, self.name.as_deref(), &self.tls, &self.progress)?;
+        let mut streams = self.begin(&way)?;
+        let ordered = Ordered::new(Arc::clone(&self.memory));
         let mut set = self.pages(Want::Rounds)?;
-        self.progress.add(pages.send_zeros(&mut wire, &set)?);
+        self.progress.add(streams.send_zeros(&set)?);
         let mut judge = Judge::new(self.terms);
         loop {
-            let (begun, before) = (Instant::now(), wire.sent_bytes());
-            let sent_pages = self.send_round(&mut wire, &mut pages, &set)?;
+            let (begun, before) = (Instant::now(), streams.sent_bytes());
+            let sent_pages = self.send_round(&mut streams, &ordered, &set)?;
             // What lies on its way is no part of the downtime then, and the connection not taken for faster than it is.
-            wire.send(Kind::Mark, &[])?;
-            expect(&mut wire, Kind::Reached)?;
+            streams.first().send(Kind::Mark, &[])?;
+            expect(streams.first(), Kind::Reached)?;
             let took = begun.elapsed();
             set = self.pages(Want::Round)?;
             let round = Round {
-                sent_bytes: wire.sent_bytes() - before,
+                sent_bytes: streams.sent_bytes() - before,
                 took,
                 sent_pages,
                 left_pages: set.count(),
@@ -177,9 +181,25 @@ impl Job {
             return Err(SendError::Source);
         };
         set.insert_all(&last);
-        self.send_round(&mut wire, &mut pages, &set)?;
-        wire.send(Kind::State, &[&state])?;
-        expect(&mut wire, Kind::Loaded)?;
+        self.send_round(&mut streams, &ordered, &set)?;
+        self.hand_over(&mut streams, &state)
+    }
+
+    /// Has the target take the machine, by as many streams as were asked for.
+    fn begin(&self, way: &Way<'_>) -> Result<Streams, SendError> {
+        let mut wire = way.call()?;
+        let hello = postcard::to_stdvec(&self.hello).expect("plain data can be written");
+        wire.send(Kind::Hello, &[&hello])?;
+        let Answer { token, .. } = whole(expect(&mut wire, Kind::Ready)?)?;
+        let others = way.join(token, self.hello.streams, &wire)?;
+        Ok(Streams::new(wire, others))
+    }
+
+    /// All of the memory is on its way: the state, and when the target has both, the machine.
+    fn hand_over(&self, streams: &mut Streams, state: &[u8]) -> Result<(), SendError> {
+        let wire = streams.first();
+        wire.send(Kind::State, &[state])?;
+        expect(wire, Kind::Loaded)?;
         self.progress.cannot_be_cut();
         if self.progress.is_cancelled() {
             return Err(SendError::Cancelled);
@@ -190,72 +210,19 @@ impl Job {
             .socket()
             .set_read_timeout(Some(START_MAX))
             .map_err(WireError::Io)?;
-        expect(&mut wire, Kind::Running)?;
+        expect(wire, Kind::Running)?;
         log::info!(
             "migration: sent {} bytes in {} us of processor time",
-            wire.sent_bytes(),
-            cpu_time().as_micros()
+            streams.sent_bytes(),
+            (cpu_time() + streams.cpu_time()).as_micros()
         );
         Ok(())
     }
 
-    fn connect(&self) -> Result<ClientStream, SendError> {
-        let failed = |source| SendError::Connect {
-            to: self.to.clone(),
-            source,
-        };
-        let identity = Identity::read(&self.tls)?;
-        let mut outcome = Err(io::ErrorKind::AddrNotAvailable.into());
-        for address in self.to.to_socket_addrs().map_err(failed)? {
-            outcome = TcpStream::connect_timeout(&address, SILENCE_MAX);
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        let socket = outcome.map_err(failed)?;
-        let prepared = socket
-            .set_nodelay(true)
-            .and_then(|()| socket.set_read_timeout(Some(SILENCE_MAX)))
-            .and_then(|()| socket.set_write_timeout(Some(SILENCE_MAX)))
-            .and_then(|()| self.progress.goes_by(&socket));
-        prepared.map_err(failed)?;
-        let host = self
-            .to
-            .rsplit_once(':')
-            .map_or(self.to.as_str(), |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        Ok(identity.call(socket, self.name.as_deref().unwrap_or(host))?)
-    }
-
-    fn send_round(
-        &self,
-        wire: &mut Wire<Stream>,
-        pages: &mut Pages,
-        set: &PageSet,
-    ) -> Result<u64, SendError> {
+    fn send_round(&self, streams: &mut Streams, ordered: &Ordered, set: &PageSet) -> Result<u64, SendError> {
         self.progress.begin_round(set.count());
-        let (begun, before) = (Instant::now(), wire.sent_bytes());
-        let sent = pages.send(wire, &self.memory, set, |sent| {
-            self.progress.add(sent.pages);
-            self.keep_pace(begun, sent.bytes - before)
-        })?;
-        wire.flush()?;
-        Ok(sent)
-    }
-
-    /// Waits as long as a round that has `sent_bytes` since it was `begun` is too fast.
-    fn keep_pace(&self, begun: Instant, sent_bytes: u64) -> Result<(), WireError> {
-        let due = begun + time_of(sent_bytes, self.bandwidth_limit);
-        loop {
-            if self.progress.is_cancelled() {
-                return Err(WireError::Io(io::ErrorKind::ConnectionAborted.into()));
-            }
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            std::thread::sleep(left.min(PACE_PIECE));
-        }
+        let pace = Pace::new(self.bandwidth_limit, &self.progress);
+        streams.send(&Share::new(ordered, set, &pace))
     }
 
     /// Whether the guest may stand still for what is left.
@@ -312,16 +279,11 @@ pub(super) fn cpu_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// How long it takes to send so much, if that is limited.
-fn time_of(bytes: u64, limit: Option<NonZeroU64>) -> Duration {
-    let us = limit.map_or(0, |limit| u128::from(bytes) * 1_000_000 / u128::from(limit.get()));
-    Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX))
-}
-
-fn expect(wire: &mut Wire<Stream>, kind: Kind) -> Result<(), SendError> {
+/// Waits for an answer of that kind, and returns its body.
+pub(super) fn expect(wire: &mut Wire<Stream>, kind: Kind) -> Result<&[u8], SendError> {
     wire.flush()?;
     match wire.receive()? {
-        (found, _) if found == kind => Ok(()),
+        (found, body) if found == kind => Ok(body),
         (Kind::Refused, why) => Err(SendError::Refused(String::from_utf8_lossy(why).into_owned())),
         (found, _) => Err(WireError::Unexpected { found }.into()),
     }

@@ -175,6 +175,28 @@ impl Identity {
 /// How long two sides may take to know each other.
 pub const GREETING_MAX: Duration = Duration::from_secs(5);
 
+/// Has `talk` go on by a connection, for no longer than `limit` in all; the socket's own limits are as before then.
+///
+/// # Errors
+///
+/// When the socket takes no limits.
+pub(super) fn within<T>(
+    limit: Duration,
+    stream: &mut ServerStream,
+    talk: impl FnOnce(&mut rustls::Stream<'_, ServerConnection, Timed<'_>>) -> T,
+) -> io::Result<T> {
+    let StreamOwned { conn, sock } = stream;
+    let (read, write) = (sock.read_timeout()?, sock.write_timeout()?);
+    let mut timed = Timed {
+        socket: sock,
+        until: Instant::now() + limit,
+    };
+    let outcome = talk(&mut rustls::Stream::new(conn, &mut timed));
+    sock.set_read_timeout(read)?;
+    sock.set_write_timeout(write)?;
+    Ok(outcome)
+}
+
 /// Goes through the handshake, whatever the other side makes of its time; the socket's own limits are as before then.
 fn greet<S: SideData>(connection: &mut ConnectionCommon<S>, socket: &TcpStream) -> io::Result<()> {
     let (read, write) = (socket.read_timeout()?, socket.write_timeout()?);
@@ -190,7 +212,7 @@ fn greet<S: SideData>(connection: &mut ConnectionCommon<S>, socket: &TcpStream) 
 }
 
 /// A socket that has one limit for all that goes through it.
-struct Timed<'a> {
+pub(super) struct Timed<'a> {
     socket: &'a TcpStream,
     until: Instant,
 }

@@ -11,7 +11,9 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 use super::tls::ended;
 
 /// The version of what is said. One more than before whenever a frame changes.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
+/// The oldest version that is still taken.
+pub const PROTOCOL_VERSION_MIN: u32 = 1;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +40,15 @@ pub enum Kind {
     Go,
     /// The guest runs at the target.
     Running,
+    /// A further connection of a migration begins; it carries pages.
+    Join,
+    /// It is one.
+    Joined,
 }
 
 impl Kind {
     /// All of them: tables over every message come from this.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Hello,
         Self::Ready,
         Self::Refused,
@@ -54,6 +60,8 @@ impl Kind {
         Self::Loaded,
         Self::Go,
         Self::Running,
+        Self::Join,
+        Self::Joined,
     ];
 
     /// What it is called.
@@ -70,6 +78,8 @@ impl Kind {
             Self::Loaded => "loaded",
             Self::Go => "go",
             Self::Running => "running",
+            Self::Join => "join",
+            Self::Joined => "joined",
         }
     }
 
@@ -87,6 +97,8 @@ impl Kind {
             Self::Loaded => 9,
             Self::Go => 10,
             Self::Running => 11,
+            Self::Join => 12,
+            Self::Joined => 13,
         }
     }
 
@@ -98,7 +110,8 @@ impl Kind {
             Self::Pages => 8 + PAGES_BYTES_MAX,
             Self::Zeros => 16,
             Self::State => crate::state::STATE_BYTES_MAX,
-            Self::Ready | Self::Mark | Self::Reached | Self::Loaded | Self::Go | Self::Running => 0,
+            Self::Ready | Self::Join => 64,
+            Self::Mark | Self::Reached | Self::Loaded | Self::Go | Self::Running | Self::Joined => 0,
         }
     }
 
@@ -273,6 +286,11 @@ impl<S: BufRead + Write> Wire<S> {
             left -= len_bytes;
         }
         Ok(())
+    }
+
+    /// The stream itself, to look at.
+    pub fn stream_ref(&self) -> &S {
+        &self.stream
     }
 
     /// The stream itself.

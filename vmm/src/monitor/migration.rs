@@ -13,7 +13,7 @@ use super::opening::Opening;
 use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::Fault;
-use crate::config::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus};
+use crate::config::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus, STREAMS_MAX};
 use crate::end::End;
 use crate::kvm::share::FULL;
 use crate::machine::handover::{Outcome, Yielded};
@@ -105,7 +105,13 @@ impl Monitor {
         let Guest::Running(machine) = &self.guest else {
             unreachable!("the phase was looked at");
         };
-        let hello = Hello::new(&self.id, &self.config, machine.offers());
+        if !(1..=STREAMS_MAX).contains(&asked.streams) {
+            return Err(Fault::bad_request(format!(
+                "Migration error: memory goes by 1 to {STREAMS_MAX} streams, and not by {}",
+                asked.streams
+            )));
+        }
+        let hello = Hello::new(&self.id, &self.config, machine.offers(), asked.streams);
         let hello = hello.map_err(|error| fault(&error))?;
         let (wants, clerk_wants) = channel();
         let (clerk_given, given) = channel();
@@ -481,11 +487,11 @@ impl Monitor {
         let listen = listener.local_addr().map_err(|error| fault(&error))?.to_string();
         let progress = Arc::<Progress>::default();
         let job = receive::Job {
-            door: Door {
+            door: Arc::new(Door {
                 listener,
                 identity: Arc::new(identity),
                 from: asked.from_name,
-            },
+            }),
             vm: asked.vm,
             overrides: asked.overrides,
             process: self.config.clone(),

@@ -1,13 +1,15 @@
-//! What the source of a migration sends: an input is its side of the conversation, as a target hears it.
+//! What the source of a migration sends: an input is its side of one connection, as a target hears it.
 
 use std::io::{self, BufRead, Cursor, Read, Write};
+use std::sync::Arc;
 
 use coracle_vmm::keys::ReadingKeys;
 use coracle_vmm::memory::{Backing, PageSize, allocate};
 use coracle_vmm::migration::hello::Hello;
-use coracle_vmm::migration::pages::Landing;
+use coracle_vmm::migration::join::{Admission, Join};
+use coracle_vmm::migration::landing::Landing;
 use coracle_vmm::migration::progress::Progress;
-use coracle_vmm::migration::receive::take_memory;
+use coracle_vmm::migration::receive::{Intake, take_memory, take_share};
 use coracle_vmm::migration::wire::{Kind, Wire};
 use coracle_vmm::state::{State, whole};
 
@@ -42,18 +44,32 @@ impl Write for Source<'_> {
 
 pub(crate) fn run(data: &[u8]) {
     let mut wire = Wire::new(Source(Cursor::new(data)));
-    let Ok((Kind::Hello, body)) = wire.receive() else {
-        return;
-    };
-    // What is said first decides nothing of how the rest is read.
-    if let Ok(hello) = whole::<Hello>(body) {
-        drop(hello.config.config());
-    }
+    let begun = wire.receive().map(|(kind, body)| (kind, body.to_vec()));
     let memory = allocate(1, Backing::Anonymous, PageSize::Base).expect("a MiB is there");
-    let mut landing = Landing::new(&memory);
-    if let Ok(state) = take_memory(&mut wire, &mut landing, &Progress::default())
-        && let Ok(state) = State::parse(&state, &ReadingKeys::default())
-    {
-        drop(state.finish());
+    let intake = Intake::new(Landing::new(memory), Arc::new(Progress::default()));
+    match begun {
+        Ok((Kind::Hello, body)) => {
+            // What is said first decides nothing of how the rest is read.
+            if let Ok(hello) = Hello::read(&body) {
+                drop(hello.config.config());
+            }
+            if let Ok(state) = take_memory(&mut wire, &intake)
+                && let Ok(state) = State::parse(&state, &ReadingKeys::default())
+            {
+                drop(state.finish());
+            }
+        }
+        Ok((kind, body)) => {
+            // A token cannot be guessed, and so the one that is shown is the right one.
+            let shown = whole::<Join>(&body).map(|join| join.token);
+            if let Ok(token) = shown
+                && Admission::new(token, STREAMS).admit(kind, &body).is_ok()
+            {
+                drop(take_share(&mut wire, &intake));
+            }
+        }
+        Err(_) => {}
     }
 }
+
+const STREAMS: u8 = 4;

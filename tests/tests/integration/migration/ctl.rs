@@ -37,6 +37,17 @@ impl<'a> Host<'a> {
         self.directory.path()
     }
 
+    /// A name that no other test has: machines are found by it wherever they are on this host.
+    fn named(&self, name: &str) -> String {
+        let directory = self.path().file_name().unwrap_or_default();
+        let own: String = directory
+            .to_string_lossy()
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect();
+        format!("{name}-{own}")
+    }
+
     fn coraclectl(&self, arguments: &[&str]) -> Command {
         let environment = &self.context.environment;
         let mut command = Command::new(&environment.coraclectl);
@@ -101,7 +112,7 @@ impl Drop for Host<'_> {
     /// Ends what a test that has failed has left in the background.
     fn drop(&mut self) {
         for name in ["second", "third"] {
-            drop(self.run(&["stop", "--force", name]));
+            drop(self.run(&["stop", "--force", &self.named(name)]));
         }
     }
 }
@@ -166,6 +177,7 @@ pub(super) fn moves_a_machine(context: &Context) -> Outcome {
 pub(super) fn starts_the_receiver(context: &Context) -> Outcome {
     let host = Host::new(context)?;
     let mut source = host.source(400)?;
+    let (second, third) = (host.named("second"), host.named("third"));
     let certs = ["--certs", "certs/127.0.0.1"];
     let failed = |arguments: &[&str], why: &str| -> Outcome {
         let sent = host.run(&[arguments, &certs[..]].concat())?;
@@ -189,23 +201,23 @@ pub(super) fn starts_the_receiver(context: &Context) -> Outcome {
         "before it listened: no host of that name",
     )?;
     failed(
-        &["migrate", "source", "--here", "second", "--to-name", "host-b"],
+        &["migrate", "source", "--here", &second, "--to-name", "host-b"],
         "is not of `host-b`",
     )?;
     ensure!(
-        host.get("second", "/")? == Value::Null,
+        host.get(&second, "/")? == Value::Null,
         "the receiver was left behind"
     );
 
-    let sent = host.run(&[&["migrate", "source", "--here", "second"][..], &certs].concat())?;
+    let sent = host.run(&[&["migrate", "source", "--here", &second][..], &certs].concat())?;
     ensure!(sent.status.success(), "{sent:?}");
     let status = source.status()?;
     ensure!(status == Some(0), "the source ended with {status:?}");
 
     let program = context.environment.coraclectl.to_string_lossy().into_owned();
-    let line = format!("{program} receive {to} --name third --certs certs/127.0.0.1");
+    let line = format!("{program} receive {to} --name {third} --certs certs/127.0.0.1");
     let arguments = [
-        &["migrate", "second", &to, "--receiver", &line][..],
+        &["migrate", &second, &to, "--receiver", &line][..],
         &["--receiver-log", "third", "--json"],
         &certs,
     ];
@@ -227,5 +239,5 @@ pub(super) fn starts_the_receiver(context: &Context) -> Outcome {
         host.said("source.receiver.log")?.contains("tick: "),
         "the second has said nothing"
     );
-    host.until("it does not end", || Ok(host.get("third", "/")? == Value::Null))
+    host.until("it does not end", || Ok(host.get(&third, "/")? == Value::Null))
 }

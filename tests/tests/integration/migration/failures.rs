@@ -103,7 +103,10 @@ fn fails_at<'scope>(
     let (mut target, receiving, to) = hosts.receiver(context)?;
     let middle = Middle::start(&hosts.files()?, &to, kind, then)?;
     let mut caller = source.connect()?;
-    let body = hosts.send(&middle.address).to_string();
+    let mut body = hosts.send(&middle.address);
+    // One more than the least, so that each message of the protocol is said.
+    super::merge(&mut body, &json!({ "streams": 2 }));
+    let body = body.to_string();
     let sending = scope.spawn(move || {
         // A source that is killed gives no answer.
         drop(caller.request("PUT", "/migration/send", Some(&body)));

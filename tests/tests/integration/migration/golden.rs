@@ -12,7 +12,8 @@ use coracle_tests::case::Context;
 use coracle_tests::guest::{Machine, unikernel_words};
 use coracle_tests::monitor::Launch;
 use coracle_tests::{Outcome, ensure};
-use coracle_vmm::migration::hello::Hello;
+use coracle_vmm::migration::hello::{Answer, Hello};
+use coracle_vmm::migration::join::Token;
 use coracle_vmm::migration::stream::Stream;
 use coracle_vmm::migration::tls::Identity;
 use coracle_vmm::migration::wire::{Kind, PROTOCOL_VERSION, Wire};
@@ -26,15 +27,15 @@ const MEMORY_MIB: u32 = 4;
 /// In the directory in which its monitor runs: no stream names a path of the host that made it.
 const KERNEL: &str = "test-kernel";
 /// What is said where a processor has less than the one of the source.
-const OTHER_PROCESSOR: &str = "this host cannot give the guest what its processor has";
+pub(super) const OTHER_PROCESSOR: &str = "this host cannot give the guest what its processor has";
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/migration")
 }
 
 /// What a target says to a whole stream.
 #[derive(Debug)]
-enum Answer {
+enum Said {
     /// It has all it needs.
     Loaded,
     /// It will not take it.
@@ -54,18 +55,21 @@ pub(super) fn streams_are_taken(context: &Context) -> Outcome {
         let path = entry?.path();
         let frames = std::fs::read(&path)?;
         match answered(context, &frames)? {
-            Answer::Loaded => {}
+            Said::Loaded => {}
             // It was sent by a host whose processors have more: all else was read before.
-            Answer::Refused(why) if why.contains(OTHER_PROCESSOR) => println!("{}: {why}", path.display()),
-            answer => return Err(format!("{}: {answer:?}", path.display()).into()),
+            Said::Refused(why) if why.contains(OTHER_PROCESSOR) => println!("{}: {why}", path.display()),
+            said => return Err(format!("{}: {said:?}", path.display()).into()),
         }
     }
-    let older = of_version(&std::fs::read(&today)?, 0)?;
-    let answer = answered(context, &older)?;
-    ensure!(
-        matches!(&answer, Answer::Refused(why) if why.contains("speaks version 0 of the migration protocol")),
-        "{answer:?}"
-    );
+    for version in [0, PROTOCOL_VERSION + 1] {
+        let other = of_version(&std::fs::read(&today)?, version)?;
+        let said = answered(context, &other)?;
+        let refused = format!("speaks version {version} of the migration protocol");
+        ensure!(
+            matches!(&said, Said::Refused(why) if why.contains(&refused)),
+            "{said:?}"
+        );
+    }
     Ok(())
 }
 
@@ -93,6 +97,11 @@ fn record(context: &Context, path: &Path) -> Outcome {
     let identity = Identity::read(&hosts.files()?)?;
     let kept = thread::scope(|scope| {
         let sending = scope.spawn(|| monitor.request("PUT", "/migration/send", Some(&body)));
+        let answer = Answer {
+            token: Token::random()?,
+            postcopy: false,
+        };
+        let answer = postcard::to_stdvec(&answer)?;
         let kept = (|| -> Outcome<Vec<u8>> {
             let (socket, _) = listener.accept()?;
             let mut source = Wire::new(Stream::from(identity.accept(socket, None)?));
@@ -101,7 +110,7 @@ fn record(context: &Context, path: &Path) -> Outcome {
                 let (kind, body) = source.receive()?;
                 kept.send(kind, &[body])?;
                 match kind {
-                    Kind::Hello => source.send(Kind::Ready, &[])?,
+                    Kind::Hello => source.send(Kind::Ready, &[&answer])?,
                     Kind::Mark => source.send(Kind::Reached, &[])?,
                     Kind::State => return Ok(kept.stream().get_ref().clone()),
                     _ => continue,
@@ -119,7 +128,7 @@ fn record(context: &Context, path: &Path) -> Outcome {
 }
 
 /// Sends the frames to a receiver.
-fn answered(context: &Context, frames: &[u8]) -> Outcome<Answer> {
+fn answered(context: &Context, frames: &[u8]) -> Outcome<Said> {
     let directory = tempfile::tempdir()?;
     let hosts = Hosts::new(directory.path())?;
     let identity = Identity::read(&hosts.files()?)?;
@@ -127,15 +136,15 @@ fn answered(context: &Context, frames: &[u8]) -> Outcome<Answer> {
     let mut target = Wire::new(Stream::from(
         identity.call(TcpStream::connect(&to)?, "127.0.0.1")?,
     ));
-    let answer = played(&mut target, frames);
+    let said = played(&mut target, frames);
     // No GO was said, so it has nothing.
     drop(target);
     ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
-    answer
+    said
 }
 
 /// Says each frame, and waits for the answer where the protocol has one.
-fn played<S: BufRead + Write>(target: &mut Wire<S>, frames: &[u8]) -> Outcome<Answer> {
+fn played<S: BufRead + Write>(target: &mut Wire<S>, frames: &[u8]) -> Outcome<Said> {
     let mut source = Wire::new(Cursor::new(frames.to_vec()));
     loop {
         let (kind, body) = source.receive()?;
@@ -148,8 +157,8 @@ fn played<S: BufRead + Write>(target: &mut Wire<S>, frames: &[u8]) -> Outcome<An
         };
         target.flush()?;
         match target.receive()? {
-            (Kind::Refused, why) => return Ok(Answer::Refused(String::from_utf8_lossy(why).into_owned())),
-            (Kind::Loaded, _) => return Ok(Answer::Loaded),
+            (Kind::Refused, why) => return Ok(Said::Refused(String::from_utf8_lossy(why).into_owned())),
+            (Kind::Loaded, _) => return Ok(Said::Loaded),
             (found, _) => ensure!(found == expected, "{found:?} came, and not {expected:?}"),
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use coracle_vmm::migration::wire::{HEADER_BYTES, Kind};
 pub(super) enum Then {
     /// It waits, with all that comes behind it in its direction, until somebody lets go.
     Hold,
-    /// Both connections are reset.
+    /// The connection is reset on both sides.
     Cut,
     /// A bit of the record that carries it is flipped.
     Corrupt,
@@ -51,30 +51,19 @@ impl Middle {
         let (spring, sprung) = mpsc::channel();
         let gate = Arc::<Gate>::default();
         let (watched, to) = (Arc::clone(&gate), to.to_owned());
+        let trap = Mutex::new(Some((kind, then, spring)));
+        listener.set_nonblocking(true)?;
         let thread = std::thread::spawn(move || {
-            let run = || -> Outcome {
-                let (socket, _) = listener.accept()?;
-                let target = identity.call(TcpStream::connect(to)?, "127.0.0.1")?;
-                let source = identity.accept(socket, None)?;
-                source.sock.set_nonblocking(true)?;
-                target.sock.set_nonblocking(true)?;
-                let mut sides = [
-                    Side::new(source.conn.into(), source.sock),
-                    Side::new(target.conn.into(), target.sock),
-                ];
-                let mut trap = Some((kind, then));
+            std::thread::scope(|scope| {
                 while !watched.is_over.load(Ordering::Relaxed) {
-                    let [source, target] = &mut sides;
-                    let moved = source.pass(target, &mut trap, &spring, &watched)?
-                        | target.pass(source, &mut trap, &spring, &watched)?;
-                    if !moved {
+                    let Ok((socket, _)) = listener.accept() else {
                         std::thread::sleep(LOOK);
-                    }
+                        continue;
+                    };
+                    // Both ends notice what this one comes to.
+                    scope.spawn(|| drop(stand_between(socket, &to, &identity, &trap, &watched)));
                 }
-                Ok(())
-            };
-            // Both ends notice what this one comes to.
-            drop(run());
+            });
         });
         Ok(Self {
             address,
@@ -104,7 +93,31 @@ impl Drop for Middle {
     }
 }
 
-/// One of the two connections.
+/// What waits for the first message of a kind, whichever connection it comes by.
+type Waiting = Mutex<Option<(Kind, Then, mpsc::Sender<()>)>>;
+
+/// Passes on what comes by one connection of the source, until that ends.
+fn stand_between(socket: TcpStream, to: &str, identity: &Identity, trap: &Waiting, gate: &Gate) -> Outcome {
+    socket.set_nonblocking(false)?;
+    let target = identity.call(TcpStream::connect(to)?, "127.0.0.1")?;
+    let source = identity.accept(socket, None)?;
+    source.sock.set_nonblocking(true)?;
+    target.sock.set_nonblocking(true)?;
+    let mut sides = [
+        Side::new(source.conn.into(), source.sock),
+        Side::new(target.conn.into(), target.sock),
+    ];
+    while !gate.is_over.load(Ordering::Relaxed) {
+        let [source, target] = &mut sides;
+        let moved = source.pass(target, trap, gate)? | target.pass(source, trap, gate)?;
+        if !moved {
+            std::thread::sleep(LOOK);
+        }
+    }
+    Ok(())
+}
+
+/// One of the two sides of a connection.
 struct Side {
     tls: rustls::Connection,
     socket: TcpStream,
@@ -126,13 +139,7 @@ impl Side {
     }
 
     /// Passes on what has come from here, message by message. Says whether there was anything.
-    fn pass(
-        &mut self,
-        other: &mut Self,
-        trap: &mut Option<(Kind, Then)>,
-        spring: &mpsc::Sender<()>,
-        gate: &Gate,
-    ) -> Outcome<bool> {
+    fn pass(&mut self, other: &mut Self, trap: &Waiting, gate: &Gate) -> Outcome<bool> {
         self.take_in()?;
         if self.is_held {
             if !gate.is_open.load(Ordering::Relaxed) {
@@ -143,7 +150,11 @@ impl Side {
         let mut moved = false;
         while let Some((kind, len_bytes)) = self.first() {
             moved = true;
-            if let Some((_, then)) = trap.take_if(|(trapped, _)| *trapped == kind) {
+            let sprung = trap
+                .lock()
+                .map_err(|_| "a thread has panicked")?
+                .take_if(|(trapped, ..)| *trapped == kind);
+            if let Some((_, then, spring)) = sprung {
                 // Whoever waits may have given up.
                 let _told = spring.send(());
                 match then {

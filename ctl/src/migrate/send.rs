@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use coracle_vmm::config::STREAMS_MAX;
 use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
@@ -68,6 +68,35 @@ pub(crate) struct MigrateArgs {
     /// How many connections memory goes by; each takes about a core on either host
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(STREAMS_MAX)))]
     streams: Option<u8>,
+    /// Pack memory by LZ4: always, or as long as that is faster, which is measured again and again
+    #[arg(long, value_enum)]
+    compression: Option<Packing>,
+}
+
+/// Whether memory is packed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Packing {
+    None,
+    Lz4,
+    Auto,
+}
+
+impl Packing {
+    /// As the API has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Lz4 => "Lz4",
+            Self::Auto => "Auto",
+        }
+    }
+}
+
+/// What was seen of a migration: bytes of memory, and on the wire.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    memory_bytes: u64,
+    wire_bytes: u64,
 }
 
 /// How long a migration may take: memory of a TiB on a slow link.
@@ -120,8 +149,12 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
         args.bandwidth_limit.map(|limit| limit.get().into()),
     );
     put("streams", args.streams.map(Value::from));
+    put(
+        "compression",
+        args.compression.map(|packing| packing.name().into()),
+    );
     let begun = Instant::now();
-    send(&client, &signals, &body.to_string())?;
+    let seen = send(&client, &signals, &body.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();
     let log = receiver.map(Receiver::leave);
     match format {
@@ -129,10 +162,17 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
             "vm": args.vm,
             "to": to,
             "seconds": seconds,
+            "memory_bytes": seen.memory_bytes,
+            "wire_bytes": seen.wire_bytes,
             "receiver_log": log,
         }))?,
         Format::Text => {
-            print(format_args!("{} runs on at {to}: {seconds:.1} s\n", args.vm))?;
+            print(format_args!(
+                "{} runs on at {to}: {seconds:.1} s (seen last: {:.1} MiB of memory, {:.1} MiB on the wire)\n",
+                args.vm,
+                mib(seen.memory_bytes),
+                mib(seen.wire_bytes)
+            ))?;
             if let Some(log) = log {
                 print(format_args!("what it says is added to {}\n", log.display()))?;
             }
@@ -185,7 +225,7 @@ fn cancel(vm: &str, format: Format) -> Result<(), MigrateError> {
 }
 
 /// Sends it, and shows how far it is.
-fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<(), MigrateError> {
+fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<Seen, MigrateError> {
     thread::scope(|scope| {
         let asked = scope.spawn(|| {
             client.call(Request {
@@ -196,6 +236,7 @@ fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<(), Migrat
             })
         });
         let mut bar: Option<(Progress, u64)> = None;
+        let mut seen = Seen::default();
         while !asked.is_finished() {
             let mut signal = [PollFd::new(signals, PollFlags::IN)];
             if wait_ready(&mut signal, Some(Deadline::after(PERIOD)))? {
@@ -205,14 +246,28 @@ fn send(client: &Client<'_>, signals: &Signals, body: &str) -> Result<(), Migrat
             // A monitor that does not answer just now is asked again; what becomes of the machine is told elsewhere.
             if let Ok(status) = client.read(Request::get("/migration")) {
                 show(&mut bar, &status);
+                seen.see(&status);
             }
         }
         drop(bar);
         match asked.join().expect("a request does not panic") {
             Err(ClientError::Refused { fault, .. }) => Err(MigrateError::Refused(fault)),
-            answered => Ok(answered.map(drop)?),
+            answered => Ok(answered.map(|_| seen)?),
         }
     })
+}
+
+impl Seen {
+    /// Once it is over there is nothing left to be seen.
+    fn see(&mut self, status: &Value) {
+        let bytes = |name| status.get(name).and_then(Value::as_u64).unwrap_or(0);
+        self.memory_bytes = self.memory_bytes.max(bytes("sent_bytes"));
+        self.wire_bytes = self.wire_bytes.max(bytes("wire_bytes"));
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
 }
 
 /// A bar of all that is sent, which grows with each round.

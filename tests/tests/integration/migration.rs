@@ -1,6 +1,7 @@
 //! Migrations: a guest goes on in another process while it works, and whatever dies, at most one has it.
 
 mod around;
+mod compress;
 mod ctl;
 mod failures;
 mod golden;
@@ -86,6 +87,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "who_does_not_know_its_token_joins_no_migration",
         need: Need::Kvm,
         run: streams::strangers_join_nothing,
+    },
+    Case {
+        name: "memory_is_packed_where_it_is_asked_for_or_a_slow_link_makes_it_pay",
+        need: Need::Kvm,
+        run: compress::is_packed_where_it_pays,
     },
     Case {
         name: "coraclectl_makes_certificates_receives_and_sends",

@@ -39,6 +39,22 @@ pub struct MigrationSend {
     #[serde(default = "streams")]
     #[schemars(range(min = 1, max = STREAMS_MAX))]
     pub streams: u8,
+    /// Whether memory is packed on its way.
+    #[serde(default)]
+    pub compression: Compression,
+}
+
+/// Whether memory is packed on its way. Pages that do not become smaller are sent as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Compression {
+    /// It is not.
+    #[default]
+    None,
+    /// By LZ4.
+    Lz4,
+    /// By LZ4 as long as that makes it faster, which is measured again and again: it does where the link is slower than a
+    /// processor packs.
+    Auto,
 }
 
 /// Most connections of one migration.
@@ -208,6 +224,8 @@ pub struct MigrationStatus {
     pub rounds: u64,
     /// How much memory was sent or taken, in bytes.
     pub sent_bytes: u64,
+    /// What went over the connections for that, in bytes.
+    pub wire_bytes: u64,
     /// How much is left of this round, in bytes.
     pub left_bytes: u64,
     /// How fast memory was sent in the last round, in bytes per second.

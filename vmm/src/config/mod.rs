@@ -37,8 +37,8 @@ pub use machine::{
     StaticTemplate, VCPU_COUNT_MAX,
 };
 pub use migration::{
-    DriveOverride, MigrationMode, MigrationReceive, MigrationSend, MigrationStage, MigrationStatus,
-    OnTimeout, OverrideError, Overrides, STREAMS_MAX,
+    Compression, DriveOverride, MigrationMode, MigrationReceive, MigrationSend, MigrationStage,
+    MigrationStatus, OnTimeout, OverrideError, Overrides, STREAMS_MAX,
 };
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use snapshot::{

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
-use super::pages::{NUMBER_BYTES, Ordered, PagesError};
-use super::wire::{Wire, WireError};
+use super::compress::unpack;
+use super::pages::{NUMBER_BYTES, Ordered, PagesError, Part};
+use super::wire::{PAGES_BYTES_MAX, Wire, WireError};
 use crate::memory::make_resident;
 use crate::snapshot::memory::PAGE_BYTES;
 
@@ -81,20 +82,69 @@ impl Landing {
         let first = u64::from_le_bytes(wire.receive_array()?);
         let count = (len_bytes / PAGE_BYTES) as u64;
         let parts = self.ordered.parts(first, count)?;
-        let is_new = !self.written.contains(first);
-        self.written.insert(first..first + count);
+        self.prepare(first, count, &parts);
         for part in parts {
-            let len_bytes = usize::try_from(part.pages).expect("a message is short") * PAGE_BYTES;
             let (mut at, memory) = (part.start, self.ordered.memory());
-            if is_new {
-                make_resident(memory, at, len_bytes);
-            }
+            let len_bytes = len_bytes_of(part);
             wire.receive_pieces(len_bytes, |piece| {
                 memory
                     .write_slice(piece, at)
                     .expect("a part lies within the memory");
                 at = at.unchecked_add(piece.len() as u64);
             })?;
+        }
+        Ok(count)
+    }
+
+    /// These pages are about to be written.
+    fn prepare(&self, first: u64, count: u64, parts: &[Part]) {
+        let is_new = !self.written.contains(first);
+        self.written.insert(first..first + count);
+        for part in parts.iter().filter(|_| is_new) {
+            make_resident(self.ordered.memory(), part.start, len_bytes_of(*part));
+        }
+    }
+
+    /// Takes the body of a frame of packed pages by way of `unpacked`, which is as large as a message afterwards. Says how many
+    /// they were.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_pages`], and when they are more or less than is said.
+    pub fn take_packed<S, E>(
+        &self,
+        wire: &mut Wire<S>,
+        body_bytes: usize,
+        unpacked: &mut Vec<u8>,
+    ) -> Result<u64, E>
+    where
+        S: BufRead + Write,
+        E: From<WireError> + From<PagesError>,
+    {
+        let len_bytes = body_bytes
+            .checked_sub(2 * NUMBER_BYTES)
+            .ok_or(PagesError::Partial)?;
+        let first = u64::from_le_bytes(wire.receive_array()?);
+        let count = u64::from_le_bytes(wire.receive_array()?);
+        // All of this before a byte is unpacked.
+        let most = PAGES_BYTES_MAX / PAGE_BYTES;
+        let pages = usize::try_from(count)
+            .ok()
+            .filter(|count| (1..=most).contains(count))
+            .ok_or(PagesError::Count(count))?;
+        let parts = self.ordered.parts(first, count)?;
+        unpacked.resize(PAGES_BYTES_MAX, 0);
+        let bytes = unpacked
+            .get_mut(..pages * PAGE_BYTES)
+            .expect("a message has no more");
+        unpack(wire.receive_body(len_bytes)?, bytes).map_err(PagesError::from)?;
+        self.prepare(first, count, &parts);
+        let mut rest: &[u8] = bytes;
+        for part in parts {
+            let (piece, behind) = rest.split_at(len_bytes_of(part));
+            let written = self.ordered.memory().write_slice(piece, part.start);
+            written.expect("a part lies within the memory");
+            rest = behind;
         }
         Ok(count)
     }
@@ -126,6 +176,10 @@ impl Landing {
     }
 }
 
+fn len_bytes_of(part: Part) -> usize {
+    usize::try_from(part.pages).expect("a message is short") * PAGE_BYTES
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 mod tests {
@@ -133,16 +187,18 @@ mod tests {
 
     use vm_memory::GuestAddress;
 
+    use super::super::compress::Packer;
     use super::super::wire::Kind;
     use super::*;
+    use crate::config::Compression;
     use crate::memory::{Backing, PageSize, allocate};
     use crate::migration::pages::{Pieces, Sender};
     use crate::migration::receive::ReceiveError;
     use crate::snapshot::memory::PageSet;
 
-    fn moved(from: &Arc<GuestMemoryMmap>, landing: &Landing, set: &PageSet) -> u64 {
+    fn moved(from: &Arc<GuestMemoryMmap>, landing: &Landing, set: &PageSet, compression: Compression) -> u64 {
         let mut wire = Wire::new(Cursor::new(Vec::new()));
-        let sent = Sender::default()
+        let sent = Sender::new(compression)
             .send(
                 &mut wire,
                 &Ordered::new(Arc::clone(from)),
@@ -167,6 +223,7 @@ mod tests {
     ) -> Result<u64, ReceiveError> {
         match kind {
             Kind::Pages => landing.take_pages(wire, body_bytes),
+            Kind::Packed => landing.take_packed(wire, body_bytes, &mut Vec::new()),
             Kind::Zeros => landing.take_zeros(wire, body_bytes),
             other => panic!("{other:?}"),
         }
@@ -183,6 +240,12 @@ mod tests {
 
     #[test]
     fn memory_arrives_as_it_is_and_zeros_wipe_out_what_was_there() {
+        for compression in [Compression::None, Compression::Lz4, Compression::Auto] {
+            arrives(compression);
+        }
+    }
+
+    fn arrives(compression: Compression) {
         // More than fits below the gap.
         let mib = 3 << 10 | 2;
         let [from, to] = [0, 1].map(|_| allocate(mib, Backing::Anonymous, PageSize::Base).unwrap());
@@ -194,10 +257,10 @@ mod tests {
         let mut set = PageSet::empty(size_bytes);
         set.insert(0, 16);
         from.write_slice(&[9; 4096], GuestAddress(0x5000)).unwrap();
-        assert_eq!(moved(&from, &landing, &set), 16);
+        assert_eq!(moved(&from, &landing, &set, compression), 16);
         from.write_slice(&[0; 4096], GuestAddress(0x5000)).unwrap();
         set.insert((3 << 18) - 8, (3 << 18) + 8);
-        assert_eq!(moved(&from, &landing, &set), 32);
+        assert_eq!(moved(&from, &landing, &set, compression), 32);
         let mut bytes = [7; 8192];
         to.read_slice(&mut bytes[..4096], low).unwrap();
         assert_eq!(bytes[..4096], [1; 4096]);
@@ -235,6 +298,48 @@ mod tests {
         ] {
             assert!(matches!(
                 taken(&landing, Kind::Zeros, &body),
+                Err(ReceiveError::Pages(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn packed_pages_are_as_many_as_is_said_and_lie_within_the_memory() {
+        let memory = allocate(1, Backing::Anonymous, PageSize::Base).unwrap();
+        let landing = Landing::new(Arc::clone(&memory));
+        let packed = |pages: usize| {
+            let mut packer = Packer::new(Compression::Lz4);
+            packer.pack(&vec![1; pages * PAGE_BYTES]).unwrap().to_vec()
+        };
+        let body = |first: u64, count: u64, packed: Vec<u8>| {
+            [&first.to_le_bytes()[..], &count.to_le_bytes(), &packed].concat()
+        };
+        let most = PAGES_BYTES_MAX / PAGE_BYTES;
+        assert_eq!(
+            taken(&landing, Kind::Packed, &body(254, 2, packed(2))).unwrap(),
+            2
+        );
+        assert_eq!(
+            taken(&landing, Kind::Packed, &body(0, 64, packed(most))).unwrap(),
+            64
+        );
+        let mut bytes = [0; PAGE_BYTES];
+        memory.read_slice(&mut bytes, GuestAddress(255 << 12)).unwrap();
+        assert_eq!(bytes, [1; PAGE_BYTES]);
+        for body in [
+            body(255, 2, packed(2)),
+            body(u64::MAX, 1, packed(1)),
+            body(0, 0, Vec::new()),
+            body(0, 65, packed(65)),
+            body(0, u64::MAX, packed(1)),
+            // More than is said, and less.
+            body(0, 1, packed(1000)),
+            body(0, 2, packed(1)),
+            body(0, 1, Vec::new()),
+            vec![0; 15],
+        ] {
+            assert!(matches!(
+                taken(&landing, Kind::Packed, &body),
                 Err(ReceiveError::Pages(_))
             ));
         }

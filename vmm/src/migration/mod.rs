@@ -14,6 +14,7 @@
 //! Who may write the disks is decided by their leases alone (`coracle_storage::lease`), whatever is sent or lost here.
 
 mod call;
+pub mod compress;
 pub mod converge;
 pub mod door;
 pub mod hello;

@@ -3,10 +3,13 @@
 use std::io::{BufRead, Write};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use super::compress::{Damaged, Packer};
 use super::wire::{Kind, PAGES_BYTES_MAX, Wire, WireError};
+use crate::config::Compression;
 use crate::snapshot::memory::{PAGE_BYTES, PageSet};
 
 /// Why pages are not taken.
@@ -17,6 +20,10 @@ pub enum PagesError {
     Partial,
     #[error("{count} pages at page {first} do not lie within the guest's memory")]
     Outside { first: u64, count: u64 },
+    #[error("{0} packed pages are more than a message may have, or none")]
+    Count(u64),
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
 }
 
 /// The pages of a memory in the order of its addresses, without the gap for devices.
@@ -162,13 +169,23 @@ impl<'a> Pieces<'a> {
 }
 
 /// Sends pages by rounds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sender {
     piece: Vec<Range<u64>>,
     buffer: Vec<u8>,
+    packer: Packer,
 }
 
 impl Sender {
+    /// One that packs them as was asked.
+    pub fn new(compression: Compression) -> Self {
+        Self {
+            piece: Vec::new(),
+            buffer: Vec::new(),
+            packer: Packer::new(compression),
+        }
+    }
+
     /// Says that all pages of a memory are zeros but those of `touched`, and says how many they are.
     ///
     /// # Errors
@@ -207,6 +224,7 @@ impl Sender {
     ) -> Result<u64, WireError> {
         let mut zeros = Zeros::default();
         let (mut total, mut before) = (0, wire.sent_bytes());
+        self.packer.begin(Instant::now());
         while pieces.next(&mut self.piece) {
             for run in self.piece.iter().flat_map(|run| frames(run.clone())) {
                 let pages = run.end - run.start;
@@ -215,11 +233,12 @@ impl Sender {
                 ordered
                     .read(run.start, &mut self.buffer)
                     .expect("a set of pages is one of the memory that it was made for");
-                zeros.send_run(wire, run.start, &self.buffer)?;
+                let full_bytes = zeros.send_run(wire, run.start, &self.buffer, &mut self.packer)?;
                 total += pages;
                 let bytes = wire.sent_bytes() - before;
                 before += bytes;
                 sent(Sent { pages, bytes })?;
+                self.packer.sent(full_bytes, Instant::now());
             }
         }
         zeros.end(wire)?;
@@ -252,13 +271,15 @@ struct Zeros {
 }
 
 impl Zeros {
-    /// Sends pages that lie one behind the other, those of zeros by their number alone.
+    /// Sends pages that lie one behind the other, those of zeros by their number alone. Says how many bytes the others were.
     fn send_run<S: BufRead + Write>(
         &mut self,
         wire: &mut Wire<S>,
         first: u64,
         bytes: &[u8],
-    ) -> Result<(), WireError> {
+        packer: &mut Packer,
+    ) -> Result<usize, WireError> {
+        let mut full_bytes = 0;
         let pages = bytes.as_chunks::<PAGE_BYTES>().0;
         let is_zero = |page: &[u8; PAGE_BYTES]| *page == [0; PAGE_BYTES];
         let mut number = first;
@@ -271,11 +292,17 @@ impl Zeros {
                 }
                 self.count += count;
             } else {
-                wire.send(Kind::Pages, &[&number.to_le_bytes(), run.as_flattened()])?;
+                let plain = run.as_flattened();
+                full_bytes += plain.len();
+                let first = number.to_le_bytes();
+                match packer.pack(plain) {
+                    Some(packed) => wire.send(Kind::Packed, &[&first, &count.to_le_bytes(), packed])?,
+                    None => wire.send(Kind::Pages, &[&first, plain])?,
+                }
             }
             number += count;
         }
-        Ok(())
+        Ok(full_bytes)
     }
 
     fn end<S: BufRead + Write>(&mut self, wire: &mut Wire<S>) -> Result<(), WireError> {

@@ -13,6 +13,7 @@ use crate::snapshot::memory::PAGE_BYTES;
 pub struct Progress {
     rounds: AtomicU64,
     sent_pages: AtomicU64,
+    wire_bytes: AtomicU64,
     left_pages: AtomicU64,
     bytes_per_s: AtomicU64,
     downtime_us: AtomicU64,
@@ -27,6 +28,7 @@ impl Default for Progress {
         Self {
             rounds: AtomicU64::default(),
             sent_pages: AtomicU64::default(),
+            wire_bytes: AtomicU64::default(),
             left_pages: AtomicU64::default(),
             bytes_per_s: AtomicU64::default(),
             downtime_us: AtomicU64::default(),
@@ -46,6 +48,11 @@ impl Progress {
     /// How much memory was sent or taken, in bytes; zeros count as what they are.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_pages.load(Ordering::Relaxed) * PAGE_BYTES as u64
+    }
+
+    /// What went over the connections for that, in bytes.
+    pub fn wire_bytes(&self) -> u64 {
+        self.wire_bytes.load(Ordering::Relaxed)
     }
 
     /// How much is left of the round, in bytes.
@@ -77,8 +84,10 @@ impl Progress {
         self.left_pages.store(pages, Ordering::Relaxed);
     }
 
-    pub(super) fn add(&self, pages: u64) {
+    /// So many pages went, by so many bytes of connections.
+    pub(super) fn add(&self, pages: u64, wire_bytes: u64) {
         self.sent_pages.fetch_add(pages, Ordering::Relaxed);
+        self.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
         let less = |left: u64| Some(left.saturating_sub(pages));
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
         // It never refuses.

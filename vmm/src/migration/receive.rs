@@ -16,7 +16,7 @@ use super::pages::PagesError;
 use super::progress::Progress;
 use super::send;
 use super::stream::Stream;
-use super::wire::{Kind, Wire, WireError};
+use super::wire::{HEADER_BYTES, Kind, Wire, WireError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::config::{Config, Overrides};
 use crate::keys::ReadingKeys;
@@ -259,13 +259,13 @@ impl Intake {
     }
 
     /// Counts what one frame has brought. Zeros of no page, and marks, would cost nothing, and last for ever.
-    fn count(&self, pages: u64) -> Result<(), ReceiveError> {
+    fn count(&self, pages: u64, wire_bytes: usize) -> Result<(), ReceiveError> {
         let limit = self.landing.count().saturating_mul(TIMES_MAX);
         let taken = self.taken.fetch_add(pages.max(1), Ordering::Relaxed);
         if taken.saturating_add(pages.max(1)) > limit {
             return Err(ReceiveError::TooMuch);
         }
-        self.progress.add(pages);
+        self.progress.add(pages, wire_bytes as u64);
         Ok(())
     }
 }
@@ -276,10 +276,11 @@ impl Intake {
 ///
 /// When the source is lost, sends what has no place, or more than a migration needs.
 pub fn take_memory<S: BufRead + Write>(wire: &mut Wire<S>, intake: &Intake) -> Result<Vec<u8>, ReceiveError> {
+    let mut unpacked = Vec::new();
     loop {
         match wire.receive_head()? {
             (Kind::State, body_bytes) => return Ok(wire.receive_body(body_bytes)?.to_vec()),
-            (kind, body_bytes) => take_frame(wire, intake, kind, body_bytes)?,
+            head => take_frame(wire, intake, head, &mut unpacked)?,
         }
     }
 }
@@ -295,13 +296,13 @@ pub struct Ended {
 
 /// Takes memory in by a further stream until that ends.
 pub fn take_share<S: BufRead + Write>(wire: &mut Wire<S>, intake: &Intake) -> Ended {
-    let mut is_marked = true;
+    let (mut is_marked, mut unpacked) = (true, Vec::new());
     let mut take = || -> Result<(), ReceiveError> {
         loop {
-            let (kind, body_bytes) = wire.receive_head()?;
+            let head = wire.receive_head()?;
             is_marked = false;
-            take_frame(wire, intake, kind, body_bytes)?;
-            is_marked = kind == Kind::Mark;
+            take_frame(wire, intake, head, &mut unpacked)?;
+            is_marked = head.0 == Kind::Mark;
         }
     };
     let why = take().expect_err("it goes on until something ends it");
@@ -314,14 +315,17 @@ pub fn take_share<S: BufRead + Write>(wire: &mut Wire<S>, intake: &Intake) -> En
 fn take_frame<S: BufRead + Write>(
     wire: &mut Wire<S>,
     intake: &Intake,
-    kind: Kind,
-    body_bytes: usize,
+    (kind, body_bytes): (Kind, usize),
+    unpacked: &mut Vec<u8>,
 ) -> Result<(), ReceiveError> {
     if intake.is_given_up.load(Ordering::Relaxed) {
         return Err(WireError::Io(io::ErrorKind::ConnectionAborted.into()).into());
     }
     let count = match kind {
         Kind::Pages => intake.landing.take_pages::<_, ReceiveError>(wire, body_bytes)?,
+        Kind::Packed => intake
+            .landing
+            .take_packed::<_, ReceiveError>(wire, body_bytes, unpacked)?,
         Kind::Zeros => intake.landing.take_zeros::<_, ReceiveError>(wire, body_bytes)?,
         Kind::Mark => {
             wire.send(Kind::Reached, &[])?;
@@ -330,7 +334,7 @@ fn take_frame<S: BufRead + Write>(
         }
         found => return Err(WireError::Unexpected { found }.into()),
     };
-    intake.count(count)
+    intake.count(count, HEADER_BYTES + body_bytes)
 }
 
 /// Tells the source why it is not to wait. It may be gone.

@@ -19,6 +19,7 @@ use super::stream::Stream;
 use super::streams::{Pace, Share, Streams};
 use super::tls::{TlsError, TlsFiles};
 use super::wire::{Kind, Wire, WireError};
+use crate::config::Compression;
 use crate::snapshot::memory::{PAGE_BYTES, PageSet};
 use crate::state::whole;
 
@@ -38,6 +39,8 @@ pub struct Job {
     pub terms: Terms,
     /// How many bytes are sent per second at most.
     pub bandwidth_limit: Option<NonZeroU64>,
+    /// Whether memory is packed.
+    pub compression: Compression,
     /// The other end of it.
     pub desk: Desk,
     /// How far it is.
@@ -152,7 +155,7 @@ impl Job {
         let mut streams = self.begin(&way)?;
         let ordered = Ordered::new(Arc::clone(&self.memory));
         let mut set = self.pages(Want::Rounds)?;
-        self.progress.add(streams.send_zeros(&set)?);
+        streams.send_zeros(&set, &self.progress)?;
         let mut judge = Judge::new(self.terms);
         loop {
             let (begun, before) = (Instant::now(), streams.sent_bytes());
@@ -192,7 +195,7 @@ impl Job {
         wire.send(Kind::Hello, &[&hello])?;
         let Answer { token, .. } = whole(expect(&mut wire, Kind::Ready)?)?;
         let others = way.join(token, self.hello.streams, &wire)?;
-        Ok(Streams::new(wire, others))
+        Ok(Streams::new(wire, others, self.compression))
     }
 
     /// All of the memory is on its way: the state, and when the target has both, the machine.

@@ -15,6 +15,7 @@ use super::progress::Progress;
 use super::send::{SendError, cpu_time, expect};
 use super::stream::Stream;
 use super::wire::{Kind, Wire, WireError};
+use crate::config::Compression;
 use crate::snapshot::memory::PageSet;
 
 /// All of them.
@@ -55,10 +56,11 @@ impl<'a> Share<'a> {
 
 impl Streams {
     /// `first` and those that have joined it.
-    pub(super) fn new(first: Wire<Stream>, others: Vec<Wire<Stream>>) -> Self {
+    pub(super) fn new(first: Wire<Stream>, others: Vec<Wire<Stream>>, compression: Compression) -> Self {
+        let lane = |wire| Lane::new(wire, compression);
         Self {
-            first: Lane::new(first),
-            others: others.into_iter().map(Lane::new).collect(),
+            first: lane(first),
+            others: others.into_iter().map(lane).collect(),
         }
     }
 
@@ -81,13 +83,17 @@ impl Streams {
         std::iter::once(&self.first).chain(&self.others)
     }
 
-    /// Says that all pages of a memory are zeros but those of `touched`, and says how many they are.
+    /// Says that all pages of a memory are zeros but those of `touched`.
     ///
     /// # Errors
     ///
     /// When the connection has ended.
-    pub(super) fn send_zeros(&mut self, touched: &PageSet) -> Result<u64, SendError> {
-        Ok(self.first.pages.send_zeros(&mut self.first.wire, touched)?)
+    pub(super) fn send_zeros(&mut self, touched: &PageSet, progress: &Progress) -> Result<(), SendError> {
+        let Lane { wire, pages, .. } = &mut self.first;
+        let before = wire.sent_bytes();
+        let count = pages.send_zeros(wire, touched)?;
+        progress.add(count, wire.sent_bytes() - before);
+        Ok(())
     }
 
     /// Sends a round, and says how many pages it had. Then the target has all but what went by the first stream, which is on its
@@ -130,10 +136,10 @@ impl Streams {
 }
 
 impl Lane {
-    fn new(wire: Wire<Stream>) -> Self {
+    fn new(wire: Wire<Stream>, compression: Compression) -> Self {
         Self {
             wire,
-            pages: Sender::default(),
+            pages: Sender::new(compression),
             cpu_time: Duration::ZERO,
         }
     }
@@ -198,7 +204,7 @@ impl<'a> Pace<'a> {
 
     /// Waits for as long as all that was sent is too much.
     fn keep(&self, sent: Sent) -> Result<(), WireError> {
-        self.progress.add(sent.pages);
+        self.progress.add(sent.pages, sent.bytes);
         let sent_bytes = self.sent_bytes.fetch_add(sent.bytes, Ordering::Relaxed) + sent.bytes;
         let due = self.begun + time_of(sent_bytes, self.bytes_per_s);
         loop {

@@ -44,11 +44,13 @@ pub enum Kind {
     Join,
     /// It is one.
     Joined,
+    /// Pages that lie one behind the other, made smaller.
+    Packed,
 }
 
 impl Kind {
     /// All of them: tables over every message come from this.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Hello,
         Self::Ready,
         Self::Refused,
@@ -62,6 +64,7 @@ impl Kind {
         Self::Running,
         Self::Join,
         Self::Joined,
+        Self::Packed,
     ];
 
     /// What it is called.
@@ -80,6 +83,7 @@ impl Kind {
             Self::Running => "running",
             Self::Join => "join",
             Self::Joined => "joined",
+            Self::Packed => "packed",
         }
     }
 
@@ -99,6 +103,7 @@ impl Kind {
             Self::Running => 11,
             Self::Join => 12,
             Self::Joined => 13,
+            Self::Packed => 14,
         }
     }
 
@@ -109,6 +114,8 @@ impl Kind {
             Self::Refused => 64 << 10,
             Self::Pages => 8 + PAGES_BYTES_MAX,
             Self::Zeros => 16,
+            // It is sent only if it is less than the pages are.
+            Self::Packed => 16 + PAGES_BYTES_MAX,
             Self::State => crate::state::STATE_BYTES_MAX,
             Self::Ready | Self::Join => 64,
             Self::Mark | Self::Reached | Self::Loaded | Self::Go | Self::Running | Self::Joined => 0,

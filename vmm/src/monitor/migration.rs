@@ -130,6 +130,7 @@ impl Monitor {
                 on_timeout: asked.on_timeout,
             },
             bandwidth_limit: asked.bandwidth_limit,
+            compression: asked.compression,
             hello,
             desk: Desk {
                 wants,
@@ -564,6 +565,7 @@ impl Monitor {
             listen: listen.cloned(),
             rounds: progress.map_or(0, Progress::rounds),
             sent_bytes: progress.map_or(0, Progress::sent_bytes),
+            wire_bytes: progress.map_or(0, Progress::wire_bytes),
             left_bytes: progress.map_or(0, Progress::left_bytes),
             bytes_per_s: progress.map_or(0, Progress::bytes_per_s),
             predicted_downtime_us: progress.map_or(0, |progress| {

@@ -104,8 +104,9 @@ fn fails_at<'scope>(
     let middle = Middle::start(&hosts.files()?, &to, kind, then)?;
     let mut caller = source.connect()?;
     let mut body = hosts.send(&middle.address);
-    // One more than the least, so that each message of the protocol is said.
-    super::merge(&mut body, &json!({ "streams": 2 }));
+    // As much as it takes for each message of the protocol to be said.
+    let compression = if kind == Kind::Packed { "Lz4" } else { "None" };
+    super::merge(&mut body, &json!({ "streams": 2, "compression": compression }));
     let body = body.to_string();
     let sending = scope.spawn(move || {
         // A source that is killed gives no answer.

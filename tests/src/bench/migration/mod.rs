@@ -4,3 +4,4 @@ pub mod link;
 pub mod pair;
 pub mod peer;
 pub mod rows;
+pub mod ways;

@@ -37,7 +37,8 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::share::Share;
-use super::state::{StateError, StateShape, VcpuState};
+use super::state::{CpuidEntryState, StateError, StateShape, VcpuState};
+use crate::arch::x86_64::cpuid::{Cpuid, CpuidError};
 use crate::end::{End, Ending};
 use crate::signals;
 
@@ -107,6 +108,8 @@ enum Order {
 #[derive(Debug)]
 pub struct Vcpu {
     index: u8,
+    /// What it answers to CPUID, which never changes once it has run.
+    cpuid: Vec<CpuidEntryState>,
     orders: Sender<Order>,
     parked: Receiver<Turn>,
     /// The last turn that the thread shall leave.
@@ -128,6 +131,15 @@ enum Motion {
 /// Why a vCPU cannot be controlled.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
+    /// KVM does not say what it has the vCPU answer.
+    #[error("cannot tell what vCPU {index} answers to CPUID")]
+    Cpuid {
+        /// Which vCPU.
+        index: u8,
+        /// Why.
+        #[source]
+        source: CpuidError,
+    },
     /// The thread could not be started.
     #[error("cannot start the thread of vCPU {index}")]
     Spawn {
@@ -202,8 +214,9 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// [`VcpuError::Spawn`] when the host has no thread to give.
+    /// [`VcpuError::Spawn`] when the host has no thread to give, and [`VcpuError::Cpuid`] when KVM does not say what the vCPU is.
     pub fn spawn(index: u8, fd: VcpuFd, outside: Outside) -> Result<Self, VcpuError> {
+        let cpuid = Cpuid::of_vcpu(&fd).map_err(|source| VcpuError::Cpuid { index, source })?;
         let (orders, order_inbox) = channel();
         let (parked_outbox, parked) = channel();
         let leave = Arc::<AtomicU64>::default();
@@ -220,6 +233,7 @@ impl Vcpu {
             .map_err(|source| VcpuError::Spawn { index, source })?;
         let vcpu = Self {
             index,
+            cpuid: cpuid.entries().iter().map(CpuidEntryState::from).collect(),
             orders,
             parked,
             leave,
@@ -230,6 +244,11 @@ impl Vcpu {
         // A kick that came before the thread knows its kvm_run page would be lost.
         vcpu.wait_parked()?;
         Ok(vcpu)
+    }
+
+    /// What it answers to CPUID.
+    pub fn cpuid(&self) -> &[CpuidEntryState] {
+        &self.cpuid
     }
 
     /// Lets the guest run, also where a kick was not obeyed yet; returns at once.
@@ -588,6 +607,7 @@ mod tests {
         let (orders, inbox) = channel();
         let (answers, parked) = channel();
         let vcpu = Vcpu {
+            cpuid: Vec::new(),
             index: 0,
             orders,
             parked,

@@ -17,6 +17,8 @@ use coracle_storage::lease::{Contest, Incarnation, Offer, Opposition, Record, Ta
 use coracle_storage::open::OpenError;
 
 use super::{DriveSlot, Machine, Paused};
+use crate::kvm::state::CpuidEntryState;
+use crate::kvm::vcpu::Vcpu;
 
 /// The phase in which the guest stands still and whoever wins the next step of the leases has its disks.
 #[derive(Default)]
@@ -69,6 +71,11 @@ pub enum Outcome {
 }
 
 impl<P> Machine<P> {
+    /// What the guest's first processor answers to CPUID: the others differ in their numbers only.
+    pub fn cpuid(&self) -> &[CpuidEntryState] {
+        self.parts.vcpus.first().map_or(&[], Vcpu::cpuid)
+    }
+
     /// What there is to offer, the drive that decides first: those that are written, in the order of the configuration.
     pub fn offers(&self) -> Vec<DriveOffer> {
         let written = self.parts.drives.iter().filter(|drive| drive.is_written());

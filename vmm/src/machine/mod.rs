@@ -52,7 +52,7 @@ pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
 pub use pausing::{Pause, Pausing};
 pub use platform::{PlatformError, renew_generation};
-pub use restore::check_compatible;
+pub use restore::{check_compatible, check_processors};
 pub use round::{Round, RoundError};
 
 /// The phase in which the guest runs.

@@ -10,6 +10,7 @@ use super::state::MachineState;
 use super::{NO_PANIC, Parts};
 use crate::arch::x86_64::cpuid::Cpuid;
 use crate::arch::x86_64::cpuid::compatibility::{self, CompatibilityError};
+use crate::kvm::state::CpuidEntryState;
 use crate::kvm::vm;
 use crate::kvm::{self, KvmError};
 
@@ -67,13 +68,21 @@ pub enum RestoreError {
 ///
 /// What is missing, by name.
 pub fn check_compatible(state: &MachineState) -> Result<(), CompatibilityError> {
+    check_processors(state.vcpus.iter().map(|vcpu| vcpu.cpuid.as_slice()))
+}
+
+/// The same for what is all that it is about: what processors answer to CPUID.
+///
+/// # Errors
+///
+/// As [`check_compatible`].
+pub fn check_processors<'a>(
+    answers: impl IntoIterator<Item = &'a [CpuidEntryState]>,
+) -> Result<(), CompatibilityError> {
     let kvm = vm::open()?;
     let supported = Cpuid::supported(&kvm)?;
-    compatibility::check(
-        &supported,
-        || compatibility::given_to_blank(&kvm, &supported),
-        &state.vcpus,
-    )
+    let given = || compatibility::given_to_blank(&kvm, &supported);
+    compatibility::check_answers(&supported, given, answers)
 }
 
 impl Parts {

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::join::Token;
 use super::wire::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use crate::config::{Config, HugePages, MachineConfig, OverrideError, Overrides, STREAMS_MAX};
+use crate::kvm::state::CpuidEntryState;
+use crate::machine::check_processors;
 use crate::machine::disks::Course;
 use crate::machine::handover;
 use crate::snapshot::contents::ConfigState;
@@ -29,6 +31,8 @@ pub struct Hello {
     pub streams: u8,
     /// Whether the guest may be handed over before its memory is there.
     pub postcopy: bool,
+    /// What the guest's first processor answers to CPUID; nothing where that is not known.
+    pub cpuid: Vec<CpuidEntryState>,
 }
 
 /// What version 1 said first.
@@ -51,6 +55,7 @@ impl From<HelloV1> for Hello {
             drives: hello.drives,
             streams: 1,
             postcopy: false,
+            cpuid: Vec::new(),
         }
     }
 }
@@ -124,7 +129,7 @@ pub enum NotSent {
 }
 
 impl Hello {
-    /// What is said of the machine `vm`, whose memory is to go by so many `streams`.
+    /// What is said of the machine `vm`, whose memory is to go by so many `streams`, and whose processors answer `cpuid`.
     ///
     /// # Errors
     ///
@@ -133,6 +138,7 @@ impl Hello {
         vm: &str,
         config: &Config,
         offers: Vec<handover::DriveOffer>,
+        cpuid: &[CpuidEntryState],
         streams: u8,
     ) -> Result<Self, NotSent> {
         let is_temporary = |overlay: &coracle_storage::overlay::OverlayConfig| !overlay.keep;
@@ -157,6 +163,7 @@ impl Hello {
             drives: drives.collect::<Result<_, _>>()?,
             streams,
             postcopy: false,
+            cpuid: cpuid.to_vec(),
         })
     }
 
@@ -220,6 +227,9 @@ impl Hello {
             }
         }
         problems.extend(memory_problem(config.machine(), available_mib));
+        if let Err(error) = check_processors([self.cpuid.as_slice()]) {
+            problems.push(crate::api::chain(&error));
+        }
         if problems.is_empty() {
             Ok(config)
         } else {

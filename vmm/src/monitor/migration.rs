@@ -111,7 +111,13 @@ impl Monitor {
                 asked.streams
             )));
         }
-        let hello = Hello::new(&self.id, &self.config, machine.offers(), asked.streams);
+        let hello = Hello::new(
+            &self.id,
+            &self.config,
+            machine.offers(),
+            machine.cpuid(),
+            asked.streams,
+        );
         let hello = hello.map_err(|error| fault(&error))?;
         let (wants, clerk_wants) = channel();
         let (clerk_given, given) = channel();

@@ -62,7 +62,7 @@ pub(super) fn streams_are_taken(context: &Context) -> Outcome {
         }
     }
     for version in [0, PROTOCOL_VERSION + 1] {
-        let other = of_version(&std::fs::read(&today)?, version)?;
+        let other = with_hello(&std::fs::read(&today)?, |hello| hello.version = version)?;
         let said = answered(context, &other)?;
         let refused = format!("speaks version {version} of the migration protocol");
         ensure!(
@@ -70,7 +70,7 @@ pub(super) fn streams_are_taken(context: &Context) -> Outcome {
             "{said:?}"
         );
     }
-    Ok(())
+    refuses_another_processor(context, &std::fs::read(&today)?)
 }
 
 /// Keeps what a source sends, whose target is played here.
@@ -164,16 +164,40 @@ fn played<S: BufRead + Write>(target: &mut Wire<S>, frames: &[u8]) -> Outcome<Sa
     }
 }
 
-/// The same stream, said to be of another version.
-fn of_version(frames: &[u8], version: u32) -> Outcome<Vec<u8>> {
+/// The same stream with another hello.
+fn with_hello(frames: &[u8], change: impl FnOnce(&mut Hello)) -> Outcome<Vec<u8>> {
     let mut source = Wire::new(Cursor::new(frames.to_vec()));
     let (_, body) = source.receive()?;
     let mut hello: Hello = whole(body)?;
-    hello.version = version;
+    change(&mut hello);
     let mut changed = Wire::new(Cursor::new(Vec::new()));
     changed.send(Kind::Hello, &[&postcard::to_stdvec(&hello)?])?;
     let read = usize::try_from(source.stream().position())?;
     let mut all = changed.stream().get_ref().clone();
     all.extend_from_slice(frames.get(read..).ok_or("the hello is not all of it")?);
     Ok(all)
+}
+
+/// A guest whose processor has all that there ever was is refused for that before a byte of its memory moves.
+fn refuses_another_processor(context: &Context, frames: &[u8]) -> Outcome {
+    let hello = with_hello(frames, |hello| {
+        for answer in hello.cpuid.iter_mut().filter(|answer| answer.leaf == 7) {
+            answer.ebx = u32::MAX;
+        }
+    })?;
+    let mut first = Wire::new(Cursor::new(hello));
+    first.receive()?;
+    let length = usize::try_from(first.stream().position())?;
+    let hello = first
+        .stream()
+        .get_ref()
+        .get(..length)
+        .ok_or("a hello has an end")?
+        .to_vec();
+    let said = answered(context, &hello)?;
+    ensure!(
+        matches!(&said, Said::Refused(why) if why.contains(OTHER_PROCESSOR)),
+        "{said:?}"
+    );
+    Ok(())
 }

@@ -49,8 +49,8 @@ pub enum Missing {
 pub enum CompatibilityError {
     /// Named one by one.
     #[error(
-        "this host cannot give the guest what its processor has: {}. Restore the snapshot on a host that can, or start \
-         guests that shall come here with a CPU template that clears these bits",
+        "this host cannot give the guest what its processor has: {}. Let it go on on a host that can, or start guests \
+         that shall come here with a CPU template that clears these bits",
         list(.0)
     )]
     Missing(Vec<Missing>),
@@ -73,9 +73,22 @@ pub fn check(
     given: impl FnOnce() -> Result<Cpuid, CompatibilityError>,
     vcpus: &[VcpuState],
 ) -> Result<(), CompatibilityError> {
+    check_answers(supported, given, vcpus.iter().map(|vcpu| vcpu.cpuid.as_slice()))
+}
+
+/// The same for what vCPUs answer to CPUID, which is all that it is about.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_answers<'a>(
+    supported: &Cpuid,
+    given: impl FnOnce() -> Result<Cpuid, CompatibilityError>,
+    vcpus: impl IntoIterator<Item = &'a [CpuidEntryState]>,
+) -> Result<(), CompatibilityError> {
     let mut missing = Vec::new();
-    for vcpu in vcpus {
-        for one in compatibility(&vcpu.cpuid, supported) {
+    for answers in vcpus {
+        for one in compatibility(answers, supported) {
             if !missing.contains(&one) {
                 missing.push(one);
             }

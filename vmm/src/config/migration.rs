@@ -35,7 +35,7 @@ pub struct MigrationSend {
     /// How many bytes per second are sent at most; without it as many as the connection takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit: Option<NonZeroU64>,
-    /// Connections that memory goes by. Each takes about a core at either side, and one carries as much as a link of 10 Gb/s.
+    /// Connections that memory goes by. Each takes about a core at either side while it is busy.
     #[serde(default = "streams")]
     #[schemars(range(min = 1, max = STREAMS_MAX))]
     pub streams: u8,

@@ -25,6 +25,11 @@ pub(crate) struct ReceiveArgs {
     /// The only machine that is taken, by the name that it was started with
     #[arg(long, value_name = "ID")]
     vm: Option<String>,
+    /// How long a sender may not be reached that still has a part of the guest's memory (`migrate
+    /// --allow-postcopy`); then the guest
+    /// is stopped for good
+    #[arg(long, value_name = "SECONDS")]
+    postcopy_wait: Option<u64>,
     #[command(flatten)]
     foreground: ForegroundArgs,
 }
@@ -51,6 +56,8 @@ fn start(args: &ReceiveArgs) -> std::io::Result<Step> {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         object.extend(given.map(|(name, value)| (name, Value::from(value))));
+        let wait = args.postcopy_wait.map(Value::from);
+        object.extend(wait.map(|wait| ("postcopy_wait_s".to_owned(), wait)));
     }
     Ok(Step {
         part: "receive a machine".to_owned(),

@@ -10,8 +10,8 @@ pub use super::answer::{Answer, Data, Fault};
 use super::http::{Content, Method};
 use crate::config::{
     Action, BootSource, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig, MachineConfigPatch,
-    MetricsConfig, MigrationReceive, MigrationSend, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad,
-    SnapshotPatch, SnapshotWish, Vm, VmState,
+    MetricsConfig, MigrationReceive, MigrationRecover, MigrationSend, Phase, RateLimiterGroup,
+    SnapshotCreate, SnapshotLoad, SnapshotPatch, SnapshotWish, Vm, VmState,
 };
 
 /// What a client wants, with everything it sent parsed.
@@ -77,6 +77,8 @@ pub enum Verb {
     GetMigration,
     /// Give up the migration.
     CancelMigration,
+    /// Have the two sides of a migration find each other again.
+    RecoverMigration(Box<MigrationRecover>),
 }
 
 /// What a verb is, without what it carries.
@@ -113,6 +115,7 @@ pub enum VerbKind {
     ReceiveMigration,
     GetMigration,
     CancelMigration,
+    RecoverMigration,
 }
 
 impl Verb {
@@ -149,6 +152,7 @@ impl Verb {
             Self::ReceiveMigration(_) => VerbKind::ReceiveMigration,
             Self::GetMigration => VerbKind::GetMigration,
             Self::CancelMigration => VerbKind::CancelMigration,
+            Self::RecoverMigration(_) => VerbKind::RecoverMigration,
         }
     }
 
@@ -208,7 +212,8 @@ fn time_of(verb: VerbKind) -> Time {
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
-        | V::CancelMigration => Time::Always,
+        | V::CancelMigration
+        | V::RecoverMigration => Time::Always,
         V::PutMachineConfig
         | V::PatchMachineConfig
         | V::PutCpuConfig
@@ -297,6 +302,7 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::CancelSnapshot
         | V::GetMigration
         | V::CancelMigration
+        | V::RecoverMigration
         | V::FlushMetrics
         | V::SendCtrlAltDel => Ok(()),
         V::PutMachineConfig
@@ -611,6 +617,15 @@ pub static ROUTES: &[Route] = &[
         kinds: &[VerbKind::CancelMigration],
         parse: |_, _| Ok(Verb::CancelMigration),
     },
+    Route {
+        method: Method::Put,
+        path: "/migration/recover",
+        summary: "Has the two sides of a migration whose guest runs before its memory is there find each other by another way.",
+        body: Some("MigrationRecover"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::RecoverMigration],
+        parse: |_, body| json(body).map(Box::new).map(Verb::RecoverMigration),
+    },
 ];
 
 /// What Firecracker has at a path that is not built into this version: first part of the path, and
@@ -693,7 +708,11 @@ mod tests {
                 let looks = format!("{kind:?}").starts_with("Get")
                     || matches!(
                         kind,
-                        V::FlushMetrics | V::SendCtrlAltDel | V::CancelSnapshot | V::CancelMigration
+                        V::FlushMetrics
+                            | V::SendCtrlAltDel
+                            | V::CancelSnapshot
+                            | V::CancelMigration
+                            | V::RecoverMigration
                     );
                 assert_eq!(permitted_meanwhile(underway, *kind).is_ok(), looks, "{kind:?}");
             }
@@ -719,6 +738,7 @@ mod tests {
             V::CancelSnapshot,
             V::GetMigration,
             V::CancelMigration,
+            V::RecoverMigration,
         ];
         let once_started = [
             V::PatchDrive,
@@ -749,7 +769,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            30 * 3,
+            31 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

@@ -41,6 +41,16 @@ pub struct MigrationSend {
     /// Whether memory is packed on its way.
     #[serde(default)]
     pub compression: Compression,
+    /// Whether the guest may go on at the receiver before all of its memory is there, which is fetched from here
+    /// then. This is done
+    /// where it writes so fast that all of it would take more than twice as long as its memory takes once, or when `timeout_s` is
+    /// over; at least one round goes first. From then on both hosts are needed until the memory is there: if this one dies, the
+    /// guest is lost, and boots from its disks.
+    #[serde(default)]
+    pub allow_postcopy: bool,
+    /// How long, in seconds, the receiver may not be reached from then on; then this process ends, and the memory is lost.
+    #[serde(default = "postcopy_wait_s")]
+    pub postcopy_wait_s: u64,
 }
 
 /// Whether memory is packed on its way. Pages that do not become smaller are sent as they are.
@@ -84,6 +94,10 @@ fn downtime_ms() -> u64 {
     50
 }
 
+fn postcopy_wait_s() -> u64 {
+    300
+}
+
 fn streams() -> u8 {
     1
 }
@@ -106,6 +120,30 @@ pub struct MigrationReceive {
     pub vm: Option<String>,
     /// The certificates.
     pub tls: TlsFiles,
+    /// How long, in seconds, a sender may not be reached that has a part of the memory of a guest that runs here;
+    /// then the guest is
+    /// stopped for good, and can be booted from its disks.
+    #[serde(default = "postcopy_wait_s")]
+    pub postcopy_wait_s: u64,
+}
+
+/// The body of `PUT /migration/recover`: another way between the two sides of a migration whose connection was lost while memory
+/// was being fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationRecover {
+    /// At the sender: HOST:PORT where the receiver listens now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// At the sender: the name in the receiver's certificate, if it is not the host of `to`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_name: Option<String>,
+    /// At the sender: the certificates, if they are others than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
+    /// At the receiver: ADDRESS:PORT to listen at instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
 }
 
 /// The answer to `GET /migration`.
@@ -116,13 +154,19 @@ pub struct MigrationStatus {
     /// Where a receiver listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
+    /// Where a sender has sent the machine whose memory is fetched from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Whether the other side is there while memory is fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_connected: Option<bool>,
     /// How many times memory was gone through.
     pub rounds: u64,
     /// How much memory was sent or taken, in bytes.
     pub sent_bytes: u64,
     /// What went over the connections for that, in bytes.
     pub wire_bytes: u64,
-    /// How much is left of this round, in bytes.
+    /// How much is left of this round, or is still to be fetched, in bytes.
     pub left_bytes: u64,
     /// How fast memory was sent in the last round, in bytes per second.
     pub bytes_per_s: u64,
@@ -148,4 +192,6 @@ pub enum MigrationStage {
     HandingOver,
     /// The connection was lost meanwhile, and the leases are asked who has the guest.
     Settling,
+    /// The guest runs at the receiver, and the rest of its memory is fetched from the sender.
+    PostCopy,
 }

@@ -37,8 +37,8 @@ pub use machine::{
     StaticTemplate, VCPU_COUNT_MAX,
 };
 pub use migration::{
-    Compression, MigrationMode, MigrationReceive, MigrationSend, MigrationStage, MigrationStatus, OnTimeout,
-    STREAMS_MAX,
+    Compression, MigrationMode, MigrationReceive, MigrationRecover, MigrationSend, MigrationStage,
+    MigrationStatus, OnTimeout, STREAMS_MAX,
 };
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use snapshot::{

@@ -103,7 +103,8 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         | Verb::SendMigration(_)
         | Verb::ReceiveMigration(_)
         | Verb::GetMigration
-        | Verb::CancelMigration => {}
+        | Verb::CancelMigration
+        | Verb::RecoverMigration(_) => {}
         Verb::LoadSnapshot(load) => drop(load.memory()),
     }
     Ok(())

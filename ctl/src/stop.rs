@@ -51,6 +51,11 @@ pub(crate) enum StopError {
     #[error(transparent)]
     Rung(#[from] RungError),
     #[error(
+        "its guest runs at {to}, and {left_mib} MiB of the guest's memory are still here: this process ends by itself when \
+         they are there; --force ends it now, and loses the guest"
+    )]
+    Needed { to: String, left_mib: u64 },
+    #[error(
         "the monitor with process id {pid} has been killed and has not ended: \
          the kernel holds it in a system call, `cat /proc/{pid}/stack` shows in which"
     )]
@@ -82,6 +87,7 @@ pub(crate) fn stop(args: &StopArgs, format: Format) -> Result<(), StopError> {
     let first = if args.force {
         Rung::Monitor
     } else {
+        check_unneeded(&client)?;
         politest(&client)?
     };
     let rung = climb(first, Duration::from_secs(args.timeout), &client, &process)?;
@@ -93,6 +99,20 @@ pub(crate) fn stop(args: &StopArgs, format: Format) -> Result<(), StopError> {
         Format::Text => print(format_args!("{}: stopped, {rung}\n", args.vm))?,
     }
     Ok(())
+}
+
+/// A machine that has gone elsewhere, and has left some of its memory, is not ended by the way.
+fn check_unneeded(client: &Client<'_>) -> Result<(), StopError> {
+    // One that does not answer is not that far.
+    let status = client.read(Request::get("/migration")).unwrap_or_default();
+    let is_fetched = status.get("state").and_then(Value::as_str) == Some("PostCopy");
+    match status.get("to").and_then(Value::as_str) {
+        Some(to) if is_fetched => Err(StopError::Needed {
+            to: to.to_owned(),
+            left_mib: (status.get("left_bytes").and_then(Value::as_u64).unwrap_or(0) >> 20).max(1),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The first step that this machine can answer to; resumes a paused one, so that it can.

@@ -29,7 +29,7 @@ pub const EXIT_KVM_INTERNAL_ERROR: u8 = 161;
 pub const EXIT_KVM_ENTRY_FAILED: u8 = 162;
 /// KVM_RUN itself failed, or returned for a reason that the monitor does not know.
 pub const EXIT_KVM_RUN_FAILED: u8 = 163;
-/// Memory of a restored guest cannot be loaded.
+/// Memory of a restored or migrated guest cannot be loaded.
 pub const EXIT_MEMORY_LOST: u8 = 164;
 /// The guest was handed over by a migration whose end is not known; see the leases of its images.
 pub const EXIT_HANDOVER_LOST: u8 = 165;
@@ -98,12 +98,14 @@ pub enum End {
         /// Where.
         to: String,
     },
-    /// The guest was handed over, and nobody can tell that it runs; here it may not.
+    /// The guest was handed over, and nobody can tell that it runs, or fetches its memory from here; here it may not run.
     HandoverLost {
         /// What is known.
         reason: String,
     },
-    /// Memory of a restored guest is damaged in its file, or cannot be read from it: the guest never sees it.
+    /// Memory of a restored guest is damaged in its file, or cannot be read from it, or that of a migrated one is at
+    /// a source that is
+    /// gone: the guest never sees it.
     MemoryLost {
         /// Which, and why.
         reason: String,

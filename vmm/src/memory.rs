@@ -22,7 +22,7 @@ mod places;
 mod reading;
 pub mod restore;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod userfault;
 mod working_set;
 
@@ -271,6 +271,26 @@ pub fn make_resident(memory: &GuestMemoryMmap, start: GuestAddress, len_bytes: u
     if let Err(error) = outcome {
         log::debug!("{len_bytes} bytes of guest memory are made resident one by one: {error}");
     }
+}
+
+/// Forgets what is in a range of anonymous memory, whole pages of one region: whoever touches it finds zeros, or waits where the
+/// memory is guarded.
+///
+/// # Errors
+///
+/// What the host answers; then the bytes may be there as before.
+pub fn discard(memory: &GuestMemoryMmap, start: GuestAddress, len_bytes: usize) -> io::Result<()> {
+    let slice = memory.get_slice(start, len_bytes).map_err(io::Error::other)?;
+    // SAFETY: the range is one of a mapping of `memory`, of which nobody holds references: guest memory is reached by volatile
+    // accesses only, and whoever reaches it afterwards finds zeros.
+    unsafe {
+        madvise(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            len_bytes,
+            Advice::LinuxDontNeed,
+        )
+    }?;
+    Ok(())
 }
 
 /// Whether the host follows is its own affair: see /sys/kernel/mm/transparent_hugepage.

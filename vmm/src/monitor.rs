@@ -6,6 +6,7 @@
 mod migration;
 mod opening;
 mod operation;
+mod postcopy;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -108,6 +109,8 @@ pub struct Monitor {
     process: ProcessReport,
     /// The source of a machine that is about to run here.
     wire: Option<Wire<Stream>>,
+    /// Somebody has asked the process to stop, which others still need.
+    is_put_off: bool,
 }
 
 /// How long the last pause and the last resume took, in microseconds.
@@ -173,6 +176,7 @@ impl Monitor {
             latencies,
             process,
             wire: None,
+            is_put_off: false,
         })
     }
 
@@ -227,6 +231,9 @@ impl Monitor {
                     }
                 }
                 Message::Stop(signal) => {
+                    if self.puts_off(signal) {
+                        continue;
+                    }
                     self.process.stopped_by(signal);
                     return Ok(End::Stopped { by: signal });
                 }
@@ -337,7 +344,8 @@ impl Monitor {
                 let status = self.migration_status();
                 return Ok(Data::line(&status, status.state == MigrationStage::Idle));
             }
-            Verb::CancelMigration => self.cancel_migration(),
+            Verb::CancelMigration => self.cancel_migration()?,
+            Verb::RecoverMigration(recover) => self.recover_migration(*recover)?,
             Verb::Start
             | Verb::PatchDrive(_)
             | Verb::Pause
@@ -428,6 +436,7 @@ impl Monitor {
         }
         match settled {
             None => {}
+            Some(Pause::Paused(machine)) if machine.fetcher().is_some() => postcopy::end_flushed(machine),
             Some(Pause::Paused(machine)) => machine.retire(),
             Some(Pause::Stranded(machine)) => machine.retire(),
             Some(Pause::Refused(Refused { machine, error })) => {

@@ -28,6 +28,10 @@ pub(crate) struct ReceiveArgs {
     /// The same image by another path or URL on this host, of the drive ID; may be given for each
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = named_path)]
     disks: Vec<(String, String)>,
+    /// How long a sender may not be reached that still has a part of the guest's memory (`migrate --allow-postcopy`); then the
+    /// guest is stopped for good
+    #[arg(long, value_name = "SECONDS")]
+    postcopy_wait: Option<u64>,
     #[command(flatten)]
     foreground: ForegroundArgs,
 }
@@ -68,6 +72,8 @@ fn start(args: &ReceiveArgs) -> std::io::Result<Step> {
             let drives: Vec<Value> = drives.collect();
             object.insert("overrides".to_owned(), json!({ "drives": drives }));
         }
+        let wait = args.postcopy_wait.map(Value::from);
+        object.extend(wait.map(|wait| ("postcopy_wait_s".to_owned(), wait)));
     }
     Ok(Step {
         part: "receive a machine".to_owned(),

@@ -29,10 +29,10 @@ pub(crate) struct MigrateArgs {
     /// A machine's name, or the path of its API socket
     vm: String,
     /// Where `coraclectl receive` listens: HOST:PORT, or tls://HOST:PORT
-    #[arg(required_unless_present_any = ["cancel", "here"])]
+    #[arg(required_unless_present_any = ["cancel", "here", "listen"])]
     to: Option<String>,
     /// The directory with host.crt, host.key and ca.crt of this host, as `coraclectl certs init` makes them
-    #[arg(long, value_name = "DIR", required_unless_present = "cancel")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["cancel", "recover"])]
     certs: Option<CertsDirectory>,
     /// Give up the migration that is under way, whoever began it; the guest runs on here
     #[arg(long, conflicts_with_all = ["to", "certs"])]
@@ -47,6 +47,20 @@ pub(crate) struct MigrateArgs {
     /// What a receiver that is started here says, and its guest, is added to this file [default: VM.receiver.log]
     #[arg(long, value_name = "FILE")]
     receiver_log: Option<PathBuf>,
+    /// Let the guest go on at the receiver before all of its memory is there, where it writes too fast for anything else: from
+    /// then on it is lost if either host dies, and boots from its disks
+    #[arg(long)]
+    allow_postcopy: bool,
+    /// How long the receiver may not be reached from then on
+    #[arg(long, value_name = "SECONDS")]
+    postcopy_wait: Option<u64>,
+    /// The two sides have lost each other while memory was being fetched: have them find each other by another way. At the sender
+    /// TO is where the receiver listens now
+    #[arg(long, conflicts_with_all = ["cancel", "allow_postcopy"])]
+    recover: bool,
+    /// With --recover, at the receiver: listen there instead, at ADDRESS:PORT
+    #[arg(long, value_name = "ADDRESS", requires = "recover", conflicts_with = "to")]
+    listen: Option<String>,
     /// The name in the receiver's certificate, if it is not HOST
     #[arg(long, value_name = "NAME")]
     to_name: Option<String>,
@@ -118,6 +132,9 @@ const GIVE_UP: Request<'_> = Request {
 ///
 /// When there is no such machine, or it was not sent; then it runs on where it was, unless the error says otherwise.
 pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateError> {
+    if args.recover {
+        return recover(args, format);
+    }
     let Some(certs) = &args.certs else {
         return cancel(&args.vm, format);
     };
@@ -153,6 +170,8 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
         "compression",
         args.compression.map(|packing| packing.name().into()),
     );
+    put("allow_postcopy", args.allow_postcopy.then(|| true.into()));
+    put("postcopy_wait_s", args.postcopy_wait.map(Value::from));
     let begun = Instant::now();
     let seen = send(&client, &signals, &body.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -205,6 +224,34 @@ fn start(
         (None, Some(line), Some(to)) => Some(Receiver::by(line, to, &log)?),
         _ => None,
     })
+}
+
+/// Has the two sides of a migration find each other again. Whether they do `GET /migration` tells.
+fn recover(args: &MigrateArgs, format: Format) -> Result<(), MigrateError> {
+    let mut body = serde_json::Map::new();
+    let mut put = |name: &str, value: Option<Value>| {
+        body.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    let to = args.to.as_deref().map(place).transpose()?;
+    put("to", to.map(Value::from));
+    put("to_name", args.to_name.clone().map(Value::from));
+    put("tls", args.certs.as_ref().map(CertsDirectory::tls).transpose()?);
+    put("listen", args.listen.clone().map(Value::from));
+    let way = to.or(args.listen.as_deref()).unwrap_or_default().to_owned();
+    let socket = resolve(&args.vm)?;
+    Client::new(&socket).call(Request {
+        method: "PUT",
+        path: "/migration/recover",
+        body: Some(&Value::from(body).to_string()),
+        wait: LONG_REQUEST_WAIT,
+    })?;
+    match format {
+        Format::Json => Ok(print_json(&json!({ "vm": args.vm, "at": way }))?),
+        Format::Text => Ok(print(format_args!(
+            "the other side of the migration of {} is looked for at {way}\n",
+            args.vm
+        ))?),
+    }
 }
 
 /// Gives up what somebody else has begun. What becomes of the machine is told there.

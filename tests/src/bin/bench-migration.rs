@@ -1,7 +1,7 @@
 //! How long guests stand still that are moved by TLS to another process on this host, and how fast memory goes, beside QEMU.
 //!
 //! The results are printed and written as JSON to `target/bench/migration.json`. `RUNS=5` changes how often each is done,
-//! `ROWS=idle,busy,total,throughput,streams,compression` narrows what is measured.
+//! `ROWS=idle,busy,postcopy,total,throughput,streams,compression` narrows what is measured.
 
 use coracle_tests::Outcome;
 use coracle_tests::bench::api::{Program, variable};
@@ -20,9 +20,10 @@ fn main() {
 /// Measures one thing, and prints it.
 type Measure = fn(Subject<'_>) -> Outcome<Value>;
 
-const ROWS: [(&str, Measure); 6] = [
+const ROWS: [(&str, Measure); 7] = [
     ("idle", |subject| subject.idle()),
     ("busy", |subject| subject.busy()),
+    ("postcopy", |subject| subject.postcopy()),
     ("total", |subject| subject.total()),
     ("throughput", |subject| subject.throughput()),
     ("streams", |subject| subject.streams()),

@@ -9,6 +9,7 @@ mod linux;
 mod middle;
 mod pace;
 mod place;
+mod postcopy;
 mod strangers;
 mod streams;
 
@@ -67,6 +68,46 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_guest_that_writes_faster_than_is_sent_is_slowed_down_or_stopped",
         need: Need::Kvm,
         run: fast_writers_are_slowed_down_or_stopped,
+    },
+    Case {
+        name: "a_guest_that_writes_too_fast_goes_on_before_its_memory_is_there",
+        need: Need::Kvm,
+        run: postcopy::goes_on_without,
+    },
+    Case {
+        name: "whatever_happens_at_any_message_of_a_fetch_one_process_has_the_guest_or_its_disk_is_free",
+        need: Need::Kvm,
+        run: postcopy::survives_every_failure,
+    },
+    Case {
+        name: "a_source_whose_connection_is_lost_while_memory_is_fetched_calls_again",
+        need: Need::Kvm,
+        run: postcopy::finds_each_other_again,
+    },
+    Case {
+        name: "a_migration_whose_way_is_gone_is_recovered_by_another",
+        need: Need::Kvm,
+        run: postcopy::is_recovered_by_another_way,
+    },
+    Case {
+        name: "a_guest_whose_source_dies_while_memory_is_fetched_ends_and_its_disk_is_whole",
+        need: Need::Kvm,
+        run: postcopy::dies_with_its_source,
+    },
+    Case {
+        name: "a_source_whose_target_dies_while_memory_is_fetched_says_so",
+        need: Need::Kvm,
+        run: postcopy::dies_with_its_target,
+    },
+    Case {
+        name: "a_source_from_which_memory_is_fetched_is_not_stopped_by_the_way",
+        need: Need::Kvm,
+        run: postcopy::is_not_stopped_by_the_way,
+    },
+    Case {
+        name: "a_target_without_userfaultfd_has_the_guest_when_its_memory_is_there",
+        need: Need::Kvm,
+        run: postcopy::goes_without_where_it_cannot,
     },
     Case {
         name: "memory_goes_by_several_streams_while_it_is_written",

@@ -14,8 +14,8 @@ use super::http::Content;
 use super::verbs::{AnswerShape, ROUTES, Route, permitted};
 use crate::config::{
     BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
-    MachineConfigPatch, MetricsConfig, MigrationReceive, MigrationSend, MigrationStatus, Phase,
-    RateLimiterGroup, SnapshotCreate, SnapshotLoad, SnapshotPatch, SnapshotProgress, Version, Vm,
+    MachineConfigPatch, MetricsConfig, MigrationReceive, MigrationRecover, MigrationSend, MigrationStatus,
+    Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad, SnapshotPatch, SnapshotProgress, Version, Vm,
 };
 
 /// Command that writes the document, from the root of the repository.
@@ -146,6 +146,7 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "SnapshotLoad" => schemas.subschema_for::<SnapshotLoad>(),
         "SnapshotPatch" => schemas.subschema_for::<SnapshotPatch>(),
         "MigrationReceive" => schemas.subschema_for::<MigrationReceive>(),
+        "MigrationRecover" => schemas.subschema_for::<MigrationRecover>(),
         "MigrationSend" => schemas.subschema_for::<MigrationSend>(),
         "MigrationStatus" => schemas.subschema_for::<MigrationStatus>(),
         "SnapshotProgress" => schemas.subschema_for::<SnapshotProgress>(),

@@ -103,6 +103,7 @@ mod tests {
             | VerbKind::WatchMigration
             | VerbKind::CancelMigration => "",
             VerbKind::SendMigration => r#"{"to": "b:1", "tls": {"certificate": "c", "key": "k", "ca": "a"}}"#,
+            VerbKind::RecoverMigration => r#"{"to": "b:1"}"#,
             VerbKind::ReceiveMigration => {
                 r#"{"listen": "[::]:0", "tls": {"certificate": "c", "key": "k", "ca": "a"}}"#
             }

@@ -10,8 +10,8 @@ pub use super::answer::{Answer, Data, Fault};
 use super::http::{Content, Method};
 use crate::config::{
     Action, BootSource, CpuConfig, InstanceActionInfo, LoggerConfig, MachineConfig, MachineConfigPatch,
-    MetricsConfig, MigrationReceive, MigrationSend, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad,
-    SnapshotPatch, SnapshotWish, Vm, VmState,
+    MetricsConfig, MigrationReceive, MigrationRecover, MigrationSend, Phase, RateLimiterGroup,
+    SnapshotCreate, SnapshotLoad, SnapshotPatch, SnapshotWish, Vm, VmState,
 };
 
 /// What a client wants, with everything it sent parsed.
@@ -79,6 +79,8 @@ pub enum Verb {
     WatchMigration,
     /// Give up the migration.
     CancelMigration,
+    /// Have the two sides of a migration find each other again.
+    RecoverMigration(Box<MigrationRecover>),
 }
 
 /// What a verb is, without what it carries.
@@ -116,6 +118,7 @@ pub enum VerbKind {
     GetMigration,
     WatchMigration,
     CancelMigration,
+    RecoverMigration,
 }
 
 impl Verb {
@@ -153,6 +156,7 @@ impl Verb {
             Self::GetMigration => VerbKind::GetMigration,
             Self::WatchMigration => VerbKind::WatchMigration,
             Self::CancelMigration => VerbKind::CancelMigration,
+            Self::RecoverMigration(_) => VerbKind::RecoverMigration,
         }
     }
 
@@ -213,7 +217,8 @@ fn time_of(verb: VerbKind) -> Time {
         | V::CancelSnapshot
         | V::GetMigration
         | V::WatchMigration
-        | V::CancelMigration => Time::Always,
+        | V::CancelMigration
+        | V::RecoverMigration => Time::Always,
         V::PutMachineConfig
         | V::PatchMachineConfig
         | V::PutCpuConfig
@@ -303,6 +308,7 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::GetMigration
         | V::WatchMigration
         | V::CancelMigration
+        | V::RecoverMigration
         | V::FlushMetrics
         | V::SendCtrlAltDel => Ok(()),
         V::PutMachineConfig
@@ -628,6 +634,15 @@ pub static ROUTES: &[Route] = &[
         kinds: &[VerbKind::CancelMigration],
         parse: |_, _| Ok(Verb::CancelMigration),
     },
+    Route {
+        method: Method::Put,
+        path: "/migration/recover",
+        summary: "Has the two sides of a migration whose guest runs before its memory is there find each other by another way.",
+        body: Some("MigrationRecover"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::RecoverMigration],
+        parse: |_, body| json(body).map(Box::new).map(Verb::RecoverMigration),
+    },
 ];
 
 /// What Firecracker has at a path that is not built into this version: first part of the path, and
@@ -712,7 +727,11 @@ mod tests {
                     || name.starts_with("Watch")
                     || matches!(
                         kind,
-                        V::FlushMetrics | V::SendCtrlAltDel | V::CancelSnapshot | V::CancelMigration
+                        V::FlushMetrics
+                            | V::SendCtrlAltDel
+                            | V::CancelSnapshot
+                            | V::CancelMigration
+                            | V::RecoverMigration
                     );
                 assert_eq!(permitted_meanwhile(underway, *kind).is_ok(), looks, "{kind:?}");
             }
@@ -739,6 +758,7 @@ mod tests {
             V::GetMigration,
             V::WatchMigration,
             V::CancelMigration,
+            V::RecoverMigration,
         ];
         let once_started = [
             V::PatchDrive,
@@ -769,7 +789,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            31 * 3,
+            32 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

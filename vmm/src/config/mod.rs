@@ -12,6 +12,7 @@ mod key;
 mod machine;
 mod migration;
 mod observe;
+mod overrides;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -37,10 +38,11 @@ pub use machine::{
     StaticTemplate, VCPU_COUNT_MAX,
 };
 pub use migration::{
-    Compression, DriveOverride, MigrationMode, MigrationReceive, MigrationSend, MigrationStage,
-    MigrationStatus, OnTimeout, OverrideError, Overrides, STREAMS_MAX,
+    Compression, MigrationMode, MigrationReceive, MigrationRecover, MigrationSend, MigrationStage,
+    MigrationStatus, OnTimeout, STREAMS_MAX,
 };
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
+pub use overrides::{DriveOverride, OverrideError, Overrides};
 pub use snapshot::{
     Disks, MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotCreateError, SnapshotLoad,
     SnapshotLoadError, SnapshotPatch, SnapshotProgress, SnapshotStage, SnapshotType, SnapshotWish, Verify,

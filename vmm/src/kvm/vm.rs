@@ -26,8 +26,9 @@ const API_VERSION: i32 = 12;
 /// A virtual machine without vCPUs. Dropping it gives its memory slots back.
 #[derive(Debug)]
 pub struct Vm {
-    // The descriptor goes before the memory that its slots point into.
+    // The descriptors go before the memory that its slots point into.
     fd: VmFd,
+    _last: Option<OwnedFd>,
     memory: Arc<GuestMemoryMmap>,
     state_shape: Arc<StateShape>,
 }
@@ -95,7 +96,7 @@ impl Drop for BlankVcpu {
     }
 }
 
-/// The first number for descriptors that the kernel is to close after all others.
+/// The first number for descriptors that are beyond all others.
 const LAST_FD_MIN: libc::c_int = 512;
 
 /// Makes room for descriptors of high numbers, while the process has one thread: with more the kernel lets all processors pass by
@@ -109,23 +110,38 @@ pub fn make_room_for_descriptors() {
     }
 }
 
-/// The same machine by a descriptor of a high number. A process that dies, by whatever signal, has its descriptors closed from
-/// the lowest to the highest, and KVM waits for its own workers when a machine's last one is closed. A worker may wait for memory
-/// that a pager does not bring any more, until the userfaultfd is closed: that has to come first, or nothing ends the process.
-fn closed_last(kvm: &Kvm, fd: VmFd) -> Result<VmFd, KvmError> {
+/// What keeps the machine of `fd` there by a descriptor of a high number, beside `fd` itself, which has a low one. A process that
+/// dies, by whatever signal, has its descriptors closed in the order of their numbers, from the lowest to the
+/// highest or the other
+/// way (Linux 6.18), and KVM waits for its own workers when the last thing is closed that keeps a machine there. A
+/// worker may wait
+/// for memory that nobody brings any more, until the userfaultfd is closed: that has to come first, or nothing ends the process.
+/// So there is something on either side of it. Descriptors of one file count as the highest of them: it has to be another file.
+fn kept_beyond(fd: &VmFd) -> Option<OwnedFd> {
+    // SAFETY: this request takes nothing, and makes a descriptor for reading counters.
+    let counters = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_GET_STATS_FD) };
+    // Older kernels have no counters: then the machine itself is to be closed last, as they close from the lowest to the highest.
+    let kept = if counters < 0 { fd.as_raw_fd() } else { counters };
     // SAFETY: this makes a descriptor, and touches no memory.
-    let last = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LAST_FD_MIN) };
+    let last = unsafe { libc::fcntl(kept, libc::F_DUPFD_CLOEXEC, LAST_FD_MIN) };
+    if counters >= 0 {
+        // SAFETY: the descriptor was made just now, and nobody else has it.
+        drop(unsafe { OwnedFd::from_raw_fd(counters) });
+    }
     if last < 0 {
         // The limit on descriptors is low.
         log::debug!(
-            "the machine keeps its descriptor: {}",
+            "nothing keeps the machine but itself: {}",
             std::io::Error::last_os_error()
         );
-        return Ok(fd);
+        return None;
     }
-    // SAFETY: the descriptor was made just now, nobody else has it, and it is one of a machine.
-    unsafe { kvm.create_vmfd_from_rawfd(last) }.map_err(failed("KVM_GET_VCPU_MMAP_SIZE"))
+    // SAFETY: the descriptor was made just now, and nobody else has it.
+    Some(unsafe { OwnedFd::from_raw_fd(last) })
 }
+
+/// `_IO(KVMIO, 0xce)`.
+const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
 
 impl Vm {
     /// A machine with `memory`, interrupt controllers and a timer.
@@ -134,7 +150,8 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
-        let fd = closed_last(kvm, kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?)?;
+        let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let last = kept_beyond(&fd);
         // Before the interrupt controllers: once these are there, each change of a slot waits for milliseconds.
         set_slots(&fd, &memory, dirty_log)?;
         fd.set_identity_map_address(layout::IDENTITY_MAP.0)
@@ -151,6 +168,7 @@ impl Vm {
         let state_shape = Arc::new(StateShape::new(kvm, &fd)?);
         Ok(Self {
             fd,
+            _last: last,
             memory,
             state_shape,
         })

@@ -183,6 +183,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         share: Arc::clone(&outside.share),
         vm: Some(vm),
         pager: None,
+        fetcher: None,
         memory,
         lineage,
         is_remembered: matches!(plan.origin, Origin::Saved(_)),
@@ -191,7 +192,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     match plan.origin {
         Origin::Boot(origin) => boot(&kvm, &vcpus, &parts, &origin, plan.topology, &windows)?,
         Origin::Saved(origin) => {
-            parts.pager = origin.memory.pager;
+            (parts.pager, parts.fetcher) = (origin.memory.pager, origin.memory.fetcher);
             parts.restore(&vcpus, &origin.state)?;
             if parent.is_some() {
                 parts.generation.announce().map_err(RestoreError::from)?;

@@ -45,6 +45,7 @@ use crate::kvm::share::Share;
 use crate::kvm::vcpu::{Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
 use crate::memory::pager::{self, Pager, Remains};
+use crate::migration::postcopy::target::Fetcher;
 
 use self::lineage::Lineage;
 
@@ -94,6 +95,8 @@ struct Parts {
     vm: Option<Vm>,
     /// Brings memory in; ended after whoever may wait for some.
     pager: Option<Pager>,
+    /// The same, from the source of a migration.
+    fetcher: Option<Fetcher>,
     memory: Arc<GuestMemoryMmap>,
     lineage: Lineage,
     /// A snapshot remembers the generations of the disks.
@@ -180,6 +183,12 @@ impl<P> Machine<P> {
         self.parts.pager.as_ref().map(Pager::progress)
     }
 
+    /// What fetches the guest's memory from the source of a migration, where that goes on.
+    pub fn fetcher(&self) -> Option<&Fetcher> {
+        let fetcher = self.parts.fetcher.as_ref();
+        fetcher.filter(|fetcher| fetcher.status().left_bytes() > 0)
+    }
+
     /// The guest's memory.
     pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.parts.memory
@@ -261,8 +270,9 @@ impl Drop for Parts {
     fn drop(&mut self) {
         self.vcpus.clear();
         self.devices.clear();
-        let remains = self.pager.take().map(Pager::end);
-        if let Some(Remains::Waiters) = remains {
+        let of_pager = self.pager.take().map(Pager::end);
+        let of_fetcher = self.fetcher.take().map(Fetcher::end);
+        if [of_pager, of_fetcher].contains(&Some(Remains::Waiters)) {
             // KVM would wait here, for ever, for its workers that wait for memory; with the process they end.
             std::mem::forget(self.vm.take());
         }

@@ -26,6 +26,7 @@ use crate::config::{self, Config, HugePages, MachineConfig, MemoryBacking};
 use crate::kvm::vm::DirtyLog;
 use crate::memory::pager::Pager;
 use crate::memory::{Backing, PageSize};
+use crate::migration::postcopy::target::Fetcher;
 use crate::snapshot::memory::MemoryId;
 
 /// A machine that can be built.
@@ -70,6 +71,8 @@ pub struct SavedOrigin {
 pub struct MemorySource {
     /// What brings in the rest; dropped first, or it would look for memory that is gone.
     pub pager: Option<Pager>,
+    /// The same, from another process.
+    pub fetcher: Option<Fetcher>,
     /// It, or as much as there is of it.
     pub memory: Arc<GuestMemoryMmap>,
     /// Its name, if a snapshot has given it one; without, it comes from a machine that has stopped just now.

@@ -153,7 +153,7 @@ impl Dice {
 }
 
 /// Reads a byte of guest memory on a thread of its own, which may have to wait for it.
-pub(super) fn touch(memory: &Arc<GuestMemoryMmap>, offset_bytes: usize) -> Receiver<u8> {
+pub(crate) fn touch(memory: &Arc<GuestMemoryMmap>, offset_bytes: usize) -> Receiver<u8> {
     let (outbox, inbox) = channel();
     let memory = Arc::clone(memory);
     let address = vm_memory::GuestAddress(offset_bytes as u64);
@@ -162,7 +162,7 @@ pub(super) fn touch(memory: &Arc<GuestMemoryMmap>, offset_bytes: usize) -> Recei
 }
 
 /// Whether whoever touches memory still waits after a time in which it would have come.
-pub(super) fn waits(touched: &Receiver<u8>) -> bool {
+pub(crate) fn waits(touched: &Receiver<u8>) -> bool {
     touched.recv_timeout(Duration::from_millis(200)) == Err(RecvTimeoutError::Timeout)
 }
 

@@ -69,7 +69,7 @@ impl Userfault {
             call: "userfaultfd(2)",
             source: errno.into(),
         })?;
-        let userfault = Self { fd };
+        let userfault = Self { fd: in_between(fd) };
         let mut handshake = Api {
             api: UFFD_API,
             features: 0,
@@ -255,6 +255,21 @@ impl AsRawFd for Userfault {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// The first number for these descriptors: between those that keep a machine there, which has to be until this is
+/// closed (`kvm::vm`).
+const FD_MIN: libc::c_int = 256;
+
+/// The same by a number that is neither low nor one of the highest, if there is one.
+fn in_between(fd: OwnedFd) -> OwnedFd {
+    // SAFETY: this makes a descriptor, and touches no memory.
+    let moved = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FD_MIN) };
+    if moved < 0 {
+        return fd;
+    }
+    // SAFETY: a descriptor that was made just now is nobody else's.
+    unsafe { OwnedFd::from_raw_fd(moved) }
 }
 
 /// By the system call, or where that is for the privileged only, by the device that the host can give to others.

@@ -19,6 +19,8 @@ pub struct Terms {
     pub deadline: Instant,
     /// What is done then.
     pub on_timeout: OnTimeout,
+    /// Whether the guest may go on at the target before all of its memory is there.
+    pub postcopy: bool,
 }
 
 /// One round, as it went.
@@ -44,6 +46,8 @@ pub enum Verdict {
         /// As many.
         run_permille: u32,
     },
+    /// The guest goes on at the target, and the rest is fetched from here.
+    PostCopy,
     /// The guest writes faster than its memory is sent.
     GiveUp,
 }
@@ -55,10 +59,15 @@ pub struct Judge {
     rounds: u32,
     bytes_per_s: f64,
     run_permille: u32,
+    /// How long all rounds took, and the first of them.
+    took: Duration,
+    first_took: Duration,
 }
 
 /// Most rounds before the last.
 const ROUNDS_MAX: u32 = 30;
+/// How many times what the memory takes all of it may take where post-copy is allowed.
+const TIMES_MAX: u32 = 2;
 /// A round of fewer bytes says nothing of how fast the connection is.
 const TELLING_BYTES: u64 = 1 << 20;
 
@@ -70,6 +79,8 @@ impl Judge {
             rounds: 0,
             bytes_per_s: 0.0,
             run_permille: FULL,
+            took: Duration::ZERO,
+            first_took: Duration::ZERO,
         }
     }
 
@@ -93,11 +104,20 @@ impl Judge {
     /// Judges what comes after `round`, at the time `now`.
     pub fn judge(&mut self, round: Round, now: Instant) -> Verdict {
         self.rounds += 1;
+        self.took += round.took;
+        if self.rounds == 1 {
+            self.first_took = round.took;
+        }
         if self.rounds == 1 || round.sent_bytes >= TELLING_BYTES {
             self.bytes_per_s = round.sent_bytes as f64 / round.took.as_secs_f64().max(1e-6);
         }
         if self.downtime(round.left_pages) <= self.terms.downtime.max(self.terms.standstill * 2) {
             return Verdict::Last;
+        }
+        if self.terms.postcopy
+            && (self.rounds >= ROUNDS_MAX || now >= self.terms.deadline || self.is_too_long(round))
+        {
+            return Verdict::PostCopy;
         }
         if self.rounds >= ROUNDS_MAX || now >= self.terms.deadline {
             return match self.terms.on_timeout {
@@ -112,6 +132,16 @@ impl Judge {
         Verdict::Again {
             run_permille: self.run_permille,
         }
+    }
+
+    /// Whether another round might be one too many: post-copy sends what is left at the time once, so that all is over after
+    /// [`TIMES_MAX`] times what the memory takes, as long as it begins while that is still so. A guest that is slowed down may
+    /// write as much as before in the next round: it may have written all that it writes at all.
+    fn is_too_long(&self, round: Round) -> bool {
+        let left = self
+            .downtime(round.left_pages)
+            .saturating_sub(self.terms.standstill);
+        self.terms.mode == MigrationMode::Auto && self.took + left * 2 > self.first_took * TIMES_MAX
     }
 
     /// The guest is to write half as fast as its memory is sent. How fast it really writes is not known where it has written all
@@ -148,6 +178,7 @@ mod tests {
             mode,
             deadline: Instant::now() + Duration::from_mins(5),
             on_timeout,
+            postcopy: false,
         }
     }
 
@@ -194,6 +225,40 @@ mod tests {
             "{seconds} s, and {of_memory} s for the memory"
         );
         assert!(downtime <= 0.050, "{downtime}");
+    }
+
+    #[test]
+    fn however_fast_a_guest_writes_all_is_over_after_twice_what_its_memory_takes_if_it_may_go_on_without() {
+        let of_memory = 512.0 * 1048576.0 / LINK_BYTES_PER_S;
+        for part_mib in [16, 64, 128, 256, 384, 512] {
+            for times in [0.3, 0.7, 1.0, 4.0, 100.0] {
+                let terms = Terms {
+                    postcopy: true,
+                    ..terms(MigrationMode::Auto, OnTimeout::Abort)
+                };
+                let (verdict, seconds, rest) = sent(terms, 512, part_mib, times * LINK_BYTES_PER_S);
+                assert!(
+                    matches!(verdict, Verdict::Last | Verdict::PostCopy),
+                    "{verdict:?}"
+                );
+                assert!(
+                    seconds + rest <= 2.0 * of_memory + 0.1,
+                    "{part_mib} MiB {times} times: {seconds} s and {rest} s, and {of_memory} s for the memory"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_not_to_be_slowed_down_goes_on_without_its_memory_when_the_time_is_over() {
+        let terms = Terms {
+            postcopy: true,
+            ..terms(MigrationMode::Precopy, OnTimeout::Abort)
+        };
+        let (verdict, seconds, _) = sent(terms, 512, 64, 4.0 * LINK_BYTES_PER_S);
+        assert_eq!(verdict, Verdict::PostCopy);
+        // It had all of its rounds.
+        assert!(seconds > 20.0, "{seconds}");
     }
 
     #[test]

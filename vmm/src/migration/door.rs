@@ -178,7 +178,9 @@ impl Door {
 /// What begins a conversation.
 fn first_of<S: BufRead + Write>(wire: &mut Wire<S>) -> Result<(Kind, Vec<u8>), WireError> {
     match wire.receive_head()? {
-        (kind @ (Kind::Hello | Kind::Join), len_bytes) => Ok((kind, wire.receive_body(len_bytes)?.to_vec())),
+        (kind @ (Kind::Hello | Kind::Join | Kind::Rejoin), len_bytes) => {
+            Ok((kind, wire.receive_body(len_bytes)?.to_vec()))
+        }
         (found, _) => Err(WireError::Unexpected { found }),
     }
 }

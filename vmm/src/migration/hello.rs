@@ -167,6 +167,17 @@ impl Hello {
         })
     }
 
+    /// What of its disks is offered, in words: for whoever finds the journal of a process that is gone.
+    pub fn offered(&self) -> String {
+        let drives = self.drives.iter();
+        let drives = drives.map(|drive| format!("drive `{}` at step {} of its lease", drive.id, drive.epoch));
+        let drives: Vec<String> = drives.collect();
+        if drives.is_empty() {
+            return "no disk of it is written, so no lease decides".to_owned();
+        }
+        format!("offered: {}", drives.join(", "))
+    }
+
     /// What a source of any version that is taken has said.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ pub mod hello;
 pub mod join;
 pub mod landing;
 pub mod pages;
+pub mod postcopy;
 pub mod progress;
 pub mod receive;
 pub mod send;

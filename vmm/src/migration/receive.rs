@@ -1,8 +1,8 @@
 //! The target: a thread that takes a machine in, until it can be built.
 
 use std::io::{self, BufRead, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coracle_storage::lease::Owner;
@@ -13,12 +13,17 @@ use super::hello::{Answer, Hello, HelloError, available_memory_mib};
 use super::join::{Admission, Joining, Token};
 use super::landing::Landing;
 use super::pages::PagesError;
+use super::postcopy::absent::{AbsentError, Telling};
+use super::postcopy::filling::{Filling, GuardError};
+use super::postcopy::target::{Fetcher, Prepared};
+use super::postcopy::{self, pages_of};
 use super::progress::Progress;
 use super::send;
 use super::stream::Stream;
 use super::wire::{HEADER_BYTES, Kind, Wire, WireError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::config::{Config, Overrides};
+use crate::end::Ending;
 use crate::keys::ReadingKeys;
 use crate::kvm::KvmError;
 use crate::machine::disks::Course;
@@ -26,6 +31,7 @@ use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, dirty_log
 use crate::machine::shell::Shell;
 use crate::machine::state::{Counts, MachineState};
 use crate::memory::{self, Backing, MemoryError};
+use crate::snapshot::memory::{PAGE_BYTES, PageSet};
 use crate::state::{State, StateError};
 
 /// What taking a machine in needs.
@@ -42,6 +48,10 @@ pub struct Job {
     pub owner: Owner,
     /// How far it is.
     pub progress: Arc<Progress>,
+    /// How long a source may be away from which the rest of the memory is fetched.
+    pub postcopy_wait: Duration,
+    /// Where it is announced that it was away for longer.
+    pub ending: Ending,
 }
 
 /// A machine that can go on here, and nowhere else unless the source wins the next step of its lease.
@@ -52,6 +62,8 @@ pub struct Received {
     pub config: Config,
     /// Who is to be told that it runs.
     pub wire: Wire<Stream>,
+    /// Where the end of the machine is announced by what fetches its memory.
+    pub ending: Ending,
 }
 
 /// Why no machine was taken in.
@@ -78,6 +90,12 @@ pub enum ReceiveError {
     Unmarked,
     #[error("the source has sent more memory than a migration needs")]
     TooMuch,
+    #[error("the source has said of absent pages what cannot be")]
+    Absent(#[from] AbsentError),
+    #[error("the source has kept a page back that this host needs before the guest runs")]
+    KeptBack,
+    #[error("the guest cannot run before all of its memory is here")]
+    Guard(#[from] GuardError),
     #[error("the state of the machine is damaged")]
     State(#[from] StateError),
     #[error(transparent)]
@@ -110,7 +128,12 @@ impl Job {
         waits.map_err(ReceiveError::Listen)?;
         let taken = self.take(&mut wire, &body);
         match taken {
-            Ok((plan, config)) => Ok(Received { plan, config, wire }),
+            Ok((plan, config)) => Ok(Received {
+                plan,
+                config,
+                wire,
+                ending: self.ending,
+            }),
             Err(error) => {
                 tell(&mut wire, &crate::api::chain(&error));
                 match error {
@@ -137,11 +160,18 @@ impl Job {
         // All that KVM has to make before it is needed, and before a byte of memory moves: it may refuse.
         let shell = Shell::new(&memory, machine.vcpu_count, dirty_log(machine))?;
         let supported = shell.supported().map_err(CompatibilityError::from)?;
-        let (joining, state) = self.take_memory(wire, &hello, &memory)?;
-        let mut state = State::parse(&state, &ReadingKeys::default())?;
+        let can_wait = hello.postcopy && postcopy::is_possible(page_size(machine.huge_pages));
+        let (joining, taken) = self.take_memory(wire, &hello, &memory, can_wait)?;
+        let mut state = State::parse(&taken.state, &ReadingKeys::default())?;
         let machine = MachineState::read(&mut state, counts)?;
         state.finish()?;
         shell.check_compatible(&supported, &machine)?;
+        // Nobody joins any more.
+        drop(joining);
+        let fetcher = match taken.absent {
+            Some(absent) => Some(self.fetch(&memory, absent, &machine, taken.token)?),
+            None => None,
+        };
         log::info!("migration: memory and state are here, and the guest is still the source's");
         wire.send(Kind::Loaded, &[])?;
         wire.flush()?;
@@ -150,8 +180,6 @@ impl Job {
             (found, _) => return Err(WireError::Unexpected { found }.into()),
         }
         self.progress.cannot_be_cut();
-        // Nobody calls any more.
-        drop(joining);
         let config = config.continued_by(&self.process);
         let courses: Vec<Course> = config
             .drives()
@@ -162,6 +190,7 @@ impl Job {
             memory: MemorySource {
                 memory,
                 pager: None,
+                fetcher,
                 id: None,
             },
             state: machine,
@@ -192,15 +221,17 @@ impl Job {
         wire: &mut Wire<Stream>,
         hello: &Hello,
         memory: &Arc<GuestMemoryMmap>,
-    ) -> Result<(Joining, Vec<u8>), ReceiveError> {
+        can_wait: bool,
+    ) -> Result<(Joining, Taken), ReceiveError> {
         let answer = Answer {
             token: Token::random().map_err(ReceiveError::Host)?,
-            postcopy: false,
+            postcopy: can_wait,
         };
-        let intake = Arc::new(Intake::new(
-            Landing::new(Arc::clone(memory)),
-            Arc::clone(&self.progress),
-        ));
+        let mut intake = Intake::new(Landing::new(Arc::clone(memory)), Arc::clone(&self.progress));
+        if can_wait {
+            intake.may_be_incomplete();
+        }
+        let intake = Arc::new(intake);
         let joining = Joining::open(
             Arc::clone(&self.door),
             Admission::new(answer.token, hello.streams),
@@ -218,8 +249,44 @@ impl Job {
             "migration: taken in {} us of processor time",
             cpu_time.as_micros()
         );
-        Ok((joining, state))
+        let taken = Taken {
+            state,
+            absent: intake.absent()?,
+            token: answer.token,
+        };
+        Ok((joining, taken))
     }
+
+    /// Has whoever touches a page of `absent` wait, and fetches those from now on.
+    fn fetch(
+        &self,
+        memory: &GuestMemoryMmap,
+        absent: PageSet,
+        machine: &MachineState,
+        token: Token,
+    ) -> Result<Fetcher, ReceiveError> {
+        // The thread that builds the machine must not wait for another host.
+        let needed = pages_of(memory, &machine.memory_of_kvm());
+        if needed.runs().flatten().any(|page| absent.contains(page)) {
+            return Err(ReceiveError::KeptBack);
+        }
+        let prepared = Prepared {
+            filling: Filling::guard(memory, absent)?,
+            door: Arc::clone(&self.door),
+            token,
+            wait: self.postcopy_wait,
+            ending: self.ending.clone(),
+        };
+        Fetcher::start(prepared).map_err(ReceiveError::Host)
+    }
+}
+
+/// What has come before the machine is anybody's.
+struct Taken {
+    state: Vec<u8>,
+    /// The pages that have not; `None` if all have.
+    absent: Option<PageSet>,
+    token: Token,
 }
 
 /// Where all streams of a migration take memory in.
@@ -229,6 +296,8 @@ pub struct Intake {
     taken: AtomicU64,
     is_given_up: AtomicBool,
     cpu_us: AtomicU64,
+    /// What is told of pages that do not come, if some may not.
+    telling: Option<Mutex<Telling>>,
     progress: Arc<Progress>,
 }
 
@@ -240,8 +309,38 @@ impl Intake {
             taken: AtomicU64::default(),
             is_given_up: AtomicBool::default(),
             cpu_us: AtomicU64::default(),
+            telling: None,
             progress,
         }
+    }
+
+    /// Not all pages have to come before the state.
+    pub fn may_be_incomplete(&mut self) {
+        let size_bytes = self.landing.count() * PAGE_BYTES as u64;
+        self.telling = Some(Mutex::new(Telling::new(size_bytes)));
+    }
+
+    /// The pages that have not come; `None` if all have.
+    ///
+    /// # Errors
+    ///
+    /// When not all of them were told.
+    pub fn absent(&self) -> Result<Option<PageSet>, ReceiveError> {
+        let telling = self
+            .telling
+            .as_ref()
+            .map(|telling| telling.lock().expect(NO_PANIC));
+        Ok(match telling {
+            Some(mut telling) if telling.has_begun() => Some(telling.finish()?),
+            _ => None,
+        })
+    }
+
+    fn hear_absent(&self, body: &[u8]) -> Result<(), ReceiveError> {
+        let found = Kind::Absent;
+        let telling = self.telling.as_ref().ok_or(WireError::Unexpected { found })?;
+        telling.lock().expect(NO_PANIC).take(body)?;
+        Ok(())
     }
 
     pub(super) fn progress(&self) -> &Progress {
@@ -280,10 +379,13 @@ pub fn take_memory<S: BufRead + Write>(wire: &mut Wire<S>, intake: &Intake) -> R
     loop {
         match wire.receive_head()? {
             (Kind::State, body_bytes) => return Ok(wire.receive_body(body_bytes)?.to_vec()),
+            (Kind::Absent, body_bytes) => intake.hear_absent(wire.receive_body(body_bytes)?)?,
             head => take_frame(wire, intake, head, &mut unpacked)?,
         }
     }
 }
+
+const NO_PANIC: &str = "no holder of what is told panics";
 
 /// How a further stream has ended.
 #[derive(Debug)]

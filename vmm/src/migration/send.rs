@@ -2,8 +2,8 @@
 
 use std::io;
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::device::Notice;
@@ -13,7 +13,10 @@ use vm_memory::GuestMemoryMmap;
 use super::call::Way;
 use super::converge::{Judge, Round, Terms, Verdict};
 use super::hello::{Answer, Hello};
+use super::join::Token;
 use super::pages::Ordered;
+use super::postcopy::absent;
+use super::postcopy::source::{Keeper, Line, Remainder};
 use super::progress::Progress;
 use super::stream::Stream;
 use super::streams::{Pace, Share, Streams};
@@ -41,6 +44,10 @@ pub struct Job {
     pub bandwidth_limit: Option<NonZeroU64>,
     /// Whether memory is packed.
     pub compression: Compression,
+    /// What keeps the memory of a guest that goes on without: there from the moment at which it may.
+    pub keeper: Arc<Mutex<Option<Keeper>>>,
+    /// How long nobody may fetch it.
+    pub postcopy_wait: Duration,
     /// The other end of it.
     pub desk: Desk,
     /// How far it is.
@@ -79,8 +86,8 @@ pub enum Given {
     Pages(PageSet),
     /// The guest runs as it was wanted.
     Slowed,
-    /// The last of them, and the state.
-    Last(PageSet, Vec<u8>),
+    /// The last of them, those among all pages that KVM needs for the state, and that.
+    Last(PageSet, PageSet, Vec<u8>),
     /// The fences are down.
     Yielded,
 }
@@ -131,6 +138,16 @@ pub enum SendError {
     Cancelled,
 }
 
+/// What comes after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Round,
+    /// The guest stands still until the rest is sent.
+    Last,
+    /// It does not.
+    PostCopy,
+}
+
 /// How long the target may be silent before the guest stands still.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// And when it has everything.
@@ -152,12 +169,15 @@ impl Job {
 
     fn send(&self) -> Result<(), SendError> {
         let way = Way::new(&self.to, self.name.as_deref(), &self.tls, &self.progress)?;
-        let mut streams = self.begin(&way)?;
+        let (mut streams, answer) = self.begin(&way)?;
         let ordered = Ordered::new(Arc::clone(&self.memory));
         let mut set = self.pages(Want::Rounds)?;
         streams.send_zeros(&set, &self.progress)?;
-        let mut judge = Judge::new(self.terms);
-        loop {
+        let mut judge = Judge::new(Terms {
+            postcopy: answer.postcopy,
+            ..self.terms
+        });
+        let next = loop {
             let (begun, before) = (Instant::now(), streams.sent_bytes());
             let sent_pages = self.send_round(&mut streams, &ordered, &set)?;
             // What lies on its way is no part of the downtime then, and the connection not taken for faster than it is.
@@ -171,35 +191,60 @@ impl Job {
                 sent_pages,
                 left_pages: set.count(),
             };
-            if self.is_last(&mut judge, round)? {
-                break;
+            match self.next(&mut judge, round)? {
+                Next::Round => {}
+                next => break next,
             }
-        }
+        };
         log::info!(
             "migration: the guest stands still after {} rounds, for {} us by what is known",
             self.progress.rounds(),
             self.progress.downtime().as_micros()
         );
-        let Given::Last(last, state) = self.ask(Want::Stop)? else {
+        let Given::Last(last, needed, state) = self.ask(Want::Stop)? else {
             return Err(SendError::Source);
         };
         set.insert_all(&last);
-        self.send_round(&mut streams, &ordered, &set)?;
-        self.hand_over(&mut streams, &state)
+        if next == Next::Last {
+            self.send_round(&mut streams, &ordered, &set)?;
+            return self.hand_over(&mut streams, &state, None);
+        }
+        self.send_round(&mut streams, &ordered, &needed)?;
+        needed.runs().for_each(|run| set.remove(run.start, run.end));
+        log::info!(
+            "migration: the guest goes on without {} MiB of its memory, which are fetched from here",
+            (set.count() * PAGE_BYTES as u64) >> 20
+        );
+        absent::send(streams.first(), &set)?;
+        self.hand_over(&mut streams, &state, Some((answer.token, set.count())))
     }
 
     /// Has the target take the machine, by as many streams as were asked for.
-    fn begin(&self, way: &Way<'_>) -> Result<Streams, SendError> {
+    fn begin(&self, way: &Way<'_>) -> Result<(Streams, Answer), SendError> {
         let mut wire = way.call()?;
         let hello = postcard::to_stdvec(&self.hello).expect("plain data can be written");
         wire.send(Kind::Hello, &[&hello])?;
-        let Answer { token, .. } = whole(expect(&mut wire, Kind::Ready)?)?;
-        let others = way.join(token, self.hello.streams, &wire)?;
-        Ok(Streams::new(wire, others, self.compression))
+        let answer: Answer = whole(expect(&mut wire, Kind::Ready)?)?;
+        if self.hello.postcopy && !answer.postcopy {
+            log::warn!(
+                "migration: the target cannot run the guest before all of its memory is there, and so it does not: there, set \
+                 vm.unprivileged_userfaultfd to 1, or give the monitor access to /dev/userfaultfd; a guest with huge pages of \
+                 hugetlbfs never does"
+            );
+        }
+        let others = way.join(answer.token, self.hello.streams, &wire)?;
+        Ok((Streams::new(wire, others, self.compression), answer))
     }
 
-    /// All of the memory is on its way: the state, and when the target has both, the machine.
-    fn hand_over(&self, streams: &mut Streams, state: &[u8]) -> Result<(), SendError> {
+    /// All of the memory is on its way, or is kept to be fetched: so many pages, with such a token. The state, and
+    /// when the target
+    /// has both, the machine.
+    fn hand_over(
+        &self,
+        streams: &mut Streams,
+        state: &[u8],
+        kept: Option<(Token, u64)>,
+    ) -> Result<(), SendError> {
         let wire = streams.first();
         wire.send(Kind::State, &[state])?;
         expect(wire, Kind::Loaded)?;
@@ -209,6 +254,11 @@ impl Job {
         }
         self.ask(Want::Yield)?;
         wire.send(Kind::Go, &[])?;
+        wire.flush()?;
+        if let Some((token, left_pages)) = kept {
+            // It calls while the target takes the disks: the guest will not wait for that.
+            self.keep(token, left_pages).map_err(SendError::Host)?;
+        }
         wire.stream()
             .socket()
             .set_read_timeout(Some(START_MAX))
@@ -228,8 +278,27 @@ impl Job {
         streams.send(&Share::new(ordered, set, &pace))
     }
 
+    /// Has the memory be there for whoever knows the token.
+    fn keep(&self, token: Token, left_pages: u64) -> io::Result<()> {
+        let remainder = Remainder {
+            memory: Arc::clone(&self.memory),
+            line: Line {
+                to: self.to.clone(),
+                name: self.name.clone(),
+                tls: self.tls.clone(),
+            },
+            token,
+            bandwidth_limit: self.bandwidth_limit,
+            wait: self.postcopy_wait,
+            notice: self.desk.notice.clone(),
+        };
+        let keeper = Keeper::start(remainder, left_pages)?;
+        *self.keeper.lock().expect("no holder panics") = Some(keeper);
+        Ok(())
+    }
+
     /// Whether the guest may stand still for what is left.
-    fn is_last(&self, judge: &mut Judge, round: Round) -> Result<bool, SendError> {
+    fn next(&self, judge: &mut Judge, round: Round) -> Result<Next, SendError> {
         let verdict = judge.judge(round, Instant::now());
         log::debug!(
             "migration, round {}: {} bytes in {} us, {} pages left",
@@ -241,15 +310,18 @@ impl Job {
         self.progress
             .predict(judge.bytes_per_s(), judge.downtime(round.left_pages));
         match verdict {
-            Verdict::Last => Ok(true),
-            Verdict::Again { run_permille } if run_permille == self.progress.run_permille() => Ok(false),
+            Verdict::Last => Ok(Next::Last),
+            Verdict::PostCopy => Ok(Next::PostCopy),
+            Verdict::Again { run_permille } if run_permille == self.progress.run_permille() => {
+                Ok(Next::Round)
+            }
             Verdict::Again { run_permille } => match self.ask(Want::Slow(run_permille))? {
                 Given::Slowed => {
                     self.progress.slow_down(run_permille);
                     log::info!(
                         "the guest runs for {run_permille} thousandths of the time: it writes faster than is sent"
                     );
-                    Ok(false)
+                    Ok(Next::Round)
                 }
                 _ => Err(SendError::Source),
             },

@@ -39,6 +39,11 @@ impl Stream {
         self.socket.get_ref()
     }
 
+    /// Whether something has come that was not read: then the socket may stay silent although there is more.
+    pub fn has_unread(&self) -> bool {
+        self.unread_bytes > 0 || !self.socket.buffer().is_empty()
+    }
+
     /// Says that nothing more comes from this end; the next [`Write::flush`] sends that.
     pub fn close(&mut self) {
         self.tls.send_close_notify();

@@ -203,7 +203,7 @@ impl<'a> Pace<'a> {
     }
 
     /// Waits for as long as all that was sent is too much.
-    fn keep(&self, sent: Sent) -> Result<(), WireError> {
+    pub(super) fn keep(&self, sent: Sent) -> Result<(), WireError> {
         self.progress.add(sent.pages, sent.bytes);
         let sent_bytes = self.sent_bytes.fetch_add(sent.bytes, Ordering::Relaxed) + sent.bytes;
         let due = self.begun + time_of(sent_bytes, self.bytes_per_s);

@@ -8,6 +8,7 @@
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 
+use super::postcopy::absent::ABSENT_BYTES_MAX;
 use super::tls::ended;
 
 /// The version of what is said. One more than before whenever a frame changes.
@@ -46,11 +47,19 @@ pub enum Kind {
     Joined,
     /// Pages that lie one behind the other, made smaller.
     Packed,
+    /// Pages that the target does not have.
+    Absent,
+    /// A connection by which the rest of the memory is fetched.
+    Rejoin,
+    /// A page that somebody waits for at the target.
+    Want,
+    /// The target has all of the memory.
+    Whole,
 }
 
 impl Kind {
     /// All of them: tables over every message come from this.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Hello,
         Self::Ready,
         Self::Refused,
@@ -65,6 +74,10 @@ impl Kind {
         Self::Join,
         Self::Joined,
         Self::Packed,
+        Self::Absent,
+        Self::Rejoin,
+        Self::Want,
+        Self::Whole,
     ];
 
     /// What it is called.
@@ -84,6 +97,10 @@ impl Kind {
             Self::Join => "join",
             Self::Joined => "joined",
             Self::Packed => "packed",
+            Self::Absent => "absent",
+            Self::Rejoin => "rejoin",
+            Self::Want => "want",
+            Self::Whole => "whole",
         }
     }
 
@@ -104,6 +121,10 @@ impl Kind {
             Self::Join => 12,
             Self::Joined => 13,
             Self::Packed => 14,
+            Self::Absent => 20,
+            Self::Rejoin => 21,
+            Self::Want => 22,
+            Self::Whole => 23,
         }
     }
 
@@ -116,9 +137,18 @@ impl Kind {
             Self::Zeros => 16,
             // It is sent only if it is less than the pages are.
             Self::Packed => 16 + PAGES_BYTES_MAX,
+            Self::Absent => ABSENT_BYTES_MAX,
+            Self::Rejoin => 64,
+            Self::Want => 8,
             Self::State => crate::state::STATE_BYTES_MAX,
             Self::Ready | Self::Join => 64,
-            Self::Mark | Self::Reached | Self::Loaded | Self::Go | Self::Running | Self::Joined => 0,
+            Self::Mark
+            | Self::Reached
+            | Self::Loaded
+            | Self::Go
+            | Self::Running
+            | Self::Joined
+            | Self::Whole => 0,
         }
     }
 

@@ -1,8 +1,8 @@
 //! Migrations as the `vmm` thread sees them: it gives the thread that sends what only it can, and looks after the leases.
 
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,16 @@ use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::Fault;
 use crate::config::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus, STREAMS_MAX};
-use crate::end::End;
+use crate::end::{End, Ending};
+use crate::event_loop::Source;
 use crate::kvm::share::FULL;
 use crate::machine::handover::{Outcome, Yielded};
 use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round};
 use crate::migration::converge::Terms;
 use crate::migration::door::Door;
 use crate::migration::hello::Hello;
+use crate::migration::postcopy::pages_of;
+use crate::migration::postcopy::source::Keeper;
 use crate::migration::progress::Progress;
 use crate::migration::receive::{self, ReceiveError, Received};
 use crate::migration::send::{self, Desk, Given, SendError, Want};
@@ -35,6 +38,7 @@ use crate::state::Sections;
 ///   Copying ──► Stopping ──► Flushing ──► Stopped ──► Yielding ──► Yielded ──► the guest runs there: over
 ///      └───────────┴────────────┴────────────┴── lost: the guest runs on here
 ///                                                        └────────────┴── lost ──► Settling: the leases say where
+///   With post-copy the guest may run there while this process is Keeping its memory: over when that was fetched.
 /// ```
 pub(super) struct Sending {
     thread: Opening<Result<(), SendError>>,
@@ -42,6 +46,8 @@ pub(super) struct Sending {
     stage: Stage,
     to: String,
     progress: Arc<Progress>,
+    /// What keeps the memory of a guest that goes on without.
+    keeper: Arc<Mutex<Option<Keeper>>>,
 }
 
 /// The other end of [`Desk`].
@@ -67,6 +73,8 @@ enum Stage {
     Yielded,
     /// The leases are asked; what the connection came to is kept for whoever asked.
     Settling(Opening<Settled>, SendError),
+    /// The guest runs elsewhere, and the rest of its memory is fetched from here.
+    Keeping(Keeper),
 }
 
 /// What the leases say.
@@ -102,6 +110,7 @@ const FENCE_MAX: Duration = Duration::from_secs(1);
 impl Monitor {
     /// Begins to send the machine.
     pub(super) fn send_migration(&mut self, asked: MigrationSend) -> Result<Reaction, Fault> {
+        self.check_complete("Migration")?;
         let Guest::Running(machine) = &self.guest else {
             unreachable!("the phase was looked at");
         };
@@ -118,11 +127,15 @@ impl Monitor {
             machine.cpuid(),
             asked.streams,
         );
-        let hello = hello.map_err(|error| fault(&error))?;
+        let hello = Hello {
+            postcopy: asked.allow_postcopy,
+            ..hello.map_err(|error| fault(&error))?
+        };
         let (wants, clerk_wants) = channel();
         let (clerk_given, given) = channel();
         let progress = Arc::<Progress>::default();
         let notice = self.wakeup.notice();
+        let keeper = Arc::default();
         let job = send::Job {
             to: asked.to.clone(),
             name: asked.to_name,
@@ -134,7 +147,10 @@ impl Monitor {
                 mode: asked.mode,
                 deadline: Instant::now() + Duration::from_secs(asked.timeout_s),
                 on_timeout: asked.on_timeout,
+                postcopy: asked.allow_postcopy,
             },
+            keeper: Arc::clone(&keeper),
+            postcopy_wait: Duration::from_secs(asked.postcopy_wait_s),
             bandwidth_limit: asked.bandwidth_limit,
             compression: asked.compression,
             hello,
@@ -149,7 +165,7 @@ impl Monitor {
             "migration: {} is to go to {}; {}",
             self.id,
             asked.to,
-            offered(&job.hello)
+            job.hello.offered()
         );
         let thread = Opening::begin("mover", &notice, move || job.run());
         Ok(Reaction::Begun(Work::Send(Box::new(Sending {
@@ -162,6 +178,7 @@ impl Monitor {
             stage: Stage::Copying,
             to: asked.to,
             progress,
+            keeper,
         }))))
     }
 
@@ -176,8 +193,9 @@ impl Monitor {
                 Stage::Yielding(round) => self.yield_for(&sending, round),
                 Stage::Settling(settling, why) => match settling.poll() {
                     None => (Stage::Settling(settling, why), Step::Wait(None)),
-                    Some(settled) => return self.settled(settled, &why, &sending.to),
+                    Some(settled) => return self.settled(settled, &why, sending),
                 },
+                Stage::Keeping(keeper) => return self.go_on_keeping(sending, keeper),
                 stage => self.attend_to(&mut sending.clerk, stage),
             };
             sending.stage = next;
@@ -200,7 +218,7 @@ impl Monitor {
         }
         match sending.thread.poll() {
             None => Course::Pending(Work::Send(sending), due),
-            Some(Ok(())) => self.has_gone(&sending.to),
+            Some(Ok(())) => self.has_gone(sending),
             Some(Err(error)) => self.not_sent(sending, error),
         }
     }
@@ -316,14 +334,18 @@ impl Monitor {
             RoundProgress::Done(Err(error)) => (Stage::Stopped, Step::Failed(fault(&error))),
             RoundProgress::Done(Ok(())) => {
                 let mut sections = Sections::default();
-                let last = machine
-                    .state()
-                    .map(|state| state.write(&mut sections))
-                    .map_err(|error| fault(&error));
-                let last = last.and_then(|()| machine.take_round().map_err(|error| fault(&error)));
+                let saved = machine.state().map_err(|error| fault(&error)).map(|state| {
+                    let needed = pages_of(machine.memory(), &state.memory_of_kvm());
+                    state.write(&mut sections);
+                    needed
+                });
+                let last = saved.and_then(|needed| {
+                    let pages = machine.take_round().map_err(|error| fault(&error))?;
+                    Ok(Given::Last(pages, needed, sections.finish()))
+                });
                 match last {
-                    Ok(pages) => {
-                        sending.clerk.give(Given::Last(pages, sections.finish()));
+                    Ok(last) => {
+                        sending.clerk.give(last);
                         (Stage::Stopped, Step::Again)
                     }
                     Err(error) => (Stage::Stopped, Step::Failed(error)),
@@ -376,11 +398,15 @@ impl Monitor {
         }
     }
 
-    /// The guest runs elsewhere, and so this process has nothing left to do.
-    fn has_gone(&mut self, to: &str) -> Course {
+    /// The guest runs elsewhere, and so this process has nothing left to do, unless it still has some of its memory.
+    fn has_gone(&mut self, sending: Box<Sending>) -> Course {
         if let Guest::Yielded(Some(machine)) = std::mem::take(&mut self.guest) {
             machine.retire();
         }
+        if let Some(keeper) = sending.take_keeper() {
+            return self.go_on_keeping(sending, keeper);
+        }
+        let to = &sending.to;
         log::info!("migration: the guest runs at {to}, and has left this process");
         self.ending.announce(End::Migrated { to: to.to_owned() });
         Course::Over(Ok(()))
@@ -444,15 +470,29 @@ impl Monitor {
         }))
     }
 
-    fn settled(&mut self, settled: Settled, why: &SendError, to: &str) -> Course {
+    fn settled(&mut self, settled: Settled, why: &SendError, sending: Box<Sending>) -> Course {
+        let to = &sending.to;
         match settled {
             Settled::Back(machine) => {
+                // Nobody fetches what the guest goes on to write.
+                drop(sending.take_keeper());
                 self.guest = Guest::Paused(machine);
                 self.run_on(why)
             }
             Settled::Gone(machine, gone) => {
                 machine.retire();
                 self.guest = Guest::NotStarted;
+                if let Gone::Started | Gone::Unknown = gone
+                    && let Some(keeper) = sending.take_keeper()
+                {
+                    // It runs there, or may, and has no other memory than this.
+                    log::warn!(
+                        "migration: the target was lost before it said that the guest runs; if it does, the rest of its memory \
+                         is here: {}",
+                        crate::api::chain(why)
+                    );
+                    return self.go_on_keeping(sending, keeper);
+                }
                 let reason = match gone {
                     Gone::Started => {
                         log::info!(
@@ -504,6 +544,8 @@ impl Monitor {
             process: self.config.clone(),
             owner: self.owner.clone(),
             progress: Arc::clone(&progress),
+            postcopy_wait: Duration::from_secs(asked.postcopy_wait_s),
+            ending: Ending::new().map_err(|error| fault(&error))?,
         };
         let thread = Opening::begin("mover", &self.wakeup.notice(), move || job.run().map(Box::new));
         Ok(Reaction::Begun(Work::Receive(Receiving {
@@ -514,7 +556,12 @@ impl Monitor {
     }
 
     pub(super) fn go_on_receiving(&mut self, receiving: Receiving) -> Course {
-        let Received { plan, config, wire } = match receiving.thread.poll() {
+        let Received {
+            plan,
+            config,
+            wire,
+            ending,
+        } = match receiving.thread.poll() {
             None => return Course::Pending(Work::Receive(receiving), None),
             Some(Err(error)) => return Course::Over(Err(fault(&error))),
             Some(Ok(received)) => *received,
@@ -526,6 +573,8 @@ impl Monitor {
             Err(error) => return Course::Over(Err(error)),
         };
         self.config = config;
+        self.event_loop.watch(Source::Ending(ending.clone()));
+        self.memory_ending = Some(ending);
         self.attend(&machine);
         self.guest = Guest::Paused(machine);
         match self.begin_to_resume() {
@@ -534,6 +583,9 @@ impl Monitor {
                 self.go_on(Work::Arrive(round))
             }
             Ok(_) => {
+                if let Some(fetcher) = self.fetcher() {
+                    fetcher.guest_runs();
+                }
                 tell(wire);
                 Course::Over(Ok(()))
             }
@@ -547,6 +599,9 @@ impl Monitor {
             Course::Pending(Work::Resume(round), until) => Course::Pending(Work::Arrive(round), until),
             Course::Over(Ok(())) => {
                 log::info!("migration: the guest runs here");
+                if let Some(fetcher) = self.fetcher() {
+                    fetcher.guest_runs();
+                }
                 if let Some(wire) = self.wire.take() {
                     tell(wire);
                 }
@@ -569,6 +624,8 @@ impl Monitor {
         let status = |state, listen: Option<&String>, progress: Option<&Progress>| MigrationStatus {
             state,
             listen: listen.cloned(),
+            to: None,
+            is_connected: None,
             rounds: progress.map_or(0, Progress::rounds),
             sent_bytes: progress.map_or(0, Progress::sent_bytes),
             wire_bytes: progress.map_or(0, Progress::wire_bytes),
@@ -581,7 +638,15 @@ impl Monitor {
         };
         match self.operation.as_ref().map(|operation| &operation.work) {
             Some(Work::Send(sending)) => {
-                let stage = match sending.stage {
+                let stage = match &sending.stage {
+                    Stage::Keeping(keeper) => {
+                        return MigrationStatus {
+                            to: Some(keeper.line().to),
+                            is_connected: Some(keeper.is_connected()),
+                            left_bytes: keeper.left_bytes(),
+                            ..status(MigrationStage::PostCopy, None, Some(&sending.progress))
+                        };
+                    }
                     Stage::Copying => MigrationStage::Sending,
                     Stage::Stopping | Stage::Flushing(_) | Stage::Stopped => MigrationStage::Stopping,
                     Stage::Yielding(_) | Stage::Yielded => MigrationStage::HandingOver,
@@ -595,16 +660,14 @@ impl Monitor {
                 Some(&receiving.progress),
             ),
             Some(Work::Arrive(_)) => status(MigrationStage::HandingOver, None, None),
-            _ => status(MigrationStage::Idle, None, None),
-        }
-    }
-
-    /// Gives the migration up, if there is one, and if it can be.
-    pub(super) fn cancel_migration(&self) {
-        match self.operation.as_ref().map(|operation| &operation.work) {
-            Some(Work::Send(sending)) => sending.progress.cancel(),
-            Some(Work::Receive(receiving)) => receiving.progress.cancel(),
-            _ => {}
+            _ => match self.fetcher() {
+                Some(fetcher) => MigrationStatus {
+                    is_connected: Some(fetcher.status().is_connected()),
+                    left_bytes: fetcher.status().left_bytes(),
+                    ..status(MigrationStage::PostCopy, fetcher.listen().as_ref(), None)
+                },
+                None => status(MigrationStage::Idle, None, None),
+            },
         }
     }
 }
@@ -626,6 +689,38 @@ enum Step {
     Again,
     Wait(Option<Instant>),
     Failed(Fault),
+}
+
+impl Sending {
+    /// What keeps the memory of the guest, if it has gone on without.
+    fn take_keeper(&self) -> Option<Keeper> {
+        self.keeper.lock().expect("no holder panics").take()
+    }
+
+    /// The same, where the guest runs elsewhere.
+    pub(super) fn keeper(&self) -> Option<&Keeper> {
+        match &self.stage {
+            Stage::Keeping(keeper) => Some(keeper),
+            _ => None,
+        }
+    }
+
+    /// From now on its memory is fetched by whoever has the guest.
+    pub(super) fn keeps(&mut self, keeper: Keeper) {
+        self.stage = Stage::Keeping(keeper);
+    }
+
+    /// Gives it up.
+    pub(super) fn cancel(&self) {
+        self.progress.cancel();
+    }
+}
+
+impl Receiving {
+    /// Gives it up.
+    pub(super) fn cancel(&self) {
+        self.progress.cancel();
+    }
 }
 
 impl Clerk {
@@ -681,17 +776,6 @@ fn tell(wire: Wire<Stream>) {
     if let Err(error) = told {
         log::warn!("the source is not told that the guest runs here: {error}");
     }
-}
-
-/// What of its disks is offered, for whoever finds the journal of a process that is gone.
-fn offered(hello: &Hello) -> String {
-    let drives = hello.drives.iter();
-    let drives = drives.map(|drive| format!("drive `{}` at step {} of its lease", drive.id, drive.epoch));
-    let drives: Vec<String> = drives.collect();
-    if drives.is_empty() {
-        return "no disk of it is written, so no lease decides".to_owned();
-    }
-    format!("offered: {}", drives.join(", "))
 }
 
 /// What is answered when a migration came to nothing.

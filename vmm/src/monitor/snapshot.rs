@@ -39,6 +39,7 @@ pub(super) enum Making {
 impl Monitor {
     /// Begins to make a snapshot.
     pub(super) fn create_snapshot(&mut self, files: SnapshotCreate) -> Result<Reaction, Fault> {
+        self.check_complete("Create snapshot")?;
         files.check().map_err(|error| create_fault(&error))?;
         self.check_places(&files)?;
         let notice = self.wakeup.notice();

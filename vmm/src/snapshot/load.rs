@@ -288,6 +288,7 @@ impl Job {
             memory: MemorySource {
                 memory,
                 pager,
+                fetcher: None,
                 id: Some(id),
             },
             state: snapshot.state,

@@ -104,6 +104,36 @@ impl<'a> Subject<'a> {
         }))
     }
 
+    /// How long a guest takes, of the time that the link takes for its memory, that writes four times as fast as the link is, and
+    /// half of its memory: it goes on at the target before that is there.
+    ///
+    /// # Errors
+    ///
+    /// When a migration fails.
+    pub fn postcopy(self) -> Outcome<Value> {
+        let runs = count("RUNS", 3)?;
+        println!("a link of 100 MB/s, a guest that may go on before its memory is there, {runs} times");
+        let moved = Move {
+            link_bytes_per_s: Some(100_000_000),
+            asked: json!({ "allow_postcopy": true }),
+            ..self.full(256, "do=dirty:mib=128,rate_mib_s=400,ms=20000")
+        };
+        let (mut total, mut gap) = (Series::default(), Series::default());
+        for _ in 0..runs {
+            let seen = moved.run()?;
+            total.push(seen.total_ms / (256.0 * MIB / 100e6 * 1e3));
+            gap.push(seen.gap_ms);
+        }
+        let of_link = at_most(
+            "dirty rate 4x the link: auto with post-copy finishes in, of the link's time",
+            total.highest(),
+            2.0,
+            "x",
+        );
+        println!("  its gap, median {:.2} ms", gap.median());
+        Ok(json!({ "of_link": of_link, "of_link_runs": total.report(), "gap_ms": gap.report() }))
+    }
+
     /// How long a guest of 256 MiB takes that writes 8 MiB again and again, beside QEMU.
     ///
     /// # Errors

@@ -104,7 +104,8 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         | Verb::ReceiveMigration(_)
         | Verb::GetMigration
         | Verb::WatchMigration
-        | Verb::CancelMigration => {}
+        | Verb::CancelMigration
+        | Verb::RecoverMigration(_) => {}
         Verb::LoadSnapshot(load) => drop(load.memory()),
     }
     Ok(())

@@ -13,16 +13,16 @@ use coracle_vmm::migration::receive::{Intake, take_memory, take_share};
 use coracle_vmm::migration::wire::{Kind, Wire};
 use coracle_vmm::state::{State, whole};
 
-/// A source that says what it says, whatever it is told.
-struct Source<'a>(Cursor<&'a [u8]>);
+/// Somebody who says what it says, whatever it is told.
+pub(super) struct Said<'a>(pub(super) Cursor<&'a [u8]>);
 
-impl Read for Source<'_> {
+impl Read for Said<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read(buffer)
     }
 }
 
-impl BufRead for Source<'_> {
+impl BufRead for Said<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.0.fill_buf()
     }
@@ -32,7 +32,7 @@ impl BufRead for Source<'_> {
     }
 }
 
-impl Write for Source<'_> {
+impl Write for Said<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         Ok(buffer.len())
     }
@@ -43,10 +43,11 @@ impl Write for Source<'_> {
 }
 
 pub(crate) fn run(data: &[u8]) {
-    let mut wire = Wire::new(Source(Cursor::new(data)));
+    let mut wire = Wire::new(Said(Cursor::new(data)));
     let begun = wire.receive().map(|(kind, body)| (kind, body.to_vec()));
     let memory = allocate(1, Backing::Anonymous, PageSize::Base).expect("a MiB is there");
-    let intake = Intake::new(Landing::new(memory), Arc::new(Progress::default()));
+    let mut intake = Intake::new(Landing::new(memory), Arc::new(Progress::default()));
+    intake.may_be_incomplete();
     match begun {
         Ok((Kind::Hello, body)) => {
             // What is said first decides nothing of how the rest is read.
@@ -54,6 +55,7 @@ pub(crate) fn run(data: &[u8]) {
                 drop(hello.config.config());
             }
             if let Ok(state) = take_memory(&mut wire, &intake)
+                && intake.absent().is_ok()
                 && let Ok(state) = State::parse(&state, &ReadingKeys::default())
             {
                 drop(state.finish());

@@ -13,6 +13,7 @@ mod migration;
 mod nfs;
 mod overlay;
 mod ports;
+mod postcopy;
 mod processor;
 mod ring;
 mod scsi;
@@ -99,6 +100,10 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "ports",
         run: ports::run,
+    },
+    Target {
+        name: "postcopy",
+        run: postcopy::run,
     },
     Target {
         name: "ring",

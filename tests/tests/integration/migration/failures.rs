@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::middle::{Middle, Then};
 use super::place::Place;
+use super::postcopy;
 use super::{Hosts, SOON};
 
 /// What happens at a message.
@@ -43,6 +44,12 @@ pub(super) fn survives_every_failure(context: &Context) -> Outcome {
             &[("message", Kind::Refused.name())],
             "nobody refuses a machine that it can take",
         );
+    let matrix = postcopy::MESSAGES.iter().fold(matrix, |matrix, kind| {
+        matrix.impossible(
+            &[("message", kind.name())],
+            "the guest has all of its memory: there is a table of its own for those that do not",
+        )
+    });
     let mut seed = context.seed.clone();
     let report = matrix.run(context.extent, 10, &mut seed, |cell| one_cell(context, cell))?;
     print!("{report}");

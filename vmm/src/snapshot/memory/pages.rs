@@ -119,6 +119,52 @@ impl PageSet {
         Ok(())
     }
 
+    /// Takes the pages from `first` on, before `end`, out of it.
+    pub fn remove(&mut self, first: u64, end: u64) {
+        let end = end.min(self.size_bytes() / PAGE_BYTES as u64);
+        let per_chunk = CHUNK_PAGES as u64;
+        let mut page = first;
+        while page < end {
+            let stop = end.min((page / per_chunk + 1) * per_chunk);
+            let ones = u16::MAX >> (per_chunk - (stop - page)) << (page % per_chunk);
+            let chunk = usize::try_from(page / per_chunk).expect("this is a 64-bit monitor");
+            if let Some(mask) = self.0.get_mut(chunk) {
+                *mask &= !ones;
+            }
+            page = stop;
+        }
+    }
+
+    /// The first pages of it from `page` on that lie one behind the other, `max` of them at most.
+    pub fn next_run(&self, page: u64, max: u64) -> Option<std::ops::Range<u64>> {
+        let per_chunk = CHUNK_PAGES as u64;
+        let pages = self.size_bytes() / PAGE_BYTES as u64;
+        let mut first = page;
+        while first < pages && !self.contains(first) {
+            let chunk = usize::try_from(first / per_chunk).expect("this is a 64-bit monitor");
+            first = match self.mask(chunk) {
+                0 => (first / per_chunk + 1) * per_chunk,
+                _ => first + 1,
+            };
+        }
+        let run = (first..pages.min(first.saturating_add(max))).take_while(|page| self.contains(*page));
+        let count = run.count() as u64;
+        (count > 0).then(|| first..first + count)
+    }
+
+    /// The pages from `first_page` on, both whole chunks, as a bitmap of the kind that [`Self::insert_bitmap`] takes.
+    pub fn bitmap(&self, first_page: u64, pages: u64) -> Vec<u64> {
+        let chunk = |number: u64| usize::try_from(number / CHUNK_PAGES as u64).unwrap_or(usize::MAX);
+        let (first, count) = (chunk(first_page), chunk(pages));
+        let masks = self.0.iter().skip(first).take(count).copied();
+        let masks: Vec<u16> = masks.collect();
+        let word = |masks: &[u16]| {
+            let bits = masks.iter().rev();
+            bits.fold(0, |word, mask| word << CHUNK_PAGES | u64::from(*mask))
+        };
+        masks.chunks(WORD_CHUNKS).map(word).collect()
+    }
+
     /// Adds what is in `other`, of the same memory.
     ///
     /// # Panics
@@ -195,6 +241,44 @@ mod tests {
         let found: Vec<u64> = (0..256).filter(|page| set.contains(*page)).collect();
         // Bit 40 is no page of a slot of 32.
         assert_eq!(found, [64, 81, 255]);
+    }
+
+    #[test]
+    fn what_is_taken_out_is_not_in_and_its_neighbours_are() {
+        let mut set = PageSet::full(SIZE);
+        for (first, end) in [(0, 1), (15, 17), (40, 90), (255, 300), (400, 500)] {
+            set.remove(first, end);
+        }
+        let found: Vec<_> = set.runs().collect();
+        assert_eq!(found, [1..15, 17..40, 90..255]);
+    }
+
+    #[test]
+    fn the_next_run_is_looked_for_from_a_page_on() {
+        let mut set = PageSet::empty(SIZE);
+        set.insert(30, 50);
+        set.insert(200, 256);
+        assert_eq!(set.next_run(0, 8), Some(30..38));
+        assert_eq!(set.next_run(38, 100), Some(38..50));
+        assert_eq!(set.next_run(50, 1), Some(200..201));
+        assert_eq!(set.next_run(255, u64::MAX), Some(255..256));
+        assert_eq!(set.next_run(256, 8), None);
+        assert_eq!(set.next_run(u64::MAX, 8), None);
+    }
+
+    #[test]
+    fn a_bitmap_of_a_set_makes_the_same_set() {
+        let mut set = PageSet::empty(SIZE);
+        for (first, end) in [(0, 1), (15, 17), (63, 130), (255, 256)] {
+            set.insert(first, end);
+        }
+        let mut again = PageSet::empty(SIZE);
+        for (first, pages) in [(0, 64), (64, 16), (80, 176)] {
+            again
+                .insert_bitmap(first, pages, &set.bitmap(first, pages))
+                .unwrap();
+        }
+        assert_eq!(again, set);
     }
 
     #[test]

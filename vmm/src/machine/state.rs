@@ -18,7 +18,8 @@ use crate::state::{Body, Sections, State, StateError};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineState {
     pub(super) vm: VmState,
-    pub(super) vcpus: Vec<VcpuState>,
+    /// The virtual processors.
+    pub vcpus: Vec<VcpuState>,
     pub(super) virtio: Vec<VirtioState>,
     pub(super) serial: SerialPortState,
     pub(super) keyboard: I8042State,

@@ -166,11 +166,13 @@ impl Job {
         let machine = MachineState::read(&mut state, counts)?;
         state.finish()?;
         shell.check_compatible(&supported, &machine)?;
-        // Nobody joins any more.
-        drop(joining);
-        let fetcher = match taken.absent {
-            Some(absent) => Some(self.fetch(&memory, absent, &machine, taken.token)?),
-            None => None,
+        // Nobody joins any more, and hears so until the source lets go, or the door is for whoever brings what is absent.
+        let (joining, fetcher) = match taken.absent {
+            Some(absent) => {
+                drop(joining);
+                (None, Some(self.fetch(&memory, absent, &machine, taken.token)?))
+            }
+            None => (Some(joining), None),
         };
         log::info!("migration: memory and state are here, and the guest is still the source's");
         wire.send(Kind::Loaded, &[])?;
@@ -180,6 +182,7 @@ impl Job {
             (found, _) => return Err(WireError::Unexpected { found }.into()),
         }
         self.progress.cannot_be_cut();
+        drop(joining);
         let config = config.continued_by(&self.process);
         let courses: Vec<Course> = config
             .drives()

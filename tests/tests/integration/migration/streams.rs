@@ -40,22 +40,28 @@ fn writing(context: &Context, ms: u32) -> Outcome<Monitor> {
     Ok(monitor)
 }
 
+/// The guest of `source` goes by several streams, and finds its memory as it was. Who has it then.
+fn goes(context: &Context, hosts: &Hosts, source: Monitor) -> Outcome<Monitor> {
+    let (target, call, to) = hosts.receiver(context)?;
+    let mut body = hosts.send(&to);
+    merge(
+        &mut body,
+        &json!({ "streams": STREAMS, "on_timeout": "Stop", "timeout_s": 2 }),
+    );
+    source.must("PUT", "/migration/send", Some(&body))?;
+    call.join().map_err(|_| "a thread has panicked")??;
+    source.wait(SOON)?.expect(0)?;
+    target.console.wait_for("dirty: ok", SOON)?;
+    Ok(target)
+}
+
 /// A guest that writes all the while finds its memory as it was.
 pub(super) fn memory_goes_by_several(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
     let hosts = Hosts::new(directory.path())?;
     for _ in 0..context.count(2, 50) {
         let source = writing(context, 3000)?;
-        let (target, call, to) = hosts.receiver(context)?;
-        let mut body = hosts.send(&to);
-        merge(
-            &mut body,
-            &json!({ "streams": STREAMS, "on_timeout": "Stop", "timeout_s": 2 }),
-        );
-        source.must("PUT", "/migration/send", Some(&body))?;
-        call.join().map_err(|_| "a thread has panicked")??;
-        source.wait(SOON)?.expect(0)?;
-        target.console.wait_for("dirty: ok", SOON)?;
+        let target = goes(context, &hosts, source)?;
         let log = target.log()?;
         for number in 1..STREAMS {
             ensure!(log.contains(&format!("stream {number} has joined")), "{log}");
@@ -87,16 +93,7 @@ pub(super) fn one_that_is_lost_loses_the_migration(context: &Context) -> Outcome
         ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
         goes_on(&source)?;
     }
-    let (target, call, to) = hosts.receiver(context)?;
-    let mut body = hosts.send(&to);
-    merge(
-        &mut body,
-        &json!({ "streams": STREAMS, "on_timeout": "Stop", "timeout_s": 2 }),
-    );
-    source.must("PUT", "/migration/send", Some(&body))?;
-    call.join().map_err(|_| "a thread has panicked")??;
-    source.wait(SOON)?.expect(0)?;
-    target.console.wait_for("dirty: ok", SOON)?;
+    goes(context, &hosts, source)?;
     Ok(())
 }
 

@@ -64,6 +64,11 @@ impl PageSet {
 
     /// Adds the pages from `first` on, before `end`; what lies outside the memory is left out.
     pub fn insert(&mut self, first: u64, end: u64) {
+        self.change(first, end, |mask, ones| *mask |= ones);
+    }
+
+    /// Has `change` what each chunk has of the pages from `first` on, before `end`.
+    fn change(&mut self, first: u64, end: u64, change: impl Fn(&mut u16, u16)) {
         let end = end.min(self.size_bytes() / PAGE_BYTES as u64);
         let per_chunk = CHUNK_PAGES as u64;
         let mut page = first;
@@ -72,7 +77,7 @@ impl PageSet {
             let ones = u16::MAX >> (per_chunk - (stop - page)) << (page % per_chunk);
             let chunk = usize::try_from(page / per_chunk).expect("this is a 64-bit monitor");
             if let Some(mask) = self.0.get_mut(chunk) {
-                *mask |= ones;
+                change(mask, ones);
             }
             page = stop;
         }
@@ -121,18 +126,7 @@ impl PageSet {
 
     /// Takes the pages from `first` on, before `end`, out of it.
     pub fn remove(&mut self, first: u64, end: u64) {
-        let end = end.min(self.size_bytes() / PAGE_BYTES as u64);
-        let per_chunk = CHUNK_PAGES as u64;
-        let mut page = first;
-        while page < end {
-            let stop = end.min((page / per_chunk + 1) * per_chunk);
-            let ones = u16::MAX >> (per_chunk - (stop - page)) << (page % per_chunk);
-            let chunk = usize::try_from(page / per_chunk).expect("this is a 64-bit monitor");
-            if let Some(mask) = self.0.get_mut(chunk) {
-                *mask &= !ones;
-            }
-            page = stop;
-        }
+        self.change(first, end, |mask, ones| *mask &= !ones);
     }
 
     /// The first pages of it from `page` on that lie one behind the other, `max` of them at most.

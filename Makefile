@@ -35,6 +35,7 @@ help: ## Show this list
 	@echo
 	@echo "  TESTS=name    run only the integration tests, or soak rows, whose name contains it"
 	@echo "  SEED=n    replay a seeded sample, or one seed of the simulator"
+	@echo "  CELLS=name    of each table of failures run only the cells whose name contains it"
 	@echo "  FUZZ_TARGET=name FUZZ_SECONDS=n    fuzz this target only, and for so long"
 	@echo "  RUNS=n MS=n WORK=words ONLY=words DISK=directory    how often, how long, what, whom and where bench-disk measures"
 	@echo "  FIRECRACKER=path-of-its-binary    compare with it, where a test or a benchmark can"

@@ -4,7 +4,8 @@
 //! It reads these variables, which the Makefile sets: `CORACLE_BIN` and `CORACLECTL_BIN` (the programs
 //! under test), `CORACLE_UNIKERNEL` (an ELF file), `CORACLE_LINUX` (a directory with a `manifest.json`),
 //! `CORACLE_CLIENT_PYTHON` (an interpreter with the pinned Firecracker client), `FIRECRACKER` (its
-//! binary, to compare with; optional) and `SEED` (to replay a sample; optional).
+//! binary, to compare with; optional), `SEED` (to replay a sample; optional) and `CELLS` (a part of the
+//! names of the cells of a table that are to be run; optional).
 //!
 //! The benchmarks stand on it too; what they alone need is in [`mod@bench`].
 

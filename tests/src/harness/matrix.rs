@@ -70,7 +70,8 @@ impl Matrix {
         self
     }
 
-    /// Runs a seeded sample of so many possible cells, or all of them, and says what became of each.
+    /// Runs a seeded sample of so many possible cells, or all of them, and says what became of each. Where `CELLS` is set, those
+    /// are run instead whose name contains it.
     ///
     /// # Errors
     ///
@@ -85,14 +86,15 @@ impl Matrix {
         self.check()?;
         let cells = self.cells();
         let possible: Vec<&Cell> = cells.iter().filter(|cell| self.reason(cell).is_none()).collect();
-        let count = match extent {
-            Extent::Sample => sample,
-            Extent::Full => possible.len(),
+        let asked = std::env::var("CELLS").ok();
+        let chosen = match (asked, extent) {
+            (Some(name), _) => named(&possible, &name),
+            (None, Extent::Sample) => seed.sample(&possible, sample).into_iter().copied().collect(),
+            (None, Extent::Full) => possible.clone(),
         };
-        let chosen = seed.sample(&possible, count);
         let mut fate = |cell: &Cell| match self.reason(cell) {
             Some(reason) => Fate::Impossible(reason),
-            None if !chosen.contains(&&cell) => Fate::NotSampled,
+            None if !chosen.contains(&cell) => Fate::NotSampled,
             None => match run(cell) {
                 Ok(()) => Fate::Passed,
                 Err(failed) => Fate::Failed(text(&failed).to_owned()),
@@ -136,6 +138,12 @@ impl Matrix {
         }
         Ok(())
     }
+}
+
+/// Those whose name contains `name`.
+fn named<'a>(cells: &[&'a Cell], name: &str) -> Vec<&'a Cell> {
+    let is_asked = |cell: &&&Cell| cell.to_string().contains(name);
+    cells.iter().filter(is_asked).copied().collect()
 }
 
 impl Impossible {
@@ -267,6 +275,16 @@ mod tests {
         assert_eq!(sample(7).len(), 2);
         assert_eq!(sample(7), sample(7));
         assert!((0..20).any(|seed| sample(seed) != sample(7)));
+    }
+
+    #[test]
+    fn cells_can_be_chosen_by_their_names() {
+        let cells = six().cells();
+        let cells: Vec<&Cell> = cells.iter().collect();
+        let names = |name| -> Vec<String> { named(&cells, name).iter().map(ToString::to_string).collect() };
+        assert_eq!(names("delay x i"), ["delay x idle"]);
+        assert_eq!(names("cut").len(), 2);
+        assert!(names("flood").is_empty());
     }
 
     #[test]

@@ -45,7 +45,7 @@ enum Fate {
 }
 
 pub(in super::super) fn survives_every_failure(context: &Context) -> Outcome {
-    if context.extent == Extent::Sample {
+    if context.extent == Extent::Sample && std::env::var_os("CELLS").is_none() {
         // A sample is of use where every cell is known to hold.
         println!("post-copy: the table of failures is run by make soak alone: not all of it has passed yet");
         return Ok(());

@@ -155,9 +155,7 @@ impl Fetcher {
             status: Arc::clone(&status),
             wait,
             pairing: Pairing::default(),
-            link: Link::Cut {
-                since: Instant::now(),
-            },
+            link: Link::cut(),
             is_whole: false,
         };
         let (ended_outbox, ended) = channel();
@@ -294,13 +292,26 @@ struct Fetching {
 
 enum Link {
     Cut {
-        since: Instant,
+        /// For how long it has been looked for the source. Time in which this process stood still does not count: it may have
+        /// called meanwhile.
+        away: Duration,
+        looked: Instant,
     },
     Up {
         pair: Box<Pair>,
         /// When something has come last.
         heard: Instant,
     },
+}
+
+impl Link {
+    /// Nobody is there, from now on.
+    fn cut() -> Self {
+        Self::Cut {
+            away: Duration::ZERO,
+            looked: Instant::now(),
+        }
+    }
 }
 
 /// Why the thread does not go on.
@@ -394,11 +405,13 @@ impl Fetching {
             self.want(new)?;
         }
         let limit = self.look_at_the_clock()?;
-        if let Link::Cut { since } = self.link
-            && since.elapsed() > self.wait
-        {
-            let away = format!("it has not come back for {} s", self.wait.as_secs());
-            return Ok(self.lost(&away));
+        if let Link::Cut { away, looked } = &mut self.link {
+            *away += looked.elapsed().min(LOOK * 2);
+            *looked = Instant::now();
+            if *away > self.wait {
+                let away = format!("it has not come back for {} s", self.wait.as_secs());
+                return Ok(self.lost(&away));
+            }
         }
         let readable = self.wait_for_something(limit);
         if self.take_in(readable)? {
@@ -543,9 +556,7 @@ impl Fetching {
                 self.status.left_bytes() >> 20,
                 self.wait.as_secs()
             );
-            self.link = Link::Cut {
-                since: Instant::now(),
-            };
+            self.link = Link::cut();
         }
     }
 

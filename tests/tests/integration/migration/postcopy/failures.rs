@@ -82,7 +82,9 @@ fn one_cell(context: &Context, cell: &Cell) -> Outcome {
     )?;
     source.start_instance()?;
     source.console.wait_for("dirty: ready", SOON)?;
-    let wait = json!({ "postcopy_wait_s": 5 * WAIT_S });
+    // Whoever is frozen comes back in time.
+    let wait_s = u64::from(context.count(5, 15)) * WAIT_S;
+    let wait = json!({ "postcopy_wait_s": wait_s });
     let (target, receiving, to) = hosts.receiver_of(context, &wait)?;
     let then = match fault {
         "the connection is cut" => Then::Cut,
@@ -109,11 +111,11 @@ fn one_cell(context: &Context, cell: &Cell) -> Outcome {
     if fault != "nothing passes any more" {
         middle.let_go();
     }
-    let fate = fate([source, target])?;
-    let expected = expected(kind, fault);
+    let ends = ends([source, target])?;
+    let (fate, expected) = (fate(&ends)?, expected(kind, fault));
     ensure!(
         expected.contains(&fate),
-        "the guest: {fate:?}, and not {expected:?}"
+        "the guest: {fate:?}, and not {expected:?}; source and target: {ends:#?}"
     );
     drop((sending.join(), receiving.join()));
     Journey::boots(context, &place)
@@ -138,21 +140,21 @@ fn happens(context: &Context, fault: &str, [source, target]: [&Monitor; 2]) -> O
 }
 
 /// Waits until both processes have come to an end, or wait for somebody who does not come.
-fn fate([source, target]: [Monitor; 2]) -> Outcome<Fate> {
+fn ends([source, target]: [Monitor; 2]) -> Outcome<[Option<Ended>; 2]> {
     let until = Instant::now() + SOON;
     let [mut source, mut target] = [Some(source), Some(target)];
-    let mut fates: [Option<Ended>; 2] = [None, None];
-    while fates.iter().any(Option::is_none) {
-        for (side, fate) in [&mut source, &mut target].into_iter().zip(&mut fates) {
+    let mut ends: [Option<Ended>; 2] = [None, None];
+    while ends.iter().any(Option::is_none) {
+        for (side, end) in [&mut source, &mut target].into_iter().zip(&mut ends) {
             if let Some(monitor) = side
                 && !monitor.is_running()?
                 && let Some(monitor) = side.take()
             {
-                *fate = Some(monitor.wait(SOON)?);
+                *end = Some(monitor.wait(SOON)?);
             }
         }
         // A target to which nothing has come waits on; what has ended by itself needs it no more.
-        if let (Some(_), Some(waiting)) = (&fates[0], &target)
+        if let (Some(_), Some(waiting)) = (&ends[0], &target)
             && let Ok(status) = waiting.request("GET", "/migration", None)
             && let Some(instance) = waiting.request("GET", "/", None).ok().map(|answer| answer.body)
             && super::is(&status.json()?, "Idle")
@@ -162,15 +164,20 @@ fn fate([source, target]: [Monitor; 2]) -> Outcome<Fate> {
         }
         ensure!(
             Instant::now() < until,
-            "one side does not come to an end: {fates:?}"
+            "one side does not come to an end: {ends:?}"
         );
         thread::sleep(PERIOD * 5);
     }
-    let has_worked = |ended: Option<Ended>| {
-        let console = ended.map(|ended| ended.console).unwrap_or_default();
-        console.contains("dirty: ok") && console.contains("pattern-verify: ok")
+    Ok(ends)
+}
+
+/// What became of the guest, by what the two processes leave.
+fn fate(ends: &[Option<Ended>; 2]) -> Outcome<Fate> {
+    let has_worked = |ended: &Option<Ended>| {
+        let shows = |word| ended.as_ref().is_some_and(|ended| ended.console.contains(word));
+        shows("dirty: ok") && shows("pattern-verify: ok")
     };
-    match fates.map(has_worked) {
+    match ends.each_ref().map(has_worked) {
         [true, false] => Ok(Fate::Stays),
         [false, true] => Ok(Fate::Goes),
         [false, false] => Ok(Fate::Lost),

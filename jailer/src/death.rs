@@ -141,11 +141,16 @@ impl Death {
     }
 }
 
+/// Names of the signals from 1 on, as in signal(7).
+const SIGNALS: &str = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU \
+                       URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS";
+
 fn signal_name(number: i32) -> String {
-    match Signal::from_named_raw(number) {
-        Some(signal) => format!("{signal:?}").trim_matches('"').to_owned(),
-        None => format!("SIG{number}"),
-    }
+    let index = usize::try_from(number)
+        .ok()
+        .and_then(|number| number.checked_sub(1));
+    let name = index.and_then(|index| SIGNALS.split_whitespace().nth(index));
+    name.map_or_else(|| format!("SIG{number}"), |name| format!("SIG{name}"))
 }
 
 /// A JSON string.
@@ -274,6 +279,7 @@ mod tests {
     #[test]
     fn names_of_signals_are_those_of_the_manual() {
         assert_eq!(signal_name(libc::SIGSEGV), "SIGSEGV");
-        assert_eq!(signal_name(libc::SIGKILL), "SIGKILL");
+        assert_eq!(signal_name(libc::SIGSYS), "SIGSYS");
+        assert_eq!(signal_name(35), "SIG35");
     }
 }

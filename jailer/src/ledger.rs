@@ -124,14 +124,19 @@ impl Ledger {
                 Ok(())
             }
             Ok(Made::Found) => {
-                if slot.state.load(Ordering::SeqCst) == INTENDED {
-                    slot.state.store(FREE, Ordering::SeqCst);
-                }
+                slot.forget_intention();
                 Ok(())
             }
             Err(error) => {
-                if slot.state.load(Ordering::SeqCst) == INTENDED {
-                    slot.state.store(FREE, Ordering::SeqCst);
+                // A later step of making it may have failed; what somebody else has made is not ours.
+                let half = match error.kind() {
+                    io::ErrorKind::AlreadyExists => None,
+                    _ if before.is_none() => self.identity(item)?,
+                    _ => None,
+                };
+                match half {
+                    Some(identity) => slot.note(identity),
+                    None => slot.forget_intention(),
                 }
                 Err(error)
             }
@@ -244,6 +249,13 @@ pub(crate) enum Made {
 }
 
 impl Slot {
+    fn forget_intention(&self) {
+        // One that was made at an earlier attempt stays made.
+        let _ = self
+            .state
+            .compare_exchange(INTENDED, FREE, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     fn note(&self, identity: Identity) {
         self.inode.store(identity.inode, Ordering::SeqCst);
         self.born_ns.store(identity.born_ns, Ordering::SeqCst);
@@ -463,5 +475,14 @@ mod tests {
         fs::write(base.join("a"), "somebody else's").expect("a file");
         ledger.remove().expect("nothing is removed");
         assert!(base.join("a").exists());
+        fs::remove_file(base.join("a")).expect("it is there");
+        // But one whose owner could not be changed is there, and goes.
+        let half = ledger.make(Path::new("a"), || {
+            fs::write(base.join("a"), "")?;
+            Err(io::ErrorKind::PermissionDenied.into())
+        });
+        assert!(half.is_err());
+        ledger.remove().expect("nothing is in the way");
+        assert!(!base.join("a").exists());
     }
 }

@@ -272,7 +272,7 @@ impl Supervisor<'_> {
         // The kernel takes no signal to the first process of a PID namespace that has no handler for it.
         while self.plan.request.new_pid_ns
             && started.elapsed() < DEAF_MAX
-            && is_caught(monitor, signal) == Some(false)
+            && is_awaited(monitor, signal) == Some(false)
         {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -318,13 +318,15 @@ fn oom_kills(groups: &[Group]) -> u64 {
     groups.iter().filter_map(Group::oom_kills).sum()
 }
 
-/// Whether a process has a handler for a signal; `None` if nobody can tell, or it is gone.
-fn is_caught(process: Pid, signal: Signal) -> Option<bool> {
+/// Whether a process waits for a signal, by a handler or with it blocked; `None` if nobody can tell, or it is gone.
+fn is_awaited(process: Pid, signal: Signal) -> Option<bool> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
-    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
-    let bit = u32::try_from(signal.as_raw() - 1).ok()?;
-    Some(mask & 1_u64.checked_shl(bit)? != 0)
+    let bit = 1_u64.checked_shl(u32::try_from(signal.as_raw() - 1).ok()?)?;
+    let masks = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigCgt:").or(line.strip_prefix("SigBlk:")));
+    let mut masks = masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    Some(masks.any(|mask| mask & bit != 0))
 }
 
 /// A daemon keeps nobody's terminal or pipe open.
@@ -355,7 +357,9 @@ mod tests {
     }
 
     #[test]
-    fn this_process_handles_no_quit() {
-        assert_eq!(is_caught(getpid(), Signal::QUIT), Some(false));
+    fn this_process_waits_for_no_quit_but_for_what_it_has_taken_over() {
+        assert_eq!(is_awaited(getpid(), Signal::QUIT), Some(false));
+        // Of the Rust runtime, which tells of a stack that is too small.
+        assert_eq!(is_awaited(getpid(), Signal::SEGV), Some(true));
     }
 }

@@ -1,0 +1,213 @@
+//! However a jail ends, nothing is left of it: no mount, cgroup, namespace, process or file.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use coracle_tests::case::{Context, text};
+use coracle_tests::guest::Machine;
+use coracle_tests::harness::jail::{Jail, vanishes};
+use coracle_tests::seed::Seed;
+use coracle_tests::{Outcome, ensure};
+use rustix::process::Signal;
+
+use super::{SOON, kill};
+
+/// How long a start takes at most, until something is done to it.
+const START_US_MAX: u64 = 60_000;
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    GuestEnds,
+    MonitorKilled,
+    JailerKilled,
+    SupervisorKilled,
+    JailerAsked,
+    MonitorAsked,
+}
+
+const ENDS: [End; 6] = [
+    End::GuestEnds,
+    End::MonitorKilled,
+    End::JailerKilled,
+    End::SupervisorKilled,
+    End::JailerAsked,
+    End::MonitorAsked,
+];
+
+pub(super) fn jails_that_end_in_any_way(context: &Context) -> Outcome {
+    let mut seed = context.seed.clone();
+    let place = tempfile::tempdir()?;
+    let monitor = without_symbols(&context.environment.coracle, place.path())?;
+    for number in 0..context.count(20, 1000) {
+        let index = usize::try_from(number)? % ENDS.len();
+        let end = ENDS.get(index).copied().unwrap_or(End::GuestEnds);
+        one(context, &monitor, end, &mut seed)
+            .map_err(|e| format!("jail {number}, {end:?}: {}", text(&e)))?;
+    }
+    Ok(())
+}
+
+fn one(context: &Context, monitor: &Path, end: End, seed: &mut Seed) -> Outcome {
+    let words = match end {
+        End::GuestEnds => "do=hello do=exit:status=0",
+        _ => "do=tick:ms=20,count=1000000",
+    };
+    let machine = Machine::unikernel(&context.environment, words);
+    let mut jail =
+        Jail::of(&context.environment, monitor)?.flags(["--cleanup", "--cgroup", "cpu.shares=512"]);
+    for flag in ["--supervise", "--new-pid-ns"] {
+        if seed.below(2) == 1 {
+            jail = jail.flags([flag]);
+        }
+    }
+    if !Path::new("/sys/fs/cgroup/cpu").is_dir() {
+        jail = jail.flags(["--cgroup-version", "2"]);
+    }
+    let (base, id) = (jail.base().to_owned(), jail.id.clone());
+    let jailed = jail.machine(&machine)?.spawn()?;
+    // In the middle of the start as often as in that of a run.
+    std::thread::sleep(Duration::from_micros(seed.below(START_US_MAX)));
+    match end {
+        End::GuestEnds => {}
+        End::MonitorKilled => once_there(|| kill(jailed.process()?, Signal::KILL))?,
+        End::MonitorAsked => once_there(|| kill(jailed.process()?, Signal::TERM))?,
+        End::JailerKilled => jailed.monitor.signal(Signal::KILL)?,
+        End::JailerAsked => {
+            once_there(|| jailed.process().and_then(|_| jailed.monitor.signal(Signal::TERM)))?
+        }
+        End::SupervisorKilled => once_there(|| {
+            let jailer = jailed.monitor.process().0;
+            let children = std::fs::read_to_string(format!("/proc/{jailer}/task/{jailer}/children"))?;
+            let child = children.split_whitespace().next().ok_or("no supervisor yet")?;
+            kill(coracle_tests::process::Process(child.parse()?), Signal::KILL)
+        })?,
+    }
+    let mut jailed = jailed;
+    jailed.ends(SOON)?;
+    vanishes(&base, &id)
+}
+
+/// Does something as soon as it can be done.
+fn once_there(work: impl Fn() -> Outcome) -> Outcome {
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        match work() {
+            Err(error) if std::time::Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// The system calls by which a jail is made and entered, where each may fail.
+const STEPS: &[&str] = &[
+    "mkdirat",
+    "openat2",
+    "mknodat",
+    "fchownat",
+    "fchown",
+    "fchmod",
+    "statx",
+    "mkdir",
+    "write",
+    "pipe2",
+    "clone",
+    "copy_file_range",
+    "open_tree",
+    "move_mount",
+    "unshare",
+    "mount",
+    "pivot_root",
+    "umount2",
+    "fchdir",
+    "chdir",
+    "prlimit64",
+    "setns",
+    "setgroups",
+    "setresgid",
+    "setresuid",
+    "capset",
+    "prctl",
+    "execve",
+];
+
+pub(super) fn a_start_that_fails_at_any_step(context: &Context) -> Outcome {
+    // An error that nothing here expects, so that it is not taken for something else.
+    at_each_step(context, "error=EDQUOT", 1)
+}
+
+pub(super) fn a_jailer_that_is_killed_at_any_step(context: &Context) -> Outcome {
+    at_each_step(context, "signal=KILL", 2)
+}
+
+/// Lets the first such calls of the jailer's processes end so, one in each run; in `make soak` all of them.
+fn at_each_step(context: &Context, injected: &str, calls: u32) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let monitor = without_symbols(&context.environment.coracle, place.path())?;
+    for step in STEPS {
+        for call in 1..=context.count(calls, 24) {
+            // Of the first exec strace itself makes a jailer.
+            let call = if *step == "execve" { call + 1 } else { call };
+            let is_reached = injected_once(context, &monitor, &format!("{step}:{injected}:when={call}"))
+                .map_err(|e| format!("{step}, call {call}, {injected}: {}", text(&e)))?;
+            if !is_reached {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the call was there to be ended.
+fn injected_once(context: &Context, monitor: &Path, injection: &str) -> Outcome<bool> {
+    let machine = Machine::unikernel(&context.environment, "do=hello");
+    let star = coracle_tests::harness::hosts::Star::new(0)?;
+    let jail = Jail::of(&context.environment, monitor)?
+        .flags([
+            "--cleanup",
+            "--supervise",
+            "--netns",
+            &star.server.path(),
+            "--cgroup",
+            "cpu.shares=512",
+        ])
+        .machine(&machine)?;
+    let log = jail.directory().join("test-strace").display().to_string();
+    let (base, id) = (jail.base().to_owned(), jail.id.clone());
+    let inject = format!("inject={injection}");
+    let step = injection.split(':').next().unwrap_or_default();
+    let traced = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        &log,
+        "-e",
+        &format!("trace={step}"),
+        "-e",
+        &inject,
+    ];
+    let mut jailed = jail.by_way_of(traced.iter().copied()).spawn()?;
+    jailed.ends(SOON)?;
+    vanishes(&base, &id)?;
+    let log = std::fs::read_to_string(log)?;
+    Ok(log.contains("(INJECTED)") || log.contains("killed by SIGKILL"))
+}
+
+/// A copy of a program that is small enough to be copied into many jails.
+fn without_symbols(program: &Path, place: &Path) -> Outcome<PathBuf> {
+    let name = program.file_name().ok_or("a program has a name")?;
+    let small = place.join(name);
+    let stripped = Command::new("strip")
+        .arg("-o")
+        .arg(&small)
+        .arg(program)
+        .output()?;
+    ensure!(
+        stripped.status.success(),
+        "{}",
+        String::from_utf8_lossy(&stripped.stderr)
+    );
+    Ok(small)
+}

@@ -142,8 +142,8 @@ impl Death {
 }
 
 /// Names of the signals from 1 on, as in signal(7).
-const SIGNALS: &str = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU \
-                       URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS";
+const SIGNALS: &str = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP \
+                       TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS";
 
 fn signal_name(number: i32) -> String {
     let index = usize::try_from(number)

@@ -287,7 +287,7 @@ pub(crate) enum JailError {
         path: PathBuf,
     },
     /// Nodes would not work.
-    #[error("--chroot-base-dir {} is mounted nodev, so that /dev/kvm would not work in the jail; choose another", path.display())]
+    #[error("--chroot-base-dir {} is mounted nodev, where no /dev/kvm works; choose another", path.display())]
     Nodev {
         /// As asked.
         path: PathBuf,

@@ -15,7 +15,8 @@ use super::limits::has_no_rights;
 
 /// Lets an ordinary user use KVM, in a mount namespace of its own: the node there is another one, for everybody. The host's
 /// stays as it is.
-const AS_A_USER: &str = "mount --bind \"$NODE\" /dev/kvm && unset NODE && exec setpriv --reuid=12345 --regid=12345 --clear-groups \"$@\"";
+const AS_A_USER: &str = "mount --bind \"$NODE\" /dev/kvm && unset NODE && \
+                         exec setpriv --reuid=12345 --regid=12345 --clear-groups \"$@\"";
 
 /// A user's jail: the user's own directory, and a node of KVM that the user may open.
 fn ordinary(context: &Context) -> Outcome<Jail> {

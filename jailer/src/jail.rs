@@ -281,7 +281,7 @@ pub(crate) enum JailError {
         source: io::Error,
     },
     /// Somebody made it before.
-    #[error("{} in --chroot-base-dir is there already; remove what an earlier jail has left, or choose another --id", path.display())]
+    #[error("{} in --chroot-base-dir is there already; remove what an earlier jail left, or take another --id", path.display())]
     IsThere {
         /// Relative to the base.
         path: PathBuf,

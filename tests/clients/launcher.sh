@@ -13,7 +13,7 @@ root=$BASE/$name/$ID/root
 if [ "$1" = clean ]; then
 	rm -rf "${BASE:?}/$name/$ID"
 	rmdir "$BASE/$name"
-	for group in /sys/fs/cgroup/*/"$name/$ID" /sys/fs/cgroup/*/"$name"; do
+	for group in /sys/fs/cgroup/*/"launchers-$ID/$ID" /sys/fs/cgroup/*/"launchers-$ID"; do
 		if [ -d "$group" ]; then rmdir "$group"; fi
 	done
 	exit 0
@@ -28,7 +28,7 @@ chown "$OWNER:$OWNER" "$root/kernel" "$root/log"
 set -- "$1" --id "$ID" --exec-file "$MONITOR" --uid "$OWNER" --gid "$OWNER" --chroot-base-dir "$BASE" \
 	--resource-limit no-file=1024 --resource-limit fsize=250000000 --daemonize --new-pid-ns
 if [ -d /sys/fs/cgroup/cpuset ]; then
-	set -- "$@" --cgroup cpuset.mems=0 --cgroup "cpuset.cpus=$(cat /sys/fs/cgroup/cpuset/cpuset.cpus)"
+	set -- "$@" --parent-cgroup "launchers-$ID" --cgroup cpuset.mems=0 --cgroup "cpuset.cpus=$(cat /sys/fs/cgroup/cpuset/cpuset.cpus)"
 fi
 mode=$1
 shift

@@ -43,6 +43,8 @@ pub enum Need {
     KvmRootAndTrace,
     /// A usable /dev/kvm, the right to become another user, and a cgroup hierarchy that limits memory.
     KvmRootAndMemoryCgroup,
+    /// A usable /dev/kvm, the right to become another user, and a cgroup hierarchy of version 2.
+    KvmRootAndUnifiedCgroup,
     /// Network namespaces, and cables between them.
     Hosts,
     /// The same and a usable /dev/kvm.
@@ -83,6 +85,7 @@ impl Environment {
             Need::KvmAndRoot => no_kvm().or_else(no_root),
             Need::KvmRootAndTrace => no_kvm().or_else(no_root).or_else(no_trace),
             Need::KvmRootAndMemoryCgroup => no_kvm().or_else(no_root).or_else(no_memory_cgroup),
+            Need::KvmRootAndUnifiedCgroup => no_kvm().or_else(no_root).or_else(no_unified_cgroup),
             Need::Hosts => Host::refused(),
             Need::KvmAndHosts => no_kvm().or_else(Host::refused),
             Need::KvmAndFirecracker if self.firecracker.is_none() => Some("FIRECRACKER is not set".into()),
@@ -144,6 +147,11 @@ fn no_root() -> Option<String> {
 fn no_memory_cgroup() -> Option<String> {
     let none = crate::harness::jail::memory_limit(1).is_none();
     none.then(|| "no cgroup hierarchy limits memory".into())
+}
+
+fn no_unified_cgroup() -> Option<String> {
+    let none = crate::harness::jail::unified_cgroup().is_none();
+    none.then(|| "no cgroup hierarchy of version 2 is mounted".into())
 }
 
 fn no_trace() -> Option<String> {

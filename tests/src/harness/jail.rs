@@ -369,6 +369,15 @@ pub fn memory_limit(bytes: u64) -> Option<Vec<String>> {
         })
 }
 
+/// Where this host has its cgroup hierarchy of version 2, with controllers or without.
+pub fn unified_cgroup() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let unified = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    unified.and_then(cgroup_mount)
+}
+
 fn cgroup_mount(line: &str) -> Option<PathBuf> {
     let mut fields = line.split(' ').skip(1);
     let mount = fields.next()?;

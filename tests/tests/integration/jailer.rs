@@ -66,6 +66,11 @@ pub(crate) const CASES: &[Case] = &[
         run: limits::the_monitor_has_nothing_but_what_it_needs,
     },
     Case {
+        name: "a_cgroup_of_version_2_is_entered_as_it_is",
+        need: Need::KvmRootAndUnifiedCgroup,
+        run: limits::a_cgroup_of_version_2_is_entered,
+    },
+    Case {
         name: "root_in_a_jail_has_no_rights_either",
         need: Need::KvmAndRoot,
         run: limits::root_has_no_rights_either,

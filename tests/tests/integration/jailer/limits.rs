@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use coracle_tests::case::Context;
 use coracle_tests::guest::Machine;
 use coracle_tests::harness::hosts::Star;
-use coracle_tests::harness::jail::{Jail, Jailed, UID, memory_limit};
+use coracle_tests::harness::jail::{Jail, Jailed, UID, memory_limit, unified_cgroup};
 use coracle_tests::{Outcome, ensure};
 
 use super::SOON;
@@ -83,6 +83,45 @@ pub(super) fn root_has_no_rights_either(context: &Context) -> Outcome {
     has_no_rights(&jailed, 0)?;
     jailed.monitor.signal(rustix::process::Signal::TERM)?;
     jailed.end(SOON).map(drop)
+}
+
+/// Without settings nothing is made: the cgroup that was prepared is entered, and stays.
+pub(super) fn a_cgroup_of_version_2_is_entered(context: &Context) -> Outcome {
+    let mount = unified_cgroup().ok_or("it is mounted")?;
+    let jail = Jail::new(&context.environment)?;
+    let parent = format!("for-{}", jail.id);
+    let cgroup = Group(mount.join(&parent));
+    fs::create_dir(&cgroup.0)?;
+    let machine = Machine::unikernel(&context.environment, "do=tick:ms=20,count=1000000");
+    let jailed = jail
+        .flags(["--cleanup", "--cgroup-version", "2", "--parent-cgroup", &parent])
+        .machine(&machine)?
+        .start()?;
+    let pid = jailed.process()?.0;
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    ensure!(
+        own.lines()
+            .any(|line| line.starts_with("0::/") && line.ends_with(&parent)),
+        "{own}"
+    );
+    ensure!(
+        fs::read_to_string(cgroup.0.join("cgroup.procs"))?.trim() == pid.to_string(),
+        "not alone"
+    );
+    jailed.monitor.signal(rustix::process::Signal::TERM)?;
+    let ended = jailed.monitor.wait(SOON)?;
+    ensure!(ended.status.code() == Some(143), "{ended:?}");
+    ensure!(cgroup.0.is_dir(), "it was the user's");
+    Ok(())
+}
+
+/// A cgroup of this test, gone with it.
+struct Group(PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
 }
 
 /// One user, one group, no capability, and none to come.

@@ -176,6 +176,11 @@ pub(super) fn what_is_in_the_way(context: &Context) -> Outcome {
         "two files are to be `a`",
     )?;
     refused(jail()?.flags(["--file", "/etc/passwd:dev/kvm"]), "dev/kvm")?;
+    let jail = jail()?;
+    let mounted = "mount -t tmpfs -o nodev none \"$1\" && shift && exec \"$@\"";
+    let base = jail.base().display().to_string();
+    let wrapped = ["unshare", "--mount", "sh", "-c", mounted, "sh", &base];
+    refused(jail.by_way_of(wrapped), "mounted nodev")?;
     let place = tempfile::tempdir()?;
     let script = place.path().join("script");
     fs::write(&script, "no program")?;

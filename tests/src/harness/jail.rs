@@ -298,24 +298,32 @@ impl Jailed {
 pub fn remains(base: &Path, id: &str) -> Outcome<Vec<PathBuf>> {
     let mut remains = Vec::new();
     files_under(base, &mut remains)?;
+    remains.extend(cgroups_of(id)?);
     let mounts = fs::read_to_string("/proc/mounts")?;
-    for mount in mounts.lines().filter_map(cgroup_mount) {
-        // One level for the parent, one for the machine.
-        for parent in fs::read_dir(mount)?
-            .flatten()
-            .filter(|entry| entry.path().is_dir())
-        {
-            let own = parent.path().join(id);
-            if own.is_dir() {
-                remains.push(own);
-            }
-        }
-    }
     // A path on the host is in the list of a process that has a mount of it.
     if mounts.contains(&base.display().to_string()) {
         remains.push("a mount".into());
     }
     Ok(remains)
+}
+
+/// The cgroups of a machine, one level below the root.
+///
+/// # Errors
+///
+/// When they cannot be looked for.
+pub fn cgroups_of(id: &str) -> Outcome<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    for mount in mounts.lines().filter_map(cgroup_mount) {
+        let parents = fs::read_dir(mount)?.flatten();
+        found.extend(
+            parents
+                .map(|parent| parent.path().join(id))
+                .filter(|own| own.is_dir()),
+        );
+    }
+    Ok(found)
 }
 
 /// Waits until nothing of a jail is there, and no process that mentions it.

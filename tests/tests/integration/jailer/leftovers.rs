@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use coracle_tests::case::{Context, text};
 use coracle_tests::guest::Machine;
-use coracle_tests::harness::jail::{Jail, vanishes};
+use coracle_tests::harness::jail::{Jail, cgroups_of, vanishes};
+use coracle_tests::process::processes_with;
 use coracle_tests::seed::Seed;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
@@ -179,15 +180,48 @@ fn injected_once(context: &Context, monitor: &Path, injection: &str) -> Outcome<
     let (base, id) = (jail.base().to_owned(), jail.id.clone());
     let inject = format!("inject={injection}");
     let step = injection.split(':').next().unwrap_or_default();
-    let trace = format!("trace={step}");
+    let trace = format!("trace={step},clone");
     let traced = ["strace", "-f", "-qq", "-o", &log, "-e", &trace, "-e", &inject];
     // The monitor's own calls are no steps of this.
     let traced = traced.into_iter().chain(["--detach-on=execve"]);
     let mut jailed = jail.by_way_of(traced).spawn()?;
     jailed.ends(SOON)?;
-    vanishes(&base, &id)?;
     let log = std::fs::read_to_string(log)?;
+    if let Some((front, supervisor)) = parents(&log)
+        && was_killed(&log, front)
+        && was_killed(&log, supervisor)
+    {
+        // The call was the same number of each, one while it cleaned up after the other: nobody is left who could.
+        return nobody_is_left(&id);
+    }
+    vanishes(&base, &id)?;
     Ok(log.contains("(INJECTED)") || log.contains("killed by SIGKILL"))
+}
+
+/// The first process of the jailer, and the one that it has made.
+fn parents(log: &str) -> Option<(&str, &str)> {
+    let mut clones = log.lines().filter(|line| line.contains("clone"));
+    let front = clones.clone().next()?.split_whitespace().next()?;
+    let made = clones.find(|line| line.starts_with(front) && line.contains(" = "))?;
+    Some((front, made.rsplit_once(" = ")?.1.split_whitespace().next()?))
+}
+
+fn was_killed(log: &str, process: &str) -> bool {
+    log.lines()
+        .any(|line| line.starts_with(process) && line.contains("killed by SIGKILL"))
+}
+
+/// The monitor dies with its parent, also if nobody is left to remove what was made. Its cgroup is removed here.
+fn nobody_is_left(id: &str) -> Outcome<bool> {
+    once_there(|| {
+        let left = processes_with(id)?;
+        ensure!(left.is_empty(), "processes {left:?} of {id} are left");
+        Ok(())
+    })?;
+    for path in cgroups_of(id)? {
+        std::fs::remove_dir(path)?;
+    }
+    Ok(true)
 }
 
 /// A copy of a program that is small enough to be copied into many jails.

@@ -7,6 +7,7 @@ mod limits;
 mod refusals;
 mod rootless;
 mod shown;
+mod storage;
 mod supervised;
 
 use std::time::Duration;
@@ -94,6 +95,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_disk_is_shown_by_path_or_descriptor_and_nobody_else_holds_it",
         need: Need::KvmAndRoot,
         run: shown::a_disk_is_shown,
+    },
+    Case {
+        name: "disks_on_servers_are_reached_from_the_hosts_network_and_from_another",
+        need: Need::KvmAndHosts,
+        run: storage::servers_are_reached,
     },
     Case {
         name: "links_and_ways_out_are_refused_at_each_path",

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs demo record-api record-snapshot record-migration clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -114,6 +114,9 @@ bench-nfs: monitor unikernel ## Disks on an NFS server beside QEMU's client on t
 	tests/tools/need ip qemu-system-x86_64 $(NFS)
 	cargo build --release -p coracle-storage --example load
 	CORACLE_BIN=$(RELEASE)/coracle CORACLE_LOAD=$(RELEASE)/examples/load cargo run --release -p coracle-tests --bin bench-nfs
+
+bench-jailer: monitor ## Starts in jails, beside Firecracker's if FIRECRACKER and FIRECRACKER_JAILER are set (a minute; root)
+	CORACLE_BIN=$(RELEASE)/coracle CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo run --release -p coracle-tests --bin bench-jailer
 
 record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
 	cargo run -p coracle-tests --bin record-api

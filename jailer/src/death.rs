@@ -4,9 +4,9 @@ mod syscalls;
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, WaitStatus};
 
@@ -172,6 +172,10 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
+/// How long the kernel's log may take to have a record.
+const LOG_WITHIN: Duration = Duration::from_millis(500);
+const LOG_PERIOD: Duration = Duration::from_millis(5);
+
 /// The system call that the kernel's log says a process was killed for, if this process may read that.
 fn refused_syscall(pid: Pid) -> Option<u32> {
     let mut log = File::options()
@@ -179,6 +183,7 @@ fn refused_syscall(pid: Pid) -> Option<u32> {
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/kmsg")
         .ok()?;
+    let deadline = Instant::now() + LOG_WITHIN;
     let mut last = None;
     let mut record = [0; 8192];
     loop {
@@ -190,6 +195,14 @@ fn refused_syscall(pid: Pid) -> Option<u32> {
             }
             // A record that was overwritten meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            // A thread of the kernel's own writes the record, perhaps a moment after the end.
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock
+                    && last.is_none()
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(LOG_PERIOD);
+            }
             Err(_) => return last,
         }
     }

@@ -131,14 +131,33 @@ fn stand_in_front(
         }
     };
     let end = End::of(status);
-    if matches!(end, End::Killed(_)) {
-        // The monitor dies with its parent, and has become our child.
-        while let Ok(Some(_)) = wait(WaitOptions::empty()) {}
-        if let Err(error) = ledger.remove() {
-            complain(&chain(&error));
-        }
+    // The monitor dies with its parent, and has become our child, as has whatever it has made itself.
+    end_children();
+    if matches!(end, End::Killed(_))
+        && let Err(error) = ledger.remove()
+    {
+        complain(&chain(&error));
     }
     Ok(ExitCode::from(end.status()))
+}
+
+/// Ends all children, those that they leave too. A kernel that does not list them has only those that end by themselves.
+fn end_children() {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) => continue,
+            Ok(None) => {}
+            Err(_) => return,
+        }
+        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        for child in children.split_whitespace() {
+            if let Some(child) = child.parse().ok().and_then(Pid::from_raw) {
+                // One that has ended meanwhile is not reaped before we do it, so the number is still its own.
+                let _ = kill_process(child, Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The status of a child that has ended; whatever else has been inherited is buried on the way.

@@ -1,6 +1,9 @@
 //! A program that a test puts into a jail in place of a monitor. The last word of its command line says what it does.
 
-#![expect(unsafe_code, reason = "a filter of system calls is handed to the kernel")]
+#![expect(
+    unsafe_code,
+    reason = "it forks, and hands a filter of system calls to the kernel"
+)]
 
 use std::process::ExitCode;
 
@@ -12,6 +15,7 @@ fn main() -> ExitCode {
             .write(true)
             .open("/dev/kvm")
             .map(drop),
+        Some("leaves-a-child") => leaves_a_child(),
         _ => Err(std::io::ErrorKind::Unsupported.into()),
     };
     match outcome {
@@ -21,6 +25,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends before a process that it has made, which has left its session.
+fn leaves_a_child() -> std::io::Result<()> {
+    // SAFETY: this process has one thread.
+    if unsafe { libc::fork() } == 0 {
+        rustix::process::setsid()?;
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(3600));
+        }
+    }
+    Ok(())
 }
 
 /// Calls what its own filter ends a process for.

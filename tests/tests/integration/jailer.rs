@@ -37,6 +37,11 @@ pub(crate) const CASES: &[Case] = &[
         run: leftovers::a_jailer_that_is_killed_at_any_step,
     },
     Case {
+        name: "what_a_monitor_has_started_ends_with_its_jail",
+        need: Need::KvmAndRoot,
+        run: leftovers::what_a_monitor_has_started,
+    },
+    Case {
         name: "a_guest_boots_in_a_jail_and_its_status_is_passed_on",
         need: Need::KvmAndRoot,
         run: a_guest_boots_in_a_jail,

@@ -14,7 +14,7 @@ use super::supervised::{records, ticking};
 use super::{SOON, kill};
 
 /// A program of ours, in place of a monitor.
-const INMATE: &str = env!("CARGO_BIN_EXE_inmate");
+pub(super) const INMATE: &str = env!("CARGO_BIN_EXE_inmate");
 const MEMORY_BYTES: u64 = 48 << 20;
 
 pub(super) fn each_death(context: &Context) -> Outcome {

@@ -12,6 +12,7 @@ use coracle_tests::seed::Seed;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 
+use super::causes::INMATE;
 use super::{SOON, kill};
 
 /// How long a start takes at most, until something is done to it.
@@ -99,6 +100,19 @@ fn once_there(work: impl Fn() -> Outcome) -> Outcome {
             Ok(()) => return Ok(()),
         }
     }
+}
+
+/// Also where no PID namespace ends with its first process.
+pub(super) fn what_a_monitor_has_started(context: &Context) -> Outcome {
+    for flags in ["--cleanup", "--cleanup --supervise", "--cleanup --new-pid-ns"] {
+        let jailed = Jail::of(&context.environment, INMATE.as_ref())?
+            .flags(flags.split(' '))
+            .arguments(["leaves-a-child"])
+            .spawn()?;
+        let ended = jailed.end(SOON)?;
+        ensure!(ended.status.code() == Some(0), "{flags}: {ended:?}");
+    }
+    Ok(())
 }
 
 /// The system calls by which a jail is made and entered, where each may fail.

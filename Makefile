@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs demo record-api record-snapshot record-migration clean \
+.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -46,7 +46,7 @@ run: monitor linux ## Build everything and boot Linux from a disk; ends with the
 
 demo: monitor unikernel ## Show a guest that moves between three hosts, one of which is killed in the middle of it (seconds; root)
 	tests/tools/need ip $(NFS)
-	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl cargo run -q -p coracle-tests --bin demo
+	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo run -q -p coracle-tests --bin demo
 
 test: test-unit test-integration ## Run the unit tests and the integration tests with seeded samples (minutes)
 
@@ -58,7 +58,7 @@ test-unit:
 
 test-integration: monitor-dev unikernel linux venv
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
-	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
+	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl CORACLE_JAILER_BIN=$(DEV)/coracle-jailer \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 
 sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes: SEEDS=n of them (10,000 of each kind)
@@ -68,7 +68,7 @@ sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes
 
 soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
-	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_SOAK=$(TARGET)/soak/state.json \
+	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 	PROPTEST_CASES=$(or $(CASES),20000) MUTATIONS=100000 cargo test --release --workspace --exclude coracle-tests
 
@@ -115,6 +115,9 @@ bench-nfs: monitor unikernel ## Disks on an NFS server beside QEMU's client on t
 	cargo build --release -p coracle-storage --example load
 	CORACLE_BIN=$(RELEASE)/coracle CORACLE_LOAD=$(RELEASE)/examples/load cargo run --release -p coracle-tests --bin bench-nfs
 
+bench-jailer: monitor ## Starts in jails, beside Firecracker's if FIRECRACKER and FIRECRACKER_JAILER are set (a minute; root)
+	CORACLE_BIN=$(RELEASE)/coracle CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo run --release -p coracle-tests --bin bench-jailer
+
 record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
 	cargo run -p coracle-tests --bin record-api
 
@@ -122,7 +125,7 @@ record-snapshot: monitor-dev unikernel ## Keep a snapshot of a new format, which
 	CORACLE_BIN=$(DEV)/coracle cargo run -p coracle-tests --bin record-snapshot
 
 record-migration: monitor-dev unikernel ## Keep a stream of a new version of the migration protocol, which all later versions take
-	CORACLE_RECORD=1 CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl \
+	CORACLE_RECORD=1 CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl CORACLE_JAILER_BIN=$(DEV)/coracle-jailer \
 		cargo test -p coracle-tests --test integration -- migration::streams_that_are_kept
 
 clean: ## Remove what was built here; the cache outside the clone stays
@@ -132,7 +135,7 @@ monitor-dev:
 	cargo build --workspace --bins
 
 monitor:
-	cargo build --release -p coracle-vmm -p coracle-ctl --bins
+	cargo build --release -p coracle-vmm -p coracle-jailer -p coracle-ctl --bins
 
 unikernel:
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo build --release --bin unikernel

@@ -14,6 +14,8 @@ pub struct Environment {
     pub coracle: PathBuf,
     /// Its command-line client.
     pub coraclectl: PathBuf,
+    /// The program that puts a monitor into a jail.
+    pub jailer: PathBuf,
     /// The unikernel guest.
     pub unikernel: PathBuf,
     /// The directory of the Linux guest's manifest.
@@ -37,6 +39,12 @@ pub enum Need {
     KvmAndMountNamespace,
     /// A usable /dev/kvm, and the right to become another user.
     KvmAndRoot,
+    /// The same, and the right to trace a process.
+    KvmRootAndTrace,
+    /// A usable /dev/kvm, the right to become another user, and a cgroup hierarchy that limits memory.
+    KvmRootAndMemoryCgroup,
+    /// A usable /dev/kvm, the right to become another user, and a cgroup hierarchy of version 2.
+    KvmRootAndUnifiedCgroup,
     /// Network namespaces, and cables between them.
     Hosts,
     /// The same and a usable /dev/kvm.
@@ -57,6 +65,7 @@ impl Environment {
         Self {
             coracle: path("CORACLE_BIN", built.join("coracle")),
             coraclectl: path("CORACLECTL_BIN", built.join("coraclectl")),
+            jailer: path("CORACLE_JAILER_BIN", built.join("coracle-jailer")),
             unikernel: path("CORACLE_UNIKERNEL", built.join("unikernel")),
             linux: path("CORACLE_LINUX", built.join("linux")),
             client_python: path("CORACLE_CLIENT_PYTHON", PathBuf::from("python3")),
@@ -74,6 +83,9 @@ impl Environment {
             Need::Kvm => no_kvm(),
             Need::KvmAndMountNamespace => no_kvm().or_else(no_mount_namespace),
             Need::KvmAndRoot => no_kvm().or_else(no_root),
+            Need::KvmRootAndTrace => no_kvm().or_else(no_root).or_else(no_trace),
+            Need::KvmRootAndMemoryCgroup => no_kvm().or_else(no_root).or_else(no_memory_cgroup),
+            Need::KvmRootAndUnifiedCgroup => no_kvm().or_else(no_root).or_else(no_unified_cgroup),
             Need::Hosts => Host::refused(),
             Need::KvmAndHosts => no_kvm().or_else(Host::refused),
             Need::KvmAndFirecracker if self.firecracker.is_none() => Some("FIRECRACKER is not set".into()),
@@ -91,6 +103,7 @@ impl Environment {
     pub fn check(&self) -> Outcome {
         for (path, remedy) in [
             (&self.coracle, "run: make test, or set CORACLE_BIN"),
+            (&self.jailer, "run: make test, or set CORACLE_JAILER_BIN"),
             (&self.unikernel, "run: make test, or set CORACLE_UNIKERNEL"),
         ] {
             crate::ensure!(path.is_file(), "{} is not there; {remedy}", path.display());
@@ -129,6 +142,16 @@ fn no_mount_namespace() -> Option<String> {
 
 fn no_root() -> Option<String> {
     (!rustix::process::geteuid().is_root()).then(|| "only root can become another user".into())
+}
+
+fn no_memory_cgroup() -> Option<String> {
+    let none = crate::harness::jail::memory_limit(1).is_none();
+    none.then(|| "no cgroup hierarchy limits memory".into())
+}
+
+fn no_unified_cgroup() -> Option<String> {
+    let none = crate::harness::jail::unified_cgroup().is_none();
+    none.then(|| "no cgroup hierarchy of version 2 is mounted".into())
 }
 
 fn no_trace() -> Option<String> {

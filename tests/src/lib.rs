@@ -1,8 +1,8 @@
 //! The harness of the integration tests: it starts monitors, talks to them, looks at them from outside and
 //! leaves nothing behind.
 //!
-//! It reads these variables, which the Makefile sets: `CORACLE_BIN` and `CORACLECTL_BIN` (the programs
-//! under test), `CORACLE_UNIKERNEL` (an ELF file), `CORACLE_LINUX` (a directory with a `manifest.json`),
+//! It reads these variables, which the Makefile sets: `CORACLE_BIN`, `CORACLECTL_BIN` and `CORACLE_JAILER_BIN` (the
+//! programs under test), `CORACLE_UNIKERNEL` (an ELF file), `CORACLE_LINUX` (a directory with a `manifest.json`),
 //! `CORACLE_CLIENT_PYTHON` (an interpreter with the pinned Firecracker client), `FIRECRACKER` (its
 //! binary, to compare with; optional), `SEED` (to replay a sample; optional) and `CELLS` (a part of the
 //! names of the cells of a table that are to be run; optional).

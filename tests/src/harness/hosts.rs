@@ -103,6 +103,11 @@ impl Host {
         })
     }
 
+    /// A path by which others join its network, as long as this value is there.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+    }
+
     /// Does something on this host: sockets and programs that it makes stay there.
     ///
     /// # Errors
@@ -122,7 +127,7 @@ impl Host {
     fn connect(&self, client: &Self, number: u8) -> Outcome {
         let (here, there) = (format!("to-client{number}"), "to-server");
         // The descriptor is ours: `ip` finds it among those of this process.
-        let namespace = format!("/proc/{}/fd/{}", std::process::id(), client.namespace.as_raw_fd());
+        let namespace = client.path();
         self.ip(&[
             "link", "add", &here, "type", "veth", "peer", "name", there, "netns", &namespace,
         ])?;

@@ -4,6 +4,7 @@ mod daemon;
 pub mod double_start;
 pub mod hosts;
 pub mod iscsi;
+pub mod jail;
 pub mod matrix;
 pub mod nfs;
 pub mod oracle;

@@ -20,6 +20,7 @@ mod hostile;
 mod hosts;
 mod iscsi;
 mod iscsi_ctl;
+mod jailer;
 mod lease;
 mod lifecycle;
 mod linux;
@@ -73,6 +74,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("hosts", hosts::CASES),
     ("iscsi", iscsi::CASES),
     ("iscsi_ctl", iscsi_ctl::CASES),
+    ("jailer", jailer::CASES),
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),

@@ -5,6 +5,7 @@ mod compress;
 mod ctl;
 mod failures;
 mod golden;
+mod jailed;
 mod linux;
 mod middle;
 mod pace;
@@ -53,6 +54,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_guest_goes_around_three_hosts_and_nobody_between_them_reads_it",
         need: Need::KvmAndHosts,
         run: around::goes_around,
+    },
+    Case {
+        name: "a_guest_goes_from_jail_to_jail_on_other_hosts",
+        need: Need::KvmAndHosts,
+        run: jailed::goes_from_jail_to_jail,
     },
     Case {
         name: "streams_that_are_kept_from_each_version_are_taken",

@@ -1,0 +1,151 @@
+//! A parent that stays.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use coracle_tests::case::Context;
+use coracle_tests::guest::Machine;
+use coracle_tests::harness::jail::{Jail, Jailed, vanishes};
+use coracle_tests::{Outcome, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{SOON, kill};
+
+/// What `ticking` starts: a guest that does not end by itself.
+pub(super) fn ticking(context: &Context, jail: Jail) -> Outcome<Jailed> {
+    let machine = Machine::unikernel(&context.environment, "do=tick:ms=10,count=1000000");
+    let jailed = jail.machine(&machine)?.start()?;
+    jailed.monitor.console.wait_for("tick: n=1", SOON)?;
+    Ok(jailed)
+}
+
+/// The records of a supervisor.
+pub(super) fn records(text: &str) -> Outcome<Vec<Value>> {
+    let lines = text.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+pub(super) fn signals_are_passed_on(context: &Context) -> Outcome {
+    for more in [
+        &["--supervise", "--cleanup"][..],
+        &["--supervise"][..],
+        &["--cleanup", "--new-pid-ns"][..],
+    ] {
+        for (signal, status) in [(Signal::HUP, 129), (Signal::INT, 130), (Signal::TERM, 143)] {
+            let jailed = ticking(
+                context,
+                Jail::new(&context.environment)?.flags(more.iter().copied()),
+            )?;
+            jailed.monitor.signal(signal)?;
+            let ended = if more.contains(&"--cleanup") {
+                jailed.end(SOON)?
+            } else {
+                jailed.monitor.wait(SOON)?
+            };
+            ensure!(
+                ended.status.code() == Some(status),
+                "{more:?} {signal:?}: {ended:?}"
+            );
+        }
+    }
+    // At once, before the monitor can have heard of any signal.
+    let jail = Jail::new(&context.environment)?.flags(["--supervise", "--cleanup", "--new-pid-ns"]);
+    let jailed = jail.spawn()?;
+    let deadline = Instant::now() + SOON;
+    while jailed.process().is_err() {
+        ensure!(Instant::now() < deadline, "{}", jailed.monitor.errors.text());
+    }
+    jailed.monitor.signal(Signal::TERM)?;
+    let ended = jailed.end(SOON)?;
+    ensure!(ended.status.code() == Some(143), "{ended:?}");
+    Ok(())
+}
+
+pub(super) fn a_failed_monitor_is_started_again(context: &Context) -> Outcome {
+    let flags = "--supervise --cleanup --restart on-failure --restart-limit 2 --restart-delay-ms 20";
+    let machine = Machine::unikernel(&context.environment, "do=hello do=exit:status=3");
+    let jail = Jail::new(&context.environment)?.flags(flags.split(' '));
+    let jail = jail.arguments(["--level", "Error"]);
+    let ended = jail.machine(&machine)?.spawn()?.end(SOON)?;
+    let records = records(&ended.errors)?;
+    let of = |name: &str| -> Vec<Value> { records.iter().filter_map(|r| r.get(name).cloned()).collect() };
+    ensure!(of("incarnation") == [1, 2, 3], "{records:?}");
+    ensure!(of("status") == [3, 3, 3], "{records:?}");
+    ensure!(
+        of("restart_in_ms") == [Value::from(20), Value::from(40), Value::Null],
+        "{records:?}"
+    );
+    ensure!(ended.console.matches("hello").count() == 3, "{}", ended.console);
+    ensure!(ended.status.code() == Some(3), "{ended:?}");
+
+    // One that is killed leaves its socket; the next one has it. One that succeeds is not started again.
+    let flags = "--supervise --cleanup --restart on-failure --restart-delay-ms 1 --new-pid-ns";
+    let jailed = ticking(context, Jail::new(&context.environment)?.flags(flags.split(' ')))?;
+    let first = jailed.process()?;
+    kill(first, Signal::KILL)?;
+    let deadline = Instant::now() + SOON;
+    while jailed.process().ok().is_none_or(|now| now == first) || jailed.monitor.connect().is_err() {
+        ensure!(Instant::now() < deadline, "{}", jailed.monitor.errors.text());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Who asks for the end gets it.
+    jailed.monitor.signal(Signal::TERM)?;
+    let ended = jailed.end(SOON)?;
+    ensure!(ended.status.code() == Some(143), "{ended:?}");
+    let records = self::records(&ended.errors)?;
+    let signals: Vec<_> = records.iter().filter_map(|record| record.get("signal")).collect();
+    ensure!(signals == [&Value::from("SIGKILL"), &Value::Null], "{records:?}");
+    Ok(())
+}
+
+pub(super) fn a_daemon_tells_of_its_start(context: &Context) -> Outcome {
+    let machine = Machine::unikernel(&context.environment, "do=tick:ms=10,count=1000000");
+    for more in [&[][..], &["--new-pid-ns"][..]] {
+        let jail = Jail::new(&context.environment)?;
+        let log = jail.directory().join("test-deaths");
+        let (base, id, root) = (jail.base().to_owned(), jail.id.clone(), jail.root());
+        let record = log.display().to_string();
+        let flags = ["--daemonize", "--supervise", "--cleanup", "--record", &record];
+        let jailed = jail
+            .flags(flags)
+            .flags(more.iter().copied())
+            .machine(&machine)?
+            .spawn()?;
+        let monitor = {
+            let mut jailed = jailed;
+            jailed.ends(SOON)?;
+            // The monitor is there now, and the file that says which it is.
+            let monitor = jailed.process()?;
+            let input = fs::read_link(format!("/proc/{}/fd/0", monitor.0))?;
+            ensure!(input == std::path::Path::new("/dev/null"), "{}", input.display());
+            kill(monitor, Signal::KILL)?;
+            vanishes(&base, &id)?;
+            let records = records(&fs::read_to_string(&log)?)?;
+            ensure!(
+                matches!(records.as_slice(), [record] if record.get("signal") == Some(&"SIGKILL".into())),
+                "{records:?}"
+            );
+            let ended = jailed.monitor.wait(SOON)?;
+            ensure!(ended.status.code() == Some(0), "{ended:?}");
+            monitor
+        };
+        ensure!(!monitor.is_there() && !root.exists(), "it is still there");
+    }
+    // One that does not start says so, and with what status.
+    let jail = Jail::new(&context.environment)?;
+    fs::create_dir_all(jail.root().join("dev/kvm"))?;
+    let ended = jail.flags(["--daemonize"]).spawn()?.monitor.wait(SOON)?;
+    ensure!(
+        ended.status.code() == Some(1) && ended.errors.contains("dev/kvm"),
+        "{ended:?}"
+    );
+    let jail =
+        Jail::new(&context.environment)?.flags(["--daemonize", "--resource-limit", "no-file=99999999999"]);
+    let ended = jail.spawn()?.monitor.wait(SOON)?;
+    ensure!(
+        ended.status.code() == Some(1) && ended.errors.contains("no-file=99999999999"),
+        "{ended:?}"
+    );
+    Ok(())
+}

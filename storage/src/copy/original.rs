@@ -9,6 +9,9 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::open::Hold;
+use crate::overlay::copy::View;
+use crate::overlay::file::OverlayFile;
+use crate::overlay::format::DATA_OFFSET_BYTES;
 
 /// An image that is read beside its disk's own descriptors.
 #[derive(Debug)]
@@ -18,6 +21,16 @@ pub struct Original {
     size_bytes: u64,
     /// Whether the host can tell holes.
     has_holes: bool,
+    layout: Layout,
+}
+
+/// Where in the file the sectors of the disk are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// In their places.
+    Plain,
+    /// In the clusters of a kept overlay, behind what tells which of them there are.
+    Overlay { cluster_bytes: u64 },
 }
 
 /// A part of an image.
@@ -55,10 +68,72 @@ impl Original {
             path: path.to_owned(),
             size_bytes,
             has_holes,
+            layout: Layout::Plain,
         })
     }
 
-    /// How long the disk is.
+    /// The file of the overlay of which `view` is; messages call it `path`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened once more, or is none.
+    pub fn of_overlay(path: &str, view: &View) -> Result<Self, OriginalError> {
+        let opened = view.reader().and_then(|file| {
+            let overlay = OverlayFile::of(file.try_clone()?, path).map_err(io::Error::other)?;
+            let size_bytes = file.metadata()?.len();
+            Ok((file, size_bytes, overlay.header().cluster_bytes))
+        });
+        let (file, size_bytes, cluster_bytes) = opened.map_err(|source| failed(path, source))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            size_bytes,
+            has_holes: true,
+            layout: Layout::Overlay { cluster_bytes },
+        })
+    }
+
+    /// Where in the file a change of this range of the disk may have changed something at once.
+    pub fn places(&self, changed: &Range<u64>) -> Range<u64> {
+        match self.layout {
+            Layout::Plain => changed.clone(),
+            // Who changes a part of a cluster writes all of it.
+            Layout::Overlay { cluster_bytes } => {
+                let first = changed.start / cluster_bytes * cluster_bytes;
+                let end = changed.end.next_multiple_of(cluster_bytes);
+                DATA_OFFSET_BYTES + first..DATA_OFFSET_BYTES + end
+            }
+        }
+    }
+
+    /// What of the file changes at any time: it is to be looked at when nothing does, after a flush.
+    pub fn ledger(&self) -> Range<u64> {
+        match self.layout {
+            Layout::Plain => 0..0,
+            Layout::Overlay { .. } => 0..DATA_OFFSET_BYTES,
+        }
+    }
+
+    /// How much of that takes space, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the host does not say.
+    pub fn ledger_bytes(&self) -> Result<u64, OriginalError> {
+        let (mut left, mut bytes) = (self.ledger(), 0);
+        while !left.is_empty() {
+            left.start = match self.first_part(&left)? {
+                Part::Hole(part) => part.end,
+                Part::Data(part) => {
+                    bytes += part.end - part.start;
+                    part.end
+                }
+            };
+        }
+        Ok(bytes)
+    }
+
+    /// How long the file is, or the disk.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }

@@ -14,6 +14,8 @@ use super::*;
 use crate::backend::Access;
 use crate::lease::{Lock, Owner, Phase, Terms, break_lease, inspect};
 use crate::open::{self, OpenError};
+use crate::overlay::OverlayConfig;
+use crate::overlay::format::DATA_OFFSET_BYTES;
 
 const MIB: u64 = 1 << 20;
 
@@ -283,4 +285,36 @@ fn a_copy_takes_the_place_of_an_image_that_was_left_behind_and_removed() {
     copy.open_up();
     open::open(&path, Access::ReadWrite, &terms).map(drop).unwrap();
     copy.keep();
+}
+
+#[test]
+fn of_an_overlay_whole_clusters_are_what_a_change_has_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = path_in(&directory);
+    File::create(&base).unwrap().set_len(MIB).unwrap();
+    let config = OverlayConfig {
+        base,
+        path: directory.path().join("over").to_str().unwrap().to_owned(),
+        keep: true,
+    };
+    let owner = owner();
+    let terms = Terms::new(Lock::Exclusive, &owner);
+    let image = config.open(&terms).unwrap();
+    let original = Original::of_overlay(&config.path, image.hold.overlay().unwrap()).unwrap();
+    assert_eq!(original.size_bytes(), fs::metadata(&config.path).unwrap().len());
+    assert_eq!(
+        original.places(&(5000..5001)),
+        DATA_OFFSET_BYTES + 4096..DATA_OFFSET_BYTES + 8192
+    );
+    assert_eq!(
+        original.places(&(4096..12288)),
+        DATA_OFFSET_BYTES + 4096..DATA_OFFSET_BYTES + 12288
+    );
+    assert_eq!(original.ledger(), 0..DATA_OFFSET_BYTES);
+    let ledger_bytes = original.ledger_bytes().unwrap();
+    assert!((4096..MIB).contains(&ledger_bytes), "{ledger_bytes}");
+    // It has no part in the lease of the file either.
+    drop(original);
+    let stranger = Owner::of_this_process("stranger");
+    assert!(config.open(&Terms::new(Lock::Exclusive, &stranger)).is_err());
 }

@@ -6,7 +6,9 @@
 
 pub mod backend;
 pub mod blocking;
+pub mod changes;
 mod clock;
+pub mod copy;
 pub mod draft;
 pub mod engine;
 mod escape;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use coracle_storage::iscsi::IscsiUrl;
-use coracle_storage::lease::{ChainError, Conflict, Owner, Record, Standing, break_lease, inspect};
+use coracle_storage::lease::{ChainError, Conflict, Owner, Phase, Record, Standing, break_lease, inspect};
 use coracle_storage::nfs::NfsUrl;
 use coracle_storage::open::OpenError;
 use serde_json::json;
@@ -119,6 +119,11 @@ fn agreed(args: &BreakArgs, consequence: Option<String>) -> Result<(), LeaseVerb
 fn consequence(standing: &Standing) -> Option<String> {
     match &standing.newest {
         Ok(Some(record)) if record.phase.is_owned() => Some(held(record)),
+        Ok(Some(record)) if record.phase == Phase::Moved => Some(format!(
+            "the machine of {} was moved elsewhere with a copy of it at {}. Whoever starts with this one starts with the disk \
+             as it was then: what the guest has written since is in the copy, and only there.",
+            record.owner, record.since
+        )),
         Err(ChainError::Unreadable { file, .. }) => Some(format!(
             "{} cannot be read, so nobody knows who has the image. Whoever it is loses it; \
              a snapshot that remembers an earlier generation cannot be used any more.",

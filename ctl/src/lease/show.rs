@@ -153,5 +153,6 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::Started => "held, since a migration",
         Phase::Cancelled => "held: a migration was cancelled",
         Phase::Reclaimed => "held: taken back from a migration",
+        Phase::Moved => "left behind: its machine was moved elsewhere with a copy, and writes that",
     }
 }

@@ -25,7 +25,8 @@ pub(crate) struct ReceiveArgs {
     /// The only machine that is taken, by the name that it was started with
     #[arg(long, value_name = "ID")]
     vm: Option<String>,
-    /// The same image by another path or URL on this host, of the drive ID; may be given for each
+    /// The same image by another path or URL on this host, of the drive ID, or the new file that one becomes that goes along
+    /// (`migrate --copy-disk`); may be given for each
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = named_path)]
     disks: Vec<(String, String)>,
     /// How long a sender may not be reached that still has a part of the guest's memory (`migrate --allow-postcopy`); then the

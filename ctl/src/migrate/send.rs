@@ -22,8 +22,8 @@ use crate::signals::Signals;
 
 /// Send a running machine to a receiver on this or another host, while its guest runs
 ///
-/// The guest stands still for its last pages only. Its disks have to be files that both hosts have under the same path; who may
-/// write them is handed over with it. SIGINT and the like give it up, and the guest runs on here.
+/// The guest stands still for its last pages only. Its disks have to be where both hosts reach them, and who may write them is
+/// handed over with it; or they go along (--copy-disk). SIGINT and the like give it up, and the guest runs on here.
 #[derive(Debug, Args)]
 pub(crate) struct MigrateArgs {
     /// A machine's name, or the path of its API socket
@@ -76,6 +76,10 @@ pub(crate) struct MigrateArgs {
     /// Never slow the guest down, however fast it writes memory
     #[arg(long)]
     full_speed: bool,
+    /// The drive ID goes along: its image, a file, block device or kept overlay of this host, becomes a new file at the
+    /// receiver, under the same path or that of `receive --disk`; may be given for each
+    #[arg(long = "copy-disk", value_name = "ID")]
+    copy_disks: Vec<String>,
     /// How many bytes are sent per second at most
     #[arg(long, value_name = "BYTES")]
     bandwidth_limit: Option<NonZeroU64>,
@@ -106,10 +110,11 @@ impl Packing {
     }
 }
 
-/// What was seen of a migration: bytes of memory, and on the wire.
+/// What was seen of a migration: bytes of memory, of disks that go along, and on the wire.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     memory_bytes: u64,
+    disk_bytes: u64,
     wire_bytes: u64,
 }
 
@@ -172,6 +177,8 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
     );
     put("allow_postcopy", args.allow_postcopy.then(|| true.into()));
     put("postcopy_wait_s", args.postcopy_wait.map(Value::from));
+    let copy_disks = args.copy_disks.as_slice();
+    put("copy_disks", (!copy_disks.is_empty()).then(|| copy_disks.into()));
     let begun = Instant::now();
     let seen = send(&client, &signals, &body.to_string())?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -182,14 +189,16 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateE
             "to": to,
             "seconds": seconds,
             "memory_bytes": seen.memory_bytes,
+            "disk_bytes": seen.disk_bytes,
             "wire_bytes": seen.wire_bytes,
             "receiver_log": log,
         }))?,
         Format::Text => {
             print(format_args!(
-                "{} runs on at {to}: {seconds:.1} s (seen last: {:.1} MiB of memory, {:.1} MiB on the wire)\n",
+                "{} runs on at {to}: {seconds:.1} s (seen last: {:.1} MiB of memory, {}{:.1} MiB on the wire)\n",
                 args.vm,
                 mib(seen.memory_bytes),
+                of_disks(&seen),
                 mib(seen.wire_bytes)
             ))?;
             if let Some(log) = log {
@@ -309,7 +318,16 @@ impl Seen {
     fn see(&mut self, status: &Value) {
         let bytes = |name| status.get(name).and_then(Value::as_u64).unwrap_or(0);
         self.memory_bytes = self.memory_bytes.max(bytes("sent_bytes"));
+        self.disk_bytes = self.disk_bytes.max(bytes("disk_sent_bytes"));
         self.wire_bytes = self.wire_bytes.max(bytes("wire_bytes"));
+    }
+}
+
+/// What was seen of disks, if any have gone along.
+fn of_disks(seen: &Seen) -> String {
+    match seen.disk_bytes {
+        0 => String::new(),
+        bytes => format!("{:.1} MiB of disks, ", mib(bytes)),
     }
 }
 
@@ -320,7 +338,8 @@ fn mib(bytes: u64) -> f64 {
 /// A bar of all that is sent, which grows with each round.
 fn show(bar: &mut Option<(Progress, u64)>, status: &Value) {
     let bytes = |name| status.get(name).and_then(Value::as_u64).unwrap_or(0);
-    let (done, left) = (bytes("sent_bytes"), bytes("left_bytes"));
+    let done = bytes("sent_bytes") + bytes("disk_sent_bytes");
+    let left = bytes("left_bytes") + bytes("disk_left_bytes");
     if done + left == 0 {
         return;
     }

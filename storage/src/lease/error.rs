@@ -84,6 +84,18 @@ pub enum LeaseError {
         /// What is known.
         overtaken: Box<Overtaken>,
     },
+    /// By nobody any more: its machine has been moved with a copy.
+    #[error(
+        "cannot lease `{path}`: its machine was moved elsewhere with a copy of it, by {} at {}, and writes that one: this one is \
+         what was left behind; when it is certain that it is wanted all the same, `coraclectl lease break {path}`",
+        record.owner, record.since
+    )]
+    Moved {
+        /// The image.
+        path: String,
+        /// What was left behind.
+        record: Box<Record>,
+    },
     /// Nothing says whether it has been written.
     #[error(
         "cannot go on with `{path}` as it was when the snapshot was made: there is no place for lease records, so nothing says \

@@ -126,7 +126,7 @@ impl Lease {
     /// When the record cannot be made, or the host does not lock.
     pub(crate) fn take_back(&mut self, other: Option<Incarnation>) -> Result<TakenBack, LeaseError> {
         let Mark::Yielded(step) = &self.mark else {
-            return Ok(TakenBack::Done);
+            return self.stay().map(|()| TakenBack::Done);
         };
         match ofd::take(&self.file, Role::Writer) {
             Ok(()) => {}
@@ -186,20 +186,20 @@ impl Lease {
         Candidate { file, path, terms }.offered(offer).map(drop)
     }
 
-    fn newest(&self, step: &Step) -> Result<Record, LeaseError> {
+    pub(super) fn newest(&self, step: &Step) -> Result<Record, LeaseError> {
         let newest = step.chain.newest().map_err(|source| self.failed(source))?;
         // The newest is never removed, so it is there.
         Ok(newest.unwrap_or_else(|| step.record.clone()))
     }
 
-    fn failed(&self, source: ChainError) -> LeaseError {
+    pub(super) fn failed(&self, source: ChainError) -> LeaseError {
         LeaseError::Chain {
             path: self.path.clone(),
             source,
         }
     }
 
-    fn unlockable(&self, source: io::Error) -> LeaseError {
+    pub(super) fn unlockable(&self, source: io::Error) -> LeaseError {
         LeaseError::Unlockable {
             path: self.path.clone(),
             source,

@@ -82,7 +82,9 @@ pub fn break_lease(path: &str, at: Option<&str>, owner: &Owner) -> Result<Record
         source,
     };
     let broken = match chain.newest() {
-        Ok(Some(last)) if last.phase.is_owned() => Record::after(Some(&last), Phase::Broken, owner),
+        Ok(Some(last)) if last.phase.is_owned() || last.phase == Phase::Moved => {
+            Record::after(Some(&last), Phase::Broken, owner)
+        }
         Ok(_) => {
             return Err(LeaseError::Free {
                 path: path.to_owned(),

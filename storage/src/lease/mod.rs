@@ -13,6 +13,7 @@
 //! than the newest record has been overtaken.
 
 mod chain;
+mod copied;
 mod error;
 mod fence;
 mod handover;
@@ -36,6 +37,7 @@ use self::place::Place;
 
 pub(crate) use self::chain::Chain;
 pub use self::chain::{ChainError, UnreadableError};
+pub(crate) use self::copied::Claim;
 pub use self::error::LeaseError;
 pub use self::fence::ofd::{Conflict, Role};
 pub(crate) use self::handover::opposing;
@@ -241,8 +243,9 @@ impl Drop for Lease {
             Mark::Coming(step) => step.joined().0,
             Mark::Made(step) => Some(step),
         };
-        // What was taken over and not started can be had back by whoever gave it, and by nobody else.
-        if let Some(step) = step.filter(|step| step.record.phase != Phase::Taken)
+        // What was taken over and not started can be had back by whoever gave it, and by nobody else. What was moved is to be
+        // mistaken for the machine's by nobody.
+        if let Some(step) = step.filter(|step| !matches!(step.record.phase, Phase::Taken | Phase::Moved))
             && let Err(error) = step.release()
         {
             log::warn!("the lease of `{path}` ends without a record of it: {error}");
@@ -346,6 +349,12 @@ impl Candidate<'_> {
         let last = chain.recovered().map_err(|source| self.failed(source))?;
         if let Some(last) = &last {
             self.check_end_of(last)?;
+        }
+        if let Some(last) = last.as_ref().filter(|last| last.phase == Phase::Moved) {
+            return Err(LeaseError::Moved {
+                path: self.path.to_owned(),
+                record: Box::new(last.clone()),
+            });
         }
         let record = Record::taking(last.as_ref(), self.terms.succession, self.terms.owner);
         let record = record.map_err(|not_taken| self.not_taken(not_taken))?;

@@ -56,6 +56,9 @@ pub enum Phase {
     Cancelled,
     /// The owner had offered it, and has it back from one who had taken it over and not started.
     Reclaimed,
+    /// The owner's machine goes on elsewhere with a copy: what is here is what it was when it left, and nobody takes it by
+    /// mistake.
+    Moved,
 }
 
 /// Longest record: far more than any has.
@@ -117,7 +120,8 @@ impl Record {
     /// The step after `last`, made now by `owner`. `None` when no number is left.
     pub(crate) fn after(last: Option<&Self>, phase: Phase, owner: &Owner) -> Option<Self> {
         let (epoch, generation) = last.map_or((0, 0), |last| (last.epoch, last.generation));
-        let raised = u64::from(matches!(phase, Phase::Held | Phase::Started));
+        // What is left behind is to be gone on with by no snapshot either.
+        let raised = u64::from(matches!(phase, Phase::Held | Phase::Started | Phase::Moved));
         Some(Self {
             epoch: epoch.checked_add(1)?,
             generation: generation.checked_add(raised)?,
@@ -248,7 +252,7 @@ impl fmt::Display for Record {
 }
 
 impl Phase {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Held,
         Self::Released,
         Self::Broken,
@@ -256,13 +260,14 @@ impl Phase {
         Self::Started,
         Self::Cancelled,
         Self::Reclaimed,
+        Self::Moved,
     ];
 
     /// Whether the owner has the image, as far as the record goes.
     pub fn is_owned(self) -> bool {
         match self {
             Self::Held | Self::Taken | Self::Started | Self::Cancelled | Self::Reclaimed => true,
-            Self::Released | Self::Broken => false,
+            Self::Released | Self::Broken | Self::Moved => false,
         }
     }
 
@@ -281,6 +286,7 @@ impl fmt::Display for Phase {
             Self::Started => "started",
             Self::Cancelled => "cancelled",
             Self::Reclaimed => "reclaimed",
+            Self::Moved => "moved",
         })
     }
 }

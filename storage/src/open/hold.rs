@@ -1,7 +1,8 @@
 //! What makes an image ours: which one it is, and its leases.
 
-use std::fs::{self, Metadata};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
 use super::OpenError;
 use crate::iscsi::{self, ImageName};
@@ -48,6 +49,24 @@ impl Hold {
             return self.id == ImageId::Export(name);
         }
         fs::metadata(path).is_ok_and(|metadata| ImageId::of(&metadata) == self.id)
+    }
+
+    /// The image by a descriptor of its own, for whoever reads it meanwhile: `path` names it. Not one of a network.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened, or `path` names another by now.
+    pub fn reader(&self, path: &str) -> io::Result<File> {
+        // A FIFO that has its name by now is not waited for.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        if ImageId::of(&file.metadata()?) == self.id {
+            Ok(file)
+        } else {
+            Err(io::Error::other("another file has its name by now"))
+        }
     }
 
     /// Waits until the leases are recorded durably. Nothing may be written before.
@@ -108,6 +127,18 @@ impl Hold {
             remote.yield_fence();
         }
         Ok(self.leases.iter_mut().try_for_each(Lease::yield_fence)?)
+    }
+
+    /// Begins to say, durably, that the machine goes on elsewhere with a copy of this image, which nobody is to take up by
+    /// mistake. The fence stays up. Nothing is to be done with the image before [`Self::settle`]; `done` is called for each
+    /// record when that does not wait for it any more.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not begun.
+    pub fn begin_move_away(&mut self, done: &(impl Fn() + Clone + Send + 'static)) -> Result<(), OpenError> {
+        let leave = |lease: &mut Lease| lease.begin_move_away(done.clone());
+        Ok(self.leases.iter_mut().try_for_each(leave)?)
     }
 
     /// Makes the step that opposes the next one of the new owner. To be repeated if it fails. With an image of a network this

@@ -8,6 +8,7 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 
@@ -92,6 +93,16 @@ impl View {
         use std::os::unix::fs::MetadataExt;
         let metadata = self.file.upgrade().and_then(|file| file.metadata().ok());
         metadata.map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
+    /// The file by a descriptor of its own, for whoever reads it while it is written.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone, or cannot be opened once more.
+    pub(crate) fn reader(&self) -> io::Result<File> {
+        let file = self.file.upgrade().ok_or(io::ErrorKind::NotFound)?;
+        File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
     }
 
     /// Writes into `to`, an empty file, what the overlay has, and tells what that adds up to. It is not on the medium yet. Nobody

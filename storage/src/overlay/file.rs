@@ -410,7 +410,7 @@ pub fn sync_directory_of(path: &str) -> io::Result<()> {
     File::open(directory_of(path))?.sync_all()
 }
 
-fn directory_of(path: &str) -> &Path {
+pub(crate) fn directory_of(path: &str) -> &Path {
     match Path::new(path).parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

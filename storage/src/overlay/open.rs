@@ -184,6 +184,25 @@ impl OverlayConfig {
         Ok(Image { backend, hold })
     }
 
+    /// Says whether the base could be opened now, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, or who has it.
+    pub fn check_base(&self, terms: &Terms<'_>) -> Result<(), OverlayError> {
+        self.open_base(terms).map(drop)
+    }
+
+    /// Says whether the file, which somebody is filling and has locked, is an overlay over the base.
+    ///
+    /// # Errors
+    ///
+    /// That it is none, or one over another.
+    pub fn check_copied(&self, terms: &Terms<'_>) -> Result<(), OverlayError> {
+        let (_, identity) = self.identified(self.open_base(terms)?.backend)?;
+        self.check_file(&OverlayFile::open(&self.path)?, &identity)
+    }
+
     fn open_base(&self, terms: &Terms<'_>) -> Result<Image, OverlayError> {
         self.check_fields()?;
         let shared = Terms {

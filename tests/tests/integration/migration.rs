@@ -2,6 +2,7 @@
 
 mod around;
 mod compress;
+mod copy;
 mod ctl;
 mod failures;
 mod golden;
@@ -116,6 +117,46 @@ pub(crate) const CASES: &[Case] = &[
         run: postcopy::goes_without_where_it_cannot,
     },
     Case {
+        name: "a_guest_takes_disks_of_its_host_along_while_it_writes_them",
+        need: Need::Kvm,
+        run: copy::goes_along,
+    },
+    Case {
+        name: "what_was_acknowledged_is_on_the_copy_and_nobody_takes_what_was_left_behind",
+        need: Need::Kvm,
+        run: copy::loses_nothing,
+    },
+    Case {
+        name: "a_copy_that_is_given_up_is_gone",
+        need: Need::Kvm,
+        run: copy::leaves_nothing_behind,
+    },
+    Case {
+        name: "disks_that_cannot_go_along_are_refused_before_a_byte_moves",
+        need: Need::KvmAndMountNamespace,
+        run: copy::are_told,
+    },
+    Case {
+        name: "a_guest_takes_what_its_overlay_has_along",
+        need: Need::Kvm,
+        run: copy::takes_its_overlay_along,
+    },
+    Case {
+        name: "a_disk_that_does_not_fit_stays_with_its_guest",
+        need: Need::KvmAndMountNamespace,
+        run: copy::does_not_fit,
+    },
+    Case {
+        name: "a_disk_that_goes_along_is_whole_before_memory_is_fetched",
+        need: Need::Kvm,
+        run: copy::is_whole_before_its_memory,
+    },
+    Case {
+        name: "whatever_happens_at_any_message_of_a_copy_one_process_has_the_guest_or_its_disk_is_whole",
+        need: Need::Kvm,
+        run: copy::survives_every_failure,
+    },
+    Case {
         name: "memory_goes_by_several_streams_while_it_is_written",
         need: Need::Kvm,
         run: streams::memory_goes_by_several,
@@ -144,6 +185,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "coraclectl_makes_certificates_receives_and_sends",
         need: Need::Kvm,
         run: ctl::moves_a_machine,
+    },
+    Case {
+        name: "coraclectl_takes_a_disk_along",
+        need: Need::Kvm,
+        run: ctl::takes_a_disk_along,
     },
     Case {
         name: "coraclectl_starts_the_receiver_and_ends_one_that_gets_no_machine",

@@ -52,6 +52,12 @@ pub struct MigrationSend {
     /// How long, in seconds, the receiver may not be reached from then on; then this process ends, and the memory is lost.
     #[serde(default = "postcopy_wait_s")]
     pub postcopy_wait_s: u64,
+    /// The drives whose images go along, because the receiver does not reach them: files, block devices or kept overlays of this
+    /// host. They are sent while the guest runs, which takes as long as it takes, and become new files there, under the same
+    /// paths or those of its `overrides`; only then the time of `timeout_s` begins. What is left behind here is taken up by
+    /// nobody by mistake.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copy_disks: Vec<String>,
 }
 
 /// Whether memory is packed on its way. Pages that do not become smaller are sent as they are.
@@ -171,6 +177,12 @@ pub struct MigrationStatus {
     pub wire_bytes: u64,
     /// How much is left of this round, or is still to be fetched, in bytes.
     pub left_bytes: u64,
+    /// How much of disks that go along was sent or taken, in bytes, without the holes that they had from the beginning.
+    #[serde(default)]
+    pub disk_sent_bytes: u64,
+    /// How much of disks that go along is left to be sent of this round, in bytes.
+    #[serde(default)]
+    pub disk_left_bytes: u64,
     /// How fast memory was sent in the last round, in bytes per second.
     pub bytes_per_s: u64,
     /// How long the guest would stand still now, in microseconds, by what is known.

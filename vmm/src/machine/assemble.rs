@@ -187,7 +187,6 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         memory,
         lineage,
         is_remembered: matches!(plan.origin, Origin::Saved(_)),
-        is_taken_over: matches!(plan.origin, Origin::Saved(_)) && parent.is_none(),
     };
     match plan.origin {
         Origin::Boot(origin) => boot(&kvm, &vcpus, &parts, &origin, plan.topology, &windows)?,
@@ -280,7 +279,11 @@ impl<'a> VirtioBus<'a> {
     }
 
     fn insert_drive(&mut self, plan: DiskPlan) -> Result<DriveSlot, BuildError> {
-        let DiskPlan { held, group } = plan;
+        let DiskPlan {
+            held,
+            group,
+            is_taken_over,
+        } = plan;
         let HeldDisk { disk, hold } = held;
         let id = disk.id.clone();
         let (blk, control) = Blk::new(disk).map_err(device_failed(&id))?;
@@ -290,6 +293,7 @@ impl<'a> VirtioBus<'a> {
             group,
             control,
             hold,
+            is_taken_over,
         })
     }
 

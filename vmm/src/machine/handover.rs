@@ -8,17 +8,20 @@
 //! The fence of a file is taken down and put up by whoever asks. That of an image of a network is its worker's: before the
 //! hand-over a round asks for it to come down ([`Machine::begin_yield`]), and an errand for it to be up again.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::blk::{ControlError, Errand};
 use coracle_devices::virtio::device::{Notice, Patience};
 use coracle_storage::backend::Access;
+use coracle_storage::copy::{Original, OriginalError};
 use coracle_storage::lease::{Contest, Incarnation, Offer, Opposition, Record, TakenBack};
 use coracle_storage::open::OpenError;
 
-use super::{DriveSlot, Machine, Paused};
+use super::{DriveSlot, Machine, Paused, Running};
 use crate::kvm::state::CpuidEntryState;
 use crate::kvm::vcpu::Vcpu;
+use crate::migration::disks::Copied;
 
 /// The phase in which the guest stands still and whoever wins the next step of the leases has its disks.
 #[derive(Default)]
@@ -27,6 +30,16 @@ pub struct Yielded {
     other: Option<Incarnation>,
     /// The disks that put their fences up, by their places.
     returning: Vec<(usize, Errand)>,
+    offered: Box<Offered>,
+}
+
+/// What the other side has been offered.
+#[derive(Default)]
+struct Offered {
+    /// The drives whose images are left behind for copies: their leases decide nothing.
+    copied: Vec<String>,
+    /// Whether somebody may have been told that the disks can be had.
+    is_told: bool,
 }
 
 /// What is offered of a drive that is written.
@@ -70,16 +83,28 @@ pub enum Outcome {
     Open(Machine<Yielded>),
 }
 
+impl Yielded {
+    fn of(copied: &[String], is_told: bool) -> Self {
+        let copied = copied.to_vec();
+        Self {
+            offered: Box::new(Offered { copied, is_told }),
+            ..Self::default()
+        }
+    }
+}
+
 impl<P> Machine<P> {
     /// What the guest's first processor answers to CPUID: the others differ in their numbers only.
     pub fn cpuid(&self) -> &[CpuidEntryState] {
         self.parts.vcpus.first().map_or(&[], Vcpu::cpuid)
     }
 
-    /// What there is to offer, the drive that decides first: those that are written, in the order of the configuration.
-    pub fn offers(&self) -> Vec<DriveOffer> {
+    /// What there is to offer, the drive that decides first: those that are written and are not `copied`, in the order of the
+    /// configuration.
+    pub fn offers(&self, copied: &[String]) -> Vec<DriveOffer> {
         let written = self.parts.drives.iter().filter(|drive| drive.is_written());
         written
+            .filter(|drive| !copied.contains(&drive.id))
             .map(|drive| DriveOffer {
                 id: drive.id.clone(),
                 offer: drive.hold.offer(),
@@ -88,24 +113,49 @@ impl<P> Machine<P> {
     }
 }
 
+impl Machine<Running> {
+    /// Drive `id`, whose image, or the file of whose overlay, `path` names, as one that goes along. `None` if there is no such
+    /// drive.
+    ///
+    /// # Errors
+    ///
+    /// When its image cannot be read.
+    pub fn copied(&self, id: &str, path: &str) -> Option<Result<Copied, OriginalError>> {
+        let drive = self.parts.drives.iter().find(|drive| drive.id == id)?;
+        let size_bytes = drive.control.geometry().size_bytes;
+        let original = match drive.hold.overlay() {
+            Some(view) => Original::of_overlay(path, view),
+            None => Original::open(path, &drive.hold, size_bytes),
+        };
+        Some(original.map(|original| Copied {
+            id: id.to_owned(),
+            size_bytes,
+            original,
+            changes: Arc::clone(drive.control.changes()),
+        }))
+    }
+}
+
 impl Machine<Paused> {
-    /// Takes the fences of all disks down, but for those that a round was asked for. Everything that was written is on its
-    /// medium.
+    /// Takes the fences of all disks down, but for those that a round was asked for, and those of `copied`, which stay behind.
+    /// Everything that was written is on its medium.
     ///
     /// Where that fails, some may be up: nobody is to be told that the disks can be had, and [`Machine::settle`] has them back.
-    pub fn hand_over(mut self) -> (Machine<Yielded>, Result<(), HandoverError>) {
+    pub fn hand_over(mut self, copied: &[String]) -> (Machine<Yielded>, Result<(), HandoverError>) {
         let mut outcome = Ok(());
-        for drive in self.parts.drives.iter_mut().filter(|drive| drive.is_written()) {
+        let written = self.parts.drives.iter_mut().filter(|drive| drive.is_written());
+        for drive in written.filter(|drive| !copied.contains(&drive.id)) {
             let yielded = drive.hold.yield_fence();
             outcome = outcome.and(yielded.map_err(|source| drive.not_handed(source)));
         }
-        (self.in_phase(Yielded::default()), outcome)
+        let yielded = Yielded::of(copied, outcome.is_ok());
+        (self.in_phase(yielded), outcome)
     }
 
     /// A round that asked for the fences has failed, and nobody was told of it: the leases are as they were, and
     /// [`Machine::settle`] has those fences up again that came down.
-    pub fn stay(self) -> Machine<Yielded> {
-        self.in_phase(Yielded::default())
+    pub fn stay(self, copied: &[String]) -> Machine<Yielded> {
+        self.in_phase(Yielded::of(copied, false))
     }
 }
 
@@ -126,13 +176,15 @@ impl Machine<Yielded> {
         opposition: Opposition,
         limit: Duration,
     ) -> Result<Outcome, (Self, HandoverError)> {
-        let Some(lead) = self
-            .parts
-            .drives
-            .iter_mut()
-            .find(|drive| drive.is_written() && drive.hold.offer().is_some())
-        else {
-            return Ok(Outcome::Lost(self, None));
+        let Offered { copied, is_told } = &*self.phase.offered;
+        let decides = |drive: &&mut DriveSlot| {
+            drive.is_written() && !copied.contains(&drive.id) && drive.hold.offer().is_some()
+        };
+        let Some(lead) = self.parts.drives.iter_mut().find(decides) else {
+            if *is_told {
+                return Ok(Outcome::Lost(self, None));
+            }
+            return self.take_back(Instant::now() + limit);
         };
         match lead.hold.oppose(opposition) {
             Ok(Contest::Won) => {}

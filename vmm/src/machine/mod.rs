@@ -101,8 +101,6 @@ struct Parts {
     lineage: Lineage,
     /// A snapshot remembers the generations of the disks.
     is_remembered: bool,
-    /// The disks were taken over from a source that may have them back until the first of them is started.
-    is_taken_over: bool,
 }
 
 /// The control end of one drive.
@@ -114,6 +112,8 @@ struct DriveSlot {
     /// Its place among the devices.
     at: usize,
     hold: Hold,
+    /// It was taken over from a source that may have it back until the first of those is started.
+    is_taken_over: bool,
 }
 
 /// Limits that the drives of one group share.

@@ -84,6 +84,8 @@ pub(super) struct DiskPlan {
     pub(super) held: HeldDisk,
     /// The name of the group whose limits it shares.
     pub(super) group: Option<String>,
+    /// It is taken over from somebody who may have it back.
+    pub(super) is_taken_over: bool,
 }
 
 /// The guest's memory.
@@ -275,7 +277,11 @@ impl DiskPlan {
             })?;
             held.disk.group = Some(Arc::clone(&shared.limiter));
         }
-        Ok(Self { held, group })
+        Ok(Self {
+            held,
+            group,
+            is_taken_over: matches!(course, Course::Own(Succession::TakesOver(_))),
+        })
     }
 }
 

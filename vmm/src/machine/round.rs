@@ -61,14 +61,26 @@ impl Machine<Paused> {
         self.begin_errands(notice, |control| control.begin_flush(ERRAND_MAX, notice))
     }
 
-    /// Begins to take the fences down of those disks that have them themselves. The machine is to be handed over then
+    /// Begins to take the fences down of those disks that have them themselves, and to say of the images of `copied` that they
+    /// stay behind. The machine is to be handed over then
     /// ([`Self::hand_over`]), or to stay if that fails ([`Self::stay`]): otherwise it does not have these disks back.
     ///
     /// # Errors
     ///
-    /// When the worker of a disk is gone.
-    pub fn begin_yield(&self, notice: &Notice) -> Result<Round, RoundError> {
-        self.begin_errands(notice, |control| control.begin_yield(ERRAND_MAX, notice))
+    /// When the worker of a disk is gone, or the host has no thread left.
+    pub fn begin_yield(&mut self, notice: &Notice, copied: &[String]) -> Result<Round, RoundError> {
+        let mut round = self.begin_errands(notice, |control| control.begin_yield(ERRAND_MAX, notice))?;
+        let written: Vec<usize> = self.writable_drives().map(|(at, _)| at).collect();
+        for at in written {
+            let drive = self.parts.drives.get_mut(at).expect(KEEPS_ITS_PLACE);
+            if copied.contains(&drive.id) {
+                let rung = notice.clone();
+                let begun = drive.hold.begin_move_away(&move || rung.ring());
+                begun.map_err(|source| drive.unrecorded(source))?;
+                round.recording.push(at);
+            }
+        }
+        Ok(round)
     }
 
     fn begin_errands(
@@ -95,9 +107,15 @@ impl Machine<Paused> {
             ..Round::new(notice)
         };
         let mut written: Vec<usize> = self.writable_drives().map(|(at, _)| at).collect();
-        if self.parts.is_taken_over && !written.is_empty() {
+        let is_taken_over = |at: &usize| {
+            self.parts
+                .drives
+                .get(*at)
+                .is_some_and(|drive| drive.is_taken_over)
+        };
+        if let Some(first) = written.iter().position(is_taken_over) {
             // Its step decides: once that is made, nobody can have the machine back.
-            round.last = Some(written.remove(0));
+            round.last = Some(written.remove(first));
         }
         for at in written {
             self.begin_raise_of(at, &mut round, notice)?;

@@ -34,6 +34,21 @@ pub struct Round {
     pub sent_pages: u64,
     /// Pages that the guest has written meanwhile.
     pub left_pages: u64,
+    /// What was sent of disks that go along, in bytes.
+    pub sent_disk_bytes: u64,
+    /// What the guest has written of them meanwhile, in bytes.
+    pub left_disk_bytes: u64,
+}
+
+impl Round {
+    fn sent_content_bytes(&self) -> u64 {
+        self.sent_pages * PAGE_BYTES as u64 + self.sent_disk_bytes
+    }
+
+    /// What the guest has written meanwhile.
+    pub fn left_bytes(&self) -> u64 {
+        self.left_pages * PAGE_BYTES as u64 + self.left_disk_bytes
+    }
 }
 
 /// What comes next.
@@ -95,9 +110,9 @@ impl Judge {
         whole
     }
 
-    /// How long the guest would stand still if `left_pages` were sent then.
-    pub fn downtime(&self, left_pages: u64) -> Duration {
-        let seconds = (left_pages as f64 * PAGE_BYTES as f64 / self.bytes_per_s.max(1.0)).min(1e6);
+    /// How long the guest would stand still if so many bytes of memory and disks were sent then.
+    pub fn downtime(&self, left_bytes: u64) -> Duration {
+        let seconds = (left_bytes as f64 / self.bytes_per_s.max(1.0)).min(1e6);
         Duration::from_secs_f64(seconds) + self.terms.standstill
     }
 
@@ -111,10 +126,13 @@ impl Judge {
         if self.rounds == 1 || round.sent_bytes >= TELLING_BYTES {
             self.bytes_per_s = round.sent_bytes as f64 / round.took.as_secs_f64().max(1e-6);
         }
-        if self.downtime(round.left_pages) <= self.terms.downtime.max(self.terms.standstill * 2) {
+        let downtime_max = self.terms.downtime.max(self.terms.standstill * 2);
+        if self.downtime(round.left_bytes()) <= downtime_max {
             return Verdict::Last;
         }
+        // What is left of disks goes while the guest stands still in any case.
         if self.terms.postcopy
+            && self.downtime(round.left_disk_bytes) <= downtime_max
             && (self.rounds >= ROUNDS_MAX || now >= self.terms.deadline || self.is_too_long(round))
         {
             return Verdict::PostCopy;
@@ -126,7 +144,7 @@ impl Judge {
             };
         }
         // Rounds that become shorter by a quarter each time come to an end by themselves.
-        if self.terms.mode == MigrationMode::Auto && round.left_pages > round.sent_pages / 4 * 3 {
+        if self.terms.mode == MigrationMode::Auto && round.left_bytes() > round.sent_content_bytes() / 4 * 3 {
             self.slow_down(round);
         }
         Verdict::Again {
@@ -139,7 +157,7 @@ impl Judge {
     /// write as much as before in the next round: it may have written all that it writes at all.
     fn is_too_long(&self, round: Round) -> bool {
         let left = self
-            .downtime(round.left_pages)
+            .downtime(round.left_bytes())
             .saturating_sub(self.terms.standstill);
         self.terms.mode == MigrationMode::Auto && self.took + left * 2 > self.first_took * TIMES_MAX
     }
@@ -147,8 +165,8 @@ impl Judge {
     /// The guest is to write half as fast as its memory is sent. How fast it really writes is not known where it has written all
     /// that it writes at all within a round: then the step is larger, and may not be the last.
     fn slow_down(&mut self, round: Round) {
-        let written_per_s = round.left_pages as f64 * PAGE_BYTES as f64 / round.took.as_secs_f64().max(1e-6);
-        let step = if round.left_pages > round.sent_pages / 10 * 9 {
+        let written_per_s = round.left_bytes() as f64 / round.took.as_secs_f64().max(1e-6);
+        let step = if round.left_bytes() > round.sent_content_bytes() / 10 * 9 {
             0.25
         } else {
             0.5
@@ -205,11 +223,19 @@ mod tests {
                 took: Duration::from_secs_f64(took),
                 sent_pages: pages,
                 left_pages,
+                sent_disk_bytes: 0,
+                left_disk_bytes: 0,
             };
             pages = left_pages;
             match judge.judge(round, begun + Duration::from_secs_f64(seconds)) {
                 Verdict::Again { run_permille } => share = f64::from(run_permille) / 1000.0,
-                verdict => return (verdict, seconds, judge.downtime(left_pages).as_secs_f64()),
+                verdict => {
+                    return (
+                        verdict,
+                        seconds,
+                        judge.downtime(left_pages * PAGE_BYTES as u64).as_secs_f64(),
+                    );
+                }
             }
         }
     }
@@ -279,6 +305,8 @@ mod tests {
             took: Duration::from_secs(5),
             sent_pages: 512 * PAGES_PER_MIB,
             left_pages: 250 * PAGES_PER_MIB,
+            sent_disk_bytes: 0,
+            left_disk_bytes: 0,
         };
         let verdict = judge.judge(round, Instant::now());
         assert_eq!(verdict, Verdict::Again { run_permille: FULL });
@@ -292,10 +320,45 @@ mod tests {
             took: Duration::from_millis(ms),
             sent_pages,
             left_pages: 100 * PAGES_PER_MIB,
+            sent_disk_bytes: 0,
+            left_disk_bytes: 0,
         };
         judge.judge(round(100 * PAGES_PER_MIB, 1000), Instant::now());
         let before = judge.bytes_per_s();
         judge.judge(round(1, 100), Instant::now());
         assert_eq!(judge.bytes_per_s(), before);
+    }
+
+    #[test]
+    fn what_is_left_of_disks_is_a_part_of_the_standstill_and_cannot_be_fetched_later() {
+        let round = |left_disk_mib: u64| Round {
+            sent_bytes: 100 << 20,
+            took: Duration::from_secs(1),
+            sent_pages: 100 * PAGES_PER_MIB,
+            left_pages: 0,
+            sent_disk_bytes: 0,
+            left_disk_bytes: left_disk_mib << 20,
+        };
+        let judged = |left_disk_mib, postcopy| {
+            let mut judge = Judge::new(Terms {
+                postcopy,
+                ..terms(MigrationMode::Auto, OnTimeout::Abort)
+            });
+            judge.judge(round(left_disk_mib), Instant::now())
+        };
+        // 45 ms at 100 MiB per second.
+        assert_eq!(judged(4, false), Verdict::Last);
+        assert_eq!(judged(6, false), Verdict::Again { run_permille: FULL });
+        assert_eq!(judged(90, false), Verdict::Again { run_permille: 500 });
+        assert_eq!(judged(90, true), Verdict::Again { run_permille: 500 });
+        let mut judge = Judge::new(Terms {
+            postcopy: true,
+            ..terms(MigrationMode::Auto, OnTimeout::Abort)
+        });
+        let memory = Round {
+            left_pages: 90 * PAGES_PER_MIB,
+            ..round(1)
+        };
+        assert_eq!(judge.judge(memory, Instant::now()), Verdict::PostCopy);
     }
 }

@@ -1,6 +1,7 @@
 //! What a source says of its machine before a byte of memory moves, and what the target says to that.
 
 use coracle_devices::virtio::blk::DriveConfig;
+use coracle_storage::copy::{OriginalError, Room};
 use coracle_storage::lease::{Incarnation, Offer, Owner, Succession};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +26,7 @@ pub struct Hello {
     pub vm: String,
     /// What was configured.
     pub config: ConfigState,
-    /// The drives that are written, the one that decides first.
+    /// The drives that are written and do not go along, the one that decides first.
     pub drives: Vec<DriveOffer>,
     /// Connections that memory comes by, this one among them.
     pub streams: u8,
@@ -33,6 +34,37 @@ pub struct Hello {
     pub postcopy: bool,
     /// What the guest's first processor answers to CPUID; nothing where that is not known.
     pub cpuid: Vec<CpuidEntryState>,
+    /// The drives whose images go along.
+    pub copies: Vec<CopyOffer>,
+}
+
+/// What version 2 said first.
+#[derive(Deserialize)]
+struct HelloV2 {
+    version: u32,
+    written_by: String,
+    vm: String,
+    config: ConfigState,
+    drives: Vec<DriveOffer>,
+    streams: u8,
+    postcopy: bool,
+    cpuid: Vec<CpuidEntryState>,
+}
+
+impl From<HelloV2> for Hello {
+    fn from(hello: HelloV2) -> Self {
+        Self {
+            version: hello.version,
+            written_by: hello.written_by,
+            vm: hello.vm,
+            config: hello.config,
+            drives: hello.drives,
+            streams: hello.streams,
+            postcopy: hello.postcopy,
+            cpuid: hello.cpuid,
+            copies: Vec::new(),
+        }
+    }
 }
 
 /// What version 1 said first.
@@ -56,6 +88,7 @@ impl From<HelloV1> for Hello {
             streams: 1,
             postcopy: false,
             cpuid: Vec::new(),
+            copies: Vec::new(),
         }
     }
 }
@@ -103,6 +136,17 @@ pub struct DriveOffer {
     pub incarnation: [u8; 16],
 }
 
+/// What goes along of one drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOffer {
+    /// The drive.
+    pub id: String,
+    /// How long it is.
+    pub size_bytes: u64,
+    /// How much space its image takes, as far as that is known now.
+    pub data_bytes: u64,
+}
+
 impl DriveOffer {
     /// What the lease is taken over by.
     pub fn offer(&self) -> Offer {
@@ -126,10 +170,22 @@ pub enum NotSent {
         "drive `{0}` has a temporary overlay, which is this process's own: give it `\"keep\": true` in a shared place"
     )]
     Temporary(String),
+    #[error("copy_disks names drive `{0}`, which the machine does not have: GET /vm/config lists them")]
+    NoDrive(String),
+    #[error("copy_disks names drive `{0}` twice")]
+    Twice(String),
+    #[error("drive `{0}` is on a network, where the other host reaches it too: leave it out of copy_disks")]
+    Network(String),
+    #[error("drive `{id}` cannot go along")]
+    Unreadable {
+        id: String,
+        #[source]
+        source: OriginalError,
+    },
 }
 
 impl Hello {
-    /// What is said of the machine `vm`, whose memory is to go by so many `streams`, and whose processors answer `cpuid`.
+    /// What is said of the machine `vm`, whose processors answer `cpuid`, and the drives of `copies` go along.
     ///
     /// # Errors
     ///
@@ -139,7 +195,7 @@ impl Hello {
         config: &Config,
         offers: Vec<handover::DriveOffer>,
         cpuid: &[CpuidEntryState],
-        streams: u8,
+        copies: Vec<CopyOffer>,
     ) -> Result<Self, NotSent> {
         let is_temporary = |overlay: &coracle_storage::overlay::OverlayConfig| !overlay.keep;
         for drive in config.drives() {
@@ -161,9 +217,10 @@ impl Hello {
             vm: vm.to_owned(),
             config: ConfigState::from(config),
             drives: drives.collect::<Result<_, _>>()?,
-            streams,
+            streams: 1,
             postcopy: false,
             cpuid: cpuid.to_vec(),
+            copies,
         })
     }
 
@@ -172,10 +229,23 @@ impl Hello {
         let drives = self.drives.iter();
         let drives = drives.map(|drive| format!("drive `{}` at step {} of its lease", drive.id, drive.epoch));
         let drives: Vec<String> = drives.collect();
+        let copies: String = self
+            .copies
+            .iter()
+            .map(|copy| {
+                format!(
+                    "; drive `{}` goes along as a copy of {} bytes",
+                    copy.id, copy.size_bytes
+                )
+            })
+            .collect();
         if drives.is_empty() {
-            return "no disk of it is written, so no lease decides".to_owned();
+            return format!(
+                "no disk of it is written where both sides have it, so no lease decides: a connection that is lost when the \
+                 guest is handed over may leave it running nowhere{copies}"
+            );
         }
-        format!("offered: {}", drives.join(", "))
+        format!("offered: {}{copies}", drives.join(", "))
     }
 
     /// What a source of any version that is taken has said.
@@ -187,6 +257,7 @@ impl Hello {
         let ((version, written_by), _) = postcard::take_from_bytes(body)?;
         match version {
             1 => Ok(whole::<HelloV1>(body)?.into()),
+            2 => Ok(whole::<HelloV2>(body)?.into()),
             PROTOCOL_VERSION => Ok(whole(body)?),
             _ => Err(HelloError::Version { version, written_by }),
         }
@@ -227,7 +298,11 @@ impl Hello {
                 self.streams
             ));
         }
+        problems.extend(self.copy_problems(&config, owner));
         for drive in config.drives() {
+            if self.copies.iter().any(|copy| copy.id == drive.drive_id) {
+                continue;
+            }
             let offer = self.drives.iter().find(|offered| offered.id == drive.drive_id);
             let checked = match offer {
                 Some(offered) => drive.check_offer(owner, offered.offer()),
@@ -248,6 +323,39 @@ impl Hello {
         }
     }
 }
+
+impl Hello {
+    /// What keeps the drives that go along from being made here, where `config` has them.
+    fn copy_problems(&self, config: &Config, owner: &Owner) -> Vec<String> {
+        let mut room = Room::default();
+        let mut problems = Vec::new();
+        for (number, copy) in self.copies.iter().enumerate() {
+            let named: String = copy.id.chars().take(NAME_CHARS_MAX).collect();
+            let is_same = |other: &CopyOffer| other.id == copy.id;
+            let is_twice = self.copies.iter().take(number).any(is_same);
+            let is_offered = self.drives.iter().any(|drive| drive.id == copy.id);
+            let drive = config.drives().iter().find(|drive| drive.drive_id == copy.id);
+            let own_file = drive.and_then(|drive| Some((drive, drive.own_file()?)));
+            let (Some((drive, path)), false, false) = (own_file, is_twice, is_offered) else {
+                problems.push(format!(
+                    "the source would have drive {named:?} go along, which is no drive of the machine with a file of its own, or \
+                     is said twice"
+                ));
+                continue;
+            };
+            if let Err(error) = room.check(path, copy.size_bytes, copy.data_bytes) {
+                problems.push(format!("drive {named:?}: {}", crate::api::chain(&error)));
+            }
+            if let Err(error) = drive.check_ground(owner) {
+                problems.push(crate::api::chain(&error));
+            }
+        }
+        problems
+    }
+}
+
+/// How much of a name is told that somebody else has given.
+const NAME_CHARS_MAX: usize = 64;
 
 /// Huge pages are kept apart by the host: it says itself when it has none left.
 fn memory_problem(machine: &MachineConfig, available_mib: Option<u64>) -> Option<String> {

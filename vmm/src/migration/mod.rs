@@ -3,9 +3,10 @@
 //! ```text
 //!   source                                   target
 //!   hello: what it is, what it offers ─────► checks all of it; ready, or every reason why not
-//!   rounds: pages, zeros ──────────────────► into the memory of a machine that is not there yet
+//!   disks that go along: blocks, holes ────► into new files
+//!   rounds: pages, zeros, and what was written of disks ─► into the memory of a machine that is not there yet
 //!   the guest stands still, all is flushed
-//!   the last pages, the state ─────────────► checked whole: loaded
+//!   the last pages, the state ─────────────► checked whole, new files on their media: loaded
 //!   the fences come down; go ──────────────► takes each lease, builds the machine
 //!                                            starts: from here on the source never runs again
 //!   retires ◄──────────────────── running ── the guest's next instruction
@@ -16,6 +17,7 @@
 mod call;
 pub mod compress;
 pub mod converge;
+pub mod disks;
 pub mod door;
 pub mod hello;
 pub mod join;

@@ -15,6 +15,8 @@ pub struct Progress {
     sent_pages: AtomicU64,
     wire_bytes: AtomicU64,
     left_pages: AtomicU64,
+    disk_sent_bytes: AtomicU64,
+    disk_left_bytes: AtomicU64,
     bytes_per_s: AtomicU64,
     downtime_us: AtomicU64,
     run_permille: AtomicU32,
@@ -30,6 +32,8 @@ impl Default for Progress {
             sent_pages: AtomicU64::default(),
             wire_bytes: AtomicU64::default(),
             left_pages: AtomicU64::default(),
+            disk_sent_bytes: AtomicU64::default(),
+            disk_left_bytes: AtomicU64::default(),
             bytes_per_s: AtomicU64::default(),
             downtime_us: AtomicU64::default(),
             run_permille: AtomicU32::new(FULL),
@@ -58,6 +62,16 @@ impl Progress {
     /// How much is left of the round, in bytes.
     pub fn left_bytes(&self) -> u64 {
         self.left_pages.load(Ordering::Relaxed) * PAGE_BYTES as u64
+    }
+
+    /// How much of disks that go along was sent or taken, in bytes.
+    pub fn disk_sent_bytes(&self) -> u64 {
+        self.disk_sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How much of them is left of the round, in bytes.
+    pub fn disk_left_bytes(&self) -> u64 {
+        self.disk_left_bytes.load(Ordering::Relaxed)
     }
 
     /// How fast memory was sent in the last round.
@@ -92,6 +106,20 @@ impl Progress {
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
         // It never refuses.
         let _ = self.left_pages.fetch_update(set, fetch, less);
+    }
+
+    /// So much of disks is to be sent.
+    pub(super) fn begin_disk_round(&self, bytes: u64) {
+        self.disk_left_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// So much of a disk went.
+    pub(super) fn add_disk(&self, bytes: u64) {
+        self.disk_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let less = |left: u64| Some(left.saturating_sub(bytes));
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        // It never refuses.
+        let _ = self.disk_left_bytes.fetch_update(set, fetch, less);
     }
 
     pub(super) fn predict(&self, bytes_per_s: u64, downtime: Duration) {

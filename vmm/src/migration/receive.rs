@@ -8,6 +8,7 @@ use std::time::Duration;
 use coracle_storage::lease::Owner;
 use vm_memory::GuestMemoryMmap;
 
+use super::disks::{Copies, CopyError};
 use super::door::{Caller, Door};
 use super::hello::{Answer, Hello, HelloError, available_memory_mib};
 use super::join::{Admission, Joining, Token};
@@ -52,6 +53,8 @@ pub struct Job {
     pub postcopy_wait: Duration,
     /// Where it is announced that it was away for longer.
     pub ending: Ending,
+    /// The disks that come along.
+    pub copies: Arc<Copies>,
 }
 
 /// A machine that can go on here, and nowhere else unless the source wins the next step of its lease.
@@ -64,6 +67,8 @@ pub struct Received {
     pub wire: Wire<Stream>,
     /// Where the end of the machine is announced by what fetches its memory.
     pub ending: Ending,
+    /// The disks that have come along; dropped before they are kept, they are gone.
+    pub copies: Arc<Copies>,
 }
 
 /// Why no machine was taken in.
@@ -90,6 +95,8 @@ pub enum ReceiveError {
     Unmarked,
     #[error("the source has sent more memory than a migration needs")]
     TooMuch,
+    #[error("a disk that comes along cannot be taken in")]
+    Copy(#[from] CopyError),
     #[error("the source has said of absent pages what cannot be")]
     Absent(#[from] AbsentError),
     #[error("the source has kept a page back that this host needs before the guest runs")]
@@ -133,8 +140,11 @@ impl Job {
                 config,
                 wire,
                 ending: self.ending,
+                copies: self.copies,
             }),
             Err(error) => {
+                // Whoever hears why may try again at once.
+                self.copies.give_up();
                 tell(&mut wire, &crate::api::chain(&error));
                 match error {
                     ReceiveError::Wire(_) if self.progress.is_cancelled() => Err(ReceiveError::Cancelled),
@@ -160,6 +170,8 @@ impl Job {
         // All that KVM has to make before it is needed, and before a byte of memory moves: it may refuse.
         let shell = Shell::new(&memory, machine.vcpu_count, dirty_log(machine))?;
         let supported = shell.supported().map_err(CompatibilityError::from)?;
+        let created = self.copies.create(&hello.copies, config.drives(), &self.owner);
+        created.map_err(|error| ReceiveError::Refused(crate::api::chain(&error)))?;
         let can_wait = hello.postcopy && postcopy::is_possible(page_size(machine.huge_pages));
         let (joining, taken) = self.take_memory(wire, &hello, &memory, can_wait)?;
         let mut state = State::parse(&taken.state, &ReadingKeys::default())?;
@@ -174,6 +186,8 @@ impl Job {
             }
             None => (Some(joining), None),
         };
+        // What the guest was told is on its medium is so here, before it is anywhere else no more.
+        self.copies.finish()?;
         log::info!("migration: memory and state are here, and the guest is still the source's");
         wire.send(Kind::Loaded, &[])?;
         wire.flush()?;
@@ -183,6 +197,11 @@ impl Job {
         }
         self.progress.cannot_be_cut();
         drop(joining);
+        if hello.drives.is_empty() {
+            // No lease can give the guest back to the source: what is here may be all that is gone on with.
+            self.copies.keep();
+        }
+        self.copies.open_up()?;
         let config = config.continued_by(&self.process);
         let courses: Vec<Course> = config
             .drives()
@@ -213,6 +232,12 @@ impl Job {
         }
         let named: String = hello.vm.chars().take(NAME_CHARS_MAX).collect();
         log::info!("migration: machine {named:?} is offered");
+        if hello.drives.is_empty() {
+            log::info!(
+                "migration: no disk of it is written where both sides have it, so no lease decides: a connection that is lost \
+                 when the guest is handed over may leave it running nowhere"
+            );
+        }
         let config = hello.check(&self.owner, &self.overrides, available_memory_mib());
         config.map_err(|problems| ReceiveError::Refused(problems.join("; ")))
     }
@@ -230,7 +255,8 @@ impl Job {
             token: Token::random().map_err(ReceiveError::Host)?,
             postcopy: can_wait,
         };
-        let mut intake = Intake::new(Landing::new(Arc::clone(memory)), Arc::clone(&self.progress));
+        let landing = Landing::new(Arc::clone(memory));
+        let mut intake = Intake::new(landing, Arc::clone(&self.copies), Arc::clone(&self.progress));
         if can_wait {
             intake.may_be_incomplete();
         }
@@ -301,18 +327,20 @@ pub struct Intake {
     cpu_us: AtomicU64,
     /// What is told of pages that do not come, if some may not.
     telling: Option<Mutex<Telling>>,
+    copies: Arc<Copies>,
     progress: Arc<Progress>,
 }
 
 impl Intake {
-    /// One into `landing`.
-    pub fn new(landing: Landing, progress: Arc<Progress>) -> Self {
+    /// One into `landing` and `copies`.
+    pub fn new(landing: Landing, copies: Arc<Copies>, progress: Arc<Progress>) -> Self {
         Self {
             landing,
             taken: AtomicU64::default(),
             is_given_up: AtomicBool::default(),
             cpu_us: AtomicU64::default(),
             telling: None,
+            copies,
             progress,
         }
     }
@@ -343,6 +371,19 @@ impl Intake {
         let found = Kind::Absent;
         let telling = self.telling.as_ref().ok_or(WireError::Unexpected { found })?;
         telling.lock().expect(NO_PANIC).take(body)?;
+        Ok(())
+    }
+
+    fn take_disk(&self, kind: Kind, body: &[u8]) -> Result<(), ReceiveError> {
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return Err(WireError::Io(io::ErrorKind::ConnectionAborted.into()).into());
+        }
+        let bytes = match kind {
+            Kind::Blocks => self.copies.take_blocks(body)?,
+            _ => self.copies.take_holes(body)?,
+        };
+        self.progress.add_disk(bytes);
+        self.progress.add(0, (HEADER_BYTES + body.len()) as u64);
         Ok(())
     }
 
@@ -383,6 +424,14 @@ pub fn take_memory<S: BufRead + Write>(wire: &mut Wire<S>, intake: &Intake) -> R
         match wire.receive_head()? {
             (Kind::State, body_bytes) => return Ok(wire.receive_body(body_bytes)?.to_vec()),
             (Kind::Absent, body_bytes) => intake.hear_absent(wire.receive_body(body_bytes)?)?,
+            (kind @ (Kind::Blocks | Kind::Holes), body_bytes) => {
+                intake.take_disk(kind, wire.receive_body(body_bytes)?)?;
+            }
+            (Kind::Mark, body_bytes) => {
+                // The source is to know how long it takes until everything is there.
+                intake.copies.sync()?;
+                take_frame(wire, intake, (Kind::Mark, body_bytes), &mut unpacked)?;
+            }
             head => take_frame(wire, intake, head, &mut unpacked)?,
         }
     }

@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::device::Notice;
+use coracle_storage::copy::OriginalError;
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::GuestMemoryMmap;
 
 use super::call::Way;
 use super::converge::{Judge, Round, Terms, Verdict};
+use super::disks::{Copied, Sending};
 use super::hello::{Answer, Hello};
 use super::join::Token;
-use super::pages::Ordered;
+use super::pages::{Ordered, Sent};
 use super::postcopy::absent;
 use super::postcopy::source::{Keeper, Line, Remainder};
 use super::progress::Progress;
@@ -38,6 +40,8 @@ pub struct Job {
     pub hello: Hello,
     /// The guest's memory.
     pub memory: Arc<GuestMemoryMmap>,
+    /// The drives that go along, as they are offered.
+    pub copies: Vec<Copied>,
     /// When the guest stands still, and how far it is slowed down until then.
     pub terms: Terms,
     /// How many bytes are sent per second at most.
@@ -119,13 +123,16 @@ pub enum SendError {
     /// The host is full.
     #[error("this host has no thread left for a stream")]
     Host(#[source] io::Error),
+    /// A disk that goes along.
+    #[error(transparent)]
+    Original(#[from] OriginalError),
     /// Something at the source.
     #[error("the source cannot go on with it")]
     Source,
     /// The guest writes faster than the connection takes it.
     #[error(
-        "the guest writes memory faster than it is sent: {left_mib} MiB are left after {rounds} rounds; give it a longer \
-         downtime_ms or timeout_s, or have the guest stop for as long as it takes (on_timeout)"
+        "the guest writes memory, or a disk that goes along, faster than it is sent: {left_mib} MiB are left after {rounds} \
+         rounds; give it a longer downtime_ms or timeout_s, or have the guest stop for as long as it takes (on_timeout)"
     )]
     TooSlow {
         /// How much.
@@ -148,6 +155,8 @@ enum Next {
     PostCopy,
 }
 
+/// Most rounds of disks before memory is sent.
+const DISK_ROUNDS_MAX: u32 = 8;
 /// How long the target may be silent before the guest stands still.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// And when it has everything.
@@ -170,26 +179,32 @@ impl Job {
     fn send(&self) -> Result<(), SendError> {
         let way = Way::new(&self.to, self.name.as_deref(), &self.tls, &self.progress)?;
         let (mut streams, answer) = self.begin(&way)?;
+        let mut disks = Sending::begin(&self.copies);
+        let copying = self.copy_disks(&mut streams, &mut disks)?;
         let ordered = Ordered::new(Arc::clone(&self.memory));
         let mut set = self.pages(Want::Rounds)?;
         streams.send_zeros(&set, &self.progress)?;
         let mut judge = Judge::new(Terms {
             postcopy: answer.postcopy,
+            deadline: self.terms.deadline + copying,
             ..self.terms
         });
         let next = loop {
             let (begun, before) = (Instant::now(), streams.sent_bytes());
-            let sent_pages = self.send_round(&mut streams, &ordered, &set)?;
+            let (sent_pages, sent_disk_bytes) = self.send_round(&mut streams, &ordered, &set, &mut disks)?;
             // What lies on its way is no part of the downtime then, and the connection not taken for faster than it is.
             streams.first().send(Kind::Mark, &[])?;
             expect(streams.first(), Kind::Reached)?;
             let took = begun.elapsed();
             set = self.pages(Want::Round)?;
+            disks.look();
             let round = Round {
                 sent_bytes: streams.sent_bytes() - before,
                 took,
                 sent_pages,
                 left_pages: set.count(),
+                sent_disk_bytes,
+                left_disk_bytes: disks.last_bytes(),
             };
             match self.next(&mut judge, round)? {
                 Next::Round => {}
@@ -205,11 +220,12 @@ impl Job {
             return Err(SendError::Source);
         };
         set.insert_all(&last);
+        disks.look_last();
         if next == Next::Last {
-            self.send_round(&mut streams, &ordered, &set)?;
+            self.send_round(&mut streams, &ordered, &set, &mut disks)?;
             return self.hand_over(&mut streams, &state, None);
         }
-        self.send_round(&mut streams, &ordered, &needed)?;
+        self.send_round(&mut streams, &ordered, &needed, &mut disks)?;
         needed.runs().for_each(|run| set.remove(run.start, run.end));
         log::info!(
             "migration: the guest goes on without {} MiB of its memory, which are fetched from here",
@@ -272,10 +288,70 @@ impl Job {
         Ok(())
     }
 
-    fn send_round(&self, streams: &mut Streams, ordered: &Ordered, set: &PageSet) -> Result<u64, SendError> {
+    /// Sends disks alone, while nothing is said of memory yet: all of them, and then what was changed meanwhile, as long as that
+    /// becomes less by half. Says how long that took.
+    fn copy_disks(&self, streams: &mut Streams, disks: &mut Sending<'_>) -> Result<Duration, SendError> {
+        let begun = Instant::now();
+        if disks.is_empty() {
+            return Ok(Duration::ZERO);
+        }
+        let mut before = u64::MAX;
+        for _ in 0..DISK_ROUNDS_MAX {
+            let pace = Pace::new(self.bandwidth_limit, &self.progress);
+            self.send_disks(streams, disks, &pace)?;
+            streams.first().send(Kind::Mark, &[])?;
+            expect(streams.first(), Kind::Reached)?;
+            disks.look();
+            let left_bytes = disks.left_bytes();
+            if left_bytes == 0 || left_bytes > before / 2 {
+                break;
+            }
+            before = left_bytes;
+        }
+        log::info!(
+            "migration: the disks that go along are there after {} ms, but for {} KiB that the guest has changed meanwhile",
+            begun.elapsed().as_millis(),
+            disks.left_bytes() >> 10
+        );
+        Ok(begun.elapsed())
+    }
+
+    fn send_disks(
+        &self,
+        streams: &mut Streams,
+        disks: &mut Sending<'_>,
+        pace: &Pace<'_>,
+    ) -> Result<u64, SendError> {
+        self.progress.begin_disk_round(disks.left_bytes());
+        let sent = disks.send(streams.first(), |disk_bytes, bytes| {
+            self.progress.add_disk(disk_bytes);
+            pace.keep(Sent { pages: 0, bytes })
+        });
+        match sent {
+            // It may have said why before it went: that its disk is full, for instance.
+            Err(lost @ SendError::Wire(_)) => match streams.first().receive() {
+                Ok((Kind::Refused, why)) => {
+                    Err(SendError::Refused(String::from_utf8_lossy(why).into_owned()))
+                }
+                _ => Err(lost),
+            },
+            sent => sent,
+        }
+    }
+
+    /// Sends what is left of disks, and the pages of `set`; says how many pages, and how much of disks.
+    fn send_round(
+        &self,
+        streams: &mut Streams,
+        ordered: &Ordered,
+        set: &PageSet,
+        disks: &mut Sending<'_>,
+    ) -> Result<(u64, u64), SendError> {
         self.progress.begin_round(set.count());
         let pace = Pace::new(self.bandwidth_limit, &self.progress);
-        streams.send(&Share::new(ordered, set, &pace))
+        let disk_bytes = self.send_disks(streams, disks, &pace)?;
+        let pages = streams.send(&Share::new(ordered, set, &pace))?;
+        Ok((pages, disk_bytes))
     }
 
     /// Has the memory be there for whoever knows the token.
@@ -301,14 +377,15 @@ impl Job {
     fn next(&self, judge: &mut Judge, round: Round) -> Result<Next, SendError> {
         let verdict = judge.judge(round, Instant::now());
         log::debug!(
-            "migration, round {}: {} bytes in {} us, {} pages left",
+            "migration, round {}: {} bytes in {} us, {} pages and {} bytes of disks left",
             self.progress.rounds(),
             round.sent_bytes,
             round.took.as_micros(),
-            round.left_pages
+            round.left_pages,
+            round.left_disk_bytes
         );
         self.progress
-            .predict(judge.bytes_per_s(), judge.downtime(round.left_pages));
+            .predict(judge.bytes_per_s(), judge.downtime(round.left_bytes()));
         match verdict {
             Verdict::Last => Ok(Next::Last),
             Verdict::PostCopy => Ok(Next::PostCopy),
@@ -326,7 +403,7 @@ impl Job {
                 _ => Err(SendError::Source),
             },
             Verdict::GiveUp => Err(SendError::TooSlow {
-                left_mib: (round.left_pages * PAGE_BYTES as u64) >> 20,
+                left_mib: round.left_bytes() >> 20,
                 rounds: self.progress.rounds(),
             }),
         }

@@ -8,11 +8,12 @@
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 
+use super::disks::{BLOCKS_HEAD_BYTES, HOLES_BYTES};
 use super::postcopy::absent::ABSENT_BYTES_MAX;
 use super::tls::ended;
 
 /// The version of what is said. One more than before whenever a frame changes.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// The oldest version that is still taken.
 pub const PROTOCOL_VERSION_MIN: u32 = 1;
 
@@ -47,6 +48,10 @@ pub enum Kind {
     Joined,
     /// Pages that lie one behind the other, made smaller.
     Packed,
+    /// A part of a disk that goes along.
+    Blocks,
+    /// A part of it that is zeros.
+    Holes,
     /// Pages that the target does not have.
     Absent,
     /// A connection by which the rest of the memory is fetched.
@@ -59,7 +64,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them: tables over every message come from this.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Hello,
         Self::Ready,
         Self::Refused,
@@ -74,6 +79,8 @@ impl Kind {
         Self::Join,
         Self::Joined,
         Self::Packed,
+        Self::Blocks,
+        Self::Holes,
         Self::Absent,
         Self::Rejoin,
         Self::Want,
@@ -97,6 +104,8 @@ impl Kind {
             Self::Join => "join",
             Self::Joined => "joined",
             Self::Packed => "packed",
+            Self::Blocks => "blocks",
+            Self::Holes => "holes",
             Self::Absent => "absent",
             Self::Rejoin => "rejoin",
             Self::Want => "want",
@@ -121,6 +130,8 @@ impl Kind {
             Self::Join => 12,
             Self::Joined => 13,
             Self::Packed => 14,
+            Self::Blocks => 15,
+            Self::Holes => 16,
             Self::Absent => 20,
             Self::Rejoin => 21,
             Self::Want => 22,
@@ -137,6 +148,8 @@ impl Kind {
             Self::Zeros => 16,
             // It is sent only if it is less than the pages are.
             Self::Packed => 16 + PAGES_BYTES_MAX,
+            Self::Blocks => BLOCKS_HEAD_BYTES + PAGES_BYTES_MAX,
+            Self::Holes => HOLES_BYTES,
             Self::Absent => ABSENT_BYTES_MAX,
             Self::Rejoin => 64,
             Self::Want => 8,
@@ -158,7 +171,7 @@ impl Kind {
     }
 }
 
-/// Most bytes of pages in one frame.
+/// Most bytes of pages, or of a disk, in one frame.
 pub const PAGES_BYTES_MAX: usize = 256 << 10;
 
 /// What stands before each body.

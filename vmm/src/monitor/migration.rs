@@ -1,36 +1,35 @@
 //! Migrations as the `vmm` thread sees them: it gives the thread that sends what only it can, and looks after the leases.
 
-use std::net::TcpListener;
+mod receiving;
+
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::device::Patience;
+use coracle_storage::copy::OriginalError;
 use coracle_storage::lease::{Opposition, Phase as LeasePhase};
 
 use super::opening::Opening;
 use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::Fault;
-use crate::config::{MigrationReceive, MigrationSend, MigrationStage, MigrationStatus, STREAMS_MAX};
-use crate::end::{End, Ending};
-use crate::event_loop::Source;
+use crate::config::{Config, MigrationSend, MigrationStage, MigrationStatus, STREAMS_MAX};
+use crate::end::End;
 use crate::kvm::share::FULL;
 use crate::machine::handover::{Outcome, Yielded};
-use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round};
+use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round, Running};
 use crate::migration::converge::Terms;
-use crate::migration::door::Door;
-use crate::migration::hello::Hello;
+use crate::migration::disks::Copied;
+use crate::migration::hello::{CopyOffer, Hello, NotSent};
 use crate::migration::postcopy::pages_of;
 use crate::migration::postcopy::source::Keeper;
 use crate::migration::progress::Progress;
-use crate::migration::receive::{self, ReceiveError, Received};
 use crate::migration::send::{self, Desk, Given, SendError, Want};
-use crate::migration::stream::Stream;
-use crate::migration::tls::Identity;
-use crate::migration::wire::Wire;
 use crate::state::Sections;
+
+pub(super) use self::receiving::Receiving;
 
 /// A machine that is being sent.
 ///
@@ -45,6 +44,8 @@ pub(super) struct Sending {
     clerk: Clerk,
     stage: Stage,
     to: String,
+    /// The drives that go along.
+    copied: Vec<String>,
     progress: Arc<Progress>,
     /// What keeps the memory of a guest that goes on without.
     keeper: Arc<Mutex<Option<Keeper>>>,
@@ -93,13 +94,6 @@ enum Gone {
     Unknown,
 }
 
-/// A machine that is being taken in.
-pub(super) struct Receiving {
-    thread: Opening<Result<Box<Received>, ReceiveError>>,
-    listen: String,
-    progress: Arc<Progress>,
-}
-
 /// How long the target may take from its first step to its second.
 const START_MAX: Duration = Duration::from_secs(3);
 /// How often the leases are asked.
@@ -120,17 +114,7 @@ impl Monitor {
                 asked.streams
             )));
         }
-        let hello = Hello::new(
-            &self.id,
-            &self.config,
-            machine.offers(),
-            machine.cpuid(),
-            asked.streams,
-        );
-        let hello = Hello {
-            postcopy: asked.allow_postcopy,
-            ..hello.map_err(|error| fault(&error))?
-        };
+        let (hello, copies) = self.hello(machine, &asked)?;
         let (wants, clerk_wants) = channel();
         let (clerk_given, given) = channel();
         let progress = Arc::<Progress>::default();
@@ -141,9 +125,10 @@ impl Monitor {
             name: asked.to_name,
             tls: asked.tls,
             memory: Arc::clone(machine.memory()),
+            copies,
             terms: Terms {
                 downtime: Duration::from_millis(asked.downtime_ms),
-                standstill: standstill(hello.drives.len()),
+                standstill: standstill(hello.drives.len() + hello.copies.len()),
                 mode: asked.mode,
                 deadline: Instant::now() + Duration::from_secs(asked.timeout_s),
                 on_timeout: asked.on_timeout,
@@ -177,9 +162,34 @@ impl Monitor {
             },
             stage: Stage::Copying,
             to: asked.to,
+            copied: asked.copy_disks,
             progress,
             keeper,
         }))))
+    }
+
+    /// What is said of the machine first, and the drives that go along.
+    fn hello(
+        &self,
+        machine: &Machine<Running>,
+        asked: &MigrationSend,
+    ) -> Result<(Hello, Vec<Copied>), Fault> {
+        let copied = &asked.copy_disks;
+        let copies = copies(&self.config, machine, copied).map_err(|error| fault(&error))?;
+        let offers = copies.iter().map(offer_of).collect::<Result<_, _>>();
+        let hello = Hello::new(
+            &self.id,
+            &self.config,
+            machine.offers(copied),
+            machine.cpuid(),
+            offers.map_err(|error| fault(&error))?,
+        );
+        let hello = Hello {
+            streams: asked.streams,
+            postcopy: asked.allow_postcopy,
+            ..hello.map_err(|error| fault(&error))?
+        };
+        Ok((hello, copies))
     }
 
     pub(super) fn go_on_sending(&mut self, mut sending: Box<Sending>) -> Course {
@@ -196,7 +206,7 @@ impl Monitor {
                     Some(settled) => return self.settled(settled, &why, sending),
                 },
                 Stage::Keeping(keeper) => return self.go_on_keeping(sending, keeper),
-                stage => self.attend_to(&mut sending.clerk, stage),
+                stage => self.attend_to(&mut sending.clerk, &sending.copied, stage),
             };
             sending.stage = next;
             match course {
@@ -231,7 +241,7 @@ impl Monitor {
     }
 
     /// Gives the thread that sends what it wants, if it wants something.
-    fn attend_to(&mut self, clerk: &mut Clerk, stage: Stage) -> (Stage, Step) {
+    fn attend_to(&mut self, clerk: &mut Clerk, copied: &[String], stage: Stage) -> (Stage, Step) {
         let want = match clerk.wants.try_recv() {
             Ok(want) => want,
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => return (stage, Step::Wait(None)),
@@ -259,12 +269,12 @@ impl Monitor {
                 self.guest = Guest::Pausing(machine.begin_pause(&self.wakeup.notice()));
                 return (Stage::Stopping, Step::Again);
             }
-            (Want::Yield, Guest::Paused(machine)) => {
-                let round = machine.begin_yield(&self.wakeup.notice());
+            (Want::Yield, Guest::Paused(mut machine)) => {
+                let round = machine.begin_yield(&self.wakeup.notice(), copied);
                 self.guest = Guest::Paused(machine);
                 return match round {
                     Ok(round) => (Stage::Yielding(round), Step::Again),
-                    Err(error) => self.hand_over(Err(fault(&error))),
+                    Err(error) => self.hand_over(Err(fault(&error)), copied),
                 };
             }
             (_, guest) => {
@@ -366,7 +376,7 @@ impl Monitor {
             RoundProgress::Pending { until } => return (Stage::Yielding(round), Step::Wait(Some(until))),
             RoundProgress::Done(yielded) => yielded.map_err(|error| fault(&error)),
         };
-        let (stage, step) = self.hand_over(yielded);
+        let (stage, step) = self.hand_over(yielded, &sending.copied);
         if let Step::Again = step {
             sending.clerk.give(Given::Yielded);
         }
@@ -374,17 +384,17 @@ impl Monitor {
     }
 
     /// The fences were asked for. Where one is not down, nobody is told that the disks can be had, and the leases give them back.
-    fn hand_over(&mut self, yielded: Result<(), Fault>) -> (Stage, Step) {
+    fn hand_over(&mut self, yielded: Result<(), Fault>, copied: &[String]) -> (Stage, Step) {
         let Guest::Paused(machine) = std::mem::take(&mut self.guest) else {
             unreachable!("a guest that is handed over is paused");
         };
         let (machine, outcome) = match yielded {
             Ok(()) => {
-                let (machine, outcome) = machine.hand_over();
+                let (machine, outcome) = machine.hand_over(copied);
                 (machine, outcome.map_err(|error| fault(&error)))
             }
             // A disk that has yet to do it is not to find a newer record.
-            Err(error) => (machine.stay(), Err(error)),
+            Err(error) => (machine.stay(copied), Err(error)),
         };
         self.guest = Guest::Yielded(Some(machine));
         match outcome {
@@ -504,7 +514,8 @@ impl Monitor {
                     }
                     Gone::Stranger(record) => format!("its images are another's: {record}"),
                     Gone::Unknown => format!(
-                        "no image of it has a lease that could say whether the guest runs at {to}, so it does not run on here"
+                        "no image of it has a lease that could say whether the guest runs at {to}, so it does not run on here{}",
+                        left_behind(&sending.copied)
                     ),
                 };
                 let reason = format!("{reason}; {}", crate::api::chain(why));
@@ -513,108 +524,6 @@ impl Monitor {
                     reason: reason.clone(),
                 });
                 Course::Over(Err(Fault::bad_request(format!("Migration error: {reason}"))))
-            }
-        }
-    }
-
-    /// Begins to wait for a machine.
-    pub(super) fn receive_migration(&mut self, asked: MigrationReceive) -> Result<Reaction, Fault> {
-        if !self.config.is_untouched() {
-            return Err(Fault::bad_request(
-                "Migration error: this process has been configured for a machine of its own; receive in a fresh one",
-            ));
-        }
-        let identity = Identity::read(&asked.tls).map_err(|error| fault(&error))?;
-        let listener = TcpListener::bind(&asked.listen).map_err(|error| {
-            Fault::bad_request(format!(
-                "Migration error: cannot listen at `{}`: {error}",
-                asked.listen
-            ))
-        })?;
-        let listen = listener.local_addr().map_err(|error| fault(&error))?.to_string();
-        let progress = Arc::<Progress>::default();
-        let job = receive::Job {
-            door: Arc::new(Door {
-                listener,
-                identity: Arc::new(identity),
-                from: asked.from_name,
-            }),
-            vm: asked.vm,
-            overrides: asked.overrides,
-            process: self.config.clone(),
-            owner: self.owner.clone(),
-            progress: Arc::clone(&progress),
-            postcopy_wait: Duration::from_secs(asked.postcopy_wait_s),
-            ending: Ending::new().map_err(|error| fault(&error))?,
-        };
-        let thread = Opening::begin("mover", &self.wakeup.notice(), move || job.run().map(Box::new));
-        Ok(Reaction::Begun(Work::Receive(Receiving {
-            thread: thread.map_err(|error| fault(&error))?,
-            listen,
-            progress,
-        })))
-    }
-
-    pub(super) fn go_on_receiving(&mut self, receiving: Receiving) -> Course {
-        let Received {
-            plan,
-            config,
-            wire,
-            ending,
-        } = match receiving.thread.poll() {
-            None => return Course::Pending(Work::Receive(receiving), None),
-            Some(Err(error)) => return Course::Over(Err(fault(&error))),
-            Some(Ok(received)) => *received,
-        };
-        log::info!("migration: the source lets go of the guest, and the leases of its disks are taken over");
-        // If it cannot be built, the source hears that the connection ends, and has its disks back.
-        let machine = match self.build(plan) {
-            Ok(machine) => machine,
-            Err(error) => return Course::Over(Err(error)),
-        };
-        self.config = config;
-        self.event_loop.watch(Source::Ending(ending.clone()));
-        self.memory_ending = Some(ending);
-        self.attend(&machine);
-        self.guest = Guest::Paused(machine);
-        match self.begin_to_resume() {
-            Ok(Reaction::Begun(Work::Resume(round))) => {
-                self.wire = Some(wire);
-                self.go_on(Work::Arrive(round))
-            }
-            Ok(_) => {
-                if let Some(fetcher) = self.fetcher() {
-                    fetcher.guest_runs();
-                }
-                tell(wire);
-                Course::Over(Ok(()))
-            }
-            Err(error) => Course::Over(Err(error)),
-        }
-    }
-
-    /// The leases are being started; then the guest runs.
-    pub(super) fn go_on_arriving(&mut self, round: Round) -> Course {
-        match self.go_on_resuming(round) {
-            Course::Pending(Work::Resume(round), until) => Course::Pending(Work::Arrive(round), until),
-            Course::Over(Ok(())) => {
-                log::info!("migration: the guest runs here");
-                if let Some(fetcher) = self.fetcher() {
-                    fetcher.guest_runs();
-                }
-                if let Some(wire) = self.wire.take() {
-                    tell(wire);
-                }
-                Course::Over(Ok(()))
-            }
-            other => {
-                log::warn!("migration: the leases were not won, and the guest does not run here");
-                self.wire = None;
-                // The source has it back, or whoever was first has it: nothing of it is to stay here.
-                if let Guest::Paused(machine) = std::mem::take(&mut self.guest) {
-                    machine.retire();
-                }
-                other
             }
         }
     }
@@ -630,6 +539,8 @@ impl Monitor {
             sent_bytes: progress.map_or(0, Progress::sent_bytes),
             wire_bytes: progress.map_or(0, Progress::wire_bytes),
             left_bytes: progress.map_or(0, Progress::left_bytes),
+            disk_sent_bytes: progress.map_or(0, Progress::disk_sent_bytes),
+            disk_left_bytes: progress.map_or(0, Progress::disk_left_bytes),
             bytes_per_s: progress.map_or(0, Progress::bytes_per_s),
             predicted_downtime_us: progress.map_or(0, |progress| {
                 u64::try_from(progress.downtime().as_micros()).unwrap_or(u64::MAX)
@@ -656,8 +567,8 @@ impl Monitor {
             }
             Some(Work::Receive(receiving)) => status(
                 MigrationStage::Receiving,
-                Some(&receiving.listen),
-                Some(&receiving.progress),
+                Some(receiving.listen()),
+                Some(receiving.progress()),
             ),
             Some(Work::Arrive(_)) => status(MigrationStage::HandingOver, None, None),
             _ => match self.fetcher() {
@@ -672,8 +583,49 @@ impl Monitor {
     }
 }
 
+/// The drives that go along, of those that `config` says `machine` has.
+fn copies(config: &Config, machine: &Machine<Running>, ids: &[String]) -> Result<Vec<Copied>, NotSent> {
+    let copied = ids.iter().enumerate().map(|(number, id)| {
+        if ids.iter().take(number).any(|other| other == id) {
+            return Err(NotSent::Twice(id.clone()));
+        }
+        let drive = config.drives().iter().find(|drive| drive.drive_id == *id);
+        let path = match drive {
+            None => return Err(NotSent::NoDrive(id.clone())),
+            Some(drive) if drive.overlay.as_ref().is_some_and(|overlay| !overlay.keep) => {
+                return Err(NotSent::Temporary(id.clone()));
+            }
+            Some(drive) => drive.own_file().unwrap_or_default(),
+        };
+        if coracle_storage::open::is_remote(path) {
+            return Err(NotSent::Network(id.clone()));
+        }
+        let copied = machine
+            .copied(id, path)
+            .ok_or_else(|| NotSent::NoDrive(id.clone()))?;
+        copied.map_err(|source| unreadable(id, source))
+    });
+    copied.collect()
+}
+
+/// What is said of one of them before anything of it moves.
+fn offer_of(copied: &Copied) -> Result<CopyOffer, NotSent> {
+    let data_bytes = copied.original.data_bytes();
+    Ok(CopyOffer {
+        id: copied.id.clone(),
+        size_bytes: copied.original.size_bytes(),
+        data_bytes: data_bytes.map_err(|source| unreadable(&copied.id, source))?,
+    })
+}
+
+fn unreadable(id: &str, source: OriginalError) -> NotSent {
+    let id = id.to_owned();
+    NotSent::Unreadable { id, source }
+}
+
 /// How long a guest stands still beside its last pages: for its state, and for disks so many of which are handed over. Each of
-/// them is flushed once and gets two records, which are flushed twice.
+/// them is flushed once and gets two records, which are flushed twice; one that goes along is flushed at the target, and gets one
+/// at either side.
 fn standstill(drives: usize) -> Duration {
     let drives = u32::try_from(drives).unwrap_or(u32::MAX);
     STATE_TIME + FLUSH_TIME.saturating_mul(drives.saturating_mul(5))
@@ -710,13 +662,6 @@ impl Sending {
         self.stage = Stage::Keeping(keeper);
     }
 
-    /// Gives it up.
-    pub(super) fn cancel(&self) {
-        self.progress.cancel();
-    }
-}
-
-impl Receiving {
     /// Gives it up.
     pub(super) fn cancel(&self) {
         self.progress.cancel();
@@ -768,16 +713,6 @@ fn settle(mut machine: Machine<Yielded>, is_certain: bool) -> Settled {
     }
 }
 
-/// Tells the source, on a thread that nobody waits for.
-fn tell(wire: Wire<Stream>) {
-    let told = thread::Builder::new()
-        .name("mover".to_owned())
-        .spawn(move || receive::tell_running(wire));
-    if let Err(error) = told {
-        log::warn!("the source is not told that the guest runs here: {error}");
-    }
-}
-
 /// What is answered when a migration came to nothing.
 fn stayed(error: &SendError) -> Fault {
     log::warn!(
@@ -788,6 +723,18 @@ fn stayed(error: &SendError) -> Fault {
         "Migration error: {}; the guest runs on here",
         crate::api::chain(error)
     ))
+}
+
+/// What an operator can do about disks that were left behind.
+fn left_behind(copied: &[String]) -> String {
+    if copied.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; what drives `{}` had is here and, whole, at the target: if the guest does not run there, it boots from either, \
+         here after `coraclectl lease break`",
+        copied.join("`, `")
+    )
 }
 
 fn fault(error: &dyn std::error::Error) -> Fault {

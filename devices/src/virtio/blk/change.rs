@@ -13,7 +13,7 @@ use crate::virtio::device::{Notice, Patience};
 
 /// A change under way. Who drops it gives it up: then it may take place or not.
 pub struct ImageChange {
-    pub(super) control: BlkControl,
+    pub(super) control: Box<BlkControl>,
     pub(super) asked: Asked,
     pub(super) until: Instant,
 }

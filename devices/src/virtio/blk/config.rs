@@ -423,6 +423,41 @@ impl DriveConfig {
         }
     }
 
+    /// Where the file is that the guest writes, if it writes one of its own: what goes along where the drive is copied.
+    pub fn own_file(&self) -> Option<&str> {
+        match &self.overlay {
+            Some(overlay) => Some(&overlay.path),
+            None => self.path_on_host.as_deref(),
+        }
+    }
+
+    /// Says whether what a copy of its file stands on is there: the base, if that is an overlay.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the base or the configuration.
+    pub fn check_ground(&self, owner: &Owner) -> Result<(), DriveError> {
+        self.image_path()?;
+        let terms = self.terms(owner)?;
+        let checked = self.overlay.as_ref().map(|overlay| overlay.check_base(&terms));
+        checked
+            .unwrap_or(Ok(()))
+            .map_err(|source| self.overlay_error(source))
+    }
+
+    /// Says whether a copy of its file, which `owner` is filling, fits what it stands on.
+    ///
+    /// # Errors
+    ///
+    /// That it does not.
+    pub fn check_copied(&self, owner: &Owner) -> Result<(), DriveError> {
+        let terms = self.terms(owner)?;
+        let checked = self.overlay.as_ref().map(|overlay| overlay.check_copied(&terms));
+        checked
+            .unwrap_or(Ok(()))
+            .map_err(|source| self.overlay_error(source))
+    }
+
     /// Says whether the image is the one that is offered to `owner`; nothing is kept and nothing is changed.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Access, Backend, Geometry};
 use coracle_storage::blocking::Blocking;
+use coracle_storage::changes::Changes;
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::metrics::SessionMetrics;
 use coracle_storage::request::{Failure, Operation};
@@ -25,6 +26,7 @@ pub struct BlkControl {
     pub(super) metrics: Vec<Arc<BlkMetrics>>,
     pub(super) limiter: Arc<SharedLimiter>,
     pub(super) loss: Arc<LossSignal>,
+    pub(super) changes: Arc<Changes>,
     /// Of the image that the workers have.
     pub(super) session: Arc<Mutex<Option<Arc<SessionMetrics>>>>,
 }
@@ -192,7 +194,7 @@ impl BlkControl {
     fn begun(&self, asked: Result<Asked, ControlError>) -> Result<ImageChange, ControlError> {
         match asked {
             Ok(asked) => Ok(ImageChange {
-                control: self.clone(),
+                control: Box::new(self.clone()),
                 asked,
                 until: Instant::now() + Duration::from_millis(REPLY_MS_MAX),
             }),
@@ -240,6 +242,11 @@ impl BlkControl {
     /// What the session of the image with its server counts, if it has one; the disk's worker is not asked.
     pub fn session(&self) -> Option<Arc<SessionMetrics>> {
         locked(&self.session).clone()
+    }
+
+    /// Where the workers of the disk mark what its guest has changed, as long as somebody watches.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
     }
 
     /// What tells that the image serves nobody any more.

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Geometry};
+use coracle_storage::changes::Changes;
 use coracle_storage::engine::PreparedReactor;
 use coracle_storage::limit::SharedLimiter;
 
@@ -81,6 +82,7 @@ impl Blk {
             recall: None,
             drain_ms_max,
         };
+        let changes = Arc::<Changes>::default();
         let mut metrics = Vec::new();
         for (image, reactor) in disk.images.into_iter().zip(disk.reactors) {
             let plan = WorkerPlan {
@@ -94,6 +96,7 @@ impl Blk {
                 cache: Arc::clone(&cache),
                 metrics: Arc::default(),
                 loss: Arc::clone(&disk.loss),
+                changes: Arc::clone(&changes),
                 drain_ms_max,
             };
             metrics.push(Arc::clone(&plan.metrics));
@@ -110,6 +113,7 @@ impl Blk {
             metrics,
             limiter,
             loss: disk.loss,
+            changes,
             session: Arc::new(Mutex::new(session)),
         };
         Ok((device, control))
@@ -189,6 +193,7 @@ struct WorkerPlan {
     cache: Arc<WriteCache>,
     metrics: Arc<BlkMetrics>,
     loss: Arc<LossSignal>,
+    changes: Arc<Changes>,
     drain_ms_max: u64,
 }
 
@@ -234,6 +239,7 @@ impl WorkerPlan {
             cache: self.cache,
             metrics: self.metrics,
             loss: self.loss,
+            changes: self.changes,
             complaints: Complaints::default(),
         };
         Worker::new(drive, inbox, self.drain_ms_max)

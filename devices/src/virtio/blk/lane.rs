@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Step};
+use coracle_storage::changes::Changes;
 use coracle_storage::limit::SharedLimiter;
 use coracle_storage::reactor::Reactor;
 use coracle_storage::request::{Completion, Failure, Operation, Request, Segment};
@@ -29,6 +30,8 @@ pub(super) struct Drive {
     pub(super) cache: Arc<WriteCache>,
     pub(super) metrics: Arc<BlkMetrics>,
     pub(super) loss: Arc<LossSignal>,
+    /// Where what the guest has changed is marked, for whoever copies the image.
+    pub(super) changes: Arc<Changes>,
     pub(super) serial: [u8; SERIAL_BYTES],
     pub(super) complaints: Complaints,
 }
@@ -316,7 +319,7 @@ impl Lane {
     fn start(&mut self, request: Request, drive: &mut Drive, now: Instant) {
         match drive.image.start(request, drive.io.as_mut()) {
             Step::Pending => {}
-            Step::Done(completion) => self.complete(completion, &drive.metrics, now),
+            Step::Done(completion) => self.complete(completion, drive, now),
             Step::Busy(request) => {
                 drive.metrics.io_engine_throttled_events.add(1);
                 self.held = Some(Held::NoRoom(request));
@@ -324,17 +327,21 @@ impl Lane {
         }
     }
 
-    /// Answers a request of this lane.
-    pub(super) fn complete(&mut self, completion: Completion, metrics: &BlkMetrics, now: Instant) {
+    /// Answers a request of this lane. What it has changed, also where it has failed, is marked before.
+    pub(super) fn complete(&mut self, completion: Completion, drive: &Drive, now: Instant) {
         let Completion { request, outcome } = completion;
         let (operation, len_bytes) = (request.operation, request.len_bytes);
+        if changes(operation) {
+            let end_bytes = request.offset_bytes.saturating_add(len_bytes);
+            drive.changes.mark(request.offset_bytes..end_bytes);
+        }
         let read_bytes = match (operation, outcome) {
             (Operation::Read, Ok(())) => len_bytes,
             _ => 0,
         };
         let flight = self.forget(request);
         count(
-            metrics,
+            &drive.metrics,
             operation,
             len_bytes,
             outcome.map(|()| now - flight.started),
@@ -377,6 +384,20 @@ impl Lane {
         ));
         self.broken = true;
         self.interrupt.device_needs_reset();
+    }
+}
+
+/// Whether a guest that asks for it may have other bytes on its disk afterwards.
+fn changes(operation: Operation) -> bool {
+    match operation {
+        Operation::Write | Operation::Discard | Operation::WriteZeroes { .. } => true,
+        Operation::Read
+        | Operation::Flush
+        | Operation::Raise
+        | Operation::Yield
+        | Operation::TakeBack
+        | Operation::Grow
+        | Operation::FindData => false,
     }
 }
 

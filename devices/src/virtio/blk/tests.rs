@@ -5,6 +5,7 @@
     reason = "a test's panic is its failure"
 )]
 
+mod changes;
 mod network;
 mod pace;
 mod queues;

@@ -235,7 +235,7 @@ impl Worker {
             .as_mut()
             .and_then(|service| service.lanes.get_mut(lane_of(&completion.request)));
         lane.expect("a share is given back when nothing of its queues is in flight")
-            .complete(completion, &self.drive.metrics, now);
+            .complete(completion, &self.drive, now);
     }
 
     /// Takes what one event, or one start, has ended besides: any lane's.

@@ -3,9 +3,12 @@
 use std::io::{self, BufRead, Cursor, Read, Write};
 use std::sync::Arc;
 
+use coracle_devices::virtio::blk::DriveConfig;
+use coracle_storage::lease::Owner;
 use coracle_vmm::keys::ReadingKeys;
 use coracle_vmm::memory::{Backing, PageSize, allocate};
-use coracle_vmm::migration::hello::Hello;
+use coracle_vmm::migration::disks::Copies;
+use coracle_vmm::migration::hello::{CopyOffer, Hello};
 use coracle_vmm::migration::join::{Admission, Join};
 use coracle_vmm::migration::landing::Landing;
 use coracle_vmm::migration::progress::Progress;
@@ -46,7 +49,12 @@ pub(crate) fn run(data: &[u8]) {
     let mut wire = Wire::new(Said(Cursor::new(data)));
     let begun = wire.receive().map(|(kind, body)| (kind, body.to_vec()));
     let memory = allocate(1, Backing::Anonymous, PageSize::Base).expect("a MiB is there");
-    let mut intake = Intake::new(Landing::new(memory), Arc::new(Progress::default()));
+    let (directory, copies) = copies();
+    let mut intake = Intake::new(
+        Landing::new(memory),
+        Arc::clone(&copies),
+        Arc::new(Progress::default()),
+    );
     intake.may_be_incomplete();
     match begun {
         Ok((Kind::Hello, body)) => {
@@ -72,6 +80,38 @@ pub(crate) fn run(data: &[u8]) {
         }
         Err(_) => {}
     }
+    // However much was said of a disk, it is no longer than was offered.
+    let found = std::fs::metadata(directory.path().join("disk")).expect("it is there until it is given up");
+    assert_eq!(found.len(), DISK_BYTES);
+    copies.give_up();
+    assert!(
+        directory
+            .path()
+            .read_dir()
+            .expect("it can be listed")
+            .next()
+            .is_none()
+    );
 }
 
+/// A disk that comes along, and where.
+fn copies() -> (tempfile::TempDir, Arc<Copies>) {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let drive = DriveConfig {
+        drive_id: "d".to_owned(),
+        path_on_host: Some(directory.path().join("disk").to_string_lossy().into_owned()),
+        ..DriveConfig::default()
+    };
+    let offer = CopyOffer {
+        id: "d".to_owned(),
+        size_bytes: DISK_BYTES,
+        data_bytes: 0,
+    };
+    let copies = Arc::<Copies>::default();
+    let created = copies.create(&[offer], &[drive], &Owner::of_this_process("fuzz"));
+    created.expect("there is room for a copy");
+    (directory, copies)
+}
+
+const DISK_BYTES: u64 = 1 << 20;
 const STREAMS: u8 = 4;

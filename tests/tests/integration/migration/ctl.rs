@@ -159,6 +159,7 @@ pub(super) fn moves_a_machine(context: &Context) -> Outcome {
     ensure!(sent.status.success(), "{sent:?}");
     let said = String::from_utf8_lossy(&sent.stdout).into_owned();
     ensure!(said.contains(&format!("source runs on at {listen}: ")), "{said}");
+    ensure!(!said.contains("of disks"), "{said}");
     let config = host.get("target", "/vm/config")?;
     let found = config.pointer("/drives/0/path_on_host");
     ensure!(found == Some(&json!(disk)), "{config}");
@@ -169,6 +170,74 @@ pub(super) fn moves_a_machine(context: &Context) -> Outcome {
     ensure!(
         first.contains("hello") && second.contains("tick: n=149"),
         "{first} {second}"
+    );
+    Ok(())
+}
+
+/// The disk goes along, and what is left behind of it can be had by whoever says that it is wanted.
+pub(super) fn takes_a_disk_along(context: &Context) -> Outcome {
+    let host = Host::new(context)?;
+    let mut source = host.source(150)?;
+    let second = host.named("second");
+    let certs = ["--certs", "certs/127.0.0.1"];
+    let copied = ["migrate", "source", "--here", &second, "--copy-disk", "disk0"];
+    let refused = host.run(&[&copied[..], &certs].concat())?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && said.contains("is there already"),
+        "{said}"
+    );
+
+    let mut target = host.begin(
+        "target",
+        &[
+            &[
+                "receive",
+                "127.0.0.1:0",
+                "--name",
+                "target",
+                "--disk",
+                "disk0=other",
+            ][..],
+            &certs,
+        ]
+        .concat(),
+    )?;
+    let mut listen = String::new();
+    host.until("it does not listen", || {
+        let status = host.get("target", "/migration")?;
+        let place = status.get("listen").and_then(Value::as_str);
+        listen = place.unwrap_or_default().to_owned();
+        Ok(!listen.is_empty())
+    })?;
+    let copied = ["migrate", "source", &listen, "--copy-disk", "disk0", "--json"];
+    let sent = host.run(&[&copied[..], &certs].concat())?;
+    ensure!(sent.status.success(), "{sent:?}");
+    let summary: Value = serde_json::from_slice(&sent.stdout)?;
+    ensure!(summary.get("disk_bytes").is_some_and(Value::is_u64), "{summary}");
+    let ended = [source.status()?, target.status()?];
+    ensure!(
+        ended == [Some(0), Some(7)],
+        "source and target ended with {ended:?}"
+    );
+
+    let show = |disk: &str| -> Outcome<String> {
+        let shown = host.run(&["lease", "show", disk])?;
+        Ok(String::from_utf8_lossy(&shown.stdout).into_owned())
+    };
+    let (left, copy) = (show("disk")?, show("other")?);
+    ensure!(
+        left.contains("left behind: its machine was moved elsewhere"),
+        "{left}"
+    );
+    ensure!(copy.contains("released"), "{copy}");
+    let broken = host.run(&["lease", "break", "disk"])?;
+    let said = String::from_utf8_lossy(&broken.stderr).into_owned();
+    ensure!(!broken.status.success() && said.contains("needs a yes"), "{said}");
+    let broken = host.run(&["lease", "break", "disk", "--yes"])?;
+    ensure!(
+        broken.status.success() && show("disk")?.contains("broken"),
+        "{broken:?}"
     );
     Ok(())
 }

@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 
 use super::middle::{Middle, Then};
 use super::place::Place;
-use super::postcopy;
 use super::{Hosts, SOON};
+use super::{copy, postcopy};
 
 /// What happens at a message.
-const FAULTS: &[&str] = &[
+pub(super) const FAULTS: &[&str] = &[
     "the source is killed",
     "the target is killed",
     "the source is frozen",
@@ -31,7 +31,7 @@ const FAULTS: &[&str] = &[
     "everything is slow",
     RESTART,
 ];
-const RESTART: &str = "the server of the disk restarts";
+pub(super) const RESTART: &str = "the server of the disk restarts";
 
 pub(super) fn survives_every_failure(context: &Context) -> Outcome {
     let names: Vec<&'static str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
@@ -48,6 +48,12 @@ pub(super) fn survives_every_failure(context: &Context) -> Outcome {
         matrix.impossible(
             &[("message", kind.name())],
             "the guest has all of its memory: there is a table of its own for those that do not",
+        )
+    });
+    let matrix = copy::MESSAGES.iter().fold(matrix, |matrix, kind| {
+        matrix.impossible(
+            &[("message", kind.name())],
+            "no disk goes along: there is a table of its own for those that do",
         )
     });
     let mut seed = context.seed.clone();
@@ -67,8 +73,17 @@ fn one_cell(context: &Context, cell: &Cell) -> Outcome {
     source.start_instance()?;
     source.console.wait_for("tick: n=3 ", SOON)?;
     let hosts = Hosts::new(directory.path())?;
-    let mut target =
-        thread::scope(|scope| fails_at(context, scope, &hosts, (&source, &mut place), (kind, fault)))?;
+    let mut target = thread::scope(|scope| {
+        // As much as it takes for each message of the protocol to be said.
+        let compression = if kind == Kind::Packed { "Lz4" } else { "None" };
+        let faulty = Faulty {
+            kind,
+            fault,
+            receive: &json!({}),
+            send: &json!({ "streams": 2, "compression": compression }),
+        };
+        fails_at(context, scope, &hosts, (&source, Some(&mut place)), &faulty)
+    })?;
     let runs = [runs(&mut source)?, runs(&mut target)?];
     let expected = expected(kind, fault);
     ensure!(
@@ -93,27 +108,34 @@ fn ticking(context: &Context, disk: &Path) -> Value {
         .config()
 }
 
+/// What happens, at which message, and what else both sides are asked.
+pub(super) struct Faulty<'a> {
+    pub(super) kind: Kind,
+    pub(super) fault: &'a str,
+    pub(super) receive: &'a Value,
+    pub(super) send: &'a Value,
+}
+
 /// Sends the guest, lets the fault happen at the first message of its kind, and waits until both sides have come to an end.
-fn fails_at<'scope>(
+pub(super) fn fails_at<'scope>(
     context: &Context,
     scope: &'scope thread::Scope<'scope, '_>,
     hosts: &Hosts,
-    (source, place): (&Monitor, &mut Place),
-    (kind, fault): (Kind, &str),
+    (source, place): (&Monitor, Option<&mut Place>),
+    faulty: &Faulty<'_>,
 ) -> Outcome<Monitor> {
+    let Faulty { kind, fault, .. } = *faulty;
     let then = match fault {
         "the connection is cut" => Then::Cut,
         "a bit is flipped" => Then::Corrupt,
         "everything is slow" => Then::Slow,
         _ => Then::Hold,
     };
-    let (mut target, receiving, to) = hosts.receiver(context)?;
+    let (mut target, receiving, to) = hosts.receiver_of(context, faulty.receive)?;
     let middle = Middle::start(&hosts.files()?, &to, kind, then)?;
     let mut caller = source.connect()?;
     let mut body = hosts.send(&middle.address);
-    // As much as it takes for each message of the protocol to be said.
-    let compression = if kind == Kind::Packed { "Lz4" } else { "None" };
-    super::merge(&mut body, &json!({ "streams": 2, "compression": compression }));
+    super::merge(&mut body, faulty.send);
     let body = body.to_string();
     let sending = scope.spawn(move || {
         // A source that is killed gives no answer.
@@ -134,7 +156,7 @@ fn fails_at<'scope>(
             thread::sleep(Duration::from_secs(context.count(6, 30).into()));
             frozen.signal(Signal::CONT)?;
         }
-        RESTART => place.restart()?,
+        RESTART => place.map_or(Ok(()), Place::restart)?,
         _ => {}
     }
     if fault != "nothing passes any more" {
@@ -171,7 +193,7 @@ fn dismiss(target: &mut Monitor) -> Outcome {
 }
 
 /// Whether the source, and whether the target, may have the guest in the end.
-fn expected(kind: Kind, fault: &str) -> &'static [[bool; 2]] {
+pub(super) fn expected(kind: Kind, fault: &str) -> &'static [[bool; 2]] {
     match (fault, kind) {
         // What dies with the guest takes it along.
         ("the source is killed", Kind::Go | Kind::Running) => &[[false, true], [false, false]],
@@ -185,7 +207,7 @@ fn expected(kind: Kind, fault: &str) -> &'static [[bool; 2]] {
 }
 
 /// The guest that runs goes on, and nothing that it has shown was shown twice.
-fn goes_on(source: &Monitor, target: &Monitor, runs: [bool; 2]) -> Outcome {
+pub(super) fn goes_on(source: &Monitor, target: &Monitor, runs: [bool; 2]) -> Outcome {
     if runs.contains(&true) {
         let survivor = if runs == [true, false] { source } else { target };
         let seen = ticks(&source.console.text()).last().copied().unwrap_or_default();
@@ -199,7 +221,7 @@ fn goes_on(source: &Monitor, target: &Monitor, runs: [bool; 2]) -> Outcome {
 }
 
 /// Whether the guest runs in this process, once that is settled.
-fn runs(monitor: &mut Monitor) -> Outcome<bool> {
+pub(super) fn runs(monitor: &mut Monitor) -> Outcome<bool> {
     let until = Instant::now() + SOON;
     while monitor.is_running()? {
         let state = |path| -> Outcome<String> {

@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, Cursor, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -26,6 +27,8 @@ use super::{Hosts, SOON};
 const MEMORY_MIB: u32 = 4;
 /// In the directory in which its monitor runs: no stream names a path of the host that made it.
 const KERNEL: &str = "test-kernel";
+/// Likewise: a disk that goes along.
+const DISK: &str = "test-disk";
 /// What is said where a processor has less than the one of the source.
 pub(super) const OTHER_PROCESSOR: &str = "this host cannot give the guest what its processor has";
 
@@ -85,15 +88,19 @@ fn record(context: &Context, path: &Path) -> Outcome {
     let launch = Launch::new(&context.environment)?;
     std::fs::copy(&context.environment.unikernel, launch.directory().join(KERNEL))?;
     let words = unikernel_words("do=hello do=registers:ms=100000,seed=1");
+    let disk = std::fs::File::create_new(launch.directory().join(DISK))?;
+    disk.set_len(1 << 20)?;
+    disk.write_all_at(&[[1; 4096], [0; 4096], [2; 4096]].concat(), 512 << 10)?;
     let machine = Machine::new(Path::new(KERNEL), &words)
         .memory_mib(MEMORY_MIB)
+        .disk("d", Path::new(DISK))
         .part("entropy", json!({}));
     let monitor = launch.start()?;
     monitor.configure(&machine.config())?;
     monitor.start_instance()?;
     monitor.console.wait_for("registers: ready", SOON)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let body = json!({ "to": listener.local_addr()?.to_string(), "tls": hosts.tls });
+    let body = json!({ "to": listener.local_addr()?.to_string(), "tls": hosts.tls, "copy_disks": ["d"] });
     let identity = Identity::read(&hosts.files()?)?;
     let kept = thread::scope(|scope| {
         let sending = scope.spawn(|| monitor.request("PUT", "/migration/send", Some(&body)));

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
 use coracle_storage::backend::Parting;
+use coracle_storage::changes::{BLOCK_BYTES, Changes};
 use coracle_storage::reactor::{FileSlot, Full, KernelOp, Patience, Reactor, Token, Wake};
 use coracle_storage::request::{Completion, Operation};
 
@@ -237,6 +238,7 @@ struct Bench {
     mailbox: Mailbox,
     io: Io,
     loss: Arc<LossSignal>,
+    changes: Arc<Changes>,
     driver: DriverRing,
     requests: u64,
 }
@@ -251,6 +253,7 @@ impl Bench {
             bells: Vec::new(),
         })));
         let loss = LossSignal::new("remote").unwrap();
+        let changes = Arc::<Changes>::default();
         let drive = Drive {
             io: Box::new(io.clone()),
             image: Box::new(image.clone()),
@@ -258,6 +261,7 @@ impl Bench {
             cache: Arc::new(WriteCache::new(CacheType::Writeback)),
             metrics: Arc::default(),
             loss: Arc::clone(&loss),
+            changes: Arc::clone(&changes),
             serial: [0; 20],
             complaints: Complaints::default(),
         };
@@ -268,6 +272,7 @@ impl Bench {
             mailbox,
             io,
             loss,
+            changes,
             driver: DriverRing::new(&memory, RING, QUEUE_SIZE),
             requests: 0,
         }
@@ -304,6 +309,14 @@ impl Bench {
         self.driver.write(at, &header(VIRTIO_BLK_T_IN, 0));
         self.driver
             .offer_chain(&[Piece::Readable(at, 16), Piece::Writable(at + DATA, 513)]);
+    }
+
+    fn offer_write(&mut self, sector: u64) {
+        let at = REQUESTS + self.requests * REQUEST_BYTES;
+        self.requests += 1;
+        self.driver.write(at, &header(VIRTIO_BLK_T_OUT, sector));
+        let pieces = [Piece::Readable(at, 16 + 512), Piece::Writable(at + STATUS, 1)];
+        self.driver.offer_chain(&pieces);
     }
 
     fn turn(&mut self) {
@@ -533,4 +546,32 @@ fn a_lost_image_is_not_replaced() {
     bench.turn();
     assert!(matches!(answer.wait(Duration::ZERO), Some(Ok(Err(_)))));
     assert!(new.seen().is_empty());
+}
+
+#[test]
+fn a_write_is_marked_when_it_has_ended_however_often_marks_were_taken_while_it_was_in_flight() {
+    let image = Fake::default();
+    let mut bench = Bench::new(&image);
+    bench.serve();
+    bench.offer_write(0);
+    bench.turn();
+    // One write was in flight before anybody watched.
+    let watch = bench.changes.watch(IMAGE_BYTES);
+    bench.offer_write(3 * BLOCK_BYTES / 512);
+    bench.turn();
+    drop([watch.take(), watch.take()]);
+    assert!(bench.driver.take_used().is_none(), "nothing has ended");
+    image.end_all();
+    bench.event(0);
+    bench.turn();
+    let marked: Vec<_> = watch.take().ranges().collect();
+    assert_eq!(
+        marked,
+        [0..BLOCK_BYTES, 3 * BLOCK_BYTES..4 * BLOCK_BYTES],
+        "what was in flight is not sent again"
+    );
+    assert!(
+        bench.driver.take_used().is_some(),
+        "it was marked before its guest was told"
+    );
 }

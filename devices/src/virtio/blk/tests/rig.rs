@@ -244,6 +244,7 @@ pub(super) fn by_hand(
         cache: Arc::new(WriteCache::new(cache_type)),
         metrics: Arc::default(),
         loss: disk.loss,
+        changes: Arc::default(),
         serial: [0; 20],
         complaints: Complaints::default(),
     };

@@ -90,6 +90,7 @@ fn drive(image: Box<dyn Backend>, io: &SimReactor, terms: &Terms) -> Drive {
         cache: Arc::new(WriteCache::new(terms.cache_type)),
         metrics: Arc::new(BlkMetrics::default()),
         loss: LossSignal::new("simulated").unwrap(),
+        changes: Arc::default(),
         serial: *b"a simulated disk\0\0\0\0",
         complaints: Complaints::default(),
     }

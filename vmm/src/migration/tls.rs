@@ -20,7 +20,8 @@ use rustls::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The certificates of one side: files in PEM, which are read for each migration.
+/// The certificates of one side: files in PEM, which are read for each migration. A descriptor that was handed to the process is
+/// `/dev/fd/N`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFiles {

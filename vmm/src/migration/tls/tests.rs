@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::thread;
 
 use super::super::stream::Stream;
@@ -145,4 +146,24 @@ fn what_is_written_comes_in_pieces_and_whole_and_its_end_is_seen() {
         stream.flush().unwrap();
         listening.join().unwrap();
     });
+}
+
+#[test]
+fn files_that_have_no_name_any_more_are_read_by_their_descriptors() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let files = authority.host("127.0.0.1", &authority, directory.path());
+    let opened = [&files.certificate, &files.key, &files.ca].map(|path| fs::File::open(path).unwrap());
+    drop(directory);
+    assert!(Identity::read(&files).is_err());
+    let [certificate, key, ca] = opened
+        .each_ref()
+        .map(|file| format!("/dev/fd/{}", file.as_raw_fd()));
+    let files = TlsFiles { certificate, key, ca };
+    // Each migration reads them anew, from their beginnings.
+    for _ in 0..2 {
+        let (at_server, at_client) = greeted(&files, &files, "127.0.0.1", Some("127.0.0.1"));
+        at_server.unwrap();
+        at_client.unwrap();
+    }
 }

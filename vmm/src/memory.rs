@@ -273,32 +273,6 @@ pub fn make_resident(memory: &GuestMemoryMmap, start: GuestAddress, len_bytes: u
     }
 }
 
-/// The same of all of a range that huge pages could hold, in such pages where the host has some: their making is the dearer part
-/// of writing memory that is new.
-pub fn make_resident_in_huge_pages(memory: &GuestMemoryMmap, start: GuestAddress, len_bytes: usize) {
-    let Ok(slice) = memory.get_slice(start, len_bytes) else {
-        return;
-    };
-    // SAFETY: the range is one of a mapping of `memory`, and what its pages are made of changes nothing of what is in it.
-    let outcome = unsafe {
-        madvise(
-            slice.ptr_guard_mut().as_ptr().cast(),
-            len_bytes,
-            Advice::LinuxHugepage,
-        )
-    };
-    if let Err(error) = outcome {
-        log::debug!("{len_bytes} bytes of guest memory are made of small pages: {error}");
-    }
-    make_resident(memory, start, len_bytes);
-}
-
-/// Where `address` of guest memory is in this process; nothing where it is none.
-pub fn host_address(memory: &GuestMemoryMmap, address: GuestAddress) -> Option<usize> {
-    let host = memory.get_host_address(address).ok()?;
-    Some(host.addr())
-}
-
 /// Forgets what is in a range of anonymous memory, whole pages of one region: whoever touches it finds zeros, or waits where the
 /// memory is guarded.
 ///

@@ -10,30 +10,23 @@ use vm_memory::{Address, Bytes, GuestMemoryMmap};
 use super::compress::unpack;
 use super::pages::{NUMBER_BYTES, Ordered, PagesError, Part};
 use super::wire::{PAGES_BYTES_MAX, Wire, WireError};
-use crate::memory::{host_address, make_resident, make_resident_in_huge_pages};
+use crate::memory::make_resident;
 use crate::snapshot::memory::PAGE_BYTES;
 
 /// A memory into which pages come. It begins with zeros.
 #[derive(Debug)]
 pub struct Landing {
     ordered: Ordered,
-    /// The pages that may be something else than zeros by now.
-    written: Marks,
-    /// Those that were said to be zeros.
-    zeros: Marks,
-    /// Blocks that are there, by their first pages.
-    made: Marks,
+    written: Written,
 }
 
-/// Marks of pages, as several streams see them. What one has written in a round another may be told to wipe in a later one only:
-/// the source waits in between until it has heard that all is taken in, so no order is needed here.
+/// The pages that may be something else than zeros by now, as several streams see them. What one has written in a round another
+/// may be told to wipe in a later one only: the source waits in between until it has heard that all is taken in, so no order
+/// is needed here.
 #[derive(Debug)]
-struct Marks(Vec<AtomicU64>);
+struct Written(Vec<AtomicU64>);
 
-/// The pages of a huge page.
-const BLOCK_PAGES: u64 = 512;
-
-impl Marks {
+impl Written {
     fn none(pages: u64) -> Self {
         let words = usize::try_from(pages.div_ceil(64)).expect("this is a 64-bit monitor");
         Self(std::iter::repeat_with(AtomicU64::default).take(words).collect())
@@ -50,10 +43,6 @@ impl Marks {
             .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    fn contains_any(&self, mut pages: Range<u64>) -> bool {
-        pages.any(|page| self.contains(page))
-    }
-
     fn insert(&self, pages: Range<u64>) {
         for (word, bit) in pages.filter_map(|page| self.bit(page)) {
             word.fetch_or(bit, Ordering::Relaxed);
@@ -65,12 +54,9 @@ impl Landing {
     /// That of `memory`, which nobody has touched.
     pub fn new(memory: Arc<GuestMemoryMmap>) -> Self {
         let ordered = Ordered::new(memory);
-        let [written, zeros, made] = [(); 3].map(|()| Marks::none(ordered.count()));
         Self {
+            written: Written::none(ordered.count()),
             ordered,
-            written,
-            zeros,
-            made,
         }
     }
 
@@ -115,49 +101,7 @@ impl Landing {
         let is_new = !self.written.contains(first);
         self.written.insert(first..first + count);
         for part in parts.iter().filter(|_| is_new) {
-            self.make_room(*part);
-        }
-    }
-
-    /// Has these pages be there at once. The source begins with what it never touched: the block that a page lies in comes whole
-    /// if no page of it was among that, and is made of one huge page, which costs a fraction of 512 small ones.
-    fn make_room(&self, part: Part) {
-        let memory = self.ordered.memory();
-        let mut rest = part;
-        while rest.pages > 0 {
-            let block = self.block_of(rest);
-            let pages = block.map_or(rest.pages, |block| {
-                rest.pages.min(block.first + BLOCK_PAGES - rest.first)
-            });
-            let whole = block.filter(|block| {
-                let all = block.first..block.first + BLOCK_PAGES;
-                !self.zeros.contains_any(all)
-            });
-            match whole {
-                Some(block) if self.made.contains(block.first) => {}
-                Some(block) => {
-                    make_resident_in_huge_pages(memory, block.start, len_bytes_of(block));
-                    self.made.insert(block.first..block.first + 1);
-                }
-                None => make_resident(memory, rest.start, len_bytes_of(Part { pages, ..rest })),
-            }
-            rest = Part {
-                start: rest.start.unchecked_add(pages * PAGE_BYTES as u64),
-                first: rest.first + pages,
-                pages: rest.pages - pages,
-            };
-        }
-    }
-
-    /// The block that a huge page could hold, around the first page of `part`; nothing where that would reach over the end of a
-    /// region.
-    fn block_of(&self, part: Part) -> Option<Part> {
-        let host = host_address(self.ordered.memory(), part.start)?;
-        let before = (host / PAGE_BYTES) as u64 % BLOCK_PAGES;
-        let first = part.first.checked_sub(before)?;
-        match *self.ordered.parts(first, BLOCK_PAGES).ok()?.as_slice() {
-            [block] => Some(block),
-            _ => None,
+            make_resident(self.ordered.memory(), part.start, len_bytes_of(*part));
         }
     }
 
@@ -221,7 +165,6 @@ impl Landing {
         let first = u64::from_le_bytes(wire.receive_array()?);
         let count = u64::from_le_bytes(wire.receive_array()?);
         for part in self.ordered.parts(first, count)? {
-            self.zeros.insert(part.first..part.first + part.pages);
             let written = |number: &u64| self.written.contains(part.first + number);
             for number in (0..part.pages).filter(written) {
                 let address = part.start.unchecked_add(number * PAGE_BYTES as u64);
@@ -241,7 +184,6 @@ fn len_bytes_of(part: Part) -> usize {
 #[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 mod tests {
     use std::io::Cursor;
-    use std::os::unix::fs::FileExt;
 
     use vm_memory::GuestAddress;
 
@@ -326,35 +268,6 @@ mod tests {
         assert_eq!(bytes, [2; 8192]);
         to.read_slice(&mut bytes[..4096], GuestAddress(0x5000)).unwrap();
         assert_eq!(bytes[..4096], [0; 4096]);
-    }
-
-    #[test]
-    fn a_block_comes_whole_only_where_nothing_of_it_was_said_to_be_zeros() {
-        let memory = allocate(64, Backing::Anonymous, PageSize::Base).unwrap();
-        let landing = Landing::new(Arc::clone(&memory));
-        // Of what /proc/self/pagemap says of a page, bit 63: it is there (proc_pid_pagemap(5)).
-        let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
-        let resident = |first: u64| {
-            let host = host_address(&memory, GuestAddress(first << 12)).unwrap() as u64 >> 12;
-            let is_there = |page: &u64| {
-                let mut entry = [0; 8];
-                pagemap.read_exact_at(&mut entry, page * 8).unwrap();
-                u64::from_le_bytes(entry) >> 63 == 1
-            };
-            (host..host + BLOCK_PAGES).filter(is_there).count() as u64
-        };
-        let host = host_address(&memory, GuestAddress(0)).unwrap();
-        // Wherever the host has put it.
-        let first = (BLOCK_PAGES - (host as u64 >> 12) % BLOCK_PAGES) % BLOCK_PAGES;
-        let zeros = |first: u64, count: u64| [first.to_le_bytes(), count.to_le_bytes()].concat();
-        let pages = |first: u64| [&first.to_le_bytes()[..], &[1; PAGE_BYTES]].concat();
-        taken(&landing, Kind::Zeros, &zeros(first + BLOCK_PAGES + 9, 1)).unwrap();
-        taken(&landing, Kind::Pages, &pages(first + 7)).unwrap();
-        taken(&landing, Kind::Pages, &pages(first + BLOCK_PAGES + 7)).unwrap();
-        assert_eq!((resident(first), resident(first + BLOCK_PAGES)), (BLOCK_PAGES, 1));
-        // Not even where it would reach over the end.
-        let last = (64 << 8) - 1;
-        assert!(taken(&landing, Kind::Pages, &pages(last)).is_ok());
     }
 
     #[test]

@@ -139,6 +139,30 @@ fn a_file_system_without_holes_gets_zeros() {
 }
 
 #[test]
+fn a_copy_does_not_share_the_records_of_an_image_that_is_in_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = path_in(&directory);
+    let at = directory.path().join("records").to_str().unwrap().to_owned();
+    let image = directory.path().join("image").to_str().unwrap().to_owned();
+    fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let owner = owner();
+    let terms = Terms {
+        at: Some(&at),
+        ..Terms::new(Lock::Exclusive, &owner)
+    };
+    let held = open::open(&image, Access::ReadWrite, &terms).unwrap();
+    let refused = Duplicate::create(&path, Some(&at), MIB, &owner).unwrap_err();
+    let said = format!(
+        "{refused} {:?}",
+        std::error::Error::source(&refused).map(ToString::to_string)
+    );
+    assert!(said.contains("records of its own"), "{said}");
+    assert!(!Path::new(&path).exists());
+    drop(held);
+    drop(Duplicate::create(&path, Some(&at), MIB, &owner).unwrap());
+}
+
+#[test]
 fn a_copy_that_does_not_come_to_an_end_leaves_what_was_there() {
     let directory = tempfile::tempdir().unwrap();
     let path = path_in(&directory);

@@ -119,9 +119,21 @@ impl Claim {
             return Ok(claim);
         };
         // What cannot be read is told when the image is taken up.
-        if let Ok(Some(last)) = chain.newest()
-            && last.phase == Phase::Moved
+        let Ok(Some(last)) = chain.newest() else {
+            return Ok(claim);
+        };
+        // Records beside the file are of what was there before, and the fence says that nobody has that. Those in a place of
+        // their own may be the very image's that is copied.
+        if let Some(at) = at
+            && !matches!(last.phase, Phase::Moved | Phase::Released | Phase::Broken)
         {
+            return Err(LeaseError::RecordsInUse {
+                path: path.to_owned(),
+                at: at.to_owned(),
+                record: Box::new(last),
+            });
+        }
+        if last.phase == Phase::Moved {
             let over = Record::after(Some(&last), Phase::Released, owner).ok_or(ChainError::Exhausted);
             let over = over.and_then(|over| chain.append(&over));
             over.map_err(|source| candidate.failed(source))?;

@@ -20,6 +20,19 @@ pub enum LeaseError {
         /// Who has it.
         record: Box<Record>,
     },
+    /// Its records would be those of another image, which is in use.
+    #[error(
+        "cannot lease `{path}`: the records at `{at}` are those of an image that is held by {} since {}; a copy has records of its \
+         own: give it another `lease_at` where it arrives (`overrides`)", record.owner, record.since
+    )]
+    RecordsInUse {
+        /// The image.
+        path: String,
+        /// What its records are named after.
+        at: String,
+        /// The newest of them.
+        record: Box<Record>,
+    },
     /// By another disk of the machine that asks.
     #[error(
         "cannot lease `{path}`: this machine has it already as another disk, perhaps by another name; an image that is \

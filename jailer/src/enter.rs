@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
     unmount,
@@ -19,7 +19,7 @@ use crate::cli::{Limits, Request};
 use crate::jail::{self, Jail, JailError};
 use crate::ledger::Ledger;
 use crate::place;
-use crate::plan::{Plan, Standing, host_path};
+use crate::plan::{Plan, Standing, host_path, opened_without_links};
 use crate::privileges::{self, PrivilegeError};
 
 /// Descriptors of a monitor that is given no limit.
@@ -136,7 +136,7 @@ fn mounts(
     if plan.standing == Standing::Rootless {
         for node in &plan.nodes {
             let path = Path::new("/").join(node.path);
-            let mount = host_node(&path)
+            let mount = opened_without_links(&path)
                 .and_then(|node| copied(&node))
                 .map_err(|source| EnterError::Show { name: path, source })?;
             inside.push((node.path.into(), mount));
@@ -152,17 +152,6 @@ fn mounts(
     Ok(Mounts { root, inside })
 }
 
-fn host_node(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    Ok(openat2(
-        CWD,
-        path,
-        flags,
-        Mode::empty(),
-        ResolveFlags::NO_SYMLINKS,
-    )?)
-}
-
 /// A copy of the mount that a descriptor is of, from its file downwards.
 fn copied(source: &OwnedFd) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -175,7 +164,7 @@ fn copied(source: &OwnedFd) -> io::Result<OwnedFd> {
 /// The same file opened in this mount namespace, or an error if another has its name now.
 fn again(source: &OwnedFd) -> io::Result<OwnedFd> {
     let path = host_path(source)?;
-    let opened = host_node(&path)?;
+    let opened = opened_without_links(&path)?;
     let identity =
         |descriptor: &OwnedFd| rustix::fs::fstat(descriptor).map(|stat| (stat.st_dev, stat.st_ino));
     if identity(&opened)? != identity(source)? {

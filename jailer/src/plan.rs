@@ -306,7 +306,7 @@ fn gifts(request: &Request) -> Result<Vec<Gift>, PlanError> {
 }
 
 /// Opens a file that no link leads to: whoever may write a directory on the way cannot choose another.
-fn opened_without_links(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn opened_without_links(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     Ok(openat2(
         CWD,

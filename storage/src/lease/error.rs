@@ -22,8 +22,8 @@ pub enum LeaseError {
     },
     /// Its records would be those of another image, which is in use.
     #[error(
-        "cannot lease `{path}`: the records at `{at}` are those of an image that is held by {} since {}; a copy has records of its \
-         own: give it another `lease_at` where it arrives (`overrides`)", record.owner, record.since
+        "cannot lease `{path}`: the records at `{at}` are those of an image that is held by {} since {}; a copy has records of \
+         its own: give it another `lease_at` where it arrives (`overrides`)", record.owner, record.since
     )]
     RecordsInUse {
         /// The image.

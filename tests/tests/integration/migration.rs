@@ -234,10 +234,37 @@ impl Hosts {
         context: &Context,
         members: &Value,
     ) -> Outcome<(Monitor, JoinHandle<Outcome>, String)> {
-        let monitor = Launch::new(&context.environment)?.start()?;
+        self.receiver_by(Launch::new(&context.environment)?, members)
+    }
+
+    fn receiver_by(
+        &self,
+        launch: Launch,
+        members: &Value,
+    ) -> Outcome<(Monitor, JoinHandle<Outcome>, String)> {
         let mut body = json!({ "listen": "127.0.0.1:0", "tls": self.tls });
         merge(&mut body, members);
-        Ok(Receiver::of(monitor, &body)?.into_parts())
+        Ok(Receiver::of(launch.start()?, &body)?.into_parts())
+    }
+
+    /// The guest of `source` is not sent to a receiver that `launch` starts, for the reason `why`, when the target and the source
+    /// are asked with these members.
+    fn refuse(&self, source: &Monitor, launch: Launch, [receive, send]: [&Value; 2], why: &str) -> Outcome {
+        let (receiver, call, to) = self.receiver_by(launch, receive)?;
+        let mut body = self.send(&to);
+        merge(&mut body, send);
+        let answer = source.request("PUT", "/migration/send", Some(&body))?;
+        ensure!(
+            answer.status == 400 && answer.fault().contains(why),
+            "{why}: {}",
+            answer.body
+        );
+        receiver.must("DELETE", "/migration", None)?;
+        ensure!(
+            call.join().is_ok_and(|call| call.is_err()),
+            "{why}: it has received"
+        );
+        Ok(())
     }
 
     fn files(&self) -> Outcome<TlsFiles> {

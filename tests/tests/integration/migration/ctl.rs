@@ -101,6 +101,18 @@ impl<'a> Host<'a> {
         Ok(())
     }
 
+    /// Where that machine waits for another, as soon as it does.
+    fn listens(&self, vm: &str) -> Outcome<String> {
+        let mut listen = String::new();
+        self.until("it does not listen", || {
+            let status = self.get(vm, "/migration")?;
+            let place = status.get("listen").and_then(Value::as_str);
+            listen = place.unwrap_or_default().to_owned();
+            Ok(!listen.is_empty())
+        })?;
+        Ok(listen)
+    }
+
     /// What a machine answers to a GET, if it is there.
     fn get(&self, vm: &str, path: &str) -> Outcome<Value> {
         let asked = self.run(&["api", "--vm", vm, "GET", path])?;
@@ -147,13 +159,7 @@ pub(super) fn moves_a_machine(context: &Context) -> Outcome {
         &["--name", "target", "--disk", &named],
     ];
     let mut target = host.begin("target", &arguments.concat())?;
-    let mut listen = String::new();
-    host.until("it does not listen", || {
-        let status = host.get("target", "/migration")?;
-        let place = status.get("listen").and_then(Value::as_str);
-        listen = place.unwrap_or_default().to_owned();
-        Ok(!listen.is_empty())
-    })?;
+    let listen = host.listens("target")?;
     let to = format!("tls://{listen}");
     let sent = host.run(&["migrate", "source", &to, "--certs", "certs/127.0.0.1"])?;
     ensure!(sent.status.success(), "{sent:?}");
@@ -203,13 +209,7 @@ pub(super) fn takes_a_disk_along(context: &Context) -> Outcome {
         ]
         .concat(),
     )?;
-    let mut listen = String::new();
-    host.until("it does not listen", || {
-        let status = host.get("target", "/migration")?;
-        let place = status.get("listen").and_then(Value::as_str);
-        listen = place.unwrap_or_default().to_owned();
-        Ok(!listen.is_empty())
-    })?;
+    let listen = host.listens("target")?;
     let copied = ["migrate", "source", &listen, "--copy-disk", "disk0", "--json"];
     let sent = host.run(&[&copied[..], &certs].concat())?;
     ensure!(sent.status.success(), "{sent:?}");

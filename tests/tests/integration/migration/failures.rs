@@ -62,10 +62,21 @@ pub(super) fn survives_every_failure(context: &Context) -> Outcome {
     report.expect_passed()
 }
 
+/// The names of these messages, and of those that every migration ends with.
+pub(super) fn names_with_the_last(messages: &[Kind]) -> Vec<&'static str> {
+    let last = [Kind::Loaded, Kind::Go, Kind::Running];
+    messages.iter().chain(&last).map(|kind| kind.name()).collect()
+}
+
+/// The message of a cell.
+pub(super) fn kind_of(cell: &Cell) -> Outcome<Kind> {
+    let name = cell.value("message")?;
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    Ok(kind.ok_or("no such message")?)
+}
+
 fn one_cell(context: &Context, cell: &Cell) -> Outcome {
-    let (message, fault, disk) = (cell.value("message")?, cell.value("fault")?, cell.value("disk")?);
-    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == message);
-    let kind = kind.ok_or("no such message")?;
+    let (kind, fault, disk) = (kind_of(cell)?, cell.value("fault")?, cell.value("disk")?);
     let directory = tempfile::tempdir()?;
     let mut place = Place::new(disk, directory.path(), 1)?;
     let mut source = Launch::new(&context.environment)?.start()?;

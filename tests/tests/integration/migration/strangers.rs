@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use coracle_tests::Outcome;
 use coracle_tests::case::Context;
 use coracle_tests::certificates::Authority;
 use coracle_tests::guest::{Machine, blank_image};
 use coracle_tests::monitor::{Launch, Monitor};
-use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
 
 use super::{Hosts, SOON, merge};
@@ -39,21 +39,8 @@ impl<'a> Staying<'a> {
 
     /// It is not sent, for the reason `why`, when the target and the source are asked with these members.
     fn is_refused(&self, receive: &Value, send: &Value, why: &str) -> Outcome {
-        let (receiver, call, to) = self.hosts.receiver_of(self.context, receive)?;
-        let mut body = self.hosts.send(&to);
-        merge(&mut body, send);
-        let answer = self.monitor.request("PUT", "/migration/send", Some(&body))?;
-        ensure!(
-            answer.status == 400 && answer.fault().contains(why),
-            "{why}: {}",
-            answer.body
-        );
-        receiver.must("DELETE", "/migration", None)?;
-        ensure!(
-            call.join().is_ok_and(|call| call.is_err()),
-            "{why}: it has received"
-        );
-        Ok(())
+        let launch = Launch::new(&self.context.environment)?;
+        self.hosts.refuse(&self.monitor, launch, [receive, send], why)
     }
 
     /// It goes on.

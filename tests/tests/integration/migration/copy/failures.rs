@@ -24,11 +24,7 @@ const ALONE: &str = "none";
 const LEAD: &str = "a file";
 
 pub(in super::super) fn survives_every_failure(context: &Context) -> Outcome {
-    let names: Vec<&'static str> = MESSAGES
-        .iter()
-        .chain(&[Kind::Loaded, Kind::Go, Kind::Running])
-        .map(|kind| kind.name())
-        .collect();
+    let names = failures::names_with_the_last(&MESSAGES);
     let matrix = Matrix::new("copies")
         .axis("message", &names)
         .axis("fault", failures::FAULTS)
@@ -49,9 +45,7 @@ struct Images {
 }
 
 fn one_cell(context: &Context, cell: &Cell) -> Outcome {
-    let (message, fault) = (cell.value("message")?, cell.value("fault")?);
-    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == message);
-    let kind = kind.ok_or("no such message")?;
+    let (kind, fault) = (failures::kind_of(cell)?, cell.value("fault")?);
     let directory = tempfile::tempdir()?;
     let images = Images {
         from: directory.path().join("from"),

@@ -49,20 +49,7 @@ impl<'a> Staying<'a> {
     /// It is not sent, for the reason `why`, when both sides are asked so.
     fn is_refused(&self, receive: &Value, send: &Value, why: &str) -> Outcome {
         let launch = with_small(self.context, &self.directory.join("small"), 1)?;
-        let receive = merged(json!({ "listen": "127.0.0.1:0", "tls": self.hosts.tls }), receive);
-        let (receiver, call, to) = Receiver::of(launch.start()?, &receive)?.into_parts();
-        let body = merged(self.hosts.send(&to), send);
-        let answer = self.source.request("PUT", "/migration/send", Some(&body))?;
-        ensure!(
-            answer.status == 400 && answer.fault().contains(why),
-            "{why}: {}",
-            answer.body
-        );
-        receiver.must("DELETE", "/migration", None)?;
-        ensure!(
-            call.join().is_ok_and(|call| call.is_err()),
-            "{why}: it has received"
-        );
+        self.hosts.refuse(&self.source, launch, [receive, send], why)?;
         ensure!(!self.directory.join("to").exists(), "{why}: a copy was left");
         Ok(())
     }

@@ -13,6 +13,7 @@ use coracle_vmm::migration::wire::Kind;
 use rustix::process::Signal;
 use serde_json::json;
 
+use super::super::failures::{kind_of, names_with_the_last};
 use super::super::middle::{Middle, Then};
 use super::super::place::Place;
 use super::super::{Hosts, PERIOD, SOON, merge};
@@ -45,11 +46,7 @@ enum Fate {
 }
 
 pub(in super::super) fn survives_every_failure(context: &Context) -> Outcome {
-    let names: Vec<&'static str> = MESSAGES
-        .iter()
-        .chain(&[Kind::Loaded, Kind::Go, Kind::Running])
-        .map(|kind| kind.name())
-        .collect();
+    let names = names_with_the_last(&MESSAGES);
     let matrix = Matrix::new("post-copy")
         .axis("message", &names)
         .axis("fault", FAULTS)
@@ -61,9 +58,7 @@ pub(in super::super) fn survives_every_failure(context: &Context) -> Outcome {
 }
 
 fn one_cell(context: &Context, cell: &Cell) -> Outcome {
-    let (message, fault, disk) = (cell.value("message")?, cell.value("fault")?, cell.value("disk")?);
-    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == message);
-    let kind = kind.ok_or("no such message")?;
+    let (kind, fault, disk) = (kind_of(cell)?, cell.value("fault")?, cell.value("disk")?);
     let directory = tempfile::tempdir()?;
     let place = Place::new(disk, directory.path(), 4)?;
     let hosts = Hosts::new(directory.path())?;

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use rustix::process::{Signal, getpid, getsid, set_parent_process_death_signal, setsid};
+use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::chain;
@@ -14,7 +14,7 @@ use crate::enter::{self, EnterError};
 use crate::jail::{self, Jail, JailError};
 use crate::ledger::Ledger;
 use crate::plan::{Plan, Standing};
-use crate::process::{Fork, Heard, Namespaces, Teller, fork, wire};
+use crate::process::{Fork, Heard, Namespaces, Teller, fork, leads_session, wire};
 
 /// When the jailer began, for the monitor's metrics.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,7 @@ pub(crate) fn leave_alone(plan: &Plan, times: Times) -> Result<ExitCode, LaunchE
     if !plan.request.daemonize && !plan.request.new_pid_ns {
         return Err(become_monitor(plan, &ledger, &jail, times));
     }
-    let is_leader = getsid(None).is_ok_and(|session| session == getpid());
+    let is_leader = leads_session();
     let (hearer, mut teller) = wire().map_err(LaunchError::fork)?;
     let after = times.across_fork();
     let namespaces = namespaces(plan);

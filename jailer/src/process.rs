@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 
 /// Which of two processes this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,14 @@ pub(crate) fn fork(namespaces: Namespaces) -> io::Result<Fork> {
         _ if made == 0 => Ok(Fork::Child),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether this process leads a session. One whose session began outside of its PID namespace does not: the kernel calls that
+/// session 0, which `rustix::process::getsid` takes for no process.
+pub(crate) fn leads_session() -> bool {
+    // SAFETY: it only reads a number of this process.
+    let session = unsafe { libc::getsid(0) };
+    session == getpid().as_raw_nonzero().get()
 }
 
 /// Closes every descriptor from 3 on but these.

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{ChildStdin, Stdio};
 
 use rustix::io::Errno;
-use rustix::process::getpgrp;
 use rustix::termios::tcgetpgrp;
 
 use super::escape::Escape;
+use super::monitor::is_own_group;
 use crate::output::note;
 use crate::terminal::{RawTerminal, TerminalError};
 
@@ -40,7 +40,7 @@ impl Input {
         if !stdin.is_terminal() {
             return Self::Inherited;
         }
-        let in_foreground = tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp());
+        let in_foreground = tcgetpgrp(&stdin).is_ok_and(is_own_group);
         match (in_foreground, io::stdout().is_terminal()) {
             (false, _) => Self::Nothing,
             (true, false) => Self::Lines,

@@ -1,7 +1,8 @@
 //! The monitor's process: started by this one, and left behind only if that is said.
 #![expect(
     unsafe_code,
-    reason = "a child that dies with its parent, or leaves its terminal, has to say so between fork and exec"
+    reason = "a child that dies with its parent, or leaves its terminal, has to say so between fork and exec; numbers of \
+              processes that are not in our namespace have no safe form"
 )]
 
 use std::env;
@@ -264,4 +265,11 @@ fn die_with(parent: Pid) -> io::Result<()> {
     } else {
         Err(io::ErrorKind::Interrupted.into())
     }
+}
+
+/// Whether that is the process group that we are in. One that began outside of our PID namespace is 0 to us, which
+/// `rustix::process::getpgrp` takes for no group.
+pub(super) fn is_own_group(group: Pid) -> bool {
+    // SAFETY: it only reads a number of this process.
+    unsafe { libc::getpgrp() == group.as_raw_nonzero().get() }
 }

@@ -77,6 +77,15 @@ pub enum DuplicateError {
         /// As offered.
         size_bytes: u64,
     },
+    /// Somebody else's file, or none, has its name.
+    #[error(
+        "`{path}` is no longer the copy that was begun there: somebody has removed, moved or replaced it; let it be until the \
+         machine runs here, and migrate again"
+    )]
+    Replaced {
+        /// As configured.
+        path: String,
+    },
     /// Too little space.
     #[error(
         "the file system of `{path}` has {available_mib} MiB left, and {needed_mib} MiB are to be copied there: free some, \
@@ -282,12 +291,17 @@ impl Duplicate {
     ///
     /// # Errors
     ///
-    /// When the host cannot.
+    /// When the host cannot, or the copy has its name no more: it could not be opened as an image.
     pub fn finish(&mut self) -> Result<(), DuplicateError> {
         let synced = self.file.sync_all().and_then(|()| sync_directory_of(&self.path));
         synced.map_err(|source| host("put on its medium", &self.path, source))?;
         self.unsynced_bytes = 0;
-        Ok(())
+        if is_named(&self.file, &self.path) {
+            return Ok(());
+        }
+        Err(DuplicateError::Replaced {
+            path: self.path.clone(),
+        })
     }
 
     /// Takes the lock down, so that it can be opened as an image.

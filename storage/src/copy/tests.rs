@@ -174,10 +174,12 @@ fn a_copy_that_does_not_come_to_an_end_leaves_what_was_there() {
     drop(copy);
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     fs::remove_file(&path).unwrap();
-    let copy = Duplicate::create(&path, None, MIB, &owner()).unwrap();
+    let mut copy = Duplicate::create(&path, None, MIB, &owner()).unwrap();
     // Somebody has put something else there.
     fs::remove_file(&path).unwrap();
+    assert!(matches!(copy.finish(), Err(DuplicateError::Replaced { .. })));
     fs::write(&path, "theirs").unwrap();
+    assert!(matches!(copy.finish(), Err(DuplicateError::Replaced { .. })));
     drop(copy);
     assert_eq!(fs::read(&path).unwrap(), b"theirs");
 }

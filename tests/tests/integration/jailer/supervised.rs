@@ -140,12 +140,15 @@ pub(super) fn a_daemon_tells_of_its_start(context: &Context) -> Outcome {
         ended.status.code() == Some(1) && ended.errors.contains("dev/kvm"),
         "{ended:?}"
     );
-    let jail =
-        Jail::new(&context.environment)?.flags(["--daemonize", "--resource-limit", "no-file=99999999999"]);
-    let ended = jail.spawn()?.monitor.wait(SOON)?;
-    ensure!(
-        ended.status.code() == Some(1) && ended.errors.contains("no-file=99999999999"),
-        "{ended:?}"
-    );
+    // The second time its session is one that its PID namespace does not know.
+    for way in [&[][..], &["unshare", "--pid", "--fork", "--mount-proc"][..]] {
+        let flags = ["--daemonize", "--resource-limit", "no-file=99999999999"];
+        let jail = Jail::new(&context.environment)?.flags(flags);
+        let ended = jail.by_way_of(way.iter().copied()).spawn()?.monitor.wait(SOON)?;
+        ensure!(
+            ended.status.code() == Some(1) && ended.errors.contains("no-file=99999999999"),
+            "{ended:?}"
+        );
+    }
     Ok(())
 }

@@ -250,30 +250,43 @@ fn running(context: &Context, words: &str, drive: Value) -> Outcome<Monitor> {
 
 /// Whoever ends it in the middle, nothing of the copy is left, and a guest whose process lives runs on and can be sent again.
 pub(super) fn leaves_nothing_behind(context: &Context) -> Outcome {
-    type End = fn(&Monitor, &Monitor) -> Outcome;
-    let ends: [(&str, End); 4] = [
-        ("the source gives it up", |source, _| {
+    type End = fn(&Monitor, &Monitor, &Path) -> Outcome;
+    let ends: [(&str, End); 5] = [
+        ("the source gives it up", |source, _, _| {
             source.must("DELETE", "/migration", None).map(drop)
         }),
-        ("the target gives it up", |_, target| {
+        ("the target gives it up", |_, target, _| {
             target.must("DELETE", "/migration", None).map(drop)
         }),
-        ("the target is stopped", |_, target| target.signal(Signal::TERM)),
-        ("the source is killed", |source, _| source.signal(Signal::KILL)),
+        ("the target is stopped", |_, target, _| {
+            target.signal(Signal::TERM)
+        }),
+        ("the source is killed", |source, _, _| source.signal(Signal::KILL)),
+        // Without its name it could not be opened, and by then the guest would be no longer here.
+        ("somebody renames it", |_, _, copy| {
+            Ok(std::fs::rename(copy, copy.with_extension("away"))?)
+        }),
     ];
     for (name, end) in ends {
-        given_up(context, name == "the source is killed", end)
+        // Long enough for what is left to be copied.
+        let ticks = if name == "somebody renames it" { 800 } else { 300 };
+        given_up(context, name == "the source is killed", ticks, end)
             .map_err(|e| format!("{name}: {}", text(&e)))?;
     }
     Ok(())
 }
 
-fn given_up(context: &Context, is_lost: bool, end: impl FnOnce(&Monitor, &Monitor) -> Outcome) -> Outcome {
+fn given_up(
+    context: &Context,
+    is_lost: bool,
+    ticks: u32,
+    end: impl FnOnce(&Monitor, &Monitor, &Path) -> Outcome,
+) -> Outcome {
     let directory = tempfile::tempdir()?;
     let hosts = Hosts::new(directory.path())?;
     let (from, to) = (directory.path().join("from"), directory.path().join("to"));
     patterned(&from, 16, 8, 5)?;
-    let words = "do=hello do=tick:ms=10,count=300 do=pattern-verify:mib=8,seed=5";
+    let words = &format!("do=hello do=tick:ms=10,count={ticks} do=pattern-verify:mib=8,seed=5");
     let source = running(context, words, drive("d", &from, 16 << 10))?;
     let (receive, send) = along("d", &to);
     let (target, call, address) = hosts.receiver_of(context, &receive)?;
@@ -295,9 +308,13 @@ fn given_up(context: &Context, is_lost: bool, end: impl FnOnce(&Monitor, &Monito
     let left = source.must("GET", "/migration", None)?.json()?;
     let left = left.get("disk_left_bytes").and_then(Value::as_u64);
     ensure!(left > Some(0) && left <= Some(8 * MIB), "{left:?} bytes are left");
-    end(&source, &target)?;
+    end(&source, &target, &to)?;
     let answer = sending.join().map_err(|_| "a thread has panicked")?;
-    ensure!(is_lost || answer?.status == 400, "it was sent");
+    ensure!(
+        is_lost
+            || matches!(&answer, Ok(answer) if answer.status == 400 && answer.fault().contains("runs on here")),
+        "{answer:?}"
+    );
     ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
     let until = Instant::now() + SOON;
     while to.exists() {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::super::{Hosts, SOON};
 use super::{SLOW_BYTES_PER_S, along, drive, merged, patterned, running};
 
-/// A guest that nobody gets, with a disk `d` and a disk `o` that is an overlay.
+/// A guest that nobody gets, with a disk `d`, a disk `l` whose records are elsewhere, and a disk `o` that is an overlay.
 struct Staying<'a> {
     context: &'a Context,
     hosts: Hosts,
@@ -26,10 +26,13 @@ impl<'a> Staying<'a> {
         std::fs::write(directory.join("theirs"), "theirs")?;
         std::fs::create_dir(directory.join("small"))?;
         blank_image(&directory.join("base"), 1)?;
+        blank_image(&directory.join("recorded"), 1)?;
+        let recorded = json!({ "lease_at": directory.join("records") });
         let overlay = json!({ "base": directory.join("base"), "path": directory.join("over"), "keep": true });
         let config = Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
             .memory_mib(32)
             .disk("d", &directory.join("from"))
+            .drive(merged(drive("l", &directory.join("recorded"), 1), &recorded))
             .drive(json!({
                 "drive_id": "o", "is_root_device": false, "cache_type": "Writeback", "overlay": overlay
             }))
@@ -85,6 +88,8 @@ pub(in super::super) fn are_told(context: &Context) -> Outcome {
     guest.is_refused(&path("nfs://a/b/c".into()), &d, "a copy is a file of this host")?;
     guest.is_refused(&path(at("to")), &copied(&[]), "there is no image")?;
     guest.is_refused(&nowhere, &copied(&["o"]), there)?;
+    let records = "records of its own";
+    guest.is_refused(&along("l", &at("to")).0, &copied(&["l"]), records)?;
     guest.is_refused(&over_nothing, &copied(&["o", "d"]), "there is no image")?;
     guest.is_refused(
         &nowhere,

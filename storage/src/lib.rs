@@ -15,6 +15,7 @@ mod escape;
 mod host;
 pub mod iscsi;
 pub mod lease;
+pub mod likeness;
 pub mod limit;
 pub mod metrics;
 pub mod nfs;

@@ -9,7 +9,6 @@ use coracle_storage::blocking::Blocking;
 use coracle_storage::lease::{Lease, Lock, Owner, Terms};
 use coracle_storage::open::{self, Hold};
 use coracle_storage::overlay::OverlayError;
-use coracle_storage::overlay::base::identify;
 use coracle_storage::overlay::clusters::Clusters;
 use coracle_storage::overlay::file::OverlayFile;
 use coracle_storage::overlay::format::{BaseIdentity, DATA_OFFSET_BYTES};
@@ -56,7 +55,7 @@ impl Image {
     ///
     /// When it cannot be read.
     pub(crate) fn identity(&mut self) -> Result<BaseIdentity, DiskError> {
-        let identity = identify(&self.path, &mut self.blocking);
+        let identity = BaseIdentity::of(&self.path, &mut self.blocking);
         Ok(identity.map_err(|source| OverlayError::BaseUnreadable {
             path: self.path.clone(),
             source,

@@ -18,6 +18,9 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::backend::{Access, Discard, Geometry};
+use crate::blocking::Blocking;
+use crate::likeness::Likeness;
+use crate::request::Failure;
 
 /// The size of one of the two headers.
 pub const HEADER_BYTES: usize = 4096;
@@ -104,8 +107,27 @@ pub struct BaseIdentity {
     pub path: String,
     /// Its size.
     pub size_bytes: u64,
-    /// CRC32C of samples: see [`super::base::identify`].
+    /// CRC32C of samples: see [`crate::likeness::Likeness`].
     pub fingerprint: u32,
+}
+
+impl BaseIdentity {
+    /// Who `base` is, which was opened as `path`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn of(path: &str, base: &mut Blocking) -> Result<Self, Failure> {
+        let Likeness {
+            size_bytes,
+            fingerprint,
+        } = Likeness::of(base)?;
+        Ok(Self {
+            path: path.to_owned(),
+            size_bytes,
+            fingerprint,
+        })
+    }
 }
 
 /// Why a header is not one.

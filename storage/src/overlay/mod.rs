@@ -3,7 +3,6 @@
 //! The base is any image, is only read, and is shared by any number of overlays. Writes and discards go
 //! to a sparse file of the overlay's own, or to memory; a bitmap says which clusters it has.
 
-pub mod base;
 mod bitmap;
 mod claims;
 pub mod clusters;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::base::identify;
 use super::file::{FileError, OverlayFile, check_absent, check_local};
 use super::format::{BaseIdentity, Header, State};
 use super::start::Beginning;
@@ -236,7 +235,7 @@ impl OverlayConfig {
             std::path::absolute(&self.base).ok()
         };
         let path = path.as_deref().and_then(Path::to_str).unwrap_or(&self.base);
-        let identity = identify(path, &mut base).map_err(|source| OverlayError::BaseUnreadable {
+        let identity = BaseIdentity::of(path, &mut base).map_err(|source| OverlayError::BaseUnreadable {
             path: self.base.clone(),
             source,
         })?;

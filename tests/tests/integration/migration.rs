@@ -206,6 +206,11 @@ pub(crate) const CASES: &[Case] = &[
         need: Need::Kvm,
         run: strangers::disks_are_refused,
     },
+    Case {
+        name: "an_image_that_is_only_read_is_the_same_on_both_sides",
+        need: Need::Kvm,
+        run: strangers::images_are_compared,
+    },
 ];
 
 const SOON: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 use coracle_devices::virtio::blk::DriveConfig;
 use coracle_storage::copy::{OriginalError, Room};
 use coracle_storage::lease::{Incarnation, Offer, Owner, Succession};
+use coracle_storage::likeness::Likeness;
 use serde::{Deserialize, Serialize};
 
 use super::join::Token;
@@ -36,6 +37,8 @@ pub struct Hello {
     pub cpuid: Vec<CpuidEntryState>,
     /// The drives whose images go along.
     pub copies: Vec<CopyOffer>,
+    /// The drives that only read, as far as it is known what their images look like.
+    pub images: Vec<ImageOffer>,
 }
 
 /// What version 2 said first.
@@ -63,6 +66,7 @@ impl From<HelloV2> for Hello {
             postcopy: hello.postcopy,
             cpuid: hello.cpuid,
             copies: Vec::new(),
+            images: Vec::new(),
         }
     }
 }
@@ -89,6 +93,7 @@ impl From<HelloV1> for Hello {
             postcopy: false,
             cpuid: Vec::new(),
             copies: Vec::new(),
+            images: Vec::new(),
         }
     }
 }
@@ -145,6 +150,46 @@ pub struct CopyOffer {
     pub size_bytes: u64,
     /// How much space its image takes, as far as that is known now.
     pub data_bytes: u64,
+}
+
+/// What the image of a drive that only reads looks like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOffer {
+    /// The drive.
+    pub id: String,
+    /// How long it is.
+    pub size_bytes: u64,
+    /// That of [`Likeness`].
+    pub fingerprint: u32,
+}
+
+impl ImageOffer {
+    /// That `drive` has an image that looks so.
+    pub fn new(drive: &DriveConfig, likeness: Likeness) -> Self {
+        Self {
+            id: drive.drive_id.clone(),
+            size_bytes: likeness.size_bytes,
+            fingerprint: likeness.fingerprint,
+        }
+    }
+
+    /// What keeps `drive`, which can be opened, from being gone on with by `owner`.
+    fn problem(&self, drive: &DriveConfig, owner: &Owner) -> Option<String> {
+        let here = match drive.likeness(owner) {
+            Ok(likeness) => Self::new(drive, likeness),
+            Err(error) => return Some(crate::api::chain(&error)),
+        };
+        let differs = match (here.size_bytes == self.size_bytes, here == *self) {
+            (_, true) => return None,
+            (true, false) => "other bytes in some of the places that are compared".to_owned(),
+            (false, false) => format!("{} bytes, and not {}", here.size_bytes, self.size_bytes),
+        };
+        Some(format!(
+            "drive `{}` only reads, and the image that it has here is another one than the guest knows, with {differs}: bring \
+             the same image to both hosts, or say by `overrides` where it is (`coraclectl receive --disk ID=PATH-OR-URL`)",
+            drive.drive_id
+        ))
+    }
 }
 
 impl DriveOffer {
@@ -221,6 +266,7 @@ impl Hello {
             postcopy: false,
             cpuid: cpuid.to_vec(),
             copies,
+            images: Vec::new(),
         })
     }
 
@@ -308,8 +354,11 @@ impl Hello {
                 Some(offered) => drive.check_offer(owner, offered.offer()),
                 None => drive.check_image(owner),
             };
-            if let Err(error) = checked {
-                problems.push(crate::api::chain(&error));
+            let image = self.images.iter().find(|image| image.id == drive.drive_id);
+            match (checked, image) {
+                (Err(error), _) => problems.push(crate::api::chain(&error)),
+                (Ok(()), Some(image)) if drive.only_reads() => problems.extend(image.problem(drive, owner)),
+                (Ok(()), _) => {}
             }
         }
         problems.extend(memory_problem(config.machine(), available_mib));

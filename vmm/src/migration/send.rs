@@ -6,15 +6,17 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use coracle_devices::virtio::blk::{DriveConfig, DriveError};
 use coracle_devices::virtio::device::Notice;
 use coracle_storage::copy::OriginalError;
+use coracle_storage::lease::Owner;
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::GuestMemoryMmap;
 
 use super::call::Way;
 use super::converge::{Judge, Round, Terms, Verdict};
 use super::disks::{Copied, Sending};
-use super::hello::{Answer, Hello};
+use super::hello::{Answer, Hello, ImageOffer};
 use super::join::Token;
 use super::pages::{Ordered, Sent};
 use super::postcopy::absent;
@@ -36,8 +38,12 @@ pub struct Job {
     pub name: Option<String>,
     /// Ours.
     pub tls: TlsFiles,
-    /// What is said first.
+    /// What is said first, but for the images.
     pub hello: Hello,
+    /// The drives whose images are looked at for that.
+    pub images: Vec<DriveConfig>,
+    /// As whom.
+    pub owner: Owner,
     /// The guest's memory.
     pub memory: Arc<GuestMemoryMmap>,
     /// The drives that go along, as they are offered.
@@ -140,6 +146,9 @@ pub enum SendError {
         /// After how many.
         rounds: u64,
     },
+    /// An image of the guest's cannot be looked at any more.
+    #[error(transparent)]
+    Image(#[from] DriveError),
     /// Somebody wanted it no more.
     #[error("the migration was cancelled")]
     Cancelled,
@@ -238,7 +247,13 @@ impl Job {
     /// Has the target take the machine, by as many streams as were asked for.
     fn begin(&self, way: &Way<'_>) -> Result<(Streams, Answer), SendError> {
         let mut wire = way.call()?;
-        let hello = postcard::to_stdvec(&self.hello).expect("plain data can be written");
+        let images = self.images.iter();
+        let images = images.map(|drive| Ok(ImageOffer::new(drive, drive.likeness(&self.owner)?)));
+        let hello = Hello {
+            images: images.collect::<Result<_, DriveError>>()?,
+            ..self.hello.clone()
+        };
+        let hello = postcard::to_stdvec(&hello).expect("plain data can be written");
         wire.send(Kind::Hello, &[&hello])?;
         let answer: Answer = whole(expect(&mut wire, Kind::Ready)?)?;
         if self.hello.postcopy && !answer.postcopy {

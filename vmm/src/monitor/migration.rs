@@ -1,5 +1,6 @@
 //! Migrations as the `vmm` thread sees them: it gives the thread that sends what only it can, and looks after the leases.
 
+mod offers;
 mod receiving;
 
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -8,21 +9,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::device::Patience;
-use coracle_storage::copy::OriginalError;
 use coracle_storage::lease::{Opposition, Phase as LeasePhase};
 
 use super::opening::Opening;
 use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::Fault;
-use crate::config::{Config, MigrationSend, MigrationStage, MigrationStatus, STREAMS_MAX};
+use crate::config::{MigrationSend, MigrationStage, MigrationStatus, STREAMS_MAX};
 use crate::end::End;
 use crate::kvm::share::FULL;
 use crate::machine::handover::{Outcome, Yielded};
-use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round, Running};
+use crate::machine::{Machine, Pause, Paused, Progress as RoundProgress, Refused, Round};
 use crate::migration::converge::Terms;
-use crate::migration::disks::Copied;
-use crate::migration::hello::{CopyOffer, Hello, NotSent};
 use crate::migration::postcopy::pages_of;
 use crate::migration::postcopy::source::Keeper;
 use crate::migration::progress::Progress;
@@ -105,6 +103,7 @@ impl Monitor {
     /// Begins to send the machine.
     pub(super) fn send_migration(&mut self, asked: MigrationSend) -> Result<Reaction, Fault> {
         self.check_complete("Migration")?;
+        let images = self.read_images(&asked.copy_disks);
         let Guest::Running(machine) = &self.guest else {
             unreachable!("the phase was looked at");
         };
@@ -138,6 +137,8 @@ impl Monitor {
             postcopy_wait: Duration::from_secs(asked.postcopy_wait_s),
             bandwidth_limit: asked.bandwidth_limit,
             compression: asked.compression,
+            images,
+            owner: self.owner.clone(),
             hello,
             desk: Desk {
                 wants,
@@ -166,30 +167,6 @@ impl Monitor {
             progress,
             keeper,
         }))))
-    }
-
-    /// What is said of the machine first, and the drives that go along.
-    fn hello(
-        &self,
-        machine: &Machine<Running>,
-        asked: &MigrationSend,
-    ) -> Result<(Hello, Vec<Copied>), Fault> {
-        let copied = &asked.copy_disks;
-        let copies = copies(&self.config, machine, copied).map_err(|error| fault(&error))?;
-        let offers = copies.iter().map(offer_of).collect::<Result<_, _>>();
-        let hello = Hello::new(
-            &self.id,
-            &self.config,
-            machine.offers(copied),
-            machine.cpuid(),
-            offers.map_err(|error| fault(&error))?,
-        );
-        let hello = Hello {
-            streams: asked.streams,
-            postcopy: asked.allow_postcopy,
-            ..hello.map_err(|error| fault(&error))?
-        };
-        Ok((hello, copies))
     }
 
     pub(super) fn go_on_sending(&mut self, mut sending: Box<Sending>) -> Course {
@@ -581,46 +558,6 @@ impl Monitor {
             },
         }
     }
-}
-
-/// The drives that go along, of those that `config` says `machine` has.
-fn copies(config: &Config, machine: &Machine<Running>, ids: &[String]) -> Result<Vec<Copied>, NotSent> {
-    let copied = ids.iter().enumerate().map(|(number, id)| {
-        if ids.iter().take(number).any(|other| other == id) {
-            return Err(NotSent::Twice(id.clone()));
-        }
-        let drive = config.drives().iter().find(|drive| drive.drive_id == *id);
-        let path = match drive {
-            None => return Err(NotSent::NoDrive(id.clone())),
-            Some(drive) if drive.overlay.as_ref().is_some_and(|overlay| !overlay.keep) => {
-                return Err(NotSent::Temporary(id.clone()));
-            }
-            Some(drive) => drive.own_file().unwrap_or_default(),
-        };
-        if coracle_storage::open::is_remote(path) {
-            return Err(NotSent::Network(id.clone()));
-        }
-        let copied = machine
-            .copied(id, path)
-            .ok_or_else(|| NotSent::NoDrive(id.clone()))?;
-        copied.map_err(|source| unreadable(id, source))
-    });
-    copied.collect()
-}
-
-/// What is said of one of them before anything of it moves.
-fn offer_of(copied: &Copied) -> Result<CopyOffer, NotSent> {
-    let data_bytes = copied.original.data_bytes();
-    Ok(CopyOffer {
-        id: copied.id.clone(),
-        size_bytes: copied.original.size_bytes(),
-        data_bytes: data_bytes.map_err(|source| unreadable(&copied.id, source))?,
-    })
-}
-
-fn unreadable(id: &str, source: OriginalError) -> NotSent {
-    let id = id.to_owned();
-    NotSent::Unreadable { id, source }
 }
 
 /// How long a guest stands still beside its last pages: for its state, and for disks so many of which are handed over. Each of

@@ -246,6 +246,15 @@ pub enum DriveError {
         /// The drive.
         drive_id: String,
     },
+    /// An image that cannot be looked at.
+    #[error("the image of drive `{drive_id}` cannot be read")]
+    Unread {
+        /// The drive.
+        drive_id: String,
+        /// What the host or the server says.
+        #[source]
+        source: io::Error,
+    },
     /// An overlay that nothing is written to.
     #[error(
         "drive `{drive_id}` is a read-only overlay, which would only ever show its base: name that by \
@@ -561,7 +570,7 @@ impl DriveConfig {
         }
     }
 
-    fn terms<'a>(&'a self, owner: &'a Owner) -> Result<Terms<'a>, DriveError> {
+    pub(super) fn terms<'a>(&'a self, owner: &'a Owner) -> Result<Terms<'a>, DriveError> {
         Ok(Terms {
             lock: self.lock()?,
             at: self.lease_at.as_deref(),
@@ -571,7 +580,7 @@ impl DriveConfig {
         })
     }
 
-    fn refused(&self, source: OpenError) -> DriveError {
+    pub(super) fn refused(&self, source: OpenError) -> DriveError {
         DriveError::Image {
             drive_id: self.drive_id.clone(),
             source,

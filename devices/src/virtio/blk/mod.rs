@@ -17,6 +17,7 @@ mod departure;
 mod device;
 mod errand;
 mod lane;
+mod likeness;
 mod loss;
 mod mailbox;
 mod metrics;

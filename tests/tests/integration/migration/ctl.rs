@@ -161,7 +161,12 @@ pub(super) fn moves_a_machine(context: &Context) -> Outcome {
     let mut target = host.begin("target", &arguments.concat())?;
     let listen = host.listens("target")?;
     let to = format!("tls://{listen}");
-    let sent = host.run(&["migrate", "source", &to, "--certs", "certs/127.0.0.1"])?;
+    let may_wait = ["--allow-postcopy", "--postcopy-wait", "60"];
+    let arguments = [
+        &["migrate", "source", &to, "--certs", "certs/127.0.0.1"][..],
+        &may_wait,
+    ];
+    let sent = host.run(&arguments.concat())?;
     ensure!(sent.status.success(), "{sent:?}");
     let said = String::from_utf8_lossy(&sent.stdout).into_owned();
     ensure!(said.contains(&format!("source runs on at {listen}: ")), "{said}");

@@ -1,6 +1,7 @@
 //! Guests that go on at the target before their memory is there, and what becomes of them when one side or the way is lost.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -321,8 +322,7 @@ pub(super) fn is_recovered_by_another_way(context: &Context) -> Outcome {
         side.must("GET", "/", None)?;
     }
     let before = wait_for(&target, "it listens", |status| status.get("listen").cloned())?;
-    let door = json!({ "listen": "127.0.0.1:0" });
-    target.must("PUT", "/migration/recover", Some(&door))?;
+    recover(context, &target, &["--listen", "127.0.0.1:0"])?;
     let after = wait_for(&target, "it listens", |status| status.get("listen").cloned())?;
     ensure!(before != after, "it listens where it did: {before}");
     let server: SocketAddr = after.as_str().ok_or("it is an address")?.parse()?;
@@ -330,12 +330,11 @@ pub(super) fn is_recovered_by_another_way(context: &Context) -> Outcome {
         &source,
         "PUT",
         "/migration/recover",
-        Some(&door),
+        Some(&json!({ "listen": "127.0.0.1:0" })),
         "say where the receiver listens",
     )?;
     let proxy = Proxy::start(server.ip(), server, context.seed.stream("another link"))?;
-    let to = json!({ "to": proxy.address().to_string() });
-    source.must("PUT", "/migration/recover", Some(&to))?;
+    recover(context, &source, &[&format!("tls://{}", proxy.address())])?;
     Journey {
         source,
         target,
@@ -348,6 +347,19 @@ pub(super) fn is_recovered_by_another_way(context: &Context) -> Outcome {
         _directory,
     }
     .arrives()
+}
+
+/// As a user tells `side` of another way.
+fn recover(context: &Context, side: &Monitor, way: &[&str]) -> Outcome {
+    let mut command = Command::new(&context.environment.coraclectl);
+    command
+        .arg("migrate")
+        .arg(side.socket())
+        .args(way)
+        .arg("--recover");
+    let done = command.output()?;
+    ensure!(done.status.success(), "{command:?}: {done:?}");
+    Ok(())
 }
 
 /// A source that dies takes the guest along, and nothing else: the target says so, and the disk is as the guest has flushed it.

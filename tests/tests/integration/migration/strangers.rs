@@ -1,14 +1,17 @@
 //! Whom a side does not trust, and what is not what it was said to be.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use coracle_tests::Outcome;
-use coracle_tests::case::Context;
+use coracle_tests::case::{Context, text};
 use coracle_tests::certificates::Authority;
 use coracle_tests::guest::{Machine, blank_image};
 use coracle_tests::monitor::{Launch, Monitor};
 use serde_json::{Value, json};
 
+use super::place::Place;
 use super::{Hosts, SOON, merge};
 
 /// A guest that nobody gets.
@@ -22,9 +25,13 @@ impl<'a> Staying<'a> {
     /// With a disk `d` at `disk`.
     fn start(context: &'a Context, hosts: Hosts, disk: &Path) -> Outcome<Self> {
         blank_image(disk, 1)?;
+        Self::with(context, hosts, Place::File(disk.to_owned()).drive("d"))
+    }
+
+    fn with(context: &'a Context, hosts: Hosts, drive: Value) -> Outcome<Self> {
         let config = Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
             .memory_mib(32)
-            .disk("d", disk)
+            .drive(drive)
             .config();
         let monitor = Launch::new(&context.environment)?.start()?;
         monitor.configure(&config)?;
@@ -115,4 +122,58 @@ pub(super) fn disks_are_refused(context: &Context) -> Outcome {
         guest.is_refused(&receive, &json!({}), why)?;
     }
     guest.runs_on()
+}
+
+/// No lease tells whether an image that nobody writes is the one that the guest knows: its bytes do. Where they are is the
+/// target's own business.
+pub(super) fn images_are_compared(context: &Context) -> Outcome {
+    for kind in Place::KINDS {
+        one_image(context, kind).map_err(|e| format!("{kind}: {}", text(&e)))?;
+    }
+    Ok(())
+}
+
+fn one_image(context: &Context, kind: &str) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let at = |name: &str| directory.path().join(name);
+    let place = Place::new(kind, directory.path(), 2)?;
+    for (name, mib) in [("same", 2), ("changed", 2), ("longer", 3)] {
+        blank_image(&at(name), mib)?;
+    }
+    let changed = File::options().write(true).open(at("changed"))?;
+    changed.write_all_at(&[1], (2 << 20) - 1)?;
+    let mut drive = place.drive("r");
+    merge(&mut drive, &json!({ "is_read_only": true }));
+    if matches!(place, Place::Iscsi(_)) {
+        // The unit is not write-protected.
+        let path = format!("{}?base_immutable=true", place.path().display());
+        merge(&mut drive, &json!({ "path_on_host": path }));
+    }
+    let guest = Staying::with(context, Hosts::new(directory.path())?, drive)?;
+    let received = |name: &str| {
+        let drive = json!({ "drive_id": "r", "path_on_host": at(name) });
+        json!({ "overrides": { "drives": [drive] } })
+    };
+    let none = json!({});
+    guest.is_refused(
+        &received("changed"),
+        &none,
+        "with other bytes in some of the places",
+    )?;
+    guest.is_refused(&received("longer"), &none, "with 3145728 bytes, and not 2097152")?;
+    guest.runs_on()?;
+    let mut receive = received("same");
+    if let Place::File(path) = &place {
+        // An image without a name is not compared with what has the name now.
+        fs::rename(path, at("away"))?;
+        fs::rename(at("changed"), path)?;
+    } else {
+        // Both reach it where it is.
+        receive = none;
+    }
+    let Staying { hosts, monitor, .. } = guest;
+    let (target, call, to) = hosts.receiver_of(context, &receive)?;
+    monitor.must("PUT", "/migration/send", Some(&hosts.send(&to)))?;
+    call.join().map_err(|_| "a thread has panicked")??;
+    target.console.wait_for("tick: ", SOON).map(drop)
 }

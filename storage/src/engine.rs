@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::plain::Plain;
 use crate::reactor::{Reach, Reactor};
 use crate::ring::PreparedRing;
+use crate::threads::Kind;
 
 /// Firecracker's `io_engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +33,14 @@ pub enum PreparedReactor {
 }
 
 impl PreparedReactor {
+    /// What the thread is for that it is to be bound to.
+    pub fn thread_kind(&self) -> Kind {
+        match self {
+            Self::Ring(_) => Kind::Io,
+            Self::Plain { .. } => Kind::PlainIo,
+        }
+    }
+
     /// Sets up what `engine` asks for, with room for `ops_max` operations on what is in `reach`. Never fails:
     /// where io_uring is not to be had, it says why in the log and prepares plain system calls.
     pub fn new(engine: Engine, ops_max: u32, reach: Reach) -> Self {

@@ -33,4 +33,5 @@ mod segments;
 pub mod sim;
 pub mod slab;
 mod socket;
+pub mod threads;
 pub mod utc;

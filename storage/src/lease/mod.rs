@@ -29,8 +29,10 @@ use std::io;
 use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::threads::{self, Thread};
 
 use self::fence::ofd::{self, FenceError};
 use self::place::Place;
@@ -75,7 +77,7 @@ enum Mark {
 /// A thread that makes a step, and says that it is made before it ends.
 #[derive(Debug)]
 struct StepThread {
-    thread: JoinHandle<StepMade>,
+    thread: Thread<StepMade>,
     is_made: Arc<AtomicBool>,
 }
 
@@ -271,7 +273,7 @@ impl StepThread {
             done();
             step
         };
-        let thread = thread::Builder::new().name("lease".to_owned()).spawn(step)?;
+        let thread = threads::spawn(threads::Kind::Mover, "lease", step)?;
         Ok(Self { thread, is_made })
     }
 

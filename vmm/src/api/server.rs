@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::bell::Bell;
@@ -16,6 +15,7 @@ use super::router::route;
 pub use super::socket::{BindError, Socket};
 use super::verbs::{Answer, Data, Fault, Verb};
 use crate::metrics::RequestCounters;
+use coracle_storage::threads::{self, Thread};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::time::Timespec;
 
@@ -45,7 +45,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Server {
     stop: Bell,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
     counters: Arc<RequestCounters>,
 }
 
@@ -71,9 +71,7 @@ impl Server {
             counters: Arc::clone(&counters),
         };
         serving.watch_sources()?;
-        let thread = std::thread::Builder::new()
-            .name("api".to_owned())
-            .spawn(move || serving.run())?;
+        let thread = threads::spawn(threads::Kind::Api, "api", move || serving.run())?;
         Ok(Self {
             stop,
             thread: Some(thread),
@@ -90,7 +88,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.ring();
-        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
+        if let Some(Err(panic)) = self.thread.take().map(Thread::join) {
             std::panic::resume_unwind(panic);
         }
     }

@@ -24,11 +24,11 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle_devices::bus::Bus;
 use coracle_devices::power::EndSignal;
+use coracle_storage::threads::{self, Thread};
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run,
 };
@@ -116,7 +116,7 @@ pub struct Vcpu {
     leave: Arc<AtomicU64>,
     turn: Cell<Turn>,
     motion: Cell<Motion>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
 }
 
 /// What the thread is known to do.
@@ -226,11 +226,14 @@ impl Vcpu {
             leave: Arc::clone(&leave),
             outside,
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu {index}"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || thread_side.serve(&order_inbox, &parked_outbox))
-            .map_err(|source| VcpuError::Spawn { index, source })?;
+        let serve = move || thread_side.serve(&order_inbox, &parked_outbox);
+        let thread = threads::spawn_with_stack(
+            threads::Kind::Vcpu,
+            format!("vcpu {index}"),
+            Some(STACK_BYTES),
+            serve,
+        )
+        .map_err(|source| VcpuError::Spawn { index, source })?;
         let vcpu = Self {
             index,
             cpuid: cpuid.entries().iter().map(CpuidEntryState::from).collect(),
@@ -301,6 +304,7 @@ impl Vcpu {
             return Err(VcpuError::Gone { index: self.index });
         };
         thread
+            .handle()
             .kill(SIGRTMIN() + KICK_SIGNAL_OFFSET)
             .map_err(|error| VcpuError::Kick {
                 index: self.index,
@@ -614,11 +618,12 @@ mod tests {
             leave: Arc::default(),
             turn: Cell::new(0),
             motion: Cell::new(Motion::Parked),
-            thread: Some(std::thread::spawn(
-                move || {
+            thread: Some(
+                threads::spawn(threads::Kind::Vcpu, "deaf", move || {
                     while let Ok(Order::Run(_)) = inbox.recv() {}
-                },
-            )),
+                })
+                .unwrap(),
+            ),
         };
         (vcpu, answers)
     }

@@ -7,6 +7,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use coracle_storage::threads;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
@@ -90,9 +91,7 @@ impl Drop for BlankVcpu {
     fn drop(&mut self) {
         let fd = self.0.take();
         // Without a thread it is closed here.
-        let _ = std::thread::Builder::new()
-            .name("close".to_owned())
-            .spawn(move || drop(fd));
+        let _ = threads::spawn(threads::Kind::Mover, "close", move || drop(fd));
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use coracle_storage::pipeline::PreparedPipeline;
+use coracle_storage::threads;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use self::loading::{Loading, record_working_set};
@@ -141,8 +142,7 @@ impl Pager {
                 record_working_set(&saved, &recorder);
             }
         };
-        let thread = std::thread::Builder::new().name("pager".to_owned());
-        drop(thread.spawn(serve)?);
+        drop(threads::spawn(threads::Kind::Pager, "pager", serve)?);
         Ok(Self {
             progress,
             places,

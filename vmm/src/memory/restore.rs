@@ -19,6 +19,7 @@ use coracle_storage::lease::Owner;
 use coracle_storage::open::{self, OpenError};
 use coracle_storage::pipeline::PreparedPipeline;
 use coracle_storage::request::Failure;
+use coracle_storage::threads;
 use vm_memory::GuestMemoryMmap;
 
 use super::eager::{self, LoadError};
@@ -223,9 +224,7 @@ fn learn_working_set(saved: &SavedMemory<'_>) -> Receiver<Vec<usize>> {
     };
     if open::is_remote(saved.path) {
         // Where there is no thread to be had, nothing is learned.
-        let _ = std::thread::Builder::new()
-            .name("working-set".to_owned())
-            .spawn(learn);
+        let _ = threads::spawn(threads::Kind::Mover, "working-set", learn);
     } else {
         learn();
     }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 
+use coracle_storage::threads::{self, Kind as ThreadKind};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::progress::Progress;
@@ -250,8 +250,7 @@ impl Greeting {
         greet: impl FnOnce() -> Result<Caller, CallerError> + Send + 'static,
     ) -> io::Result<()> {
         let (sender, bell) = (self.sender.clone(), Arc::clone(&self.bell));
-        let thread = thread::Builder::new().name("mover".to_owned());
-        thread.spawn(move || {
+        threads::spawn(ThreadKind::Mover, "mover", move || {
             // If somebody else came in meanwhile nobody listens, and the connection ends here.
             let _ = sender.send(greet());
             ring(&bell);
@@ -291,6 +290,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::tls::testing::Authority;
+    use std::thread;
+
     use super::*;
 
     #[test]

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::{self, JoinHandle};
 
+use coracle_storage::threads::{self, Kind as ThreadKind, Thread};
 use serde::{Deserialize, Serialize};
 
 use super::door::{Caller, Door, Latch};
@@ -134,7 +134,7 @@ impl Admission {
 pub(super) struct Joining {
     joined: Arc<Joined>,
     latch: Arc<Latch>,
-    keeper: Option<JoinHandle<()>>,
+    keeper: Option<Thread<()>>,
 }
 
 struct Joined {
@@ -155,7 +155,7 @@ struct State {
 struct Landing {
     socket: TcpStream,
     /// Says in the end whether a mark was the last that came.
-    thread: JoinHandle<bool>,
+    thread: Thread<bool>,
 }
 
 impl Joining {
@@ -292,8 +292,8 @@ impl Joined {
     }
 }
 
-fn mover<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
-    thread::Builder::new().name("mover".to_owned()).spawn(work)
+fn mover<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<Thread<T>> {
+    threads::spawn(ThreadKind::Mover, "mover", work)
 }
 
 #[cfg(test)]

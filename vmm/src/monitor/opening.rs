@@ -2,9 +2,9 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::thread;
 
 use coracle_devices::virtio::device::Notice;
+use coracle_storage::threads;
 
 /// Something that is being opened. Who drops it has no use for it any more: then it is closed when it is there.
 pub(super) struct Opening<T> {
@@ -25,7 +25,7 @@ impl<T: Send + 'static> Opening<T> {
         let (sender, opened) = channel();
         let notice = notice.clone();
         // Not joined: it may be with a server that never answers, and the process does not wait for that.
-        thread::Builder::new().name(name.to_owned()).spawn(move || {
+        threads::spawn(threads::Kind::Mover, name, move || {
             // Whoever wanted it may be gone.
             if sender.send(open()).is_ok() {
                 notice.ring();
@@ -48,6 +48,7 @@ impl<T: Send + 'static> Opening<T> {
 #[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 mod tests {
     use std::sync::Arc;
+    use std::thread;
     use std::time::{Duration, Instant};
 
     use vmm_sys_util::eventfd::EventFd;

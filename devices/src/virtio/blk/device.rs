@@ -3,13 +3,13 @@
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Geometry};
 use coracle_storage::changes::Changes;
 use coracle_storage::engine::PreparedReactor;
 use coracle_storage::limit::SharedLimiter;
+use coracle_storage::threads;
 
 use super::cache::WriteCache;
 use super::config::Disk;
@@ -50,7 +50,7 @@ pub struct Blk {
 /// A worker's thread, the way to it, and how one learns that it has ended: its end of the channel is dropped.
 struct Thread {
     mailbox: Mailbox,
-    handle: JoinHandle<()>,
+    handle: threads::Thread<()>,
     ended: Receiver<io::Result<()>>,
 }
 
@@ -209,18 +209,17 @@ impl WorkerPlan {
         };
         // A thread's name holds no NUL; what else is in an id is the configuration's concern.
         let name = format!("io {}{suffix}", self.id).replace('\0', "");
-        let handle = thread::Builder::new()
-            .name(name)
-            .spawn(move || match self.worker(inbox) {
-                Ok(worker) => {
-                    // The maker of the device waits for this, and does not go away before.
-                    let _ = ready.send(Ok(()));
-                    worker.run();
-                }
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                }
-            })?;
+        let kind = self.reactor.thread_kind();
+        let handle = threads::spawn(kind, name, move || match self.worker(inbox) {
+            Ok(worker) => {
+                // The maker of the device waits for this, and does not go away before.
+                let _ = ready.send(Ok(()));
+                worker.run();
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        })?;
         is_ready.recv().map_err(io::Error::other)??;
         Ok(Thread {
             mailbox,

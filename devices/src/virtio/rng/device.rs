@@ -2,10 +2,10 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle_storage::limit::RateLimiter;
+use coracle_storage::threads::{self, Thread};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -30,7 +30,7 @@ pub struct Entropy {
     serving: bool,
     /// Until when the session is waited for, once it was asked for.
     recalled: Option<Instant>,
-    worker: Option<JoinHandle<()>>,
+    worker: Option<Thread<()>>,
 }
 
 impl Entropy {
@@ -51,9 +51,7 @@ impl Entropy {
         let counts = Arc::<EntropyCounts>::default();
         let limiter = RateLimiter::new(&config.rate_limiter.unwrap_or_default(), Instant::now());
         let worker = Worker::new(Arc::clone(&mailbox), Arc::clone(&counts), limiter);
-        let worker = std::thread::Builder::new()
-            .name("rng".to_owned())
-            .spawn(move || worker.run())?;
+        let worker = threads::spawn(threads::Kind::Entropy, "rng", move || worker.run())?;
         Ok(Self {
             mailbox,
             counts,

@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::device::Notice;
+use coracle_storage::threads::{self, Kind as ThreadKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::GuestMemoryMmap;
 
@@ -153,7 +154,7 @@ impl Keeper {
             shared: Arc::clone(&shared),
         };
         let notice = remainder.notice;
-        thread::Builder::new().name("mover".to_owned()).spawn(move || {
+        threads::spawn(ThreadKind::Mover, "mover", move || {
             // Whoever wanted it may be gone.
             if sender.send(keeping.run()).is_ok() {
                 notice.ring();

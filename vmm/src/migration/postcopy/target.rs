@@ -17,9 +17,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use coracle_storage::threads::{self, Kind as ThreadKind};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::super::door::{Caller, Door, Latch};
@@ -160,8 +160,7 @@ impl Fetcher {
         };
         let (ended_outbox, ended) = channel();
         let latch = keep(&door, token, &orders)?;
-        let thread = thread::Builder::new().name("fetcher".to_owned());
-        thread.spawn(move || {
+        threads::spawn(ThreadKind::Pager, "fetcher", move || {
             // Whoever would like to know may have given up.
             let _ = ended_outbox.send(fetching.run(&ending));
         })?;
@@ -271,9 +270,7 @@ fn keep(door: &Arc<Door>, token: Token, orders: &Orders) -> io::Result<Arc<Latch
             None => caller.refuse("a guest runs here already, and this is no connection of its migration"),
         }
     };
-    thread::Builder::new()
-        .name("mover".to_owned())
-        .spawn(move || kept.stay(&at, meet))?;
+    threads::spawn(ThreadKind::Mover, "mover", move || kept.stay(&at, meet))?;
     Ok(latch)
 }
 

@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use super::fault;
@@ -21,6 +20,7 @@ use crate::migration::wire::Wire;
 use crate::monitor::opening::Opening;
 use crate::monitor::operation::{Course, Reaction, Work};
 use crate::monitor::{Guest, Monitor};
+use coracle_storage::threads::{self, Kind as ThreadKind};
 
 /// A machine that is being taken in.
 pub(in crate::monitor) struct Receiving {
@@ -171,9 +171,7 @@ impl Receiving {
 
 /// Tells the source, on a thread that nobody waits for.
 fn tell(wire: Wire<Stream>) {
-    let told = thread::Builder::new()
-        .name("mover".to_owned())
-        .spawn(move || receive::tell_running(wire));
+    let told = threads::spawn(ThreadKind::Mover, "mover", move || receive::tell_running(wire));
     if let Err(error) = told {
         log::warn!("the source is not told that the guest runs here: {error}");
     }

@@ -1,5 +1,6 @@
 //! How a monitor ended, and the line that says so.
 
+#[path = "../../resources/seccomp/names.rs"]
 mod syscalls;
 
 use std::fmt::Write as _;
@@ -43,6 +44,9 @@ pub(crate) enum Cause {
         detail: String,
     },
 }
+
+/// What a monitor ends with that has asked for what its own filters refuse.
+const EXIT_BAD_SYSTEM_CALL: u8 = 148;
 
 /// What a process leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +96,9 @@ impl Cause {
                 Self::OutOfMemory
             }
             (End::Killed(_), _) => Self::Signal,
+            (End::Exited(EXIT_BAD_SYSTEM_CALL), _) => Self::Seccomp {
+                syscall: refused_syscall(pid),
+            },
             (End::Exited(code), Some(detail)) if code != 0 => Self::NoKvm { detail },
             (End::Exited(_), _) => Self::Exit,
         }
@@ -119,7 +126,10 @@ impl Death {
         let (syscall, detail) = match &self.cause {
             Cause::Seccomp {
                 syscall: Some(number),
-            } => (quoted(&syscalls::name(*number)), None),
+            } => {
+                let name = syscalls::name(*number).map_or_else(|| number.to_string(), str::to_owned);
+                (quoted(&name), None)
+            }
             Cause::NoKvm { detail } => ("null".to_owned(), Some(detail)),
             _ => ("null".to_owned(), None),
         };
@@ -244,6 +254,7 @@ mod tests {
         assert_eq!(of(End::Exited(0), &none), "exit");
         assert_eq!(of(End::Exited(0), &lack), "exit");
         assert_eq!(of(End::Exited(1), &lack), "kvm");
+        assert_eq!(of(End::Exited(148), &none), "seccomp");
         assert_eq!(of(End::Exited(1), &oom), "exit");
         assert_eq!(of(End::Killed(libc::SIGKILL), &none), "signal");
         assert_eq!(of(End::Killed(libc::SIGKILL), &oom), "oom");
@@ -284,7 +295,7 @@ mod tests {
         let record = "5,1,2,-;audit: type=1326 audit(1.2:3): auid=0 uid=0 gid=0 ses=1 pid=42 comm=\"a\" exe=\"/a\" \
                       sig=31 arch=c000003e syscall=59 compat=0 ip=0x1 code=0x80000000";
         assert_eq!(of_record(record, pid()), Some(59));
-        assert_eq!(syscalls::name(59), "execve");
+        assert_eq!(syscalls::name(59), Some("execve"));
         assert_eq!(of_record(&record.replace("pid=42", "pid=421"), pid()), None);
         assert_eq!(of_record(&record.replace("1326", "1325"), pid()), None);
     }

@@ -15,6 +15,7 @@ use crate::config::{
     IdError, Level, LoggerConfig, MetricsConfig, UnknownLevel, check_device_id, check_instance_id,
 };
 use crate::end::{EXIT_BAD_ARGUMENT, EXIT_BAD_CONFIGURATION};
+use crate::seccomp::Filters;
 use crate::state::{FORMAT_VERSION, HEADER_BYTES, Header, StateError};
 
 /// Largest `--http-api-max-payload-size`, in bytes.
@@ -43,6 +44,8 @@ pub struct Arguments {
     pub trusted_keys: Option<PathBuf>,
     /// When the process was started, by whoever started it.
     pub start_times: StartTimes,
+    /// What its threads may ask of the kernel.
+    pub filters: Filters,
 }
 
 /// Times that a starter took, for the metrics of how long the start has taken.
@@ -126,6 +129,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Cli
         boot_timer: flags.boot_timer,
         takes_over: take_overs(&flags.takes_over)?,
         trusted_keys: flags.trusted_keys,
+        filters: match flags.seccomp_filter {
+            Some(path) => Filters::Own(path),
+            None if flags.no_seccomp => Filters::None,
+            None => Filters::BuiltIn,
+        },
         start_times: StartTimes {
             wall_us: flags.start_time_us,
             cpu_us: flags.start_time_cpu_us,
@@ -301,10 +309,10 @@ struct Flags {
     /// Load only snapshots that a key in this file has signed: Ed25519 public keys in PEM, one after the other
     #[arg(long, value_name = "PATH")]
     trusted_keys: Option<PathBuf>,
-    /// Run without system call filters (there are none yet)
+    /// Run without filters of system calls: for debugging
     #[arg(long, conflicts_with = "seccomp_filter")]
     no_seccomp: bool,
-    /// Not built yet: a custom system call filter
+    /// Filters of system calls in place of those that are built in: JSON, a filter for each kind of thread
     #[arg(long, value_name = "PATH")]
     seccomp_filter: Option<PathBuf>,
     /// Not built yet: content for the metadata service
@@ -339,11 +347,6 @@ fn described(path: PathBuf) -> CliError {
 impl Flags {
     fn refuse_what_is_not_built(&self) -> Result<(), CliError> {
         let flags = [
-            (
-                self.seccomp_filter.is_some(),
-                "seccomp-filter",
-                "system call filters",
-            ),
             (self.metadata.is_some(), "metadata", "the metadata service"),
             (self.enable_pci, "enable-pci", "PCI"),
         ];
@@ -429,7 +432,6 @@ mod tests {
             ("--takes-over root=11112222333344445", 153, "up to 16 hex digits"),
             ("--takes-over a/b=1", 153, "DRIVE_ID=KEY"),
             ("--takes-over a=1 --takes-over a=2", 153, "`a` twice"),
-            ("--seccomp-filter f", 153, "system call filters"),
             ("--metadata f", 153, "the metadata service"),
             ("--describe-snapshot /nowhere/f", 153, "/nowhere/f"),
             ("--snapshot-version", 0, "v1"),

@@ -17,8 +17,10 @@ use coracle_vmm::keys::TrustedKeys;
 use coracle_vmm::kvm::vcpu::install_kick_handler;
 use coracle_vmm::kvm::vm;
 use coracle_vmm::logger;
+use coracle_vmm::memory::heap;
 use coracle_vmm::metrics::Registry;
 use coracle_vmm::monitor::Monitor;
+use coracle_vmm::seccomp;
 use coracle_vmm::signals::StopSignals;
 
 fn main() -> ExitCode {
@@ -69,10 +71,12 @@ impl<E: Error> From<E> for Failure {
 }
 
 fn run(arguments: Arguments) -> Result<u8, Failure> {
+    heap::share_one();
     vm::make_room_for_descriptors();
     // Before any thread: those inherit what is blocked.
     let stop = StopSignals::take_over()?;
     install_kick_handler()?;
+    seccomp::begin(&arguments.filters).map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?;
     logger::install(&arguments.id)?;
     logger::configure(&arguments.logger)?;
     let mut config = match &arguments.config_file {

@@ -42,6 +42,7 @@ use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Refused, Run
 use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
 use crate::migration::stream::Stream;
 use crate::migration::wire::Wire;
+use crate::seccomp;
 use crate::signals::StopSignals;
 
 use self::operation::{Asker, Operation, Reaction};
@@ -361,6 +362,7 @@ impl Monitor {
     /// Builds what was opened, and lets it run.
     fn run(&mut self, plan: Plan) -> Result<(), Fault> {
         let machine = self.build(plan)?;
+        confine()?;
         // A machine that cannot run is taken apart again: nobody could start another beside it.
         let machine = machine
             .resume()
@@ -451,6 +453,7 @@ impl Monitor {
     }
 
     fn resume(&mut self) -> Result<(), Fault> {
+        confine()?;
         match std::mem::take(&mut self.guest) {
             Guest::Paused(machine) => {
                 let begun = Instant::now();
@@ -479,6 +482,11 @@ impl Monitor {
 }
 
 /// Notes how long something took that was begun then.
+/// This thread has done what only a start takes.
+fn confine() -> Result<(), Fault> {
+    seccomp::confine_vmm().map_err(|error| Fault::from_error(&error))
+}
+
 fn took(latency_us: &AtomicU64, begun: Instant) {
     let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     latency_us.store(us, Ordering::Relaxed);

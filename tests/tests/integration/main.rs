@@ -31,6 +31,7 @@ mod nfs;
 mod nfs_ctl;
 mod nfs_v3;
 mod overlay;
+mod seccomp;
 mod serial;
 mod signals;
 mod snapshot;
@@ -82,6 +83,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("nfs_ctl", nfs_ctl::CASES),
     ("nfs_v3", nfs_v3::CASES),
     ("overlay", overlay::CASES),
+    ("seccomp", seccomp::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),
     ("working_set", working_set::CASES),

@@ -3,6 +3,7 @@
 
 mod crates;
 mod licences;
+mod seccomp;
 mod sources;
 
 use coracle_tests::tree;

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use coracle_devices::virtio::device::{Notice, Patience};
+use coracle_storage::threads;
 
 use super::migration::Sending;
 use super::operation::{Course, Work};
@@ -126,7 +127,10 @@ impl Monitor {
         let Some(listen) = asked.listen else {
             return Err(bad("this is the receiver: say where it is to listen (`listen`)"));
         };
-        let listener = TcpListener::bind(&listen);
+        // Not by this thread, whose filter has no sockets.
+        let address = listen.clone();
+        let listener = threads::spawn(threads::Kind::Mover, "mover", move || TcpListener::bind(address))
+            .and_then(|bound| bound.join().expect("a thread that panics ends the process"));
         let listener = listener.map_err(|error| bad(&format!("cannot listen at `{listen}`: {error}")))?;
         fetcher.listen_at(listener).map_err(|error| fault(&error))
     }

@@ -15,6 +15,8 @@ use super::{SOON, kill};
 
 /// A program of ours, in place of a monitor.
 pub(super) const INMATE: &str = env!("CARGO_BIN_EXE_inmate");
+/// What a monitor ends with whose filters have refused a call.
+const REFUSED: i32 = 148;
 const MEMORY_BYTES: u64 = 48 << 20;
 
 pub(super) fn each_death(context: &Context) -> Outcome {
@@ -33,7 +35,6 @@ pub(super) fn each_death(context: &Context) -> Outcome {
     for (signal, cause, name) in [
         (Signal::KILL, "signal", "SIGKILL"),
         (Signal::SEGV, "signal", "SIGSEGV"),
-        (Signal::SYS, "seccomp", "SIGSYS"),
     ] {
         let jailed = ticking(context, jail()?)?;
         // The first SIGSEGV that no instruction has caused is taken by the runtime's handler of a stack that is too small.
@@ -49,6 +50,12 @@ pub(super) fn each_death(context: &Context) -> Outcome {
             "{name}: {ended:?}"
         );
     }
+    // A monitor takes this one for a call that was refused.
+    let jailed = ticking(context, jail()?)?;
+    kill(jailed.process()?, Signal::SYS)?;
+    let ended = jailed.end(SOON)?;
+    told(&ended, "seccomp", &REFUSED.into(), &Value::Null)?;
+    ensure!(ended.status.code() == Some(REFUSED), "{ended:?}");
     refused_call(context)?;
     no_kvm(context)
 }

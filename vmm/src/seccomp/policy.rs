@@ -1,0 +1,180 @@
+//! From a policy to programs for the kernel. The build script compiles the built-in one by this file, too.
+//!
+//! A policy is JSON as seccompiler has it, with a filter for each kind of thread, and one, `start`, for what the process does
+//! before its guest runs. What any of them allows, the process may do at most: that is a filter of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use seccompiler::{BpfProgram, TargetArch};
+use serde_json::{Map, Value, json};
+
+/// The filters of a policy. The last of these are made, and stand in none.
+pub(super) const KINDS: [&str; 9] = [
+    "start", "vmm", "api", "vcpu", "io", "io_plain", "entropy", "pager", "mover",
+];
+/// What all threads may do together.
+pub(super) const PROCESS: &str = "process";
+/// `clone3` has its flags in memory, where no filter sees them: it is answered with ENOSYS, and the C library uses `clone`.
+pub(super) const NO_CLONE3: &str = "no_clone3";
+
+/// Why a policy is none.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PolicyError {
+    /// It is no JSON.
+    #[error("it is no JSON")]
+    Json(#[from] serde_json::Error),
+    /// A filter that is not there, or not known.
+    #[error("it has to have a filter for each of {}, and no other", KINDS.join(", "))]
+    Kinds,
+    /// Rules that say two things of one call.
+    #[error(
+        "the filter `{kind}` allows `{syscall}` with any arguments and with certain ones: leave one of the two out"
+    )]
+    Twice {
+        /// The filter.
+        kind: String,
+        /// The call.
+        syscall: String,
+    },
+    /// A filter that makes no sense.
+    #[error("it cannot be compiled")]
+    Compile(#[from] seccompiler::Error),
+}
+
+/// The programs of a policy by the kinds of threads that they are for, and those that are for all.
+///
+/// # Errors
+///
+/// Why there are none.
+pub(super) fn compile(text: &str) -> Result<BTreeMap<String, BpfProgram>, PolicyError> {
+    let mut policy: Map<String, Value> = serde_json::from_str(text)?;
+    let kinds: BTreeSet<&str> = policy.keys().map(String::as_str).collect();
+    if kinds != KINDS.into_iter().collect() {
+        return Err(PolicyError::Kinds);
+    }
+    if cfg!(debug_assertions) {
+        policy.values_mut().for_each(add_debug);
+    }
+    for (kind, filter) in &policy {
+        check(kind, filter)?;
+    }
+    let process = process(&policy);
+    policy.remove("start");
+    policy.insert(PROCESS.to_owned(), process);
+    let no_clone3 = json!({
+        "mismatch_action": "allow", "match_action": { "errno": libc::ENOSYS }, "filter": [{ "syscall": "clone3" }]
+    });
+    policy.insert(NO_CLONE3.to_owned(), no_clone3);
+    let text = serde_json::to_vec(&policy)?;
+    let programs = seccompiler::compile_from_json(text.as_slice(), TargetArch::x86_64)?;
+    Ok(programs.into_iter().collect())
+}
+
+/// Of two such rules the compiler would forget one.
+fn check(kind: &str, filter: &Value) -> Result<(), PolicyError> {
+    let rules = filter.get("filter").and_then(Value::as_array);
+    let mut seen = BTreeMap::new();
+    for rule in rules.into_iter().flatten() {
+        let syscall = rule.get("syscall").and_then(Value::as_str).unwrap_or_default();
+        let is_certain = rule.get("args").is_some();
+        if *seen.entry(syscall).or_insert(is_certain) != is_certain {
+            return Err(PolicyError::Twice {
+                kind: kind.to_owned(),
+                syscall: syscall.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A debug build looks at descriptors before it closes them.
+fn add_debug(filter: &mut Value) {
+    let rule = json!({
+        "syscall": "fcntl", "args": [{ "index": 1, "type": "dword", "op": "eq", "val": libc::F_GETFD }]
+    });
+    if let Some(rules) = filter.get_mut("filter").and_then(Value::as_array_mut) {
+        rules.push(rule);
+    }
+}
+
+/// What any of the filters allows, whatever the arguments.
+fn process(policy: &Map<String, Value>) -> Value {
+    let rules = policy
+        .values()
+        .filter_map(|filter| filter.get("filter")?.as_array());
+    let names: BTreeSet<&str> = rules
+        .flatten()
+        .filter_map(|rule| rule.get("syscall")?.as_str())
+        .collect();
+    let rules: Vec<Value> = names.iter().map(|name| json!({ "syscall": name })).collect();
+    let action = |name| {
+        let first = policy.get("start").and_then(|filter| filter.get(name));
+        first.cloned().unwrap_or_default()
+    };
+    json!({
+        "mismatch_action": action("mismatch_action"), "match_action": action("match_action"), "filter": rules
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use super::*;
+
+    const BUILT_IN: &str = include_str!("../../../resources/seccomp/x86_64.json");
+
+    /// A policy with that filter for vCPUs.
+    fn with_vcpu(rules: &Value) -> String {
+        let mut policy: Map<String, Value> = serde_json::from_str(BUILT_IN).unwrap();
+        let filter = json!({ "mismatch_action": "trap", "match_action": "allow", "filter": rules });
+        policy.insert("vcpu".to_owned(), filter);
+        Value::from(policy).to_string()
+    }
+
+    #[test]
+    fn what_any_thread_may_the_process_may() {
+        let policy: Map<String, Value> = serde_json::from_str(BUILT_IN).unwrap();
+        let process = process(&policy);
+        let names = |filter: &Value| -> BTreeSet<String> {
+            let rules = filter.get("filter").unwrap().as_array().unwrap();
+            let names = rules
+                .iter()
+                .map(|rule| rule.get("syscall").unwrap().as_str().unwrap());
+            names.map(ToOwned::to_owned).collect()
+        };
+        for (kind, filter) in &policy {
+            assert!(names(filter).is_subset(&names(&process)), "{kind}");
+        }
+        for never in [
+            "execve",
+            "ptrace",
+            "mount",
+            "fork",
+            "setns",
+            "unshare",
+            "keyctl",
+            "kexec_load",
+            "bpf",
+        ] {
+            assert!(!names(&process).contains(never), "{never}");
+        }
+    }
+
+    #[test]
+    fn there_is_a_program_for_each_kind_but_the_start_and_two_for_all() {
+        let programs = compile(BUILT_IN).unwrap();
+        let kinds: BTreeSet<&str> = programs.keys().map(String::as_str).collect();
+        let expected = KINDS.into_iter().filter(|kind| *kind != "start");
+        assert_eq!(kinds, expected.chain([PROCESS, NO_CLONE3]).collect());
+    }
+
+    #[test]
+    fn two_rules_of_which_one_would_be_forgotten_are_refused() {
+        let certain = json!({
+            "syscall": "ioctl", "args": [{ "index": 1, "type": "dword", "op": "eq", "val": 1 }]
+        });
+        let refused = compile(&with_vcpu(&json!([{ "syscall": "ioctl" }, certain])));
+        assert!(matches!(refused, Err(PolicyError::Twice { .. })), "{refused:?}");
+        assert!(compile(&with_vcpu(&json!([certain, certain]))).is_ok());
+    }
+}

@@ -202,6 +202,11 @@ pub(crate) const CASES: &[Case] = &[
         run: strangers::are_refused,
     },
     Case {
+        name: "a_target_that_would_fetch_memory_later_is_not_asked_to",
+        need: Need::Kvm,
+        run: strangers::need_not_have_memory_later,
+    },
+    Case {
         name: "another_image_than_the_one_that_is_offered_is_refused",
         need: Need::Kvm,
         run: strangers::disks_are_refused,

@@ -185,7 +185,8 @@ impl Job {
         let mut set = self.pages(Want::Rounds)?;
         streams.send_zeros(&set, &self.progress)?;
         let mut judge = Judge::new(Terms {
-            postcopy: answer.postcopy,
+            // It takes both: a target that would do so is not whoever decides it.
+            postcopy: self.terms.postcopy && answer.postcopy,
             deadline: self.terms.deadline + copying,
             ..self.terms
         });

@@ -1,12 +1,19 @@
 //! Whom a side does not trust, and what is not what it was said to be.
 
+use std::net::TcpListener;
 use std::path::Path;
+use std::thread;
 
-use coracle_tests::Outcome;
 use coracle_tests::case::Context;
 use coracle_tests::certificates::Authority;
 use coracle_tests::guest::{Machine, blank_image};
 use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::{Outcome, ensure};
+use coracle_vmm::migration::hello::Answer;
+use coracle_vmm::migration::join::Token;
+use coracle_vmm::migration::stream::Stream;
+use coracle_vmm::migration::tls::Identity;
+use coracle_vmm::migration::wire::{Kind, Wire};
 use serde_json::{Value, json};
 
 use super::{Hosts, SOON, merge};
@@ -88,6 +95,56 @@ pub(super) fn are_refused(context: &Context) -> Outcome {
         guest.is_refused(receive, send, why)?;
     }
     guest.runs_on()
+}
+
+/// A target that would fetch memory later is not asked to by a source that was not: what was to stand still for a moment does
+/// not, and nothing of the guest is left here.
+pub(super) fn need_not_have_memory_later(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let mut source = Launch::new(&context.environment)?.start()?;
+    let config = Machine::unikernel(&context.environment, "do=hello do=dirty:mib=8,ms=60000,seed=3")
+        .memory_mib(32)
+        .config();
+    source.configure(&config)?;
+    source.start_instance()?;
+    source.console.wait_for("dirty: ready", SOON)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut body = hosts.send(&listener.local_addr()?.to_string());
+    merge(
+        &mut body,
+        &json!({ "mode": "Precopy", "timeout_s": 1, "downtime_ms": 13, "bandwidth_limit": 4_000_000 }),
+    );
+    let identity = Identity::read(&hosts.files()?)?;
+    let mut caller = source.connect()?;
+    let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body.to_string())));
+    let answer = Answer {
+        token: Token::random()?,
+        postcopy: true,
+    };
+    let answer = postcard::to_stdvec(&answer)?;
+    let (socket, _) = listener.accept()?;
+    let mut wire = Wire::new(Stream::from(identity.accept(socket, None)?));
+    let mut last = None;
+    while let Ok((kind, _)) = wire.receive() {
+        last = Some(kind);
+        match kind {
+            Kind::Hello => wire.send(Kind::Ready, &[&answer])?,
+            Kind::Mark => wire.send(Kind::Reached, &[])?,
+            Kind::Pages | Kind::Zeros => continue,
+            _ => break,
+        }
+        wire.flush()?;
+    }
+    drop(wire);
+    let answer = sending.join().map_err(|_| "a thread has panicked")??;
+    ensure!(
+        answer.fault().contains("faster than it is sent") && last == Some(Kind::Mark),
+        "{}, after {last:?}",
+        answer.body
+    );
+    ensure!(source.is_running()?, "it does not run on");
+    Ok(())
 }
 
 /// Drives that the machine does not have, or not so, and another image than the one that is offered.

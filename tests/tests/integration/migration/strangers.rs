@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::thread;
+use std::time::Instant;
 
 use coracle_tests::case::Context;
 use coracle_tests::certificates::Authority;
@@ -16,7 +17,7 @@ use coracle_vmm::migration::tls::Identity;
 use coracle_vmm::migration::wire::{Kind, Wire};
 use serde_json::{Value, json};
 
-use super::{Hosts, SOON, merge};
+use super::{Hosts, PERIOD, SOON, merge};
 
 /// A guest that nobody gets.
 struct Staying<'a> {
@@ -143,6 +144,58 @@ pub(super) fn need_not_have_memory_later(context: &Context) -> Outcome {
         "{}, after {last:?}",
         answer.body
     );
+    ensure!(source.is_running()?, "it does not run on");
+    Ok(())
+}
+
+/// A machine that writes no disk has nobody who could give the guest back: images that it reads, and the target does not reach,
+/// or finds to be others, are told before it is let go.
+pub(super) fn images_that_are_read_are_looked_at(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let at = |name: &str| directory.path().join(name);
+    blank_image(&at("read"), 2)?;
+    blank_image(&at("smaller"), 1)?;
+    let config = Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
+        .memory_mib(32)
+        .drive(json!({ "drive_id": "r", "path_on_host": at("read"), "is_root_device": false, "is_read_only": true }))
+        .config();
+    let mut source = Launch::new(&context.environment)?.start()?;
+    source.configure(&config)?;
+    source.start_instance()?;
+    source.console.wait_for("hello", SOON)?;
+    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    for (path, why) in [
+        (json!(format!("nfs://{nobody}/a/b")), "does not answer"),
+        (
+            json!(format!("iscsi://{nobody}/iqn.2026-01.test/0")),
+            "does not answer",
+        ),
+        (json!(at("smaller")), "reads an image of 2097152 bytes, and"),
+    ] {
+        let receive = json!({ "overrides": { "drives": [{ "drive_id": "r", "path_on_host": path }] } });
+        let launch = Launch::new(&context.environment)?;
+        hosts.refuse(&source, launch, [&receive, &json!({})], why)?;
+    }
+    // It is taken away while memory is on its way.
+    let (_receiver, call, to) = hosts.receiver(context)?;
+    let mut body = hosts.send(&to);
+    merge(&mut body, &json!({ "bandwidth_limit": 200_000 }));
+    let mut caller = source.connect()?;
+    let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body.to_string())));
+    let until = Instant::now() + SOON;
+    while source.must("GET", "/migration", None)?.json()?.get("rounds") != Some(&json!(1)) {
+        ensure!(Instant::now() < until, "it is not begun");
+        thread::sleep(PERIOD);
+    }
+    std::fs::rename(at("read"), at("elsewhere"))?;
+    let answer = sending.join().map_err(|_| "a thread has panicked")??;
+    ensure!(
+        answer.fault().contains("there is no image") && answer.fault().contains("runs on here"),
+        "{}",
+        answer.body
+    );
+    ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
     ensure!(source.is_running()?, "it does not run on");
     Ok(())
 }

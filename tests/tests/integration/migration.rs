@@ -207,6 +207,11 @@ pub(crate) const CASES: &[Case] = &[
         run: strangers::need_not_have_memory_later,
     },
     Case {
+        name: "a_target_that_is_never_done_holds_no_guest_up",
+        need: Need::Kvm,
+        run: strangers::hold_no_guest_up,
+    },
+    Case {
         name: "images_that_are_read_are_looked_at_before_a_guest_is_let_go_that_nobody_could_give_back",
         need: Need::Kvm,
         run: strangers::images_that_are_read_are_looked_at,

@@ -1,9 +1,10 @@
 //! Whom a side does not trust, and what is not what it was said to be.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coracle_tests::case::Context;
 use coracle_tests::certificates::Authority;
@@ -146,6 +147,55 @@ pub(super) fn need_not_have_memory_later(context: &Context) -> Outcome {
     );
     ensure!(source.is_running()?, "it does not run on");
     Ok(())
+}
+
+/// A target that says a byte at a time that it has everything is never silent for long, and yet the guest does not stand still
+/// for as long as that takes.
+pub(super) fn hold_no_guest_up(context: &Context) -> Outcome {
+    /// Longer than a guest may stand still all in all, and each byte sooner than the target would be taken for gone.
+    const BYTE_PERIOD: Duration = Duration::from_secs(3);
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let guest = Staying::start(context, hosts, &directory.path().join("test-disk"))?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let body = guest.hosts.send(&listener.local_addr()?.to_string()).to_string();
+    let identity = Identity::read(&guest.hosts.files()?)?;
+    let mut caller = guest.monitor.connect()?;
+    let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body)));
+    let answer = Answer {
+        token: Token::random()?,
+        postcopy: false,
+    };
+    let answer = postcard::to_stdvec(&answer)?;
+    let (socket, _) = listener.accept()?;
+    let mut wire = Wire::new(Stream::from(identity.accept(socket, None)?));
+    loop {
+        match wire.receive()?.0 {
+            Kind::Hello => wire.send(Kind::Ready, &[&answer])?,
+            Kind::Mark => wire.send(Kind::Reached, &[])?,
+            Kind::State => break,
+            _ => continue,
+        }
+        wire.flush()?;
+    }
+    for byte in [Kind::Loaded.code(), 0, 0, 0, 0, 0, 0, 0] {
+        thread::sleep(BYTE_PERIOD);
+        let said = wire
+            .stream()
+            .write_all(&[byte])
+            .and_then(|()| wire.stream().flush());
+        if said.is_err() || sending.is_finished() {
+            break;
+        }
+    }
+    drop(wire);
+    let answer = sending.join().map_err(|_| "a thread has panicked")??;
+    ensure!(
+        answer.fault().contains("has stood still for 10 s"),
+        "{}",
+        answer.body
+    );
+    guest.runs_on()
 }
 
 /// A machine that writes no disk has nobody who could give the guest back: images that it reads, and the target does not reach,

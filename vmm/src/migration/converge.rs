@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::send::SILENCE_MAX;
 use crate::config::{MigrationMode, OnTimeout};
 use crate::kvm::share::{FULL, LEAST};
 use crate::snapshot::memory::PAGE_BYTES;
@@ -116,6 +117,19 @@ impl Judge {
         Duration::from_secs_f64(seconds) + self.terms.standstill
     }
 
+    /// How long the guest may really stand still before it runs on here, if that is limited: the rest may take longer than it was
+    /// predicted to, and whoever is silent is waited for.
+    pub fn standstill_max(&self) -> Option<Duration> {
+        match self.terms.on_timeout {
+            OnTimeout::Abort => Some(self.downtime_max().saturating_mul(2).saturating_add(SILENCE_MAX)),
+            OnTimeout::Stop => None,
+        }
+    }
+
+    fn downtime_max(&self) -> Duration {
+        self.terms.downtime.max(self.terms.standstill * 2)
+    }
+
     /// Judges what comes after `round`, at the time `now`.
     pub fn judge(&mut self, round: Round, now: Instant) -> Verdict {
         self.rounds += 1;
@@ -126,7 +140,7 @@ impl Judge {
         if self.rounds == 1 || round.sent_bytes >= TELLING_BYTES {
             self.bytes_per_s = round.sent_bytes as f64 / round.took.as_secs_f64().max(1e-6);
         }
-        let downtime_max = self.terms.downtime.max(self.terms.standstill * 2);
+        let downtime_max = self.downtime_max();
         if self.downtime(round.left_bytes()) <= downtime_max {
             return Verdict::Last;
         }

@@ -82,8 +82,9 @@ pub struct Judge {
 
 /// Most rounds before the last.
 const ROUNDS_MAX: u32 = 30;
-/// How many times what the memory takes all of it may take where post-copy is allowed.
-const TIMES_MAX: u32 = 2;
+/// How much of what the memory takes all of it may take where post-copy is allowed, by what is known before: twice as much, less
+/// what is not known, the hand-over and pages that are asked for out of turn.
+const PERCENT_MAX: u32 = 180;
 /// A round of fewer bytes says nothing of how fast the connection is.
 const TELLING_BYTES: u64 = 1 << 20;
 
@@ -167,13 +168,13 @@ impl Judge {
     }
 
     /// Whether another round might be one too many: post-copy sends what is left at the time once, so that all is over after
-    /// [`TIMES_MAX`] times what the memory takes, as long as it begins while that is still so. A guest that is slowed down may
+    /// [`PERCENT_MAX`] of what the memory takes, as long as it begins while that is still so. A guest that is slowed down may
     /// write as much as before in the next round: it may have written all that it writes at all.
     fn is_too_long(&self, round: Round) -> bool {
         let left = self
             .downtime(round.left_bytes())
             .saturating_sub(self.terms.standstill);
-        self.terms.mode == MigrationMode::Auto && self.took + left * 2 > self.first_took * TIMES_MAX
+        self.terms.mode == MigrationMode::Auto && self.took + left * 2 > self.first_took * PERCENT_MAX / 100
     }
 
     /// The guest is to write half as fast as its memory is sent. How fast it really writes is not known where it has written all

@@ -291,17 +291,26 @@ impl Duplicate {
     ///
     /// # Errors
     ///
-    /// When the host cannot, or the copy has its name no more: it could not be opened as an image.
+    /// When the host cannot, or the copy has its name no more, or records that cannot be read: it could not be opened as an
+    /// image.
     pub fn finish(&mut self) -> Result<(), DuplicateError> {
         let synced = self.file.sync_all().and_then(|()| sync_directory_of(&self.path));
         synced.map_err(|source| host("put on its medium", &self.path, source))?;
         self.unsynced_bytes = 0;
         if is_named(&self.file, &self.path) {
-            return Ok(());
+            return Ok(self.claim.as_ref().map_or(Ok(()), Claim::check)?);
         }
         Err(DuplicateError::Replaced {
             path: self.path.clone(),
         })
+    }
+
+    /// Whether the records of the leases of both would be in one place, so that only one of them could be opened as an image.
+    pub fn shares_records_with(&self, other: &Self) -> bool {
+        match (&self.claim, &other.claim) {
+            (Some(ours), Some(theirs)) => ours.shares_records_with(theirs),
+            _ => false,
+        }
     }
 
     /// Takes the lock down, so that it can be opened as an image.

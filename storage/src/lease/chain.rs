@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -201,11 +202,39 @@ impl Chain {
         Ok(())
     }
 
-    /// The same, by whoever may have made the step before and was not told that it is durable.
+    /// Says whether the step that `record` describes could be made now: all of it is tried under names that are no numbers, and
+    /// nothing of that stays.
+    pub(crate) fn try_out(&self, record: &Record) -> Result<(), ChainError> {
+        let unfinished = self.write(record)?;
+        let mut linked = unfinished.clone();
+        linked.push("-tried");
+        let outcome = rustix::fs::linkat(
+            &self.directory,
+            &unfinished,
+            &self.directory,
+            &linked,
+            AtFlags::empty(),
+        );
+        self.remove(&unfinished);
+        outcome.map_err(|errno| self.refused("link a lease record", errno))?;
+        self.remove(&linked);
+        Ok(())
+    }
+
+    /// Whether the records of both are the same files.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let id = |chain: &Self| {
+            let directory = chain.directory.metadata().ok()?;
+            Some((directory.dev(), directory.ino()))
+        };
+        self.prefix == other.prefix && id(self) == id(other)
+    }
+
+    /// Makes the step that `record` describes, by whoever may have made it before and was not told that it is durable.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`Self::append`].
     pub(crate) fn complete(&self, record: &Record) -> Result<(), ChainError> {
         if self.newest()?.as_ref() == Some(record) {
             return self.sync();

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::fence::ofd::{self, Role};
 use super::{
-    Candidate, ChainError, Lease, LeaseError, Lock, Mark, Owner, Phase, Place, Record, Step, StepThread,
-    Terms,
+    Candidate, Chain, ChainError, Lease, LeaseError, Lock, Mark, Owner, Phase, Place, Record, Step,
+    StepThread, Terms,
 };
 
 impl Lease {
@@ -86,11 +86,14 @@ impl Step {
 pub(crate) struct Claim {
     file: Arc<File>,
     path: String,
+    /// Where its records will be, if they will be anywhere.
+    chain: Option<Chain>,
 }
 
 impl Claim {
     /// Puts the fence of the new file at `path` up, which `file` has open, and has `owner` say in its records, which are named
-    /// after `at` if that is given, that an image that was there before, and was left behind, is not there any more.
+    /// after `at` if that is given, that an image that was there before, and was left behind, is not there any more. When it
+    /// returns, the file could be leased as an image: whoever finds that it cannot when the guest is on its way has lost it.
     ///
     /// # Errors
     ///
@@ -111,15 +114,25 @@ impl Claim {
             terms: &terms,
         };
         candidate.take_fence(Role::Writer)?;
-        let claim = Self {
+        let mut claim = Self {
             file: Arc::clone(file),
             path: path.to_owned(),
+            chain: None,
         };
         let Place::Chain(chain) = candidate.place()? else {
             return Ok(claim);
         };
-        // What cannot be read is told when the image is taken up.
-        let Ok(Some(last)) = chain.newest() else {
+        let failed = |source| candidate.failed(source);
+        let last = chain.newest().map_err(failed)?;
+        let over = Record::after(last.as_ref(), Phase::Released, owner)
+            .ok_or_else(|| failed(ChainError::Exhausted))?;
+        match chain.try_out(&over) {
+            // It will have a lock only, as any image there.
+            Err(ChainError::NoPlace { .. }) if last.is_none() && at.is_none() => return Ok(claim),
+            tried => tried.map_err(failed)?,
+        }
+        let chain = claim.chain.insert(chain);
+        let Some(last) = last else {
             return Ok(claim);
         };
         // Records beside the file are of what was there before, and the fence says that nobody has that. Those in a place of
@@ -134,11 +147,30 @@ impl Claim {
             });
         }
         if last.phase == Phase::Moved {
-            let over = Record::after(Some(&last), Phase::Released, owner).ok_or(ChainError::Exhausted);
-            let over = over.and_then(|over| chain.append(&over));
-            over.map_err(|source| candidate.failed(source))?;
+            chain.append(&over).map_err(failed)?;
         }
         Ok(claim)
+    }
+
+    /// Says whether nothing stands in the way of the records of the image that the file is about to be.
+    ///
+    /// # Errors
+    ///
+    /// What does.
+    pub(crate) fn check(&self) -> Result<(), LeaseError> {
+        let newest = self.chain.as_ref().map(Chain::newest).transpose();
+        newest.map(drop).map_err(|source| LeaseError::Chain {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Whether the records of both would be in one place: only one of the files can be an image then.
+    pub(crate) fn shares_records_with(&self, other: &Self) -> bool {
+        match (&self.chain, &other.chain) {
+            (Some(ours), Some(theirs)) => ours.is_same(theirs),
+            _ => false,
+        }
     }
 }
 

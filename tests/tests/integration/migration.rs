@@ -202,6 +202,21 @@ pub(crate) const CASES: &[Case] = &[
         run: strangers::are_refused,
     },
     Case {
+        name: "a_target_that_would_fetch_memory_later_is_not_asked_to",
+        need: Need::Kvm,
+        run: strangers::need_not_have_memory_later,
+    },
+    Case {
+        name: "a_target_that_is_never_done_holds_no_guest_up",
+        need: Need::Kvm,
+        run: strangers::hold_no_guest_up,
+    },
+    Case {
+        name: "images_that_are_read_are_looked_at_before_a_guest_is_let_go_that_nobody_could_give_back",
+        need: Need::Kvm,
+        run: strangers::images_that_are_read_are_looked_at,
+    },
+    Case {
         name: "another_image_than_the_one_that_is_offered_is_refused",
         need: Need::Kvm,
         run: strangers::disks_are_refused,

@@ -1,6 +1,7 @@
 //! Moving a machine to another process while its guest runs.
 
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,32 @@ pub enum MigrationMode {
     Auto,
     /// While the guest runs as fast as it can.
     Precopy,
+}
+
+/// Longest time that is counted, in seconds: a century, which nobody waits for, and after which a clock can still count.
+const SECONDS_MAX: u64 = 100 * 365 * 24 * 3600;
+
+impl MigrationSend {
+    /// After how long it is given up. All times that are asked for can be counted from now on.
+    pub fn timeout(&self) -> Duration {
+        seconds(self.timeout_s)
+    }
+
+    /// How long the receiver may not be reached once the guest runs there.
+    pub fn postcopy_wait(&self) -> Duration {
+        seconds(self.postcopy_wait_s)
+    }
+}
+
+impl MigrationReceive {
+    /// How long the sender may not be reached once the guest runs here.
+    pub fn postcopy_wait(&self) -> Duration {
+        seconds(self.postcopy_wait_s)
+    }
+}
+
+fn seconds(asked: u64) -> Duration {
+    Duration::from_secs(asked.min(SECONDS_MAX))
 }
 
 fn downtime_ms() -> u64 {

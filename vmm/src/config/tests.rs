@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 fn drive(json: &str) -> DriveConfig {
@@ -468,4 +470,26 @@ fn a_lease_is_taken_over_for_the_image_that_a_drive_begins_with() {
     let patch = serde_json::from_str(r#"{"drive_id": "a", "path_on_host": "iscsi://host/iqn.a/2"}"#).unwrap();
     config.patch_drive(&patch).unwrap();
     assert_eq!(keys(&config), [None, Some(8)]);
+}
+
+#[test]
+fn times_of_a_migration_that_no_clock_counts_are_as_long_as_one_does() {
+    let tls = r#""tls": {"certificate": "c", "key": "k", "ca": "a"}"#;
+    let send = |times: &str| -> MigrationSend {
+        serde_json::from_str(&format!(r#"{{"to": "b:1", {tls}, {times}}}"#)).unwrap()
+    };
+    let receive = format!(r#"{{"listen": "b:1", {tls}, "postcopy_wait_s": {}}}"#, u64::MAX);
+    let receive: MigrationReceive = serde_json::from_str(&receive).unwrap();
+    let longest = send(&format!(r#""timeout_s": {0}, "postcopy_wait_s": {0}"#, u64::MAX));
+    for time in [
+        longest.timeout(),
+        longest.postcopy_wait(),
+        receive.postcopy_wait(),
+    ] {
+        assert!(Instant::now().checked_add(time * 2).is_some(), "{time:?}");
+        assert!(time > Duration::from_hours(24 * 365), "{time:?}");
+    }
+    let short = send(r#""timeout_s": 7, "postcopy_wait_s": 8"#);
+    let times = [short.timeout(), short.postcopy_wait()];
+    assert_eq!(times, [7, 8].map(Duration::from_secs));
 }

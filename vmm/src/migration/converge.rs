@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::send::SILENCE_MAX;
 use crate::config::{MigrationMode, OnTimeout};
 use crate::kvm::share::{FULL, LEAST};
 use crate::snapshot::memory::PAGE_BYTES;
@@ -81,8 +82,9 @@ pub struct Judge {
 
 /// Most rounds before the last.
 const ROUNDS_MAX: u32 = 30;
-/// How many times what the memory takes all of it may take where post-copy is allowed.
-const TIMES_MAX: u32 = 2;
+/// How much of what the memory takes all of it may take where post-copy is allowed, by what is known before: twice as much, less
+/// what is not known, the hand-over and pages that are asked for out of turn.
+const PERCENT_MAX: u32 = 180;
 /// A round of fewer bytes says nothing of how fast the connection is.
 const TELLING_BYTES: u64 = 1 << 20;
 
@@ -116,6 +118,19 @@ impl Judge {
         Duration::from_secs_f64(seconds) + self.terms.standstill
     }
 
+    /// How long the guest may really stand still before it runs on here, if that is limited: the rest may take longer than it was
+    /// predicted to, and whoever is silent is waited for.
+    pub fn standstill_max(&self) -> Option<Duration> {
+        match self.terms.on_timeout {
+            OnTimeout::Abort => Some(self.downtime_max().saturating_mul(2).saturating_add(SILENCE_MAX)),
+            OnTimeout::Stop => None,
+        }
+    }
+
+    fn downtime_max(&self) -> Duration {
+        self.terms.downtime.max(self.terms.standstill * 2)
+    }
+
     /// Judges what comes after `round`, at the time `now`.
     pub fn judge(&mut self, round: Round, now: Instant) -> Verdict {
         self.rounds += 1;
@@ -126,7 +141,7 @@ impl Judge {
         if self.rounds == 1 || round.sent_bytes >= TELLING_BYTES {
             self.bytes_per_s = round.sent_bytes as f64 / round.took.as_secs_f64().max(1e-6);
         }
-        let downtime_max = self.terms.downtime.max(self.terms.standstill * 2);
+        let downtime_max = self.downtime_max();
         if self.downtime(round.left_bytes()) <= downtime_max {
             return Verdict::Last;
         }
@@ -153,13 +168,13 @@ impl Judge {
     }
 
     /// Whether another round might be one too many: post-copy sends what is left at the time once, so that all is over after
-    /// [`TIMES_MAX`] times what the memory takes, as long as it begins while that is still so. A guest that is slowed down may
+    /// [`PERCENT_MAX`] of what the memory takes, as long as it begins while that is still so. A guest that is slowed down may
     /// write as much as before in the next round: it may have written all that it writes at all.
     fn is_too_long(&self, round: Round) -> bool {
         let left = self
             .downtime(round.left_bytes())
             .saturating_sub(self.terms.standstill);
-        self.terms.mode == MigrationMode::Auto && self.took + left * 2 > self.first_took * TIMES_MAX
+        self.terms.mode == MigrationMode::Auto && self.took + left * 2 > self.first_took * PERCENT_MAX / 100
     }
 
     /// The guest is to write half as fast as its memory is sent. How fast it really writes is not known where it has written all

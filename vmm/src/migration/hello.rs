@@ -4,6 +4,7 @@ use coracle_devices::virtio::blk::DriveConfig;
 use coracle_storage::copy::{OriginalError, Room};
 use coracle_storage::lease::{Incarnation, Offer, Owner, Succession};
 use coracle_storage::likeness::Likeness;
+use coracle_storage::open;
 use serde::{Deserialize, Serialize};
 
 use super::join::Token;
@@ -13,6 +14,7 @@ use crate::kvm::state::CpuidEntryState;
 use crate::machine::check_processors;
 use crate::machine::disks::Course;
 use crate::machine::handover;
+use crate::machine::state::MachineState;
 use crate::snapshot::contents::ConfigState;
 use crate::state::whole;
 
@@ -352,7 +354,7 @@ impl Hello {
             let offer = self.drives.iter().find(|offered| offered.id == drive.drive_id);
             let checked = match offer {
                 Some(offered) => drive.check_offer(owner, offered.offer()),
-                None => drive.check_image(owner),
+                None => drive.check_reach(owner),
             };
             let image = self.images.iter().find(|image| image.id == drive.drive_id);
             match (checked, image) {
@@ -374,6 +376,38 @@ impl Hello {
 }
 
 impl Hello {
+    /// Looks again at images of this host that nobody hands over, when nothing else is missing: they may have been moved or taken
+    /// since, or be others than those that the guest reads by `state`. Where no lease decides, whoever finds that out after it
+    /// was let go has lost the guest.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with one.
+    pub fn check_shared(&self, config: &Config, owner: &Owner, state: &MachineState) -> Result<(), String> {
+        let is_here = |drive: &&DriveConfig| {
+            let is_offered = self.drives.iter().any(|offer| offer.id == drive.drive_id);
+            let goes_along = self.copies.iter().any(|copy| copy.id == drive.drive_id);
+            let path = drive.path_on_host.as_deref();
+            !is_offered && !goes_along && path.is_some_and(|path| !open::is_remote(path))
+        };
+        for drive in config.drives().iter().filter(is_here) {
+            drive
+                .check_image(owner)
+                .map_err(|error| crate::api::chain(&error))?;
+            let path = drive.path_on_host.as_deref().unwrap_or_default();
+            let size_bytes = open::size_bytes(path).map_err(|error| crate::api::chain(&error))?;
+            let read_bytes = state.drive(&drive.drive_id).map(|saved| saved.size_bytes);
+            if let Some(read_bytes) = read_bytes.filter(|read_bytes| *read_bytes != size_bytes) {
+                return Err(format!(
+                    "drive `{}` reads an image of {read_bytes} bytes, and `{path}` has {size_bytes}: it is another one; name the \
+                     right one by `overrides` (`coraclectl receive --disk ID=PATH`)",
+                    drive.drive_id
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// What keeps the drives that go along from being made here, where `config` has them.
     fn copy_problems(&self, config: &Config, owner: &Owner) -> Vec<String> {
         let mut room = Room::default();

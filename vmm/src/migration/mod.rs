@@ -27,6 +27,7 @@ pub mod postcopy;
 pub mod progress;
 pub mod receive;
 pub mod send;
+mod standstill;
 pub mod stream;
 mod streams;
 pub mod tls;

@@ -1,9 +1,12 @@
 //! How far a migration is, for whoever asks while others work on it, and how it is given up.
 
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::kvm::share::FULL;
 use crate::snapshot::memory::PAGE_BYTES;
@@ -155,6 +158,19 @@ impl Progress {
             self.cut();
         }
         Ok(())
+    }
+
+    /// Whether the other side has ended one of the connections: whoever has nothing to send for a while would not notice.
+    pub(super) fn is_left(&self) -> bool {
+        let sockets = self.sockets.lock().expect("no holder panics");
+        let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds: Vec<_> = sockets
+            .iter()
+            .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::RDHUP))
+            .collect();
+        // What cannot be asked now is asked again soon.
+        let _ = poll(&mut fds, Some(&Timespec::default()));
+        fds.iter().any(|fd| fd.revents().intersects(ended))
     }
 
     /// From here on nothing cuts it.

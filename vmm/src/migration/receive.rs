@@ -178,6 +178,9 @@ impl Job {
         let machine = MachineState::read(&mut state, counts)?;
         state.finish()?;
         shell.check_compatible(&supported, &machine)?;
+        hello
+            .check_shared(&config, &self.owner, &machine)
+            .map_err(ReceiveError::Refused)?;
         // Nobody joins any more, and hears so until the source lets go, or the door is for whoever brings what is absent.
         let (joining, fetcher) = match taken.absent {
             Some(absent) => {

@@ -22,6 +22,7 @@ use super::pages::{Ordered, Sent};
 use super::postcopy::absent;
 use super::postcopy::source::{Keeper, Line, Remainder};
 use super::progress::Progress;
+use super::standstill::{Overdue, Standstill};
 use super::stream::Stream;
 use super::streams::{Pace, Share, Streams};
 use super::tls::{TlsError, TlsFiles};
@@ -149,6 +150,9 @@ pub enum SendError {
     /// An image of the guest's cannot be looked at any more.
     #[error(transparent)]
     Image(#[from] DriveError),
+    /// It was predicted to stand still for less.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
     /// Somebody wanted it no more.
     #[error("the migration was cancelled")]
     Cancelled,
@@ -162,6 +166,17 @@ enum Next {
     Last,
     /// It does not.
     PostCopy,
+}
+
+/// What is sent of a guest that stands still.
+struct Rest {
+    /// Pages that the target does not have.
+    set: PageSet,
+    /// Those that it needs for the state.
+    needed: PageSet,
+    state: Vec<u8>,
+    /// What whoever fetches the others is known by, if they are fetched.
+    fetched_by: Option<Token>,
 }
 
 /// Most rounds of disks before memory is sent.
@@ -194,7 +209,8 @@ impl Job {
         let mut set = self.pages(Want::Rounds)?;
         streams.send_zeros(&set, &self.progress)?;
         let mut judge = Judge::new(Terms {
-            postcopy: answer.postcopy,
+            // It takes both: a target that would do so is not whoever decides it.
+            postcopy: self.terms.postcopy && answer.postcopy,
             deadline: self.terms.deadline + copying,
             ..self.terms
         });
@@ -230,18 +246,48 @@ impl Job {
         };
         set.insert_all(&last);
         disks.look_last();
-        if next == Next::Last {
-            self.send_round(&mut streams, &ordered, &set, &mut disks)?;
-            return self.hand_over(&mut streams, &state, None);
+        let standstill =
+            Standstill::begin(&self.progress, judge.standstill_max()).map_err(SendError::Host)?;
+        let rest = Rest {
+            set,
+            needed,
+            state,
+            fetched_by: (next == Next::PostCopy).then_some(answer.token),
+        };
+        let sent = self.send_rest(&mut streams, &ordered, &mut disks, rest, &standstill);
+        match (sent, standstill.overdue()) {
+            (Err(SendError::Wire(_)), Some(overdue)) => Err(overdue.into()),
+            (sent, _) => sent,
         }
-        self.send_round(&mut streams, &ordered, &needed, &mut disks)?;
+    }
+
+    /// Sends what is left of a guest that stands still, and hands it over.
+    fn send_rest(
+        &self,
+        streams: &mut Streams,
+        ordered: &Ordered,
+        disks: &mut Sending<'_>,
+        rest: Rest,
+        standstill: &Standstill,
+    ) -> Result<(), SendError> {
+        let Rest {
+            mut set,
+            needed,
+            state,
+            fetched_by,
+        } = rest;
+        let Some(token) = fetched_by else {
+            self.send_round(streams, ordered, &set, disks)?;
+            return self.hand_over(streams, &state, standstill, None);
+        };
+        self.send_round(streams, ordered, &needed, disks)?;
         needed.runs().for_each(|run| set.remove(run.start, run.end));
         log::info!(
             "migration: the guest goes on without {} MiB of its memory, which are fetched from here",
             (set.count() * PAGE_BYTES as u64) >> 20
         );
         absent::send(streams.first(), &set)?;
-        self.hand_over(&mut streams, &state, Some((answer.token, set.count())))
+        self.hand_over(streams, &state, standstill, Some((token, set.count())))
     }
 
     /// Has the target take the machine, by as many streams as were asked for.
@@ -274,6 +320,7 @@ impl Job {
         &self,
         streams: &mut Streams,
         state: &[u8],
+        standstill: &Standstill,
         kept: Option<(Token, u64)>,
     ) -> Result<(), SendError> {
         let wire = streams.first();
@@ -283,6 +330,7 @@ impl Job {
         if self.progress.is_cancelled() {
             return Err(SendError::Cancelled);
         }
+        standstill.end()?;
         self.ask(Want::Yield)?;
         wire.send(Kind::Go, &[])?;
         wire.flush()?;
@@ -294,6 +342,10 @@ impl Job {
             .socket()
             .set_read_timeout(Some(START_MAX))
             .map_err(WireError::Io)?;
+        // The leases are to be asked then, also if it says its word a byte at a time. Without a thread that is done later.
+        let last = Arc::<Progress>::default();
+        let watch = last.goes_by(wire.stream_ref().socket());
+        let _watch = watch.and_then(|()| Standstill::begin(&last, Some(START_MAX)));
         expect(wire, Kind::Running)?;
         log::info!(
             "migration: sent {} bytes in {} us of processor time",

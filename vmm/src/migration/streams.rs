@@ -215,6 +215,10 @@ impl<'a> Pace<'a> {
             if left.is_zero() {
                 return Ok(());
             }
+            // A limit may be so low that nothing is sent for days.
+            if self.progress.is_left() {
+                return Err(WireError::Io(io::ErrorKind::ConnectionReset.into()));
+            }
             thread::sleep(left.min(PACE_PIECE));
         }
     }
@@ -224,4 +228,36 @@ impl<'a> Pace<'a> {
 fn time_of(bytes: u64, limit: Option<NonZeroU64>) -> Duration {
     let us = limit.map_or(0, |limit| u128::from(bytes) * 1_000_000 / u128::from(limit.get()));
     Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_source_that_may_send_hardly_anything_notices_that_its_target_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (target, _) = listener.accept().unwrap();
+        let progress = Progress::default();
+        progress.goes_by(&socket).unwrap();
+        let pace = Pace::new(NonZeroU64::new(1), &progress);
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            let kept = scope.spawn(|| {
+                pace.keep(Sent {
+                    pages: 64,
+                    bytes: 1 << 18,
+                })
+            });
+            thread::sleep(Duration::from_millis(50));
+            assert!(!kept.is_finished());
+            drop(target);
+            assert!(kept.join().unwrap().is_err());
+        });
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
 }

@@ -119,6 +119,7 @@ impl Monitor {
         let progress = Arc::<Progress>::default();
         let notice = self.wakeup.notice();
         let keeper = Arc::default();
+        let (timeout, postcopy_wait) = (asked.timeout(), asked.postcopy_wait());
         let job = send::Job {
             to: asked.to.clone(),
             name: asked.to_name,
@@ -129,12 +130,12 @@ impl Monitor {
                 downtime: Duration::from_millis(asked.downtime_ms),
                 standstill: standstill(hello.drives.len() + hello.copies.len()),
                 mode: asked.mode,
-                deadline: Instant::now() + Duration::from_secs(asked.timeout_s),
+                deadline: Instant::now() + timeout,
                 on_timeout: asked.on_timeout,
                 postcopy: asked.allow_postcopy,
             },
             keeper: Arc::clone(&keeper),
-            postcopy_wait: Duration::from_secs(asked.postcopy_wait_s),
+            postcopy_wait,
             bandwidth_limit: asked.bandwidth_limit,
             compression: asked.compression,
             images,

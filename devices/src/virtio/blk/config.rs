@@ -432,6 +432,20 @@ impl DriveConfig {
         }
     }
 
+    /// The same, where whoever asks can wait for a network: an image there that `owner` would share is opened, and closed again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check_image`].
+    pub fn check_reach(&self, owner: &Owner) -> Result<(), DriveError> {
+        self.check_image(owner)?;
+        let is_shared = self.access() == Access::ReadOnly || self.lock()? == Lock::None;
+        if is_shared && self.overlay.is_none() && open::is_remote(self.image_path()?) {
+            self.open_image(owner)?;
+        }
+        Ok(())
+    }
+
     /// Where the file is that the guest writes, if it writes one of its own: what goes along where the drive is copied.
     pub fn own_file(&self) -> Option<&str> {
         match &self.overlay {

@@ -38,7 +38,8 @@ pub(super) fn fast_writers_are_slowed_down_or_stopped(context: &Context) -> Outc
     let (refused, _) = asked(context, &hosts, &first, &full_speed)?;
     ensure!(refused.is_none(), "it is sent at its full speed");
 
-    let slowed = json!({ "bandwidth_limit": FAST_BYTES_PER_S });
+    // In more time than any clock counts.
+    let slowed = json!({ "bandwidth_limit": FAST_BYTES_PER_S, "timeout_s": u64::MAX, "downtime_ms": 50 });
     let (second, _) = asked(context, &hosts, &first, &slowed)?;
     let second = second.ok_or("it was slowed down, and not sent")?;
     first.wait(SOON)?.expect(0)?;

@@ -1,18 +1,27 @@
 //! Whom a side does not trust, and what is not what it was said to be.
 
 use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use coracle_tests::Outcome;
 use coracle_tests::case::{Context, text};
 use coracle_tests::certificates::Authority;
 use coracle_tests::guest::{Machine, blank_image};
 use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::{Outcome, ensure};
+use coracle_vmm::migration::hello::Answer;
+use coracle_vmm::migration::join::Token;
+use coracle_vmm::migration::stream::Stream;
+use coracle_vmm::migration::tls::Identity;
+use coracle_vmm::migration::wire::{Kind, Wire};
 use serde_json::{Value, json};
 
 use super::place::Place;
-use super::{Hosts, SOON, merge};
+use super::{Hosts, PERIOD, SOON, merge};
 
 /// A guest that nobody gets.
 struct Staying<'a> {
@@ -97,6 +106,155 @@ pub(super) fn are_refused(context: &Context) -> Outcome {
     guest.runs_on()
 }
 
+/// A target that would fetch memory later is not asked to by a source that was not: what was to stand still for a moment does
+/// not, and nothing of the guest is left here.
+pub(super) fn need_not_have_memory_later(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let mut source = Launch::new(&context.environment)?.start()?;
+    let config = Machine::unikernel(&context.environment, "do=hello do=dirty:mib=8,ms=60000,seed=3")
+        .memory_mib(32)
+        .config();
+    source.configure(&config)?;
+    source.start_instance()?;
+    source.console.wait_for("dirty: ready", SOON)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut body = hosts.send(&listener.local_addr()?.to_string());
+    merge(
+        &mut body,
+        &json!({ "mode": "Precopy", "timeout_s": 1, "downtime_ms": 13, "bandwidth_limit": 4_000_000 }),
+    );
+    let identity = Identity::read(&hosts.files()?)?;
+    let mut caller = source.connect()?;
+    let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body.to_string())));
+    let answer = Answer {
+        token: Token::random()?,
+        postcopy: true,
+    };
+    let answer = postcard::to_stdvec(&answer)?;
+    let (socket, _) = listener.accept()?;
+    let mut wire = Wire::new(Stream::from(identity.accept(socket, None)?));
+    let mut last = None;
+    while let Ok((kind, _)) = wire.receive() {
+        last = Some(kind);
+        match kind {
+            Kind::Hello => wire.send(Kind::Ready, &[&answer])?,
+            Kind::Mark => wire.send(Kind::Reached, &[])?,
+            Kind::Pages | Kind::Zeros => continue,
+            _ => break,
+        }
+        wire.flush()?;
+    }
+    drop(wire);
+    let answer = sending.join().map_err(|_| "a thread has panicked")??;
+    ensure!(
+        answer.fault().contains("faster than it is sent") && last == Some(Kind::Mark),
+        "{}, after {last:?}",
+        answer.body
+    );
+    ensure!(source.is_running()?, "it does not run on");
+    Ok(())
+}
+
+/// A target that says a byte at a time that it has everything is never silent for long, and yet the guest does not stand still
+/// for as long as that takes.
+pub(super) fn hold_no_guest_up(context: &Context) -> Outcome {
+    /// Longer than a guest may stand still all in all, and each byte sooner than the target would be taken for gone.
+    const BYTE_PERIOD: Duration = Duration::from_secs(3);
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let guest = Staying::start(context, hosts, &directory.path().join("test-disk"))?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let body = guest.hosts.send(&listener.local_addr()?.to_string()).to_string();
+    let identity = Identity::read(&guest.hosts.files()?)?;
+    let mut caller = guest.monitor.connect()?;
+    let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body)));
+    let answer = Answer {
+        token: Token::random()?,
+        postcopy: false,
+    };
+    let answer = postcard::to_stdvec(&answer)?;
+    let (socket, _) = listener.accept()?;
+    let mut wire = Wire::new(Stream::from(identity.accept(socket, None)?));
+    loop {
+        match wire.receive()?.0 {
+            Kind::Hello => wire.send(Kind::Ready, &[&answer])?,
+            Kind::Mark => wire.send(Kind::Reached, &[])?,
+            Kind::State => break,
+            _ => continue,
+        }
+        wire.flush()?;
+    }
+    for byte in [Kind::Loaded.code(), 0, 0, 0, 0, 0, 0, 0] {
+        thread::sleep(BYTE_PERIOD);
+        let said = wire
+            .stream()
+            .write_all(&[byte])
+            .and_then(|()| wire.stream().flush());
+        if said.is_err() || sending.is_finished() {
+            break;
+        }
+    }
+    drop(wire);
+    let answer = sending.join().map_err(|_| "a thread has panicked")??;
+    ensure!(
+        answer.fault().contains("has stood still for 10 s"),
+        "{}",
+        answer.body
+    );
+    guest.runs_on()
+}
+
+/// A machine that writes no disk has nobody who could give the guest back: images that it reads, and the target does not reach,
+/// or finds to be others, are told before it is let go.
+pub(super) fn images_that_are_read_are_looked_at(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let hosts = Hosts::new(directory.path())?;
+    let at = |name: &str| directory.path().join(name);
+    blank_image(&at("read"), 2)?;
+    let config = Machine::unikernel(&context.environment, "do=hello do=tick:ms=10,count=1000000")
+        .memory_mib(32)
+        .drive(json!({ "drive_id": "r", "path_on_host": at("read"), "is_root_device": false, "is_read_only": true }))
+        .config();
+    let mut source = Launch::new(&context.environment)?.start()?;
+    source.configure(&config)?;
+    source.start_instance()?;
+    source.console.wait_for("hello", SOON)?;
+    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    for (path, why) in [
+        (json!(format!("nfs://{nobody}/a/b")), "does not answer"),
+        (
+            json!(format!("iscsi://{nobody}/iqn.2026-01.test/0")),
+            "does not answer",
+        ),
+    ] {
+        let receive = json!({ "overrides": { "drives": [{ "drive_id": "r", "path_on_host": path }] } });
+        let launch = Launch::new(&context.environment)?;
+        hosts.refuse(&source, launch, [&receive, &json!({})], why)?;
+    }
+    // It is taken away while memory is on its way.
+    let (_receiver, call, to) = hosts.receiver(context)?;
+    let mut body = hosts.send(&to);
+    merge(&mut body, &json!({ "bandwidth_limit": 200_000 }));
+    let mut caller = source.connect()?;
+    let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body.to_string())));
+    let until = Instant::now() + SOON;
+    while source.must("GET", "/migration", None)?.json()?.get("rounds") != Some(&json!(1)) {
+        ensure!(Instant::now() < until, "it is not begun");
+        thread::sleep(PERIOD);
+    }
+    std::fs::rename(at("read"), at("elsewhere"))?;
+    let answer = sending.join().map_err(|_| "a thread has panicked")??;
+    ensure!(
+        answer.fault().contains("there is no image") && answer.fault().contains("runs on here"),
+        "{}",
+        answer.body
+    );
+    ensure!(call.join().is_ok_and(|call| call.is_err()), "it has received");
+    ensure!(source.is_running()?, "it does not run on");
+    Ok(())
+}
+
 /// Drives that the machine does not have, or not so, and another image than the one that is offered.
 pub(super) fn disks_are_refused(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
@@ -167,6 +325,7 @@ fn one_image(context: &Context, kind: &str) -> Outcome {
         // An image without a name is not compared with what has the name now.
         fs::rename(path, at("away"))?;
         fs::rename(at("changed"), path)?;
+        guest.is_refused(&received("longer"), &none, "reads an image of 2097152 bytes, and")?;
     } else {
         // Both reach it where it is.
         receive = none;

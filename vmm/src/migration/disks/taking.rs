@@ -43,6 +43,11 @@ pub enum CopyError {
     NoDisk(u32),
     #[error("more is sent of a disk than a migration needs")]
     TooMuch,
+    #[error(
+        "the leases of drives `{one}` and `{other}`, which both go along, would be recorded in one place: give one of them \
+         another `lease_at` where it arrives (`overrides`)"
+    )]
+    SharedRecords { one: String, other: String },
     #[error("the copies of disks were given up")]
     GivenUp,
     #[error(transparent)]
@@ -83,7 +88,15 @@ impl Copies {
                 offer.id
             );
             let blocks = offer.size_bytes.div_ceil(BLOCK_BYTES);
-            self.lock()?.disks.push(Disk {
+            let mut taken = self.lock()?;
+            let shares = |disk: &&Disk| disk.duplicate.shares_records_with(&duplicate);
+            if let Some(other) = taken.disks.iter().find(shares) {
+                return Err(CopyError::SharedRecords {
+                    one: other.drive.drive_id.clone(),
+                    other: offer.id.clone(),
+                });
+            }
+            taken.disks.push(Disk {
                 duplicate,
                 drive: drive.clone(),
                 owner: owner.clone(),

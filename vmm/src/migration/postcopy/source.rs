@@ -377,6 +377,11 @@ impl Keeping {
             let _ = other.shutdown(Shutdown::Both);
             let pushed = pushing.join().expect("a thread that panics ends the process");
             match answered {
+                Ok(Served::Whole) => {
+                    // Only now: what has arrived may not have been counted yet by whoever has pushed it.
+                    self.shared.left_pages.store(0, Ordering::Relaxed);
+                    Ok(Served::Whole)
+                }
                 Ok(served) => Ok(served),
                 // The first that failed says why.
                 Err(error) => Err(pushed.err().map_or(error, FrameError::from)),
@@ -409,7 +414,6 @@ impl Keeping {
                     }
                 }
                 Asked::Whole => {
-                    self.shared.left_pages.store(0, Ordering::Relaxed);
                     // Whether it hears that changes nothing here.
                     let told = wire.send(Kind::Whole, &[]).and_then(|()| wire.flush());
                     if let Err(error) = told {

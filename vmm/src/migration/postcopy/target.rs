@@ -417,6 +417,8 @@ impl Fetching {
         if self.filling.left() == 0 && !self.is_whole {
             self.filling.release().map_err(FetchError::Host)?;
             self.is_whole = true;
+            // Before the source hears it, whom somebody may ask at once.
+            self.status.left_pages.store(0, Ordering::Relaxed);
             log::info!("migration: all of the guest's memory is here");
             self.tell_whole()?;
         }

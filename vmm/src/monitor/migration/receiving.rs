@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::fault;
 use crate::api::Fault;
@@ -50,6 +49,7 @@ impl Monitor {
             ))
         })?;
         let listen = listener.local_addr().map_err(|error| fault(&error))?.to_string();
+        let postcopy_wait = asked.postcopy_wait();
         let progress = Arc::<Progress>::default();
         let copies = Arc::<Copies>::default();
         let job = receive::Job {
@@ -63,7 +63,7 @@ impl Monitor {
             process: self.config.clone(),
             owner: self.owner.clone(),
             progress: Arc::clone(&progress),
-            postcopy_wait: Duration::from_secs(asked.postcopy_wait_s),
+            postcopy_wait,
             ending: Ending::new().map_err(|error| fault(&error))?,
             copies: Arc::clone(&copies),
         };

@@ -9,7 +9,7 @@ use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
 
-use super::super::{Hosts, SOON};
+use super::super::{Hosts, SOON, merge};
 use super::{SLOW_BYTES_PER_S, along, drive, merged, patterned, running};
 
 /// A guest that nobody gets, with a disk `d`, a disk `l` whose records are elsewhere, and a disk `o` that is an overlay.
@@ -58,6 +58,45 @@ impl<'a> Staying<'a> {
     }
 }
 
+impl Staying<'_> {
+    /// Nothing but copies is written, so no lease decides: whatever keeps one of them from being leased at the target has to be
+    /// found before the guest is let go.
+    fn would_be_lost(&self, at: &dyn Fn(&str) -> PathBuf) -> Outcome {
+        let copied = json!({ "copy_disks": ["d", "l", "o"] });
+        let received = |d: Value, l: Value| {
+            let mut drives = [
+                json!({ "drive_id": "d", "path_on_host": at("to") }),
+                json!({ "drive_id": "l", "path_on_host": at("to-l"), "lease_at": at("to-l") }),
+                json!({ "drive_id": "o", "overlay_path": at("to-o") }),
+            ];
+            merge(&mut drives[0], &d);
+            merge(&mut drives[1], &l);
+            json!({ "overrides": { "drives": drives } })
+        };
+        let one_place = "drives `d` and `l`, which both go along, would be recorded in one place";
+        let same = json!({ "lease_at": at("one") });
+        self.is_refused(&received(same.clone(), same), &copied, one_place)?;
+        let beside_d = json!({ "lease_at": at("to") });
+        self.is_refused(&received(json!({}), beside_d), &copied, one_place)?;
+        let no_files = json!({ "lease_at": "/proc/to" });
+        self.is_refused(
+            &received(json!({}), no_files),
+            &copied,
+            "cannot make a lease record in /proc",
+        )?;
+        std::fs::write(at("to.lease.7"), "no record")?;
+        self.is_refused(
+            &received(json!({}), json!({})),
+            &copied,
+            "the newest lease record",
+        )?;
+        std::fs::remove_file(at("to.lease.7"))?;
+        // It comes to stand there while the disk goes along.
+        let record = json!({ "path_on_host": at("to.lease.1") });
+        self.is_refused(&received(json!({}), record), &copied, "the newest lease record")
+    }
+}
+
 /// A monitor that has a file system of so many MiB at `small`.
 fn with_small(context: &Context, small: &Path, mib: u32) -> Outcome<Launch> {
     let mount = format!(
@@ -91,6 +130,7 @@ pub(in super::super) fn are_told(context: &Context) -> Outcome {
     let records = "records of its own";
     guest.is_refused(&along("l", &at("to")).0, &copied(&["l"]), records)?;
     guest.is_refused(&over_nothing, &copied(&["o", "d"]), "there is no image")?;
+    guest.would_be_lost(&at)?;
     guest.is_refused(
         &nowhere,
         &copied(&["x"]),

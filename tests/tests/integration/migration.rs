@@ -11,6 +11,7 @@ mod linux;
 mod middle;
 mod pace;
 mod place;
+mod played;
 mod postcopy;
 mod strangers;
 mod streams;

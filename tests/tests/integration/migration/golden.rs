@@ -4,7 +4,7 @@
 //! of today's version.
 
 use std::io::{BufRead, Cursor, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -13,14 +13,14 @@ use coracle_tests::case::Context;
 use coracle_tests::guest::{Machine, unikernel_words};
 use coracle_tests::monitor::Launch;
 use coracle_tests::{Outcome, ensure};
-use coracle_vmm::migration::hello::{Answer, Hello};
-use coracle_vmm::migration::join::Token;
+use coracle_vmm::migration::hello::Hello;
 use coracle_vmm::migration::stream::Stream;
 use coracle_vmm::migration::tls::Identity;
 use coracle_vmm::migration::wire::{Kind, PROTOCOL_VERSION, Wire};
 use coracle_vmm::state::whole;
 use serde_json::json;
 
+use super::played::PlayedTarget;
 use super::{Hosts, SOON};
 
 /// Small enough to be kept.
@@ -99,30 +99,20 @@ fn record(context: &Context, path: &Path) -> Outcome {
     monitor.configure(&machine.config())?;
     monitor.start_instance()?;
     monitor.console.wait_for("registers: ready", SOON)?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let body = json!({ "to": listener.local_addr()?.to_string(), "tls": hosts.tls, "copy_disks": ["d"] });
-    let identity = Identity::read(&hosts.files()?)?;
+    let target = PlayedTarget::new(&hosts, false)?;
+    let body = json!({ "to": target.address()?, "tls": hosts.tls, "copy_disks": ["d"] });
     let kept = thread::scope(|scope| {
         let sending = scope.spawn(|| monitor.request("PUT", "/migration/send", Some(&body)));
-        let answer = Answer {
-            token: Token::random()?,
-            postcopy: false,
-        };
-        let answer = postcard::to_stdvec(&answer)?;
         let kept = (|| -> Outcome<Vec<u8>> {
-            let (socket, _) = listener.accept()?;
-            let mut source = Wire::new(Stream::from(identity.accept(socket, None)?));
+            let mut source = target.accept()?;
             let mut kept = Wire::new(Cursor::new(Vec::new()));
             loop {
                 let (kind, body) = source.receive()?;
                 kept.send(kind, &[body])?;
                 match kind {
-                    Kind::Hello => source.send(Kind::Ready, &[&answer])?,
-                    Kind::Mark => source.send(Kind::Reached, &[])?,
                     Kind::State => return Ok(kept.stream().get_ref().clone()),
-                    _ => continue,
+                    kind => target.answer(&mut source, kind)?,
                 }
-                source.flush()?;
             }
         })();
         // It hears that its target is gone, and its guest runs on.

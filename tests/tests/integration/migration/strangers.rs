@@ -13,14 +13,11 @@ use coracle_tests::certificates::Authority;
 use coracle_tests::guest::{Machine, blank_image};
 use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
-use coracle_vmm::migration::hello::Answer;
-use coracle_vmm::migration::join::Token;
-use coracle_vmm::migration::stream::Stream;
-use coracle_vmm::migration::tls::Identity;
-use coracle_vmm::migration::wire::{Kind, Wire};
+use coracle_vmm::migration::wire::Kind;
 use serde_json::{Value, json};
 
 use super::place::Place;
+use super::played::PlayedTarget;
 use super::{Hosts, PERIOD, SOON, merge};
 
 /// A guest that nobody gets.
@@ -118,32 +115,22 @@ pub(super) fn need_not_have_memory_later(context: &Context) -> Outcome {
     source.configure(&config)?;
     source.start_instance()?;
     source.console.wait_for("dirty: ready", SOON)?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let mut body = hosts.send(&listener.local_addr()?.to_string());
+    let target = PlayedTarget::new(&hosts, true)?;
+    let mut body = hosts.send(&target.address()?);
     merge(
         &mut body,
         &json!({ "mode": "Precopy", "timeout_s": 1, "downtime_ms": 13, "bandwidth_limit": 4_000_000 }),
     );
-    let identity = Identity::read(&hosts.files()?)?;
     let mut caller = source.connect()?;
     let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body.to_string())));
-    let answer = Answer {
-        token: Token::random()?,
-        postcopy: true,
-    };
-    let answer = postcard::to_stdvec(&answer)?;
-    let (socket, _) = listener.accept()?;
-    let mut wire = Wire::new(Stream::from(identity.accept(socket, None)?));
+    let mut wire = target.accept()?;
     let mut last = None;
     while let Ok((kind, _)) = wire.receive() {
         last = Some(kind);
-        match kind {
-            Kind::Hello => wire.send(Kind::Ready, &[&answer])?,
-            Kind::Mark => wire.send(Kind::Reached, &[])?,
-            Kind::Pages | Kind::Zeros => continue,
-            _ => break,
+        if !matches!(kind, Kind::Hello | Kind::Mark | Kind::Pages | Kind::Zeros) {
+            break;
         }
-        wire.flush()?;
+        target.answer(&mut wire, kind)?;
     }
     drop(wire);
     let answer = sending.join().map_err(|_| "a thread has panicked")??;
@@ -164,26 +151,16 @@ pub(super) fn hold_no_guest_up(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
     let hosts = Hosts::new(directory.path())?;
     let guest = Staying::start(context, hosts, &directory.path().join("test-disk"))?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let body = guest.hosts.send(&listener.local_addr()?.to_string()).to_string();
-    let identity = Identity::read(&guest.hosts.files()?)?;
+    let target = PlayedTarget::new(&guest.hosts, false)?;
+    let body = guest.hosts.send(&target.address()?).to_string();
     let mut caller = guest.monitor.connect()?;
     let sending = thread::spawn(move || caller.request("PUT", "/migration/send", Some(&body)));
-    let answer = Answer {
-        token: Token::random()?,
-        postcopy: false,
-    };
-    let answer = postcard::to_stdvec(&answer)?;
-    let (socket, _) = listener.accept()?;
-    let mut wire = Wire::new(Stream::from(identity.accept(socket, None)?));
+    let mut wire = target.accept()?;
     loop {
         match wire.receive()?.0 {
-            Kind::Hello => wire.send(Kind::Ready, &[&answer])?,
-            Kind::Mark => wire.send(Kind::Reached, &[])?,
             Kind::State => break,
-            _ => continue,
+            kind => target.answer(&mut wire, kind)?,
         }
-        wire.flush()?;
     }
     for byte in [Kind::Loaded.code(), 0, 0, 0, 0, 0, 0, 0] {
         thread::sleep(BYTE_PERIOD);

@@ -36,6 +36,7 @@ impl PreparedReactor {
     /// What the thread is for that it is to be bound to.
     pub fn thread_kind(&self) -> Kind {
         match self {
+            Self::Ring(ring) if ring.reach() == Reach::SocketsAndRecords => Kind::RecordingIo,
             Self::Ring(_) => Kind::Io,
             Self::Plain { .. } => Kind::PlainIo,
         }

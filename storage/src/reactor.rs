@@ -338,7 +338,7 @@ pub trait Reactor: Submit {
 
     /// What its operations may be on.
     fn reach(&self) -> Reach {
-        Reach::FilesAndSockets
+        Reach::SocketsAndRecords
     }
 
     /// Reports every write to `eventfd` as [`Wake::Signalled`] with `token`, until [`Self::unwatch`];
@@ -390,12 +390,14 @@ pub const NO_FILE: RawFd = -1;
 pub const WATCHES_MAX: usize = 48;
 
 /// What the operations of a reactor may be on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
     /// Registered files; an operation on a socket is refused where the host can do that.
     Files,
     /// Registered files, and sockets that are made in their places.
     FilesAndSockets,
+    /// The same; and its thread may open files by name: there are the records of a lease.
+    SocketsAndRecords,
 }
 
 /// Whether [`Reactor::wait`] may block.

@@ -43,6 +43,11 @@ pub struct PreparedRing {
 }
 
 impl PreparedRing {
+    /// What its operations may be on.
+    pub fn reach(&self) -> Reach {
+        self.reach
+    }
+
     /// Sets a ring up for `ops_max` operations in flight on what is in `reach`. This is also the probe of the host: the
     /// setup flags are younger than every operation on files, so a kernel that takes them has them all.
     ///
@@ -82,7 +87,7 @@ impl PreparedRing {
         self.ring.submitter().register_enable_rings()?;
         let messages_max = match self.reach {
             Reach::Files => 0,
-            Reach::FilesAndSockets => self.ops_max,
+            Reach::FilesAndSockets | Reach::SocketsAndRecords => self.ops_max,
         };
         let messages_max = messages_max.try_into().expect("this is a 64-bit monitor");
         Ok(Ring {
@@ -276,7 +281,7 @@ impl Ring {
                 self.inline.forget(place);
                 None
             }
-            SocketOp::Close if self.reach == Reach::FilesAndSockets => {
+            SocketOp::Close if self.reach > Reach::Files => {
                 self.inline.forget(place);
                 let place = place.try_into().expect("there are few places");
                 let emptied = self.ring.submitter().register_files_update(place, &[NO_FILE]);
@@ -397,14 +402,14 @@ impl Ring {
     fn drain(&mut self) -> io::Result<()> {
         let mut wakes = Vec::new();
         while self.ops_in_flight > 0 {
-            if self.reach == Reach::FilesAndSockets {
+            if self.reach > Reach::Files {
                 self.cancel_everything()?;
                 self.deadline = Some(clock::now() + CANCEL_PATIENCE);
             }
             self.wait(Patience::UntilEvent, &mut wakes)?;
             wakes.clear();
         }
-        if self.reach == Reach::FilesAndSockets {
+        if self.reach > Reach::Files {
             // A ring is torn down some time after it was closed; the peers learn of the end now.
             self.ring
                 .submitter()

@@ -16,6 +16,8 @@ pub enum Kind {
     Vcpu,
     /// It serves a disk by io_uring.
     Io,
+    /// The same for a disk on a network whose lease has its records in a directory.
+    RecordingIo,
     /// It serves a disk by system calls that wait.
     PlainIo,
     /// It gives the guest random bytes.

@@ -34,6 +34,9 @@ pub const EXIT_MEMORY_LOST: u8 = 164;
 /// The guest was handed over by a migration whose end is not known; see the leases of its images.
 pub const EXIT_HANDOVER_LOST: u8 = 165;
 
+/// A fault of the monitor itself: it has noticed that it does not understand its own state.
+pub const EXIT_PANIC: u8 = 166;
+
 /// Why a machine has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod metrics;
 pub mod migration;
 pub mod monitor;
+pub mod process;
 pub mod seccomp;
 pub mod signals;
 pub mod snapshot;

@@ -1,4 +1,5 @@
 //! `coracle`: one process, one virtual machine.
+#![no_main]
 #![expect(
     clippy::print_stderr,
     clippy::print_stdout,
@@ -6,29 +7,42 @@
 )]
 
 use std::error::Error;
-use std::process::ExitCode;
+use std::ffi::{c_char, c_int};
 
 use coracle_vmm::api::server::{Limits, Server, Socket};
 use coracle_vmm::api::{chain, mailbox};
 use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
-use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE};
+use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE, EXIT_OK};
 use coracle_vmm::keys::TrustedKeys;
 use coracle_vmm::kvm::vcpu::install_kick_handler;
 use coracle_vmm::kvm::vm;
 use coracle_vmm::logger;
-use coracle_vmm::memory::heap;
 use coracle_vmm::metrics::Registry;
 use coracle_vmm::monitor::Monitor;
+use coracle_vmm::process;
 use coracle_vmm::seccomp;
 use coracle_vmm::signals::StopSignals;
 
-fn main() -> ExitCode {
+/// Where the C library begins, instead of the standard library's own beginning: that has a handler for stacks that are full, for
+/// which each thread would need a second stack, and filters that allow it. A full stack ends the process by SIGSEGV as it is.
+#[expect(unsafe_code, reason = "the C library calls it by this name")]
+// SAFETY: no other function of this program has this name.
+#[unsafe(no_mangle)]
+extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
+    if let Err(error) = process::begin() {
+        eprintln!("coracle: the process cannot begin: {error}");
+        std::process::exit(i32::from(EXIT_FAILURE));
+    }
+    std::process::exit(i32::from(run_by_arguments()))
+}
+
+fn run_by_arguments() -> u8 {
     let arguments = match cli::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) if error.exit_status() == 0 => {
             print!("{error}");
-            return ExitCode::SUCCESS;
+            return EXIT_OK;
         }
         Err(error) => {
             let text = chain(&error);
@@ -37,14 +51,14 @@ fn main() -> ExitCode {
                 CliError::Syntax { .. } => eprint!("{text}"),
                 _ => eprintln!("coracle: {text}"),
             }
-            return ExitCode::from(error.exit_status());
+            return error.exit_status();
         }
     };
     match run(arguments) {
-        Ok(status) => ExitCode::from(status),
+        Ok(status) => status,
         Err(failure) => {
             eprintln!("coracle: {}", failure.text);
-            ExitCode::from(failure.status)
+            failure.status
         }
     }
 }
@@ -71,7 +85,6 @@ impl<E: Error> From<E> for Failure {
 }
 
 fn run(arguments: Arguments) -> Result<u8, Failure> {
-    heap::share_one();
     vm::make_room_for_descriptors();
     // Before any thread: those inherit what is blocked.
     let stop = StopSignals::take_over()?;

@@ -17,7 +17,6 @@
 mod chunk;
 mod eager;
 pub mod external;
-pub mod heap;
 pub mod pager;
 mod places;
 mod reading;

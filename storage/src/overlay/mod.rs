@@ -465,10 +465,7 @@ impl Backend for Overlay {
     }
 
     fn reach(&self) -> Reach {
-        match (self.base.reach(), self.store.reach()) {
-            (Reach::Files, Reach::Files) => Reach::Files,
-            _ => Reach::FilesAndSockets,
-        }
+        self.base.reach().max(self.store.reach())
     }
 
     fn alarm(&self) -> Option<Instant> {

@@ -72,7 +72,7 @@ impl Inline {
             (_, Kind::Ring) => None,
             (KernelOp::Read { .. } | KernelOp::Write { .. }, Kind::Memory) => self.if_short(op),
             // There is nothing to write back.
-            (KernelOp::SyncData { .. }, Kind::Memory) => Some(plain::run(*op, &self.files)),
+            (KernelOp::SyncData { .. }, Kind::Memory) => Some(0),
             (
                 KernelOp::Write {
                     durability: Durability::Cached,

@@ -17,7 +17,7 @@ pub(super) fn restrict(ring: &IoUring, reach: Reach, file_workers_max: u32) -> R
         Restriction::register_op(REGISTER_FILES_UPDATE),
     ];
     restrictions.extend(FILE_OPS.map(Restriction::sqe_op));
-    if reach == Reach::FilesAndSockets {
+    if reach > Reach::Files {
         look_for_sockets(ring)?;
         restrictions.extend(SOCKET_OPS.map(Restriction::sqe_op));
     }

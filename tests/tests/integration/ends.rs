@@ -40,6 +40,11 @@ pub(crate) const CASES: &[Case] = &[
         run: a_guest_panic_is_the_guests_status,
     },
     Case {
+        name: "a_process_without_standard_streams_writes_to_no_file_in_their_stead",
+        need: Need::Kvm,
+        run: streams_that_are_not_there_are_nothing,
+    },
+    Case {
         name: "a_signal_ends_a_running_machine_cleanly",
         need: Need::Kvm,
         run: a_signal_ends_it_cleanly,
@@ -50,6 +55,20 @@ pub(crate) const CASES: &[Case] = &[
 const TRIPLE_FAULT: u8 = 160;
 const INTERNAL_ERROR: u8 = 161;
 const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// The lowest free descriptor is what the next file gets, and 2 is where complaints go.
+fn streams_that_are_not_there_are_nothing(context: &Context) -> Outcome {
+    let machine = Machine::unikernel(&context.environment, "do=tick:ms=10,count=1000000");
+    let closed = ["sh", "-c", "exec \"$@\" <&- >&- 2>&-", "sh"];
+    let launch = Launch::new(&context.environment)?.by_way_of(closed);
+    let monitor = launch.config(&machine.config())?.start()?;
+    for number in 0..=2 {
+        let link = format!("/proc/{}/fd/{number}", monitor.process().0);
+        let target = std::fs::read_link(&link)?;
+        ensure!(target.as_path() == "/dev/null", "{link}: {}", target.display());
+    }
+    Ok(())
+}
 
 fn the_exit_device_gives_the_process_its_status(context: &Context) -> Outcome {
     for status in [0, 1, 7, 130, 255] {

@@ -116,7 +116,8 @@ pub struct Vcpu {
     leave: Arc<AtomicU64>,
     turn: Cell<Turn>,
     motion: Cell<Motion>,
-    thread: Option<Thread<()>>,
+    /// It leaves its side, whose mapping goes with it: that is for another thread to ask.
+    thread: Option<Thread<Option<Loop>>>,
 }
 
 /// What the thread is known to do.
@@ -226,7 +227,7 @@ impl Vcpu {
             leave: Arc::clone(&leave),
             outside,
         };
-        let serve = move || thread_side.serve(&order_inbox, &parked_outbox);
+        let serve = move || Some(thread_side.serve(&order_inbox, &parked_outbox));
         let thread = threads::spawn_with_stack(
             threads::Kind::Vcpu,
             format!("vcpu {index}"),
@@ -411,6 +412,7 @@ impl Drop for Vcpu {
 }
 
 /// The thread's side. The descriptor goes before what it reaches.
+#[derive(Debug)]
 struct Loop {
     index: u8,
     fd: VcpuFd,
@@ -425,7 +427,7 @@ enum Leave {
 }
 
 impl Loop {
-    fn serve(mut self, orders: &Receiver<Order>, parked: &Sender<Turn>) {
+    fn serve(mut self, orders: &Receiver<Order>, parked: &Sender<Turn>) -> Self {
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
         // As below, the controller may have given up on us.
         let _ = parked.send(0);
@@ -453,6 +455,7 @@ impl Loop {
         }
         // The page goes with the descriptor: a late signal must find no address.
         IMMEDIATE_EXIT.set(ptr::null_mut());
+        self
     }
 
     /// Has KVM tell a guest with a paravirtual clock that time has stood still, so that its watchdogs do not bark.
@@ -621,6 +624,7 @@ mod tests {
             thread: Some(
                 threads::spawn(threads::Kind::Vcpu, "deaf", move || {
                     while let Ok(Order::Run(_)) = inbox.recv() {}
+                    None
                 })
                 .unwrap(),
             ),

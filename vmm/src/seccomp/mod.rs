@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 use coracle_storage::threads::{self, Kind};
 use rustix::time::{ClockId, clock_gettime};
 
-use self::policy::{NO_CLONE3, PROCESS, PolicyError};
+use self::policy::{BARE_END, BARE_ENDING, NO_CLONE3, PROCESS, PolicyError};
 
 pub use self::trap::EXIT_BAD_SYSTEM_CALL;
 
@@ -105,15 +105,20 @@ pub fn confine_vmm() -> Result<(), SeccompError> {
 /// This thread, which has just begun, is of that kind and name.
 fn confine(kind: Kind, name: &str) -> io::Result<()> {
     trap::name_thread(name);
-    install(match kind {
+    let kind = match kind {
         Kind::Api => "api",
         Kind::Vcpu => "vcpu",
         Kind::Io => "io",
+        Kind::RecordingIo => "io_recording",
         Kind::PlainIo => "io_plain",
         Kind::Entropy => "entropy",
         Kind::Pager => "pager",
         Kind::Mover => "mover",
-    })
+    };
+    if BARE_ENDING.contains(&kind) {
+        install(BARE_END)?;
+    }
+    install(kind)
 }
 
 fn own(path: &Path) -> Result<Programs, SeccompError> {
@@ -147,7 +152,7 @@ fn install(name: &str) -> io::Result<()> {
     };
     let program = program.expect("a policy has a filter for each kind");
     // What is answered is no news.
-    let flags = if name == NO_CLONE3 {
+    let flags = if [NO_CLONE3, BARE_END].contains(&name) {
         0
     } else {
         libc::SECCOMP_FILTER_FLAG_LOG

@@ -9,13 +9,30 @@ use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
 /// The filters of a policy. The last of these are made, and stand in none.
-pub(super) const KINDS: [&str; 9] = [
-    "start", "vmm", "api", "vcpu", "io", "io_plain", "entropy", "pager", "mover",
+pub(super) const KINDS: [&str; 10] = [
+    "start",
+    "vmm",
+    "api",
+    "vcpu",
+    "io",
+    "io_recording",
+    "io_plain",
+    "entropy",
+    "pager",
+    "mover",
 ];
 /// What all threads may do together.
 pub(super) const PROCESS: &str = "process";
 /// `clone3` has its flags in memory, where no filter sees them: it is answered with ENOSYS, and the C library uses `clone`.
 pub(super) const NO_CLONE3: &str = "no_clone3";
+/// What the C library asks for when a thread ends is answered with ENOSYS, and it does without: so no thread that does little has
+/// to be allowed it.
+pub(super) const BARE_END: &str = "bare_end";
+/// The kinds of threads that this is for.
+pub(super) const BARE_ENDING: [&str; 6] = ["api", "vcpu", "io", "io_recording", "io_plain", "entropy"];
+
+/// To give back a stack that the next thread has anyway, and to hear no signals any more, of which these threads get none.
+const ASKED_AT_THE_END: [&str; 2] = ["madvise", "rt_sigprocmask"];
 
 /// Why a policy is none.
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +77,25 @@ pub(super) fn compile(text: &str) -> Result<BTreeMap<String, BpfProgram>, Policy
     }
     let process = process(&policy);
     policy.remove("start");
+    for (kind, filter) in &mut policy {
+        if BARE_ENDING.contains(&kind.as_str()) {
+            add_rules(
+                filter,
+                ASKED_AT_THE_END.map(|syscall| json!({ "syscall": syscall })),
+            );
+        }
+    }
     policy.insert(PROCESS.to_owned(), process);
-    let no_clone3 = json!({
-        "mismatch_action": "allow", "match_action": { "errno": libc::ENOSYS }, "filter": [{ "syscall": "clone3" }]
-    });
-    policy.insert(NO_CLONE3.to_owned(), no_clone3);
+    for (name, syscalls) in [(NO_CLONE3, &["clone3"][..]), (BARE_END, &ASKED_AT_THE_END)] {
+        let rules: Vec<Value> = syscalls
+            .iter()
+            .map(|syscall| json!({ "syscall": syscall }))
+            .collect();
+        let answered = json!({
+            "mismatch_action": "allow", "match_action": { "errno": libc::ENOSYS }, "filter": rules
+        });
+        policy.insert(name.to_owned(), answered);
+    }
     let text = serde_json::to_vec(&policy)?;
     let programs = seccompiler::compile_from_json(text.as_slice(), TargetArch::x86_64)?;
     Ok(programs.into_iter().collect())
@@ -92,8 +123,12 @@ fn add_debug(filter: &mut Value) {
     let rule = json!({
         "syscall": "fcntl", "args": [{ "index": 1, "type": "dword", "op": "eq", "val": libc::F_GETFD }]
     });
+    add_rules(filter, [rule]);
+}
+
+fn add_rules(filter: &mut Value, added: impl IntoIterator<Item = Value>) {
     if let Some(rules) = filter.get_mut("filter").and_then(Value::as_array_mut) {
-        rules.push(rule);
+        rules.extend(added);
     }
 }
 
@@ -161,11 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_program_for_each_kind_but_the_start_and_two_for_all() {
+    fn there_is_a_program_for_each_kind_but_the_start_and_three_for_many() {
         let programs = compile(BUILT_IN).unwrap();
         let kinds: BTreeSet<&str> = programs.keys().map(String::as_str).collect();
         let expected = KINDS.into_iter().filter(|kind| *kind != "start");
-        assert_eq!(kinds, expected.chain([PROCESS, NO_CLONE3]).collect());
+        assert_eq!(kinds, expected.chain([PROCESS, NO_CLONE3, BARE_END]).collect());
     }
 
     #[test]

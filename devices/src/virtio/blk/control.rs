@@ -43,10 +43,11 @@ pub enum ControlError {
     /// The reactor does not take the new image's files.
     #[error("the new image cannot be used by the disk's worker")]
     Register(#[source] io::Error),
-    /// The image is on a network, and the disk was started without a way there.
+    /// The image is on a network, or has the records of its lease in a directory, and the disk was started without a way there.
     #[error(
-        "the new image is on a network, and the disk's ring was restricted to files when the machine was started: start \
-         one that has the new image from the beginning, or whose drive has `io_engine` Sync"
+        "the new image is on a network, or its lease has its records in a directory, and the disk's ring and thread were \
+         restricted to less when the machine was started: start one that has the new image from the beginning, or whose drive \
+         has `io_engine` Sync"
     )]
     Reach,
     /// The disk is served by several threads, and the image cannot be.

@@ -50,7 +50,8 @@ pub struct Blk {
 /// A worker's thread, the way to it, and how one learns that it has ended: its end of the channel is dropped.
 struct Thread {
     mailbox: Mailbox,
-    handle: threads::Thread<()>,
+    /// It leaves the images that it has served.
+    handle: threads::Thread<Vec<Box<dyn Backend>>>,
     ended: Receiver<io::Result<()>>,
 }
 
@@ -214,10 +215,11 @@ impl WorkerPlan {
             Ok(worker) => {
                 // The maker of the device waits for this, and does not go away before.
                 let _ = ready.send(Ok(()));
-                worker.run();
+                worker.run()
             }
             Err(error) => {
                 let _ = ready.send(Err(error));
+                Vec::new()
             }
         })?;
         is_ready.recv().map_err(io::Error::other)??;

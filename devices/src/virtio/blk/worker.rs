@@ -1,12 +1,14 @@
 //! The thread of one disk, or of one queue of it: it waits in its reactor, serves its queues and obeys its commands.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use coracle_storage::backend::{Backend, Step};
-use coracle_storage::reactor::{Patience, Reach, Token, Wake};
+use coracle_storage::reactor::{Patience, Token, Wake};
 use coracle_storage::request::{Completion, Durability, Failure, Operation, Request};
+use coracle_storage::threads;
 
 use super::departure::{Departure, Whereabouts};
 use super::lane::{Drive, Lane, lane_of};
@@ -117,10 +119,11 @@ impl Worker {
         })
     }
 
-    /// Serves until it is retired.
-    pub(super) fn run(mut self) {
+    /// Serves until it is retired, and leaves its images: to let one go may be to remove the records of its lease, for which this
+    /// thread has no leave.
+    pub(super) fn run(mut self) -> Vec<Box<dyn Backend>> {
         while let Life::GoesOn = self.round() {}
-        self.leave();
+        self.leave()
     }
 
     /// Waits once, if there is nothing to do, and does what there is to do then.
@@ -313,11 +316,13 @@ impl Worker {
         if self.service.is_some() || self.drive.image.in_flight() > 0 || self.is_lost() {
             // Whoever asked is told, or has given up; nothing has changed either way.
             let _ = call.answer(Err(io::ErrorKind::ResourceBusy.into()));
+            let_go(image);
             return;
         }
-        if (image.reach(), self.drive.io.reach()) == (Reach::FilesAndSockets, Reach::Files) {
-            // It would try for ever to connect.
+        if image.reach() > self.drive.io.reach() {
+            // It would try for ever to connect, or ask for what its thread may not.
             let _ = call.answer(Err(io::ErrorKind::Unsupported.into()));
+            let_go(image);
             return;
         }
         let until = now + Duration::from_millis(LEAVE_MS_MAX);
@@ -342,7 +347,7 @@ impl Worker {
             // Whoever asked has given up, and the other workers of the disk have the old image.
             if let Err(Ok(old)) = call.answer(replaced) {
                 let put_back = self.exchange(old);
-                put_back.expect("files that were registered a moment ago can be registered again");
+                let_go(put_back.expect("files that were registered a moment ago can be registered again"));
             }
             self.drive.image.attach(self.drive.io.as_mut());
         }
@@ -352,7 +357,10 @@ impl Worker {
     /// Uses the files of `image`; neither it nor the old one is attached.
     fn exchange(&mut self, image: Box<dyn Backend>) -> io::Result<Box<dyn Backend>> {
         // If this fails the old files are still registered, and the old image stays.
-        self.drive.io.register(&image.files())?;
+        if let Err(error) = self.drive.io.register(&image.files()) {
+            let_go(image);
+            return Err(error);
+        }
         Ok(std::mem::replace(&mut self.drive.image, image))
     }
 
@@ -478,8 +486,8 @@ impl Worker {
         }
     }
 
-    /// Ends the thread. Memory that the kernel may still write to outlives it.
-    fn leave(self) {
+    /// Memory that the kernel may still write to outlives the worker.
+    fn leave(mut self) -> Vec<Box<dyn Backend>> {
         // What a lost image still has will never be the kernel's.
         let requests = match self.is_lost() {
             true => 0,
@@ -488,7 +496,28 @@ impl Worker {
         if requests > 0 || self.drive.image.is_attached() {
             log::error!("{requests} disk requests are abandoned, with the memory they use");
             std::mem::forget(self);
+            return Vec::new();
         }
+        let mut images: Vec<_> = self.replacing.take().map(|next| next.image).into_iter().collect();
+        while let Some(command) = self.inbox.take() {
+            if let Command::Replace(image, _) = command {
+                images.push(image);
+            }
+        }
+        images.push(self.drive.image);
+        images
+    }
+}
+
+/// Lets an image go that nobody waits for, on a thread that may do what its lease asks for.
+fn let_go(image: Box<dyn Backend>) {
+    // Where there is no thread to be had, its records stay, and its lease is one of a process that has ended.
+    let image = ManuallyDrop::new(image);
+    let dropped = threads::spawn(threads::Kind::Mover, "close", move || {
+        drop(ManuallyDrop::into_inner(image));
+    });
+    if let Err(error) = dropped {
+        log::warn!("no thread is to be had to close an image that has been replaced: {error}");
     }
 }
 

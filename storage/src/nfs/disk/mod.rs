@@ -469,7 +469,10 @@ impl Backend for Disk {
     }
 
     fn reach(&self) -> Reach {
-        Reach::FilesAndSockets
+        match self.plan.chain.is_some() {
+            true => Reach::SocketsAndRecords,
+            false => Reach::FilesAndSockets,
+        }
     }
 
     fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {

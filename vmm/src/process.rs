@@ -1,0 +1,106 @@
+//! The process itself: what has to be so before it does anything, and how it ends by a fault of ours.
+#![expect(
+    unsafe_code,
+    reason = "the C library's allocator and its signals are told by calls without a safe form"
+)]
+
+use std::io;
+use std::panic::PanicHookInfo;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::end::EXIT_PANIC;
+
+/// Makes the process ready. To be called first, while there is one thread.
+///
+/// # Errors
+///
+/// Why it cannot be.
+pub fn begin() -> io::Result<()> {
+    open_standard_streams()?;
+    // SAFETY: no handler of ours is replaced. A reader that has gone is an error of each write to it.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    share_one_heap();
+    std::panic::set_hook(Box::new(end_by_panic));
+    Ok(())
+}
+
+/// Gives each of the first three descriptors that is not open something that is nothing. Else the next file to be opened, which
+/// may be a disk, would be standard error to all that write there.
+fn open_standard_streams() -> io::Result<()> {
+    for number in 0..=2 {
+        // SAFETY: it is only asked about.
+        let stream = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
+        match rustix::io::fcntl_getfd(stream) {
+            Ok(_) => {}
+            // The lowest number that is free is this one.
+            Err(Errno::BADF) => {
+                let nothing = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
+                std::mem::forget(nothing);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Has all threads share one heap, which grows and shrinks at its end and nowhere else. Each of them would have one of its own,
+/// which takes 64 MiB of addresses and some pages; and what asks the kernel for mappings has to have a filter that allows them.
+fn share_one_heap() {
+    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_MAX, 0)] {
+        // SAFETY: it changes a number of the allocator. If it is refused, threads ask for mappings, and their filters say so.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Ends the process. It is not aborted: what a process asks the kernel for to abort itself, no thread has to be allowed.
+fn end_by_panic(told: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("main");
+    let what = told.payload_as_str().unwrap_or("it has not said why");
+    let place = told.location().map(ToString::to_string).unwrap_or_default();
+    eprintln_quietly(&format!(
+        "coracle: a fault of the monitor in thread `{name}`, at {place}: {what}\n"
+    ));
+    // SAFETY: it ends the process, and runs nothing of it.
+    unsafe { libc::_exit(i32::from(EXIT_PANIC)) }
+}
+
+/// As far as there is somebody to tell.
+fn eprintln_quietly(line: &str) {
+    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Has the test below panic, in a process of its own.
+    const PANICS: &str = "CORACLE_TEST_PANICS";
+
+    #[test]
+    fn a_panic_ends_the_process_with_a_status_and_says_where() {
+        if std::env::var_os(PANICS).is_some() {
+            std::panic::set_hook(Box::new(end_by_panic));
+            panic!("this and {}", "that");
+        }
+        let name = "process::tests::a_panic_ends_the_process_with_a_status_and_says_where";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let ended = again
+            .args([name, "--exact", "--nocapture"])
+            .env(PANICS, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(i32::from(EXIT_PANIC)), "{said}");
+        let place = concat!("at ", file!(), ":");
+        assert!(
+            said.contains(place) && said.contains(": this and that\n"),
+            "{said}"
+        );
+    }
+}

@@ -114,12 +114,12 @@ fn child(
     if let Err(error) = teller.ready(None) {
         return LaunchError::fork(error);
     }
-    execute(plan, times)
+    execute(plan, times, &[])
 }
 
 fn become_monitor(plan: &Plan, ledger: &Ledger, jail: &Jail, times: Times) -> LaunchError {
     match enter::enter(plan, ledger, jail, false) {
-        Ok(()) => execute(plan, times),
+        Ok(()) => execute(plan, times, &[]),
         Err(error) => error.into(),
     }
 }
@@ -129,7 +129,7 @@ pub(crate) fn become_supervised(
     plan: &Plan,
     ledger: &Ledger,
     jail: &Jail,
-    times: Times,
+    (times, words): (Times, &[(&str, String)]),
     teller: &mut Teller,
 ) -> LaunchError {
     let with_parent = || set_parent_process_death_signal(Some(Signal::KILL));
@@ -149,7 +149,7 @@ pub(crate) fn become_supervised(
     if let Err(error) = teller.ready(lack.as_deref()) {
         return LaunchError::fork(error);
     }
-    execute(plan, times)
+    execute(plan, times, words)
 }
 
 /// The namespaces that the monitor's process has to start in.
@@ -170,8 +170,9 @@ fn outcome(heard: Heard) -> Result<ExitCode, LaunchError> {
     }
 }
 
-/// Becomes the monitor, with no environment, no descriptor but the first three, and no signal blocked.
-fn execute(plan: &Plan, times: Times) -> LaunchError {
+/// Becomes the monitor, with no environment but `words`, no descriptor but the first three and what those name, and no signal
+/// blocked.
+fn execute(plan: &Plan, times: Times, words: &[(&str, String)]) -> LaunchError {
     let program = Path::new("/").join(&plan.exec_name);
     let cpu_us = microseconds(ClockId::ProcessCPUTime);
     let numbers = [
@@ -181,6 +182,9 @@ fn execute(plan: &Plan, times: Times) -> LaunchError {
     ];
     let mut command = Command::new(&program);
     command.env_clear().args(["--id", &plan.request.id]);
+    for (name, word) in words {
+        command.env(name, word);
+    }
     for (flag, number) in numbers {
         command.args([flag, &number.to_string()]);
     }

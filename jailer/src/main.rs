@@ -7,6 +7,7 @@ mod enter;
 mod jail;
 mod launch;
 mod ledger;
+mod lives;
 mod place;
 mod plan;
 mod privileges;

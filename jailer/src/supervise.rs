@@ -25,6 +25,7 @@ use crate::death::{Cause, Death, End, Evidence};
 use crate::jail;
 use crate::launch::{self, LaunchError, Times};
 use crate::ledger::Ledger;
+use crate::lives::Lives;
 use crate::plan::Plan;
 use crate::process::{Fork, Heard, Namespaces, Teller, fork, wire};
 use crate::signals::{Received, Signals};
@@ -87,6 +88,7 @@ pub(crate) fn stay(plan: &Plan, times: Times) -> Result<ExitCode, LaunchError> {
         front,
         teller,
         is_stopping: false,
+        lives: Lives::default(),
     };
     let ended = supervisor.supervise();
     if plan.request.cleanup
@@ -181,6 +183,8 @@ struct Supervisor<'a> {
     teller: Option<Teller>,
     /// Whether somebody has asked for the end.
     is_stopping: bool,
+    /// Those before the one that runs.
+    lives: Lives,
 }
 
 impl Supervisor<'_> {
@@ -220,18 +224,25 @@ impl Supervisor<'_> {
         let kills_before = oom_kills(&self.plan.groups);
         let times = self.times.across_fork();
         let (hearer, mut teller) = wire().map_err(LaunchError::fork)?;
+        let (introduction, tells) = Lives::expect().map_err(LaunchError::fork)?;
         let started = Instant::now();
         let pid = match fork(launch::namespaces(self.plan)).map_err(LaunchError::fork)? {
             Fork::Parent(pid) => pid,
             Fork::Child => {
                 drop(hearer);
                 drop(self.teller.take());
-                let failed = launch::become_supervised(self.plan, &self.ledger, &jail, times, &mut teller);
+                let failed = match self.lives.words(&tells) {
+                    Ok(words) => {
+                        let how = (times, words.as_slice());
+                        launch::become_supervised(self.plan, &self.ledger, &jail, how, &mut teller)
+                    }
+                    Err(error) => LaunchError::fork(error),
+                };
                 teller.failed(&chain(&failed));
                 std::process::exit(1)
             }
         };
-        drop((teller, jail));
+        drop((teller, tells, jail));
         let lack = match hearer.wait().map_err(LaunchError::fork)? {
             Heard::Started { lack } => lack,
             Heard::Failed(text) => {
@@ -248,6 +259,7 @@ impl Supervisor<'_> {
             let _ = teller.ready(None);
         }
         let end = End::of(self.watch(pid, started));
+        self.lives.bury(introduction);
         let evidence = Evidence {
             has_oom_kill: oom_kills(&self.plan.groups) > kills_before,
             lack,

@@ -13,7 +13,7 @@ use coracle_vmm::api::server::{Limits, Server, Socket};
 use coracle_vmm::api::{chain, mailbox};
 use coracle_vmm::cli::{self, Arguments, CliError};
 use coracle_vmm::config::Config;
-use coracle_vmm::end::{EXIT_BAD_CONFIGURATION, EXIT_FAILURE, EXIT_OK};
+use coracle_vmm::end::{EXIT_BAD_ARGUMENT, EXIT_BAD_CONFIGURATION, EXIT_FAILURE, EXIT_OK};
 use coracle_vmm::keys::TrustedKeys;
 use coracle_vmm::kvm::vcpu::install_kick_handler;
 use coracle_vmm::kvm::vm;
@@ -85,6 +85,7 @@ impl<E: Error> From<E> for Failure {
 }
 
 fn run(arguments: Arguments) -> Result<u8, Failure> {
+    process::meet_supervisor().map_err(|error| Failure::new(EXIT_BAD_ARGUMENT)(&error))?;
     vm::make_room_for_descriptors();
     // Before any thread: those inherit what is blocked.
     let stop = StopSignals::take_over()?;

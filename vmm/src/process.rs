@@ -5,7 +5,10 @@
 )]
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::panic::PanicHookInfo;
+
+use coracle_storage::lease::Incarnation;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -26,12 +29,71 @@ pub fn begin() -> io::Result<()> {
     Ok(())
 }
 
+/// Where a supervisor says which lives of this machine it has reaped: incarnations, with commas between.
+const REAPED: &str = "CORACLE_REAPED";
+/// Where it says on which descriptor it wants to hear which life this is.
+const INCARNATION_FD: &str = "CORACLE_INCARNATION_FD";
+
+/// What a supervisor has said that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// Not a list of incarnations.
+    #[error(
+        "{REAPED} is `{word}` in the environment: for supervisors: incarnations of 32 hex digits, with commas between"
+    )]
+    Reaped {
+        /// What it is.
+        word: String,
+    },
+    /// Nobody is there.
+    #[error(
+        "{INCARNATION_FD} is `{word}` in the environment: for supervisors: the number of a descriptor to write to"
+    )]
+    Descriptor {
+        /// What it is.
+        word: String,
+        /// Why it is of no use.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Hears from a supervisor which lives before this one have ended for certain, whose heir this one is, and tells it which life
+/// this is. To be called before anything is opened.
+///
+/// # Errors
+///
+/// When what it says makes no sense.
+pub fn meet_supervisor() -> Result<(), SupervisorError> {
+    if let Some(word) = std::env::var_os(REAPED) {
+        let word = word.to_string_lossy().into_owned();
+        let reaped: Option<Vec<_>> = word.split(',').map(Incarnation::parse).collect();
+        Incarnation::succeed(reaped.ok_or(SupervisorError::Reaped { word })?);
+    }
+    if let Some(word) = std::env::var_os(INCARNATION_FD) {
+        let word = word.to_string_lossy().into_owned();
+        introduce(&word).map_err(|source| SupervisorError::Descriptor { word, source })?;
+    }
+    Ok(())
+}
+
+fn introduce(word: &str) -> io::Result<()> {
+    let number = word.parse().ok().filter(|number| *number > 2);
+    let number = number.ok_or(Errno::BADF)?;
+    // SAFETY: whoever has started this process has left it the descriptor for this, and nothing else was opened.
+    let told = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::write(told, format!("{}\n", Incarnation::of_this_process()).as_bytes())?;
+    // SAFETY: nobody else knows of it.
+    unsafe { rustix::io::close(number) };
+    Ok(())
+}
+
 /// Gives each of the first three descriptors that is not open something that is nothing. Else the next file to be opened, which
 /// may be a disk, would be standard error to all that write there.
 fn open_standard_streams() -> io::Result<()> {
     for number in 0..=2 {
         // SAFETY: it is only asked about.
-        let stream = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
+        let stream = unsafe { BorrowedFd::borrow_raw(number) };
         match rustix::io::fcntl_getfd(stream) {
             Ok(_) => {}
             // The lowest number that is free is this one.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::backend::Access;
-use crate::lease::{Chain, Lock, Owner, Terms};
+use crate::lease::{Chain, Incarnation, Lock, Owner, Terms};
 use crate::reactor::Reactor;
 use crate::remote::dialogue::{self, Dialogue};
 use crate::remote::lease::RemoteLease;
@@ -193,6 +193,7 @@ pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan
             .map(Arc::new),
         is_immutable: url.options.base_immutable,
         takes_over: terms.network.takes_over.map(ReservationKey),
+        reaped: Incarnation::reaped().to_vec(),
         report_after: terms.network.timeout,
         uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
     };

@@ -43,6 +43,8 @@ pub(super) struct Plan {
     pub(super) is_immutable: bool,
     /// The key of a process that has ended, and whose heir this one is.
     pub(super) takes_over: Option<ReservationKey>,
+    /// The same of processes whose end was seen by whoever has started this one, under whatever keys of theirs.
+    pub(super) reaped: Vec<Incarnation>,
     /// How long a request waits for the target before it fails; for ever if nothing is said.
     pub(super) report_after: Option<Duration>,
     /// How much is copied and kept because the target may forget it.
@@ -121,6 +123,7 @@ impl Plan {
             chain: None,
             is_immutable: self.is_immutable,
             takes_over: None,
+            reaped: Vec::new(),
             report_after: self.report_after,
             uncommitted_bytes_max: self.uncommitted_bytes_max,
             begun: Mutex::default(),

@@ -127,7 +127,7 @@ async fn check_free(port: &Port, plan: &Plan, last: Option<&Record>) -> Result<(
     let Some(last) = last.filter(|last| last.phase.is_owned()) else {
         return Ok(());
     };
-    if plan.has_begun(last) {
+    if plan.has_begun(last) || plan.reaped.contains(&last.owner.incarnation) {
         return Ok(());
     }
     if last.owner.incarnation == plan.owner.incarnation {
@@ -185,6 +185,10 @@ pub(super) async fn take(
         );
         is_offered
             || plan.takes_over == Some(*holder)
+            || plan
+                .reaped
+                .iter()
+                .any(|reaped| Keyring::of(*reaped).contains(*holder))
             || plan.keys.has_tried(*holder)
             || is_of_break(last, *holder)
     };

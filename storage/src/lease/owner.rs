@@ -7,11 +7,31 @@ use std::sync::OnceLock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Incarnation(u128);
 
+static REAPED: OnceLock<Vec<Incarnation>> = OnceLock::new();
+
 impl Incarnation {
     /// The value of this process, which is drawn the first time that somebody asks.
     pub fn of_this_process() -> Self {
         static OURS: OnceLock<Incarnation> = OnceLock::new();
         *OURS.get_or_init(Self::random)
+    }
+
+    /// The lives before this one whose end was seen by whoever has started this process.
+    pub fn reaped() -> &'static [Self] {
+        REAPED.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// This process is the heir of others that have ended for certain: whoever has started it has reaped them. To be called once,
+    /// before any lease is asked for.
+    ///
+    /// # Panics
+    ///
+    /// When it is the heir of others already.
+    pub fn succeed(reaped: Vec<Self>) {
+        assert!(
+            REAPED.set(reaped).is_ok(),
+            "a process is told of its predecessors once"
+        );
     }
 
     /// That of a process of a simulation.
@@ -36,7 +56,7 @@ impl Incarnation {
     }
 
     /// Reads what [`fmt::Display`] writes, and nothing else.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let value = Self(u128::from_str_radix(text, 16).ok()?);
         (value.to_string() == text).then_some(value)
     }
@@ -89,8 +109,11 @@ impl Owner {
     }
 
     /// Whether this is a process of this host that has ended. A process of another host, or one that
-    /// cannot be told from a later one with its number, counts as alive.
+    /// cannot be told from a later one with its number, counts as alive, unless this one is its heir.
     pub(crate) fn has_ended_here(&self) -> bool {
+        if Incarnation::reaped().contains(&self.incarnation) {
+            return true;
+        }
         let here = rustix::system::uname();
         if printable(&here.nodename().to_string_lossy()) != self.host {
             return false;

@@ -107,6 +107,11 @@ pub(crate) const CASES: &[Case] = &[
         run: storage::servers_are_reached,
     },
     Case {
+        name: "a_restart_has_the_lease_of_those_before_it_and_a_stranger_has_not",
+        need: Need::KvmAndRoot,
+        run: storage::a_restart_has_its_lease,
+    },
+    Case {
         name: "links_and_ways_out_are_refused_at_each_path",
         need: Need::KvmAndRoot,
         run: refusals::links_and_ways_out,

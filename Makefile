@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
+.PHONY: help run test test-unit test-integration sim soak audit-seccomp fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -71,6 +71,15 @@ soak: monitor unikernel linux venv ## Run every matrix in full; a run that was s
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 	PROPTEST_CASES=$(or $(CASES),20000) MUTATIONS=100000 cargo test --release --workspace --exclude coracle-tests
+
+audit-seccomp: monitor unikernel linux venv ## Run the integration tests under strace, and compare what monitors ask of the kernel with their filters (an hour)
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
+	cargo build -q -p coracle-tests --bin audit-seccomp
+	rm -rf $(TARGET)/audit && mkdir -p $(TARGET)/audit/traces && cp $(DEV)/audit-seccomp $(TARGET)/audit/coracle
+	@echo "A test may fail for want of time under strace; what counts is the report. Jailed monitors are not traced."
+	-CORACLE_AUDIT=$(TARGET)/audit/traces CORACLE_AUDITED=$(RELEASE)/coracle CORACLE_BIN=$(TARGET)/audit/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl \
+		CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo test -p coracle-tests --test integration -- --skip jailer:: --skip seccomp:: --skip jail_to_jail
+	CORACLE_AUDIT=$(TARGET)/audit/traces $(DEV)/audit-seccomp
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Search for inputs that break a parser or a device, FUZZ_SECONDS each; what is found, make test replays

@@ -9,6 +9,7 @@
 //!
 //! The benchmarks stand on it too; what they alone need is in [`mod@bench`].
 
+pub mod audit;
 pub mod bench;
 pub mod case;
 pub mod certificates;

@@ -72,8 +72,9 @@ pub(super) fn compile(text: &str) -> Result<BTreeMap<String, BpfProgram>, Policy
     if cfg!(debug_assertions) {
         policy.values_mut().for_each(add_debug);
     }
-    for (kind, filter) in &policy {
+    for (kind, filter) in &mut policy {
         check(kind, filter)?;
+        forget_notes(filter);
     }
     let process = process(&policy);
     policy.remove("start");
@@ -124,6 +125,14 @@ fn add_debug(filter: &mut Value) {
         "syscall": "fcntl", "args": [{ "index": 1, "type": "dword", "op": "eq", "val": libc::F_GETFD }]
     });
     add_rules(filter, [rule]);
+}
+
+/// Takes out what is for readers, and for the audit of the policy: why a rule is needed that is rarely used.
+fn forget_notes(filter: &mut Value) {
+    let rules = filter.get_mut("filter").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten().filter_map(Value::as_object_mut) {
+        rule.remove("rare");
+    }
 }
 
 fn add_rules(filter: &mut Value, added: impl IntoIterator<Item = Value>) {

@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::fs::{CWD, FileType, Mode as Bits, makedev, mknodat};
 use rustix::process::{getegid, geteuid};
@@ -20,6 +21,7 @@ use tempfile::TempDir;
 use crate::Outcome;
 use crate::environment::Environment;
 use crate::harness::jail::UID;
+use crate::process::Process;
 
 /// Names the mode: `root` or `rootless`; without it monitors are started directly.
 pub const VARIABLE: &str = "CORACLE_JAILED";
@@ -108,8 +110,10 @@ pub fn begin(mut environment: Environment) -> Outcome<(Environment, Option<Run>)
     } else {
         (geteuid().as_raw(), getegid().as_raw())
     };
-    let run = tempfile::Builder::new().prefix("coracle-jailed-").tempdir()?;
-    let run = Run(run);
+    // In lower case, as the directories of monitors in it.
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let name = format!("coracle-jailed-{}-{}", std::process::id(), since.as_millis());
+    let run = Run(tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?);
     if is_root {
         make_files_of(owner)?;
     }
@@ -179,6 +183,38 @@ impl Jailing {
         words.push("--".into());
         words.extend(arguments);
         Ok(Jailed { words, base })
+    }
+}
+
+impl Jailing {
+    /// The user of the monitors.
+    pub fn user(&self) -> u32 {
+        self.owner.0
+    }
+
+    /// Fails unless this process is in a jail, as its user.
+    ///
+    /// # Errors
+    ///
+    /// Then, or when it is gone.
+    pub(crate) fn holds(&self, process: Process) -> Outcome {
+        let Process(number) = process;
+        let status = fs::read_to_string(format!("/proc/{number}/status"))?;
+        let field = |name: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap_or_default()
+        };
+        let (uid, _) = self.owner;
+        let own = field("Uid:").split_whitespace().all(|id| id == uid.to_string());
+        let rights = field("CapEff:").trim().trim_start_matches('0');
+        let sees_processes = Path::new(&format!("/proc/{number}/root/proc")).exists();
+        crate::ensure!(
+            own && rights.is_empty() && !sees_processes,
+            "process {number} is in no jail: {status}"
+        );
+        Ok(())
     }
 }
 

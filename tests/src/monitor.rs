@@ -253,6 +253,7 @@ impl Launch {
     ///
     /// When it does not start, ends at once, or stays silent.
     pub fn start(self) -> Outcome<Monitor> {
+        let jailing = self.jailing.clone();
         let mut monitor = self.spawn()?;
         let deadline = Instant::now() + Duration::from_secs(READY_SECONDS_MAX);
         while std::os::unix::net::UnixStream::connect(monitor.socket()).is_err() {
@@ -261,6 +262,9 @@ impl Launch {
             }
             crate::ensure!(Instant::now() < deadline, "no API: {}", monitor.errors.text());
             std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Some(jailing) = jailing {
+            jailing.holds(monitor.process())?;
         }
         Ok(monitor)
     }

@@ -21,6 +21,16 @@ const fn both(name: &'static str, reason: &'static str) -> Unjailed {
     }
 }
 
+const fn by_root(name: &'static str, reason: &'static str) -> Unjailed {
+    Unjailed {
+        name,
+        only: Some(Mode::Root),
+        reason,
+    }
+}
+
+const NO_DESCRIPTORS: &str = "the jailer closes every descriptor that is handed in";
+const LOOP_DEVICE: &str = "the node of its loop device is not the jail's user's to open";
 const BY_THE_CLIENT: &str = "coraclectl starts the monitor, and makes no jails";
 
 /// All of them.
@@ -67,6 +77,39 @@ pub(crate) const UNJAILED: &[Unjailed] = &[
     both(
         "migration::coraclectl_starts_the_receiver_and_ends_one_that_gets_no_machine",
         BY_THE_CLIENT,
+    ),
+    both(
+        "errors::a_user_without_permission_is_told",
+        "a jail has one user, who may use its nodes",
+    ),
+    both(
+        "errors::wrong_arguments_are_refused",
+        "the jailer refuses a wrong --id before there is a monitor",
+    ),
+    by_root(
+        "errors::a_host_without_kvm_is_named",
+        "root's jail has nodes of its own",
+    ),
+    both("lease::a_descriptor_is_one_more_name_of_an_image", NO_DESCRIPTORS),
+    both(
+        "lease::a_descriptor_that_cannot_be_opened_again_is_refused",
+        NO_DESCRIPTORS,
+    ),
+    both(
+        "snapshot_keys::a_signed_and_encrypted_guest_goes_on_by_pager_and_as_a_whole",
+        NO_DESCRIPTORS,
+    ),
+    both(
+        "lease::a_second_node_of_a_device_is_no_second_device",
+        LOOP_DEVICE,
+    ),
+    both(
+        "lease::a_device_that_another_host_holds_is_refused_until_that_is_broken",
+        LOOP_DEVICE,
+    ),
+    both(
+        "lease::an_image_without_a_place_for_records_has_a_lock_only",
+        "it compares root with and without a right over files, and nobody in a jail has that",
     ),
     both(
         "snapshot_damage::a_monitor_killed_at_any_write_of_a_snapshot_leaves_the_last_one_or_none",

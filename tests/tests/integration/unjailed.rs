@@ -29,6 +29,7 @@ const fn by_root(name: &'static str, reason: &'static str) -> Unjailed {
     }
 }
 
+const OWN_NODES: &str = "root's jail has nodes of its own, whatever is mounted on the host's";
 const NO_DESCRIPTORS: &str = "the jailer closes every descriptor that is handed in";
 const LOOP_DEVICE: &str = "the node of its loop device is not the jail's user's to open";
 const BY_THE_CLIENT: &str = "coraclectl starts the monitor, and makes no jails";
@@ -86,9 +87,10 @@ pub(crate) const UNJAILED: &[Unjailed] = &[
         "errors::wrong_arguments_are_refused",
         "the jailer refuses a wrong --id before there is a monitor",
     ),
+    by_root("errors::a_host_without_kvm_is_named", OWN_NODES),
     by_root(
-        "errors::a_host_without_kvm_is_named",
-        "root's jail has nodes of its own",
+        "migration::a_target_without_userfaultfd_has_the_guest_when_its_memory_is_there",
+        OWN_NODES,
     ),
     both("lease::a_descriptor_is_one_more_name_of_an_image", NO_DESCRIPTORS),
     both(

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration sim soak audit-seccomp fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
+.PHONY: help run test test-unit test-integration test-jailed sim soak audit-seccomp fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
 	build monitor-dev monitor unikernel linux venv
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -60,6 +60,20 @@ test-integration: monitor-dev unikernel linux venv
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl CORACLE_JAILER_BIN=$(DEV)/coracle-jailer \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
+
+# Each mode says what it has left out and why; the second runs whatever the first comes to, and both have to be well.
+test-jailed: monitor-dev unikernel linux venv ## Run the integration tests with every monitor in a jail, made by root and by an ordinary user (half an hour)
+	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
+	@status=0; for mode in $(if $(filter 0,$(shell id -u)),root) rootless; do \
+		echo "jails of mode $$mode:"; \
+		CORACLE_JAILED=$$mode CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl CORACLE_JAILER_BIN=$(DEV)/coracle-jailer \
+			cargo test -p coracle-tests --test integration -- $(TESTS) 2>&1 | tee $(TARGET)/jailed-$$mode.log || status=1; \
+	done; \
+	echo; for mode in root rootless; do \
+		log=$(TARGET)/jailed-$$mode.log; \
+		if [ $$mode = root ] && [ "$$(id -u)" != 0 ]; then echo "root: not run, since you are not root"; \
+		else echo "$$mode: $$(grep '^test result' $$log || echo 'ended without a result')"; fi; \
+	done; exit $$status
 
 sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes: SEEDS=n of them (10,000 of each kind)
 	cargo test -p coracle-storage --test sim every_image -- --nocapture

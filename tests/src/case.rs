@@ -41,8 +41,14 @@ pub struct Case {
 impl Case {
     /// The case as a trial of the test runner, in the group named by its module.
     ///
-    /// A need that this machine cannot meet makes the trial *ignored*, with the reason in its kind.
-    pub fn into_trial(self, group: &str, environment: &Arc<Environment>) -> Trial {
+    /// A need that this machine cannot meet makes the trial *ignored*, with the reason in its kind; so does a reason why it is
+    /// left out of this run.
+    pub fn into_trial(
+        self,
+        group: &str,
+        environment: &Arc<Environment>,
+        left_out: Option<&'static str>,
+    ) -> Trial {
         let name = format!("{group}::{}", self.name);
         let context = Context {
             environment: Arc::clone(environment),
@@ -51,12 +57,12 @@ impl Case {
         };
         let lacking = environment.lacks(self.need);
         let trial = Trial::test(name, move || (self.run)(&context));
-        match lacking {
-            Some(reason) => trial
-                .with_kind(format!("not here: {reason}"))
-                .with_ignored_flag(true),
-            None => trial,
-        }
+        let kind = match (left_out, lacking) {
+            (Some(reason), _) => format!("not in a jail: {reason}"),
+            (None, Some(reason)) => format!("not here: {reason}"),
+            (None, None) => return trial,
+        };
+        trial.with_kind(kind).with_ignored_flag(true)
     }
 }
 

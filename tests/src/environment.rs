@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::Outcome;
 use crate::harness::hosts::Host;
+use crate::jailing::Jailing;
 use crate::seed::Seed;
 
 /// The programs, guests and abilities of this run.
@@ -24,6 +25,8 @@ pub struct Environment {
     pub client_python: PathBuf,
     /// A Firecracker to compare with.
     pub firecracker: Option<PathBuf>,
+    /// How monitors are put into jails, if this run has them there.
+    pub jailing: Option<Jailing>,
     /// Where every random choice comes from.
     pub seed: Seed,
 }
@@ -72,6 +75,7 @@ impl Environment {
             firecracker: std::env::var_os("FIRECRACKER")
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
+            jailing: None,
             seed: Seed::from_environment(),
         }
     }
@@ -81,6 +85,7 @@ impl Environment {
         match need {
             Need::Nothing => None,
             Need::Kvm => no_kvm(),
+            Need::KvmAndMountNamespace if self.jailing.is_some() => no_kvm().or_else(no_root),
             Need::KvmAndMountNamespace => no_kvm().or_else(no_mount_namespace),
             Need::KvmAndRoot => no_kvm().or_else(no_root),
             Need::KvmRootAndTrace => no_kvm().or_else(no_root).or_else(no_trace),
@@ -93,6 +98,18 @@ impl Environment {
             Need::KvmAndLoopDevice => no_kvm().or_else(no_loop_device),
             Need::KvmAndTrace => no_kvm().or_else(no_trace),
         }
+    }
+
+    /// How a command line begins whose mounts are its own, changed by `change` before the rest is executed.
+    pub fn after_mounting(&self, change: &str) -> Vec<String> {
+        let script = format!("{change} && exec \"$@\"");
+        let mut words = vec!["unshare", "--mount"];
+        // Whoever makes jails as root has to stay the host's root.
+        if self.jailing.is_none() {
+            words.push("--map-root-user");
+        }
+        words.extend(["sh", "-c", &script, "sh"]);
+        words.into_iter().map(str::to_owned).collect()
     }
 
     /// Fails with what to do if a program or guest is not there.

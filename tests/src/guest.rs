@@ -237,6 +237,8 @@ fn cpu_template(host: &str) -> Option<Value> {
 ///
 /// When it cannot be copied.
 pub fn copy_image(from: &Path, to: &Path) -> Outcome {
+    // It belongs to whoever makes it, and in a run in jails that is not whom `cp` runs as.
+    std::fs::File::create(to)?;
     let copied = Command::new("cp")
         .args(["--reflink=auto", "--sparse=always"])
         .arg(from)

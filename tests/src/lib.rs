@@ -4,8 +4,9 @@
 //! It reads these variables, which the Makefile sets: `CORACLE_BIN`, `CORACLECTL_BIN` and `CORACLE_JAILER_BIN` (the
 //! programs under test), `CORACLE_UNIKERNEL` (an ELF file), `CORACLE_LINUX` (a directory with a `manifest.json`),
 //! `CORACLE_CLIENT_PYTHON` (an interpreter with the pinned Firecracker client), `FIRECRACKER` (its
-//! binary, to compare with; optional), `SEED` (to replay a sample; optional) and `CELLS` (a part of the
-//! names of the cells of a table that are to be run; optional).
+//! binary, to compare with; optional), `SEED` (to replay a sample; optional), `CELLS` (a part of the
+//! names of the cells of a table that are to be run; optional) and `CORACLE_JAILED` (`root` or `rootless`: who puts every monitor
+//! into a jail; optional, see [`mod@jailing`]).
 //!
 //! The benchmarks stand on it too; what they alone need is in [`mod@bench`].
 
@@ -20,6 +21,7 @@ pub mod golden;
 pub mod guest;
 pub mod harness;
 pub mod http;
+pub mod jailing;
 pub mod monitor;
 pub mod probe;
 pub mod process;

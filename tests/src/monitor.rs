@@ -13,6 +13,7 @@ use crate::Outcome;
 use crate::console::Console;
 use crate::environment::Environment;
 use crate::http::{Answer, Connection};
+use crate::jailing::{Jailing, Wish};
 use crate::process::Process;
 
 /// How long a monitor may take from its start to its API's first answer, on a busy machine.
@@ -24,6 +25,8 @@ static NEXT_DIRECTORY: AtomicU64 = AtomicU64::new(0);
 /// How to start a monitor.
 #[derive(Debug)]
 pub struct Launch {
+    /// How it is put into a jail, if this run has its monitors there.
+    jailing: Option<Jailing>,
     program: PathBuf,
     before: Vec<String>,
     arguments: Vec<String>,
@@ -41,7 +44,15 @@ pub struct Monitor {
     pub console: Console,
     /// Standard error: warnings and the reason of the end.
     pub errors: Console,
+    kept: Kept,
+}
+
+/// Directories of a monitor, which go away with this value.
+#[derive(Debug)]
+pub struct Kept {
     directory: tempfile::TempDir,
+    /// Where its jail is, if it is in one of this run.
+    _jail: Option<tempfile::TempDir>,
 }
 
 /// How a monitor ended.
@@ -64,7 +75,10 @@ impl Launch {
     ///
     /// When the directory cannot be made.
     pub fn new(environment: &Environment) -> Outcome<Self> {
-        Self::of(&environment.coracle)
+        Ok(Self {
+            jailing: environment.jailing.clone(),
+            ..Self::of(&environment.coracle)?
+        })
     }
 
     /// The same of any program with Firecracker's command line.
@@ -78,6 +92,7 @@ impl Launch {
         let name = format!("coracle-test-{}-{number}", std::process::id());
         let directory = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir()?;
         Ok(Self {
+            jailing: None,
             program: program.into(),
             before: vec![],
             arguments: vec![],
@@ -158,17 +173,16 @@ impl Launch {
         self
     }
 
-    /// Starts the process and waits for nothing.
+    /// The command that starts the process, for a test that has pipes of its own, and what has to be kept until its end.
     ///
     /// # Errors
     ///
-    /// When the program cannot be started.
-    pub fn spawn(self) -> Outcome<Monitor> {
+    /// When what it needs cannot be made.
+    pub fn command(self) -> Outcome<(Command, Kept)> {
         let socket = self.directory().join("api.sock");
-        let mut words: Vec<String> = self.before.clone();
-        words.push(self.program.display().to_string());
+        let mut arguments = vec![];
         if self.has_socket {
-            words.extend(["--api-sock".to_owned(), socket.display().to_string()]);
+            arguments.extend(["--api-sock".to_owned(), socket.display().to_string()]);
         }
         if self.has_log {
             // The log has a file of its own, so that it does not come between the letters of the guest.
@@ -176,18 +190,51 @@ impl Launch {
             std::fs::write(&log, "")?;
             // Whoever the monitor runs as.
             std::fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
-            words.extend(["--log-path".to_owned(), log.display().to_string()]);
+            arguments.extend(["--log-path".to_owned(), log.display().to_string()]);
         }
-        words.extend(self.arguments);
+        arguments.extend(self.arguments);
+        let (words, jail) = match &self.jailing {
+            None => {
+                let mut words = self.before;
+                words.push(self.program.display().to_string());
+                words.extend(arguments);
+                (words, None)
+            }
+            Some(jailing) => {
+                let jailed = jailing.of(Wish {
+                    before: &self.before,
+                    program: &self.program,
+                    directory: self.directory.path(),
+                    arguments,
+                })?;
+                (jailed.words, Some(jailed.base))
+            }
+        };
         let (program, arguments) = words.split_first().ok_or("there is a program")?;
-        let mut child = Command::new(program)
-            .args(arguments)
-            .current_dir(self.directory.path())
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.directory.path());
+        Ok((
+            command,
+            Kept {
+                directory: self.directory,
+                _jail: jail,
+            },
+        ))
+    }
+
+    /// Starts the process and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn spawn(self) -> Outcome<Monitor> {
+        let (mut command, kept) = self.command()?;
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|e| format!("cannot start {program}: {e}"))?;
+            .map_err(|e| format!("cannot start {}: {e}", command.get_program().display()))?;
         let input = child.stdin.take();
         let console = Console::read(child.stdout.take().ok_or("stdout was asked for")?);
         let errors = Console::read(child.stderr.take().ok_or("stderr was asked for")?);
@@ -196,7 +243,7 @@ impl Launch {
             input,
             console,
             errors,
-            directory: self.directory,
+            kept,
         })
     }
 
@@ -206,6 +253,7 @@ impl Launch {
     ///
     /// When it does not start, ends at once, or stays silent.
     pub fn start(self) -> Outcome<Monitor> {
+        let jailing = self.jailing.clone();
         let mut monitor = self.spawn()?;
         let deadline = Instant::now() + Duration::from_secs(READY_SECONDS_MAX);
         while std::os::unix::net::UnixStream::connect(monitor.socket()).is_err() {
@@ -215,6 +263,9 @@ impl Launch {
             crate::ensure!(Instant::now() < deadline, "no API: {}", monitor.errors.text());
             std::thread::sleep(Duration::from_millis(1));
         }
+        if let Some(jailing) = jailing {
+            jailing.holds(monitor.process())?;
+        }
         Ok(monitor)
     }
 }
@@ -222,12 +273,12 @@ impl Launch {
 impl Monitor {
     /// The path of the API socket.
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("api.sock")
+        self.kept.directory.path().join("api.sock")
     }
 
     /// The directory of this monitor.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        self.kept.directory.path()
     }
 
     /// The process, seen from outside.

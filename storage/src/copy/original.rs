@@ -72,13 +72,13 @@ impl Original {
         })
     }
 
-    /// The file of the overlay of which `view` is; messages call it `path`.
+    /// The file of the overlay of which `view` is, and which `path` names.
     ///
     /// # Errors
     ///
-    /// When it cannot be opened once more, or is none.
+    /// When it cannot be opened once more, is none, or `path` names another file by now.
     pub fn of_overlay(path: &str, view: &View) -> Result<Self, OriginalError> {
-        let opened = view.reader().and_then(|file| {
+        let opened = view.reader(path).and_then(|file| {
             let overlay = OverlayFile::of(file.try_clone()?, path).map_err(io::Error::other)?;
             let size_bytes = file.metadata()?.len();
             Ok((file, size_bytes, overlay.header().cluster_bytes))

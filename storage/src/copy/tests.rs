@@ -343,4 +343,10 @@ fn of_an_overlay_whole_clusters_are_what_a_change_has_changed() {
     drop(original);
     let stranger = Owner::of_this_process("stranger");
     assert!(config.open(&Terms::new(Lock::Exclusive, &stranger)).is_err());
+    // Another file that has its name by now is not what the disk has.
+    fs::rename(&config.path, directory.path().join("moved")).unwrap();
+    fs::copy(directory.path().join("moved"), &config.path).unwrap();
+    let error = Original::of_overlay(&config.path, image.hold.overlay().unwrap()).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(cause, "another file has its name by now");
 }

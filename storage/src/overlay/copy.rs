@@ -8,8 +8,7 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Weak};
 
 use rustix::fs::SeekFrom;
@@ -90,19 +89,29 @@ impl View {
 
     /// How much there may be to copy, in bytes: what the file takes of its medium.
     pub fn allocated_bytes(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
         let metadata = self.file.upgrade().and_then(|file| file.metadata().ok());
         metadata.map_or(0, |metadata| metadata.blocks() * 512)
     }
 
-    /// The file by a descriptor of its own, for whoever reads it while it is written.
+    /// The file by a descriptor of its own, for whoever reads it while it is written: `path` names it. A jail has no /proc by
+    /// which it could be opened without a name.
     ///
     /// # Errors
     ///
-    /// When it is gone, or cannot be opened once more.
-    pub(crate) fn reader(&self) -> io::Result<File> {
+    /// When it is gone, cannot be opened, or `path` names another by now.
+    pub(crate) fn reader(&self, path: &str) -> io::Result<File> {
         let file = self.file.upgrade().ok_or(io::ErrorKind::NotFound)?;
-        File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        // A FIFO that has its name by now is not waited for.
+        let reader = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        if identity(&reader)? == identity(&file)? {
+            Ok(reader)
+        } else {
+            Err(io::Error::other("another file has its name by now"))
+        }
     }
 
     /// Writes into `to`, an empty file, what the overlay has, and tells what that adds up to. It is not on the medium yet. Nobody

@@ -67,8 +67,8 @@ fn a_host_without_kvm_is_named(context: &Context) -> Outcome {
     for (change, word) in rows {
         let launch = Launch::new(&context.environment)?;
         let machine = Machine::new(&probe::write(Protocol::Linux64, launch.directory())?, "quiet");
-        let script = format!("{change} && exec \"$@\"");
-        let launch = launch.by_way_of(["unshare", "--map-root-user", "--mount", "sh", "-c", &script, "sh"]);
+        let changed = context.environment.after_mounting(change);
+        let launch = launch.by_way_of(changed.iter().map(String::as_str));
         let ended = run(launch, &machine, END_WITHIN)?;
         refused(&ended, &["/dev/kvm", word])?;
     }

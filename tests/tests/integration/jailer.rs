@@ -6,6 +6,7 @@ mod leftovers;
 mod limits;
 mod refusals;
 mod rootless;
+mod sample;
 mod shown;
 mod storage;
 mod supervised;
@@ -125,6 +126,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_launcher_for_firecrackers_jailer_works",
         need: Need::KvmAndRoot,
         run: launcher::a_launcher_works,
+    },
+    Case {
+        name: "a_sample_of_all_other_tests_holds_in_jails",
+        need: Need::KvmAndRoot,
+        run: sample::in_each_mode,
     },
     Case {
         name: "an_ordinary_user_jails_a_guest",

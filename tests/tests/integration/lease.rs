@@ -40,6 +40,11 @@ pub(crate) const CASES: &[Case] = &[
         run: one_machine_writes_an_image_once,
     },
     Case {
+        name: "a_descriptor_is_one_more_name_of_an_image",
+        need: Need::Kvm,
+        run: a_descriptor_is_one_more_name,
+    },
+    Case {
         name: "three_machines_read_one_image",
         need: Need::Kvm,
         run: three_machines_read_one_image,
@@ -211,35 +216,42 @@ fn one_machine_writes_an_image_once(context: &Context) -> Outcome {
     let (hard, soft) = (place.path().join("hard"), place.path().join("soft"));
     std::fs::hard_link(&image, &hard)?;
     std::os::unix::fs::symlink(&image, &soft)?;
-    let file = std::fs::File::options().read(true).write(true).open(&image)?;
-    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
-    let handed_in = [
-        PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd())),
-        PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
-    ];
-    for other in [&image, &hard, &soft].into_iter().chain(&handed_in) {
-        for (first, second) in [(&image, other), (other, &image)] {
-            let machine = hello(context).disk("one", first).disk("two", second);
-            let refused = run(Launch::new(&context.environment)?, &machine, SOON)?;
-            ensure!(
-                !refused.status.success() && refused.errors.contains("`two`"),
-                "{} and {}: {refused:?}",
-                first.display(),
-                second.display()
-            );
-            let expected = if *other == hard {
-                "open to write"
-            } else {
-                "has it already as another disk"
-            };
-            ensure!(refused.errors.contains(expected), "{}", refused.errors);
-        }
+    let has_it = "has it already as another disk";
+    for (other, expected) in [(&image, has_it), (&hard, "open to write"), (&soft, has_it)] {
+        one_of_two_is_refused(context, &image, other, expected)?;
     }
     let machine = hello(context).disk("one", &image).drive(read_only("two", &soft));
     let refused = run(Launch::new(&context.environment)?, &machine, SOON)?;
     ensure!(!refused.status.success(), "it is read and written: {refused:?}");
-    // A descriptor alone is as good as a name.
-    for name in handed_in {
+    Ok(())
+}
+
+/// Two names of one image are refused for two disks, whichever comes first.
+fn one_of_two_is_refused(context: &Context, image: &Path, other: &Path, expected: &str) -> Outcome {
+    for (first, second) in [(image, other), (other, image)] {
+        let machine = hello(context).disk("one", first).disk("two", second);
+        let refused = run(Launch::new(&context.environment)?, &machine, SOON)?;
+        ensure!(
+            !refused.status.success() && refused.errors.contains("`two`"),
+            "{} and {}: {refused:?}",
+            first.display(),
+            second.display()
+        );
+        ensure!(refused.errors.contains(expected), "{}", refused.errors);
+    }
+    Ok(())
+}
+
+fn a_descriptor_is_one_more_name(context: &Context) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let image = place.path().join("image");
+    blank_image(&image, 1)?;
+    let file = std::fs::File::options().read(true).write(true).open(&image)?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
+    for way in ["/dev/fd", "/proc/self/fd"] {
+        let name = Path::new(way).join(file.as_raw_fd().to_string());
+        one_of_two_is_refused(context, &image, &name, "has it already as another disk")?;
+        // Alone it is as good as a path.
         let machine = hello(context).disk("one", &name);
         run(Launch::new(&context.environment)?, &machine, SOON)?.expect(0)?;
     }

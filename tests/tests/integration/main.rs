@@ -40,6 +40,7 @@ mod snapshot_disks;
 mod snapshot_io;
 mod snapshot_keys;
 mod soak;
+mod unjailed;
 mod working_set;
 
 use std::path::Path;
@@ -48,6 +49,8 @@ use std::sync::Arc;
 
 use coracle_tests::case::{Case, text};
 use coracle_tests::environment::Environment;
+use coracle_tests::jailing::{self, Run};
+use coracle_tests::{Outcome, ensure};
 use libtest_mimic::Arguments;
 
 /// Every test, in groups; what takes long comes first, so that all CPUs are busy to the end.
@@ -92,11 +95,13 @@ const GROUPS: &[(&str, &[Case])] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let environment = Arc::new(Environment::read());
-    if let Err(missing) = environment.check() {
-        eprintln!("{}", text(&missing));
-        return ExitCode::FAILURE;
-    }
+    let (environment, jails) = match ready() {
+        Ok(ready) => ready,
+        Err(missing) => {
+            eprintln!("{}", text(&missing));
+            return ExitCode::FAILURE;
+        }
+    };
     if let Some(state) = std::env::var_os(soak::VARIABLE) {
         let filter = arguments.filter.as_deref().unwrap_or_default();
         return soak::run(Path::new(&state), filter, GROUPS, &environment);
@@ -105,8 +110,33 @@ fn main() -> ExitCode {
     let cases = GROUPS
         .iter()
         .flat_map(|(group, cases)| cases.iter().map(move |case| (group, case)));
+    let mode = environment.jailing.as_ref().map(|jailing| jailing.mode);
     let trials = cases
-        .map(|(group, case)| case.into_trial(group, &environment))
+        .map(|(group, case)| {
+            let name = format!("{group}::{}", case.name);
+            let left_out = mode.and_then(|mode| unjailed::reason(&name, mode));
+            case.into_trial(group, &environment, left_out)
+        })
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let status = libtest_mimic::run(&arguments, trials).exit_code();
+    drop(jails);
+    status
+}
+
+/// Everything that tests stand on, and the directory of a run in jails, if this is one.
+fn ready() -> Outcome<(Arc<Environment>, Option<Run>)> {
+    let environment = Environment::read();
+    environment.check()?;
+    for left_out in unjailed::UNJAILED {
+        let mut names = GROUPS
+            .iter()
+            .flat_map(|(group, cases)| cases.iter().map(move |case| format!("{group}::{}", case.name)));
+        ensure!(
+            names.any(|name| left_out.covers(&name)),
+            "no test is called {}, which unjailed.rs leaves out",
+            left_out.name
+        );
+    }
+    let (environment, jails) = jailing::begin(environment)?;
+    Ok((Arc::new(environment), jails))
 }

@@ -1,6 +1,6 @@
 //! The serial port carries both directions, and never holds the guest up.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use coracle_tests::case::{Case, Context};
@@ -92,14 +92,11 @@ fn a_closed_standard_input_is_no_end(context: &Context) -> Outcome {
 }
 
 fn a_blocked_pipe_does_not_stall(context: &Context) -> Outcome {
-    let directory = tempfile::tempdir()?;
-    let config = directory.path().join("config.json");
     // 4000 lines of 25 bytes and more, into a pipe that holds 64 KiB and is not read.
     let machine = Machine::unikernel(&context.environment, "do=tick:ms=0,count=4000 do=exit:status=8");
-    std::fs::write(&config, machine.config().to_string())?;
-    let mut child = Command::new(&context.environment.coracle)
-        .args(["--no-api", "--config-file"])
-        .arg(&config)
+    let launch = Launch::new(&context.environment)?.without_api();
+    let (mut command, _kept) = launch.config(&machine.config())?.command()?;
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -120,13 +117,10 @@ fn a_blocked_pipe_does_not_stall(context: &Context) -> Outcome {
 }
 
 fn a_closed_pipe_does_not_end_the_guest(context: &Context) -> Outcome {
-    let directory = tempfile::tempdir()?;
-    let config = directory.path().join("config.json");
     let machine = Machine::unikernel(&context.environment, "do=tick:ms=10,count=50 do=exit:status=8");
-    std::fs::write(&config, machine.config().to_string())?;
-    let mut child = Command::new(&context.environment.coracle)
-        .args(["--no-api", "--config-file"])
-        .arg(&config)
+    let launch = Launch::new(&context.environment)?.without_api();
+    let (mut command, _kept) = launch.config(&machine.config())?.command()?;
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -167,10 +167,11 @@ fn goes_on(context: &Context) -> Outcome {
             ("encryption_key", desk.file("secret")),
         ],
     );
-    let refuses = "mount --bind /dev/null /dev/userfaultfd && exec \"$@\"";
-    let refuses = ["unshare", "--map-root-user", "--mount", "sh", "-c", refuses, "sh"];
+    let refuses = context
+        .environment
+        .after_mounting("mount --bind /dev/null /dev/userfaultfd");
     for (before, is_whole) in [(&[][..], false), (&refuses[..], true)] {
-        let launch = Launch::new(&context.environment)?.by_way_of(before.iter().copied());
+        let launch = Launch::new(&context.environment)?.by_way_of(before.iter().map(String::as_str));
         let monitor = launch.start()?;
         monitor.must("PUT", "/snapshot/load", Some(&load))?;
         let log = monitor.log()?;

@@ -456,9 +456,11 @@ pub(super) fn goes_without_where_it_cannot(context: &Context) -> Outcome {
     )?;
     source.start_instance()?;
     source.console.wait_for("dirty: ready", SOON)?;
-    let refuses = "mount --bind /dev/null /dev/userfaultfd && exec \"$@\"";
-    let refuses = ["unshare", "--map-root-user", "--mount", "sh", "-c", refuses, "sh"];
-    let monitor = Launch::new(&context.environment)?.by_way_of(refuses).start()?;
+    let refuses = context
+        .environment
+        .after_mounting("mount --bind /dev/null /dev/userfaultfd");
+    let launch = Launch::new(&context.environment)?.by_way_of(refuses.iter().map(String::as_str));
+    let monitor = launch.start()?;
     let body = json!({ "listen": "127.0.0.1:0", "tls": hosts.tls });
     let receiver = Receiver::of(monitor, &body)?;
     let mut body = hosts.send(receiver.to());

@@ -19,8 +19,13 @@ const KIB: u64 = 64;
 /// In a mount namespace of its own: /dev/kvm is a node that nobody may open, too, and the rest belongs to others.
 const AS_NOBODY: &str = r#"mknod "$0" c 10 232 && chmod 666 "$0" && mount --bind "$0" /dev/kvm &&
     exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@""#;
-/// Their number, for servers that ask who reads and writes.
-pub(crate) const NOBODY: u32 = 65_534;
+const NOBODY: u32 = 65_534;
+
+/// Their number, for servers that ask who reads and writes: in a jail every monitor is such a user.
+pub(crate) fn user(environment: &Environment) -> u32 {
+    let jailing = environment.jailing.as_ref();
+    jailing.map_or(NOBODY, |jailing| jailing.user())
+}
 
 /// Boots from the drive's members, writes and is killed; `freed` has the image free again after that, or says that it is; then
 /// another boots from it and finds what was written. Which refusal there is in between is for `refused`.
@@ -58,6 +63,9 @@ pub(crate) fn run(
 /// Starts the machine as a user who owns nothing.
 fn as_nobody(environment: &Environment, id: &str, machine: &Machine) -> Outcome<Monitor> {
     let launch = Launch::new(environment)?.arguments(["--id", id]);
+    if environment.jailing.is_some() {
+        return launch.without_api().config(&machine.config())?.spawn();
+    }
     // Where the directories of what is built are private, the other user needs copies.
     let program = launch.directory().join("test-coracle");
     std::fs::copy(&environment.coracle, &program)?;

@@ -18,8 +18,9 @@ pub(super) fn run(context: &Context) -> Outcome {
     let image = server.path(IMAGE);
     copy_image(&Linux::read(&context.environment)?.rootfs, &image)?;
     // A server without secrets takes users for whom they say they are.
+    let user = boot::user(&context.environment);
     for path in [&server.path("export"), &image] {
-        chown(path, Some(boot::NOBODY), Some(boot::NOBODY))?;
+        chown(path, Some(user), Some(user))?;
     }
     let mounts = || std::fs::read_to_string("/proc/self/mounts");
     let before = mounts()?;

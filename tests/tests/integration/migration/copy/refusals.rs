@@ -82,7 +82,8 @@ impl Staying<'_> {
         self.is_refused(
             &received(json!({}), no_files),
             &copied,
-            "cannot make a lease record in /proc",
+            // In a jail it is not even there.
+            " in /proc: ",
         )?;
         std::fs::write(at("to.lease.7"), "no record")?;
         self.is_refused(
@@ -99,12 +100,9 @@ impl Staying<'_> {
 
 /// A monitor that has a file system of so many MiB at `small`.
 fn with_small(context: &Context, small: &Path, mib: u32) -> Outcome<Launch> {
-    let mount = format!(
-        "mount -t tmpfs -o size={mib}m none {} && exec \"$@\"",
-        small.display()
-    );
-    let way = ["unshare", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"];
-    Ok(Launch::new(&context.environment)?.by_way_of(way))
+    let mount = format!("mount -t tmpfs -o size={mib}m none {}", small.display());
+    let way = context.environment.after_mounting(&mount);
+    Ok(Launch::new(&context.environment)?.by_way_of(way.iter().map(String::as_str)))
 }
 
 /// What cannot go along, and where it cannot go, is said before a byte moves.

@@ -1,5 +1,10 @@
 //! What is tried: each is a few system calls, and stops at the first that is refused.
 
+#![expect(
+    unsafe_code,
+    reason = "it asks the kernel for what no wrapper among our crates asks for"
+)]
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};

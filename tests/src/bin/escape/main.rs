@@ -1,12 +1,12 @@
 //! A program that tries to get out of where a test has put it: a jail, with the filters of a monitor's thread on it or without.
 //!
 //! The last word of its command line is a [`Task`]. Each attempt is made by a child of its own, since a filter ends the process;
-//! what became of the child is a line of JSON on standard output: its status is 0 if nothing has refused the attempt, the number of
-//! the kernel's error if that has, and 148 if a filter has.
+//! what became of the child is a line of JSON on standard output: its status is 0 if nothing has refused the attempt, the number
+//! of the kernel's error if that has, and 148 if a filter has.
 
 #![expect(
     unsafe_code,
-    reason = "it asks the kernel for what no wrapper among our crates asks for"
+    reason = "it forks, and waits for whatever its children have left"
 )]
 
 mod attempts;

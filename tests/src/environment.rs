@@ -46,6 +46,8 @@ pub enum Need {
     KvmRootAndTrace,
     /// A usable /dev/kvm, the right to become another user, and a cgroup hierarchy that limits memory.
     KvmRootAndMemoryCgroup,
+    /// The same, and one that limits how many processes there are.
+    KvmRootAndLimitCgroups,
     /// A usable /dev/kvm, the right to become another user, and a cgroup hierarchy of version 2.
     KvmRootAndUnifiedCgroup,
     /// Network namespaces, and cables between them.
@@ -90,6 +92,10 @@ impl Environment {
             Need::KvmAndRoot => no_kvm().or_else(no_root),
             Need::KvmRootAndTrace => no_kvm().or_else(no_root).or_else(no_trace),
             Need::KvmRootAndMemoryCgroup => no_kvm().or_else(no_root).or_else(no_memory_cgroup),
+            Need::KvmRootAndLimitCgroups => no_kvm()
+                .or_else(no_root)
+                .or_else(no_memory_cgroup)
+                .or_else(no_process_cgroup),
             Need::KvmRootAndUnifiedCgroup => no_kvm().or_else(no_root).or_else(no_unified_cgroup),
             Need::Hosts => Host::refused(),
             Need::KvmAndHosts => no_kvm().or_else(Host::refused),
@@ -164,6 +170,11 @@ fn no_root() -> Option<String> {
 fn no_memory_cgroup() -> Option<String> {
     let none = crate::harness::jail::memory_limit(1).is_none();
     none.then(|| "no cgroup hierarchy limits memory".into())
+}
+
+fn no_process_cgroup() -> Option<String> {
+    let none = crate::harness::jail::process_limit(1).is_none();
+    none.then(|| "no cgroup hierarchy limits processes".into())
 }
 
 fn no_unified_cgroup() -> Option<String> {

@@ -349,6 +349,21 @@ pub fn vanishes(base: &Path, id: &str) -> Outcome {
 
 /// Flags for a cgroup with so much memory, in whichever version this host has; none if it has no such controller.
 pub fn memory_limit(bytes: u64) -> Option<Vec<String>> {
+    limit(
+        "memory",
+        &format!("memory.limit_in_bytes={bytes}"),
+        &format!("memory.max={bytes}"),
+    )
+}
+
+/// The same for so many processes and threads.
+pub fn process_limit(count: u64) -> Option<Vec<String>> {
+    let setting = format!("pids.max={count}");
+    limit("pids", &setting, &setting)
+}
+
+/// Flags that set a controller, which is called otherwise in version 2.
+fn limit(controller: &str, v1: &str, v2: &str) -> Option<Vec<String>> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let has_v1 = mounts.lines().any(|line| {
         let mut fields = line.split(' ').skip(2);
@@ -356,10 +371,10 @@ pub fn memory_limit(bytes: u64) -> Option<Vec<String>> {
         kind == Some("cgroup")
             && fields
                 .next()
-                .is_some_and(|options| options.split(',').any(|o| o == "memory"))
+                .is_some_and(|options| options.split(',').any(|o| o == controller))
     });
     if has_v1 {
-        return Some(vec!["--cgroup".into(), format!("memory.limit_in_bytes={bytes}")]);
+        return Some(vec!["--cgroup".into(), v1.to_owned()]);
     }
     let unified = mounts
         .lines()
@@ -370,10 +385,11 @@ pub fn memory_limit(bytes: u64) -> Option<Vec<String>> {
     let controllers = fs::read_to_string(controllers?).ok()?;
     controllers
         .split_whitespace()
-        .any(|name| name == "memory")
+        .any(|name| name == controller)
         .then(|| {
-            let flags = ["--cgroup-version", "2", "--cgroup"].map(str::to_owned);
-            flags.into_iter().chain([format!("memory.max={bytes}")]).collect()
+            ["--cgroup-version", "2", "--cgroup", v2]
+                .map(str::to_owned)
+                .to_vec()
         })
 }
 

@@ -15,6 +15,7 @@ mod double_start;
 mod drives;
 mod ends;
 mod errors;
+mod escape;
 mod garbage;
 mod hostile;
 mod hosts;
@@ -74,6 +75,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("ctl", ctl::CASES),
     ("ends", ends::CASES),
     ("errors", errors::CASES),
+    ("escape", escape::CASES),
     ("garbage", garbage::CASES),
     ("hosts", hosts::CASES),
     ("iscsi", iscsi::CASES),

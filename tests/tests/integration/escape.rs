@@ -4,6 +4,7 @@
 //! jail the same program must not be told that, or the row would show nothing.
 
 mod limits;
+mod paths;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "limits_hold_for_files_processes_and_memory",
         need: Need::KvmRootAndLimitCgroups,
         run: limits::each_limit,
+    },
+    Case {
+        name: "paths_of_the_api_lead_only_to_what_is_in_the_jail",
+        need: Need::KvmAndRoot,
+        run: paths::of_the_api,
     },
 ];
 

@@ -38,12 +38,15 @@ impl Lives {
         Ok((Introduction(hears.into()), tells))
     }
 
-    /// The environment of the next life, which is to be this process.
+    /// The environment of the next life, which is to be this process; without a descriptor there is none after it.
     ///
     /// # Errors
     ///
     /// When the descriptor cannot be left to it.
-    pub(crate) fn words(&self, tells: &OwnedFd) -> io::Result<Vec<(&'static str, String)>> {
+    pub(crate) fn words(&self, tells: Option<&OwnedFd>) -> io::Result<Vec<(&'static str, String)>> {
+        let Some(tells) = tells else {
+            return Ok(Vec::new());
+        };
         rustix::io::fcntl_setfd(tells, FdFlags::empty())?;
         let mut words = vec![("CORACLE_INCARNATION_FD", tells.as_raw_fd().to_string())];
         if !self.0.is_empty() {
@@ -85,7 +88,7 @@ mod tests {
 
     fn reaped(lives: &Lives) -> Option<String> {
         let (_introduction, tells) = Lives::expect().unwrap();
-        let words = lives.words(&tells).unwrap();
+        let words = lives.words(Some(&tells)).unwrap();
         words
             .into_iter()
             .find_map(|(name, word)| (name == "CORACLE_REAPED").then_some(word))

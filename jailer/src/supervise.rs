@@ -224,14 +224,15 @@ impl Supervisor<'_> {
         let kills_before = oom_kills(&self.plan.groups);
         let times = self.times.across_fork();
         let (hearer, mut teller) = wire().map_err(LaunchError::fork)?;
-        let (introduction, tells) = Lives::expect().map_err(LaunchError::fork)?;
+        let introduction = self.may_restart().then(Lives::expect).transpose();
+        let (introduction, tells) = introduction.map_err(LaunchError::fork)?.unzip();
         let started = Instant::now();
         let pid = match fork(launch::namespaces(self.plan)).map_err(LaunchError::fork)? {
             Fork::Parent(pid) => pid,
             Fork::Child => {
                 drop(hearer);
                 drop(self.teller.take());
-                let failed = match self.lives.words(&tells) {
+                let failed = match self.lives.words(tells.as_ref()) {
                     Ok(words) => {
                         let how = (times, words.as_slice());
                         launch::become_supervised(self.plan, &self.ledger, &jail, how, &mut teller)
@@ -259,7 +260,9 @@ impl Supervisor<'_> {
             let _ = teller.ready(None);
         }
         let end = End::of(self.watch(pid, started));
-        self.lives.bury(introduction);
+        if let Some(introduction) = introduction {
+            self.lives.bury(introduction);
+        }
         let evidence = Evidence {
             has_oom_kill: oom_kills(&self.plan.groups) > kills_before,
             lack,
@@ -270,6 +273,12 @@ impl Supervisor<'_> {
             end,
             ran: started.elapsed(),
         })
+    }
+
+    /// Whether there can be another life after this one.
+    fn may_restart(&self) -> bool {
+        let supervision = self.plan.request.supervision.as_ref();
+        supervision.is_some_and(|supervision| supervision.restarts_max > 0)
     }
 
     /// Passes signals on until the monitor has ended.

@@ -4,17 +4,19 @@
 //! what became of the child is a line of JSON on standard output: its status is 0 if nothing has refused the attempt, the number
 //! of the kernel's error if that has, and 148 if a filter has.
 
+#![no_main]
 #![expect(
     unsafe_code,
-    reason = "it forks, and waits for whatever its children have left"
+    reason = "it begins as the monitor does, forks, and waits for whatever its children have left"
 )]
 
 mod attempts;
 mod places;
 
+use std::ffi::{c_char, c_int};
 use std::io::{self, Read, Write};
-use std::process::ExitCode;
 
+use coracle_vmm::process;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -52,14 +54,15 @@ struct World {
     directory: String,
 }
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("escape: {error}");
-            ExitCode::from(NO_TASK)
-        }
-    }
+/// As in the monitor: the filters have no room for what the standard library does at the beginning and the end of a thread.
+// SAFETY: no other function of this program has this name.
+#[unsafe(no_mangle)]
+extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
+    let status = process::begin().and_then(|()| run()).unwrap_or_else(|error| {
+        eprintln!("escape: {error}");
+        NO_TASK
+    });
+    std::process::exit(i32::from(status))
 }
 
 /// No number of an error of the kernel, and no status of a filter's.

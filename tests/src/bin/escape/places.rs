@@ -12,10 +12,11 @@ const MAIN: &str = "main";
 /// The first thread, while a guest runs.
 const VMM: &str = "vmm";
 
-const KINDS: [(&str, Kind); 7] = [
+const KINDS: [(&str, Kind); 8] = [
     ("api", Kind::Api),
     ("vcpu", Kind::Vcpu),
     ("io", Kind::Io),
+    ("io_recording", Kind::RecordingIo),
     ("io_plain", Kind::PlainIo),
     ("entropy", Kind::Entropy),
     ("pager", Kind::Pager),

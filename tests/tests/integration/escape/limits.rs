@@ -19,7 +19,8 @@ const FILE_BYTES: u64 = 1 << 20;
 /// What is tried where, and what is found then: what the filter lets by, the limit refuses.
 const LIMITS: &[(&str, &str, &str)] = &[
     ("many-files", "bare", "EMFILE"),
-    ("many-files", "io", "EMFILE"),
+    ("many-files", "io", "the filter of `io`, for openat"),
+    ("many-files", "io_recording", "EMFILE"),
     ("many-files", "mover", "EMFILE"),
     ("many-files", "vcpu", "the filter of `vcpu`, for openat"),
     ("raise-a-limit", "bare", "EPERM"),
@@ -31,7 +32,7 @@ const LIMITS: &[(&str, &str, &str)] = &[
     ("fork-bomb", "vcpu", "the filter of `vcpu`, for clone"),
     ("thread-bomb", "bare", "EAGAIN"),
     ("thread-bomb", "mover", "EAGAIN"),
-    ("thread-bomb", "io", "the filter of `io`, for mprotect"),
+    ("thread-bomb", "io", "the filter of `io`, for mmap"),
     ("long-file", "bare", "signal 25"),
     ("long-file", "mover", "signal 25"),
     ("long-file", "entropy", "the filter of `entropy`, for openat"),

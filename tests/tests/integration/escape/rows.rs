@@ -6,7 +6,17 @@ use super::{Line, REFUSED};
 
 /// A process without filters; before the guest runs; and each kind of thread of a monitor whose guest runs.
 pub(super) const PLACES: &[&str] = &[
-    "bare", "main", "vmm", "api", "vcpu", "io", "io_plain", "entropy", "pager", "mover",
+    "bare",
+    "main",
+    "vmm",
+    "api",
+    "vcpu",
+    "io",
+    "io_recording",
+    "io_plain",
+    "entropy",
+    "pager",
+    "mover",
 ];
 
 /// What the program tries.
@@ -33,7 +43,7 @@ pub(super) const PROCESSES: &[&str] = &[
 ];
 
 /// Threads that open files: records of leases, and what the API's clients name.
-const OPENERS: &[&str] = &["main", "vmm", "io", "io_plain", "pager", "mover"];
+const OPENERS: &[&str] = &["main", "vmm", "io_recording", "io_plain", "pager", "mover"];
 /// Threads that call servers, and hosts to which a guest moves.
 const CALLERS: &[&str] = &["main", "pager", "mover"];
 const NO_OTHER: &[&str] = &[];

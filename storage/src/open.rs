@@ -16,7 +16,7 @@ use crate::lease::{self, Lease, LeaseError, Lock, Offer, Terms};
 use crate::nfs::{self, NfsError, NfsUrl};
 use crate::raw::Raw;
 
-use self::hold::ImageId;
+pub(crate) use self::hold::ImageId;
 
 pub use self::hold::Hold;
 

@@ -400,6 +400,16 @@ pub enum Reach {
     SocketsAndRecords,
 }
 
+impl Reach {
+    /// What an image of a network needs, by whether its lease has its records in a directory.
+    pub(crate) fn of_remote(has_records_in_files: bool) -> Self {
+        match has_records_in_files {
+            true => Self::SocketsAndRecords,
+            false => Self::FilesAndSockets,
+        }
+    }
+}
+
 /// Whether [`Reactor::wait`] may block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {

@@ -28,6 +28,34 @@ pub enum Kind {
     Mover,
 }
 
+impl Kind {
+    /// Each of them.
+    pub const ALL: [Self; 8] = [
+        Self::Api,
+        Self::Vcpu,
+        Self::Io,
+        Self::RecordingIo,
+        Self::PlainIo,
+        Self::Entropy,
+        Self::Pager,
+        Self::Mover,
+    ];
+
+    /// What its filter is called in a policy.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Vcpu => "vcpu",
+            Self::Io => "io",
+            Self::RecordingIo => "io_recording",
+            Self::PlainIo => "io_plain",
+            Self::Entropy => "entropy",
+            Self::Pager => "pager",
+            Self::Mover => "mover",
+        }
+    }
+}
+
 /// A thread that is to be made.
 pub struct Order {
     /// What it is for.

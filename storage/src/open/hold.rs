@@ -57,16 +57,7 @@ impl Hold {
     ///
     /// When it cannot be opened, or `path` names another by now.
     pub fn reader(&self, path: &str) -> io::Result<File> {
-        // A FIFO that has its name by now is not waited for.
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?;
-        if ImageId::of(&file.metadata()?) == self.id {
-            Ok(file)
-        } else {
-            Err(io::Error::other("another file has its name by now"))
-        }
+        self.id.reader(path)
     }
 
     /// Waits until the leases are recorded durably. Nothing may be written before.
@@ -212,7 +203,7 @@ impl Hold {
 
 /// What is one image, however it is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ImageId {
+pub(crate) enum ImageId {
     Unit(ImageName),
     /// A file on an NFS server.
     Export(nfs::ImageName),
@@ -226,7 +217,7 @@ pub(super) enum ImageId {
 }
 
 impl ImageId {
-    pub(super) fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         if metadata.file_type().is_block_device() {
             Self::BlockDevice {
                 number: metadata.rdev(),
@@ -236,6 +227,24 @@ impl ImageId {
                 device: metadata.dev(),
                 inode: metadata.ino(),
             }
+        }
+    }
+
+    /// The file or device by a descriptor of its own: `path` names it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened, or `path` names another by now.
+    pub(crate) fn reader(&self, path: &str) -> io::Result<File> {
+        // A FIFO that has its name by now is not waited for.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        if Self::of(&file.metadata()?) == *self {
+            Ok(file)
+        } else {
+            Err(io::Error::other("another file has its name by now"))
         }
     }
 }

@@ -8,7 +8,7 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Weak};
 
 use rustix::fs::SeekFrom;
@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use super::file::{FileError, OverlayFile};
 use super::format::{BITMAP_OFFSET_BYTES, DATA_OFFSET_BYTES, Header};
 use super::words::Words;
+use crate::open::ImageId;
 
 /// What counts as zeros or not, in bytes.
 const BLOCK_BYTES: usize = 4096;
@@ -101,17 +102,7 @@ impl View {
     /// When it is gone, cannot be opened, or `path` names another by now.
     pub(crate) fn reader(&self, path: &str) -> io::Result<File> {
         let file = self.file.upgrade().ok_or(io::ErrorKind::NotFound)?;
-        // A FIFO that has its name by now is not waited for.
-        let reader = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?;
-        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
-        if identity(&reader)? == identity(&file)? {
-            Ok(reader)
-        } else {
-            Err(io::Error::other("another file has its name by now"))
-        }
+        ImageId::of(&file.metadata()?).reader(path)
     }
 
     /// Writes into `to`, an empty file, what the overlay has, and tells what that adds up to. It is not on the medium yet. Nobody

@@ -105,16 +105,7 @@ pub fn confine_vmm() -> Result<(), SeccompError> {
 /// This thread, which has just begun, is of that kind and name.
 fn confine(kind: Kind, name: &str) -> io::Result<()> {
     trap::name_thread(name);
-    let kind = match kind {
-        Kind::Api => "api",
-        Kind::Vcpu => "vcpu",
-        Kind::Io => "io",
-        Kind::RecordingIo => "io_recording",
-        Kind::PlainIo => "io_plain",
-        Kind::Entropy => "entropy",
-        Kind::Pager => "pager",
-        Kind::Mover => "mover",
-    };
+    let kind = kind.name();
     if BARE_ENDING.contains(&kind) {
         install(BARE_END)?;
     }

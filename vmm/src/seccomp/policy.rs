@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
-/// The filters of a policy. The last of these are made, and stand in none.
+/// The filters of a policy: that of the start, and one for each kind of thread.
 pub(super) const KINDS: [&str; 10] = [
     "start",
     "vmm",

@@ -443,10 +443,7 @@ impl Backend for Disk {
     }
 
     fn reach(&self) -> Reach {
-        match self.plan.chain.is_some() {
-            true => Reach::SocketsAndRecords,
-            false => Reach::FilesAndSockets,
-        }
+        Reach::of_remote(self.plan.chain.is_some())
     }
 
     fn detach(&mut self, parting: Parting, io: &mut dyn Submit) {

@@ -12,17 +12,6 @@ const MAIN: &str = "main";
 /// The first thread, while a guest runs.
 const VMM: &str = "vmm";
 
-const KINDS: [(&str, Kind); 8] = [
-    ("api", Kind::Api),
-    ("vcpu", Kind::Vcpu),
-    ("io", Kind::Io),
-    ("io_recording", Kind::RecordingIo),
-    ("io_plain", Kind::PlainIo),
-    ("entropy", Kind::Entropy),
-    ("pager", Kind::Pager),
-    ("mover", Kind::Mover),
-];
-
 /// Makes an attempt on a thread of that kind, which is called by its kind: 0, or the number of what the kernel has answered.
 ///
 /// # Errors
@@ -41,9 +30,9 @@ pub(super) fn make_there(
         } else {
             // As in a monitor whose guest runs: the first thread has its own filter, whoever tries.
             seccomp::confine_vmm().map_err(io::Error::other)?;
-            match KINDS.iter().find(|(name, _)| *name == place) {
-                Some((name, kind)) => {
-                    let thread = threads::spawn(*kind, *name, attempt)?;
+            match Kind::ALL.into_iter().find(|kind| kind.name() == place) {
+                Some(kind) => {
+                    let thread = threads::spawn(kind, kind.name(), attempt)?;
                     let panicked = |_| io::Error::other("the attempt has panicked");
                     thread.join().map_err(panicked)?
                 }

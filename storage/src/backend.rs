@@ -1,11 +1,10 @@
 //! The contract that every kind of image fulfils.
 
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::metrics::SessionMetrics;
-use crate::reactor::{Event, Reach, Submit};
+use crate::reactor::{Event, ImageFile, Reach, Submit};
 use crate::request::{Completion, Request};
 
 /// What an image tells its device about itself.
@@ -66,7 +65,7 @@ pub trait Backend: Send {
     fn geometry(&self) -> Geometry;
 
     /// The descriptors that the operations of this backend name, in the order of their [`crate::reactor::FileSlot`]s.
-    fn files(&self) -> Vec<RawFd>;
+    fn files(&self) -> Vec<ImageFile>;
 
     /// Takes one request on.
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step;

@@ -29,6 +29,8 @@ pub enum PreparedReactor {
     Plain {
         /// Operations in flight at most.
         ops_max: u32,
+        /// What they may be on.
+        reach: Reach,
     },
 }
 
@@ -36,9 +38,15 @@ impl PreparedReactor {
     /// What the thread is for that it is to be bound to.
     pub fn thread_kind(&self) -> Kind {
         match self {
-            Self::Ring(ring) if ring.reach() == Reach::SocketsAndRecords => Kind::RecordingIo,
-            Self::Ring(_) => Kind::Io,
-            Self::Plain { .. } => Kind::PlainIo,
+            Self::Ring(ring) => match ring.reach() {
+                Reach::Files => Kind::Io,
+                Reach::FilesAndSockets => Kind::NetworkIo,
+                Reach::SocketsAndRecords => Kind::RecordingIo,
+            },
+            Self::Plain {
+                reach: Reach::Files, ..
+            } => Kind::PlainIo,
+            Self::Plain { .. } => Kind::PlainNetworkIo,
         }
     }
 
@@ -46,7 +54,7 @@ impl PreparedReactor {
     /// where io_uring is not to be had, it says why in the log and prepares plain system calls.
     pub fn new(engine: Engine, ops_max: u32, reach: Reach) -> Self {
         match engine {
-            Engine::Sync => Self::Plain { ops_max },
+            Engine::Sync => Self::Plain { ops_max, reach },
             Engine::Async => match PreparedRing::new(ops_max, reach) {
                 Ok(ring) => Self::Ring(Box::new(ring)),
                 Err(reason) => {
@@ -55,7 +63,7 @@ impl PreparedReactor {
                         .map(|cause| format!(" ({cause})"))
                         .unwrap_or_default();
                     log::warn!("a disk runs on plain system calls, which is slower: {reason}{cause}");
-                    Self::Plain { ops_max }
+                    Self::Plain { ops_max, reach }
                 }
             },
         }
@@ -69,7 +77,7 @@ impl PreparedReactor {
     pub fn enable(self) -> io::Result<Box<dyn Reactor>> {
         Ok(match self {
             Self::Ring(ring) => Box::new(ring.enable()?),
-            Self::Plain { ops_max } => Box::new(Plain::new(ops_max)),
+            Self::Plain { ops_max, .. } => Box::new(Plain::new(ops_max)),
         })
     }
 }

@@ -2,6 +2,7 @@
 //! tells one kind of image from another.
 
 mod hold;
+mod places;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -17,6 +18,8 @@ use crate::nfs::{self, NfsError, NfsUrl};
 use crate::raw::Raw;
 
 pub(crate) use self::hold::ImageId;
+pub use self::places::{Need, Place, places};
+pub(crate) use self::places::{beside, directory_of};
 
 pub use self::hold::Hold;
 

@@ -83,8 +83,8 @@ impl PreparedPipeline {
     /// Sets up what takes `depth` requests at a time on `image`, in which nothing is in flight. Where io_uring is not to be had
     /// it says why in the log, and prepares plain system calls, which do one after the other.
     pub fn new(image: Box<dyn Backend>, depth: u16) -> Self {
-        let ops_max = u32::from(depth) * 2 + OWN_OPS_MAX;
-        let reactor = match PreparedRing::with_workers(ops_max, image.reach(), FILE_WORKERS_MAX) {
+        let (ops_max, reach) = (u32::from(depth) * 2 + OWN_OPS_MAX, image.reach());
+        let reactor = match PreparedRing::with_workers(ops_max, reach, FILE_WORKERS_MAX) {
             Ok(ring) => PreparedReactor::Ring(Box::new(ring)),
             Err(reason) => {
                 let cause = reason.source().map(|cause| format!(" ({cause})"));
@@ -92,7 +92,7 @@ impl PreparedPipeline {
                 log::warn!(
                     "an image is read and written by plain system calls, which is slower: {reason}{cause}"
                 );
-                PreparedReactor::Plain { ops_max }
+                PreparedReactor::Plain { ops_max, reach }
             }
         };
         Self {

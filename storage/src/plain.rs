@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::clock;
 use crate::reactor::{
-    Event, FILES_MAX, Full, KernelOp, NO_FILE, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
+    Event, FILES_MAX, Full, ImageFile, KernelOp, NO_FILE, Patience, Reactor, Submit, Token, WATCHES_MAX, Wake,
 };
 use crate::request::Durability;
 use sockets::Sockets;
@@ -86,7 +86,7 @@ impl Submit for Plain {
 }
 
 impl Reactor for Plain {
-    fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
+    fn register(&mut self, files: &[ImageFile]) -> io::Result<()> {
         assert!(
             self.in_flight() == 0,
             "files are replaced only when nothing is in flight"
@@ -95,7 +95,9 @@ impl Reactor for Plain {
         let Some(used) = places.get_mut(..files.len()) else {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         };
-        used.copy_from_slice(files);
+        for (place, file) in used.iter_mut().zip(files) {
+            *place = file.fd;
+        }
         self.files = places;
         self.sockets = Sockets::default();
         Ok(())

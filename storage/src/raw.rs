@@ -8,13 +8,13 @@
 mod tests;
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::{Access, Backend, Discard, Geometry, Step};
-use crate::reactor::{Event, FileSlot, KernelOp, Submit, Token};
+use crate::reactor::{Event, FileSlot, ImageFile, KernelOp, Medium, Submit, Token};
 use crate::request::{Completion, Durability, Failure, Operation, Request, Segment, Space};
 use crate::slab::Slab;
 
@@ -31,6 +31,7 @@ use crate::slab::Slab;
 #[derive(Debug)]
 pub struct Raw {
     file: Arc<File>,
+    medium: Medium,
     /// Without the size, which all forks share.
     geometry: Geometry,
     size_bytes: Arc<AtomicU64>,
@@ -106,12 +107,15 @@ impl Raw {
     /// An image on `file`, which is opened for `geometry.access` and is `geometry.size_bytes` long.
     pub fn new(file: impl Into<Arc<File>>, geometry: Geometry) -> Self {
         let size_bytes = Arc::new(AtomicU64::new(geometry.size_bytes));
-        Self::sharing(file.into(), size_bytes, geometry)
+        let file = file.into();
+        let medium = Medium::of(&file);
+        Self::sharing(file, medium, size_bytes, geometry)
     }
 
-    fn sharing(file: Arc<File>, size_bytes: Arc<AtomicU64>, geometry: Geometry) -> Self {
+    fn sharing(file: Arc<File>, medium: Medium, size_bytes: Arc<AtomicU64>, geometry: Geometry) -> Self {
         Self {
             file,
+            medium,
             geometry,
             size_bytes,
             flights: Slab::with_capacity(FLIGHTS_TYPICAL),
@@ -269,8 +273,11 @@ impl Backend for Raw {
         }
     }
 
-    fn files(&self) -> Vec<RawFd> {
-        vec![self.file.as_raw_fd()]
+    fn files(&self) -> Vec<ImageFile> {
+        vec![ImageFile {
+            fd: self.file.as_raw_fd(),
+            medium: self.medium,
+        }]
     }
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {
@@ -308,7 +315,12 @@ impl Backend for Raw {
 
     fn fork(&self) -> Option<Box<dyn Backend>> {
         let (file, size_bytes) = (Arc::clone(&self.file), Arc::clone(&self.size_bytes));
-        Some(Box::new(Self::sharing(file, size_bytes, self.geometry)))
+        Some(Box::new(Self::sharing(
+            file,
+            self.medium,
+            size_bytes,
+            self.geometry,
+        )))
     }
 
     fn in_flight(&self) -> usize {

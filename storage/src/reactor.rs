@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::time::Instant;
 
 use crate::request::{Durability, Segment};
@@ -334,7 +334,7 @@ pub trait Reactor: Submit {
     /// # Errors
     ///
     /// When there are more than [`FILES_MAX`], or the kernel refuses a descriptor.
-    fn register(&mut self, files: &[RawFd]) -> io::Result<()>;
+    fn register(&mut self, files: &[ImageFile]) -> io::Result<()>;
 
     /// What its operations may be on.
     fn reach(&self) -> Reach {
@@ -388,6 +388,55 @@ pub const NO_FILE: RawFd = -1;
 
 /// How many eventfds a reactor watches at most.
 pub const WATCHES_MAX: usize = 48;
+
+/// A descriptor that operations name by its place, and what is known of what it leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageFile {
+    /// The descriptor, or [`NO_FILE`].
+    pub fd: RawFd,
+    /// What it leads to, as far as that matters.
+    pub medium: Medium,
+}
+
+/// One of which nothing is known.
+impl From<RawFd> for ImageFile {
+    fn from(fd: RawFd) -> Self {
+        Self {
+            fd,
+            medium: Medium::Any,
+        }
+    }
+}
+
+/// What a file is on: who opens it looks, so that who serves it does not have to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Medium {
+    /// Anything else.
+    #[default]
+    Any,
+    /// It lies in memory.
+    Memory,
+    /// Its buffered writes are never tried without waiting.
+    WaitingWrites,
+}
+
+impl Medium {
+    /// What `file` is on.
+    pub fn of(file: impl AsFd) -> Self {
+        match rustix::fs::fstatfs(file).map(|told| told.f_type) {
+            Ok(TMPFS_MAGIC | RAMFS_MAGIC) => Self::Memory,
+            Ok(EXT4_MAGIC) => Self::WaitingWrites,
+            _ => Self::Any,
+        }
+    }
+}
+
+/// `f_type` of a tmpfs, which is what a memfd and /dev/shm are (statfs(2)).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// `f_type` of a ramfs.
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+/// `f_type` of ext2, ext3 and ext4.
+const EXT4_MAGIC: i64 = 0xef53;
 
 /// What the operations of a reactor may be on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -24,7 +24,7 @@ use io_uring::{IoUring, cqueue, opcode};
 
 use crate::clock;
 use crate::reactor::{
-    Event, FILES_MAX, Full, KernelOp, NO_FILE, Patience, Reach, Reactor, SocketOp, Submit, Token,
+    Event, FILES_MAX, Full, ImageFile, KernelOp, NO_FILE, Patience, Reach, Reactor, SocketOp, Submit, Token,
     WATCHES_MAX, Wake,
 };
 use crate::socket::place;
@@ -182,7 +182,7 @@ impl Submit for Ring {
 }
 
 impl Reactor for Ring {
-    fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
+    fn register(&mut self, files: &[ImageFile]) -> io::Result<()> {
         assert!(
             self.ops_in_flight == 0,
             "files are replaced only when nothing is in flight"
@@ -191,7 +191,9 @@ impl Reactor for Ring {
         let Some(used) = slots.get_mut(..files.len()) else {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         };
-        used.copy_from_slice(files);
+        for (slot, file) in used.iter_mut().zip(files) {
+            *slot = file.fd;
+        }
         self.ring.submitter().register_files_update(0, &slots)?;
         self.inline = Inline::new(files);
         Ok(())

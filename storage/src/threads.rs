@@ -16,10 +16,14 @@ pub enum Kind {
     Vcpu,
     /// It serves a disk by io_uring.
     Io,
-    /// The same for a disk on a network whose lease has its records in a directory.
+    /// The same for a disk on a network.
+    NetworkIo,
+    /// The same for one whose lease has its records in a directory.
     RecordingIo,
     /// It serves a disk by system calls that wait.
     PlainIo,
+    /// The same for a disk on a network.
+    PlainNetworkIo,
     /// It gives the guest random bytes.
     Entropy,
     /// It brings guest memory in where the guest waits for it.
@@ -30,12 +34,14 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Api,
         Self::Vcpu,
         Self::Io,
+        Self::NetworkIo,
         Self::RecordingIo,
         Self::PlainIo,
+        Self::PlainNetworkIo,
         Self::Entropy,
         Self::Pager,
         Self::Mover,
@@ -47,8 +53,10 @@ impl Kind {
             Self::Api => "api",
             Self::Vcpu => "vcpu",
             Self::Io => "io",
+            Self::NetworkIo => "io_network",
             Self::RecordingIo => "io_recording",
             Self::PlainIo => "io_plain",
+            Self::PlainNetworkIo => "io_plain_network",
             Self::Entropy => "entropy",
             Self::Pager => "pager",
             Self::Mover => "mover",

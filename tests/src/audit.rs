@@ -45,18 +45,17 @@ struct Call<'a> {
     arguments: Vec<Option<u64>>,
 }
 
-/// What a thread is known by, until it has a filter of its own and after.
+/// What a thread has done that tells kinds with one name apart.
 #[derive(Clone, Copy, Debug, Default)]
 struct Thread {
-    /// Filters that it has put on itself.
-    filters: u32,
-    /// What it has done that tells kinds with one name apart.
     has_ring: bool,
     has_records: bool,
+    has_random: bool,
+    has_socket: bool,
 }
 
-/// Filters of the policy on the first thread when its guest runs: the process's and its own.
-const FIRST_FILTERS: u32 = 2;
+/// Filters of the policy on a thread that has its own: the process's comes before it.
+const WITH_OWN: u32 = 2;
 /// `SECCOMP_SET_MODE_FILTER`.
 const SET_FILTER: u64 = 1;
 /// The flag of filters whose refusals are told in the log, as those that answer something are not.
@@ -91,12 +90,16 @@ impl Audit {
             .lines()
             .find_map(Call::read)
             .map(|call| call.thread.to_owned());
+        let inherited = inherited(trace);
         let mut begun = BTreeMap::<&str, u32>::new();
         let mut is_filtered = false;
         for call in trace.lines().filter_map(Call::read) {
-            let filters = begun.entry(call.thread).or_default();
+            let filters = begun.entry(call.thread).or_insert_with(|| {
+                let known = inherited.get(call.thread).copied();
+                known.unwrap_or(u32::from(is_filtered))
+            });
             let of_first = first.as_deref() == Some(call.thread);
-            let has_own = *filters >= if of_first { FIRST_FILTERS } else { 1 };
+            let has_own = *filters >= WITH_OWN;
             let may_anything = !is_filtered;
             if call.is_filter() {
                 *filters += 1;
@@ -125,7 +128,8 @@ impl Audit {
                 && rule.is_met(&call.arguments, is_start)
             {
                 is_allowed = true;
-                rule.is_used |= rule.kind == kind;
+                // Without a lost connection, nothing tells a disk on a network from another.
+                rule.is_used |= rule.kind == kind || (kind == "io" && rule.kind == "io_network");
             }
         }
         if !is_allowed && !ANSWERED.contains(&call.syscall) {
@@ -173,7 +177,7 @@ impl Audit {
 }
 
 /// Calls that are answered by another filter than the policy's, as `vmm/src/seccomp/policy.rs` has it.
-const ANSWERED: [&str; 3] = ["clone3", "madvise", "rt_sigprocmask"];
+const ANSWERED: [&str; 4] = ["clone3", "madvise", "rt_sigprocmask", "sched_yield"];
 
 impl Rule {
     fn read(kind: &str, rule: &Value) -> Option<Self> {
@@ -237,7 +241,8 @@ impl<'a> Call<'a> {
         let (syscall, rest) = rest.split_once('(')?;
         if thread.is_empty()
             || !thread.bytes().all(|byte| byte.is_ascii_digit())
-            || syscall.contains([' ', '<'])
+            || syscall.contains([' ', '<', '?'])
+            || is_no_call(syscall)
         {
             return None;
         }
@@ -279,18 +284,46 @@ impl<'a> Call<'a> {
     }
 }
 
+/// What strace writes for a process that was killed between the number of a call and the call.
+fn is_no_call(name: &str) -> bool {
+    const LARGEST: u64 = 0x1000;
+    let number = name.strip_prefix("syscall_0x");
+    number.is_some_and(|digits| u64::from_str_radix(digits, 16).is_ok_and(|number| number > LARGEST))
+}
+
+/// How many filters of the policy each thread has had from whoever made it.
+fn inherited(trace: &str) -> BTreeMap<&str, u32> {
+    let mut inherited = BTreeMap::<&str, u32>::new();
+    let mut filters = BTreeMap::<&str, u32>::new();
+    for line in trace.lines() {
+        if let Some(call) = Call::read(line).filter(Call::is_filter) {
+            let before = inherited.get(call.thread).copied().unwrap_or_default();
+            *filters.entry(call.thread).or_insert(before) += 1;
+        }
+        // `10<name> clone(…) = 11`, or `10<name> <... clone resumed>) = 11`.
+        let made = line.contains(" clone(") || line.contains(" clone3(") || line.contains("<... clone");
+        if let (true, Some((parent, _)), Some((_, child))) =
+            (made, line.split_once('<'), line.rsplit_once(" = "))
+            && !child.is_empty()
+            && child.bytes().all(|byte| byte.is_ascii_digit())
+        {
+            let of_parent = filters.get(parent).or_else(|| inherited.get(parent));
+            let of_parent = of_parent.copied().unwrap_or_default();
+            inherited.insert(child, of_parent);
+        }
+    }
+    inherited
+}
+
 /// What each thread of a trace has done that tells which kind it is.
 fn known(trace: &str) -> BTreeMap<&str, Thread> {
     let mut threads = BTreeMap::<&str, Thread>::new();
     for call in trace.lines().filter_map(Call::read) {
         let thread = threads.entry(call.thread).or_default();
-        if call.is_filter() {
-            thread.filters += 1;
-        }
-        if thread.filters > 0 {
-            thread.has_ring |= call.syscall == "io_uring_enter";
-            thread.has_records |= call.syscall == "openat";
-        }
+        thread.has_ring |= call.syscall == "io_uring_enter";
+        thread.has_records |= call.syscall == "openat";
+        thread.has_random |= call.syscall == "getrandom";
+        thread.has_socket |= call.syscall == "sendmsg";
     }
     threads
 }
@@ -302,8 +335,10 @@ fn kind_of(name: &str, thread: Thread) -> &'static str {
         "api" => "api",
         "rng" => "entropy",
         "pager" | "fetcher" => "pager",
+        "io" if !thread.has_ring && thread.has_socket => "io_plain_network",
         "io" if !thread.has_ring => "io_plain",
         "io" if thread.has_records => "io_recording",
+        "io" if thread.has_random => "io_network",
         "io" => "io",
         _ => "mover",
     }
@@ -356,6 +391,27 @@ mod tests {
             !is_well && text.contains("io has asked for ioctl (argument 1: 0xae81) 1 times"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_thread_has_what_its_maker_has_and_what_is_no_call_is_none() {
+        let mut audit = Audit::new(POLICY).unwrap();
+        audit.read(concat!(
+            "10<coracle> seccomp(0x1, 0x2, 0x7ffc) = 0\n",
+            "10<coracle> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f) = 11\n",
+            "11<spawner> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f <unfinished ...>\n",
+            "11<spawner> <... clone resumed>) = 12\n",
+            "12<io d> seccomp(0x1, 0x2, 0x7ffc) = 0\n",
+            "12<io d> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f) = 13\n",
+            "13<io d> io_uring_enter(0x4, 0x1, 0, 0x1, 0, 0x8) = 1\n",
+            "13<io d> syscall_0xfffffffffffffff5(0x1, 0x2) = 1\n",
+            "13<io d> ???( <unfinished ...>\n",
+        ));
+        let (text, _) = audit.report();
+        assert!(!text.contains("used io: io_uring_enter"), "{text}");
+        assert!(!text.contains("syscall_0x") && !text.contains('?'), "{text}");
+        // What the thread that makes others asks for is the start's.
+        assert!(text.contains("start has asked for clone"), "{text}");
     }
 
     #[test]

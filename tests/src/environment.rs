@@ -60,6 +60,8 @@ pub enum Need {
     KvmAndLoopDevice,
     /// A usable /dev/kvm, and the right to trace a process.
     KvmAndTrace,
+    /// A kernel with Landlock, as far as a process asks of it.
+    Landlock,
 }
 
 impl Environment {
@@ -103,6 +105,7 @@ impl Environment {
             Need::KvmAndFirecracker => no_kvm(),
             Need::KvmAndLoopDevice => no_kvm().or_else(no_loop_device),
             Need::KvmAndTrace => no_kvm().or_else(no_trace),
+            Need::Landlock => coracle_vmm::landlock::lacks(),
         }
     }
 

@@ -46,6 +46,8 @@ pub struct Arguments {
     pub start_times: StartTimes,
     /// What its threads may ask of the kernel.
     pub filters: Filters,
+    /// Whether Landlock says which files they may open.
+    pub landlock: bool,
 }
 
 /// Times that a starter took, for the metrics of how long the start has taken.
@@ -134,6 +136,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Cli
             None if flags.no_seccomp => Filters::None,
             None => Filters::BuiltIn,
         },
+        landlock: !flags.no_landlock,
         start_times: StartTimes {
             wall_us: flags.start_time_us,
             cpu_us: flags.start_time_cpu_us,
@@ -315,6 +318,9 @@ struct Flags {
     /// Filters of system calls in place of those that are built in: JSON, a filter for each kind of thread
     #[arg(long, value_name = "PATH")]
     seccomp_filter: Option<PathBuf>,
+    /// Confine the process to no files by Landlock: for debugging
+    #[arg(long)]
+    no_landlock: bool,
     /// Not built yet: content for the metadata service
     #[arg(long, value_name = "PATH")]
     metadata: Option<PathBuf>,

@@ -9,6 +9,7 @@ pub mod end;
 pub mod event_loop;
 pub mod keys;
 pub mod kvm;
+pub mod landlock;
 pub mod line_sink;
 pub mod logger;
 pub mod machine;

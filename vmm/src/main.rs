@@ -17,6 +17,7 @@ use coracle_vmm::end::{EXIT_BAD_ARGUMENT, EXIT_BAD_CONFIGURATION, EXIT_FAILURE, 
 use coracle_vmm::keys::TrustedKeys;
 use coracle_vmm::kvm::vcpu::install_kick_handler;
 use coracle_vmm::kvm::vm;
+use coracle_vmm::landlock::{self, Reach};
 use coracle_vmm::logger;
 use coracle_vmm::metrics::Registry;
 use coracle_vmm::monitor::Monitor;
@@ -90,7 +91,6 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     // Before any thread: those inherit what is blocked.
     let stop = StopSignals::take_over()?;
     install_kick_handler()?;
-    seccomp::begin(&arguments.filters).map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?;
     logger::install(&arguments.id)?;
     logger::configure(&arguments.logger)?;
     let mut config = match &arguments.config_file {
@@ -102,6 +102,20 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     if arguments.boot_timer {
         config.add_boot_timer();
     }
+    if arguments.landlock {
+        match arguments.api_sock {
+            Some(_) => landlock::begin_without()?,
+            None => landlock::begin(&Reach::of(
+                &config,
+                arguments.trusted_keys.as_deref(),
+                arguments
+                    .metrics
+                    .as_ref()
+                    .map(|metrics| metrics.metrics_path.as_path()),
+            ))?,
+        }
+    }
+    seccomp::begin(&arguments.filters).map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?;
     config.take_over(arguments.takes_over);
     let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
     if let Some(path) = &arguments.trusted_keys {

@@ -3,13 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::backend::{Access, Discard};
-use crate::reactor::{Event, FileSlot, KernelOp, SocketOp, Token};
+use crate::reactor::{Event, FileSlot, ImageFile, KernelOp, SocketOp, Token};
 
 /// What a test learns of its image, which it has given away.
 #[derive(Debug, Default)]
@@ -85,8 +85,8 @@ impl Backend for Server {
         }
     }
 
-    fn files(&self) -> Vec<RawFd> {
-        vec![self.socket.as_raw_fd()]
+    fn files(&self) -> Vec<ImageFile> {
+        vec![self.socket.as_raw_fd().into()]
     }
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {

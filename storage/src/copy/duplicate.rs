@@ -12,8 +12,9 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::lease::{Claim, LeaseError, Owner};
+use crate::open::directory_of;
 use crate::open::is_remote;
-use crate::overlay::file::{directory_of, sync_directory_of};
+use crate::overlay::file::sync_directory_of;
 
 /// A copy that is being made.
 ///

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::{draft_beside, host};
 use crate::draft::DraftError;
+use crate::open::directory_of;
 
 /// A directory beside the one that it is to become, with files and nothing else in it.
 ///
@@ -248,11 +249,4 @@ fn remove(directory: &Path, is_part: fn(&OsStr) -> bool) -> io::Result<()> {
         fs::remove_file(entry?.path())?;
     }
     fs::remove_dir(directory)
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }

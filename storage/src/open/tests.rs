@@ -106,7 +106,7 @@ fn what_is_no_image_is_refused_by_what_it_is() {
 fn an_opened_image_may_block_so_that_io_uring_hands_slow_operations_over() {
     let file = file_of(512);
     let image = opened(path_of(&file), Access::ReadWrite).unwrap().backend;
-    let fd = *image.files().first().unwrap();
+    let fd = image.files().first().unwrap().fd;
     let flags = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
     let flags = flags
         .lines()

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
@@ -14,7 +14,7 @@ use super::format::{BITMAP_OFFSET_BYTES, DATA_OFFSET_BYTES, HEADER_BYTES, Header
 use crate::backend::Access;
 use crate::iscsi::shown;
 use crate::lease::{Lease, LeaseError, Terms};
-use crate::open::is_remote;
+use crate::open::{directory_of, is_remote};
 
 /// An overlay file, and what it says about itself.
 #[derive(Debug)]
@@ -408,13 +408,6 @@ pub(super) fn check_local(path: &str) -> Result<(), FileError> {
 /// What the host says.
 pub fn sync_directory_of(path: &str) -> io::Result<()> {
     File::open(directory_of(path))?.sync_all()
-}
-
-pub(crate) fn directory_of(path: &str) -> &Path {
-    match Path::new(path).parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }
 
 fn host(what: &'static str, path: &str, source: io::Error) -> FileError {

@@ -24,7 +24,6 @@ pub use self::start::Beginning;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,7 +38,7 @@ use self::port::{Side, Turn};
 use crate::backend::{Backend, Geometry, Parting, Step};
 use crate::metrics::SessionMetrics;
 use crate::raw::Raw;
-use crate::reactor::{Event, Reach, Submit};
+use crate::reactor::{Event, ImageFile, Reach, Submit};
 use crate::request::{Completion, Durability, Failure, Operation, Request, Segment};
 use crate::slab::Slab;
 
@@ -364,7 +363,7 @@ impl Backend for Overlay {
         self.contents.shape.geometry(self.base.geometry())
     }
 
-    fn files(&self) -> Vec<RawFd> {
+    fn files(&self) -> Vec<ImageFile> {
         let mut files = self.base.files();
         files.extend(self.store.files());
         files

@@ -14,7 +14,7 @@ use super::{Lifetime, Overlay};
 use crate::backend::{Access, Backend};
 use crate::blocking::Blocking;
 use crate::lease::{Lock, Succession, Terms};
-use crate::open::{self, Image, OpenError, is_remote};
+use crate::open::{self, Image, Need, OpenError, Place, directory_of, is_remote};
 use crate::request::Failure;
 
 /// A disk that shows a base and keeps what the guest writes elsewhere.
@@ -183,6 +183,20 @@ impl OverlayConfig {
         Ok(Image { backend, hold })
     }
 
+    /// The places of this host's file system that [`Self::open`] needs.
+    pub fn places(&self, lock: Lock, at: Option<&str>) -> Vec<Place> {
+        let of_base = base_lock(lock);
+        let mut places = open::places(&self.base, Access::ReadOnly, of_base, None);
+        if self.path != MEMORY {
+            places.extend([
+                Place::new(&self.path, Need::Write),
+                Place::new(directory_of(&self.path), Need::Make),
+            ]);
+            places.extend(open::beside(&self.path, lock, at));
+        }
+        places
+    }
+
     /// Says whether the base could be opened now, and changes nothing.
     ///
     /// # Errors
@@ -205,10 +219,7 @@ impl OverlayConfig {
     fn open_base(&self, terms: &Terms<'_>) -> Result<Image, OverlayError> {
         self.check_fields()?;
         let shared = Terms {
-            lock: match terms.lock {
-                Lock::None => Lock::None,
-                Lock::Exclusive | Lock::Shared => Lock::Shared,
-            },
+            lock: base_lock(terms.lock),
             at: None,
             // It is the overlay that is written.
             succession: Succession::default(),
@@ -291,5 +302,13 @@ impl Header {
             base: base.path.clone(),
             base_bytes: base.size_bytes,
         })
+    }
+}
+
+/// How the base is locked under an overlay that is locked like this: others may stand on it, too.
+fn base_lock(overlay: Lock) -> Lock {
+    match overlay {
+        Lock::None => Lock::None,
+        Lock::Exclusive | Lock::Shared => Lock::Shared,
     }
 }

@@ -15,7 +15,7 @@ use super::*;
 use crate::backend::{Access, Discard};
 use crate::engine::Engine;
 use crate::raw::Raw;
-use crate::reactor::{Event, Submit};
+use crate::reactor::{Event, ImageFile, Submit};
 use crate::request::{Durability, Failure, Operation, Segment};
 
 const BLOCK_BYTES: usize = 4096;
@@ -204,7 +204,7 @@ impl Backend for Fickle {
         geometry(4096)
     }
 
-    fn files(&self) -> Vec<RawFd> {
+    fn files(&self) -> Vec<ImageFile> {
         Vec::new()
     }
 

@@ -169,7 +169,7 @@ impl<R: Reactor, C: Client> Dialogue<R, C> {
         servers: Vec<SocketAddr>,
         limit: Duration,
     ) -> Result<Self, C::Error> {
-        io.register(&[NO_FILE])?;
+        io.register(&[NO_FILE.into()])?;
         assert!(!servers.is_empty(), "a name that was resolved has an address");
         Ok(Self {
             servers,

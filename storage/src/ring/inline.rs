@@ -5,13 +5,12 @@
 //! buffered write without leave to wait. There every operation went to a worker and back, two context switches
 //! for the copy of a page; a plain system call does the same in half the time. Writes go
 //! back to the workers while the file system makes writers wait: one that took long sends the next ones there.
-#![expect(unsafe_code, reason = "descriptors are borrowed from whoever registered them")]
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use crate::plain;
-use crate::reactor::{FILES_MAX, FileSlot, KernelOp, NO_FILE};
+use crate::reactor::{FILES_MAX, FileSlot, ImageFile, KernelOp, Medium};
 use crate::request::Durability;
 
 /// The longest transfer that is carried out at once, in bytes: it keeps the thread for a tenth of a millisecond.
@@ -21,73 +20,59 @@ const QUICK_MAX: Duration = Duration::from_millis(1);
 /// Writes that go to the workers after one that was not quick.
 const PENANCE: u32 = 64;
 
-/// What is known of a registered file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Kind {
-    /// The ring knows best.
-    #[default]
-    Ring,
-    /// It lies in memory.
-    Memory,
-    /// Its buffered writes are never tried without waiting.
-    WaitingWrites,
-}
-
 /// Which operations bypass the ring.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inline {
     files: Vec<RawFd>,
-    kinds: [Kind; FILES_MAX],
+    media: [Medium; FILES_MAX],
     /// Writes that still go to the workers.
     penance: u32,
 }
 
 impl Inline {
-    /// Looks at the file system of each descriptor. The caller keeps them open.
-    pub(super) fn new(files: &[RawFd]) -> Self {
-        let mut kinds = [Kind::default(); FILES_MAX];
-        for (kind, fd) in kinds.iter_mut().zip(files) {
-            if *fd != NO_FILE {
-                *kind = kind_of(*fd);
-            }
+    /// Those on `files`. The caller keeps them open.
+    pub(super) fn new(files: &[ImageFile]) -> Self {
+        let mut media = [Medium::default(); FILES_MAX];
+        for (medium, file) in media.iter_mut().zip(files) {
+            *medium = file.medium;
         }
         Self {
-            files: files.to_vec(),
-            kinds,
+            files: files.iter().map(|file| file.fd).collect(),
+            media,
             penance: 0,
         }
     }
 
     /// The place belongs to a socket from now on: whoever registered its descriptor may close that.
     pub(super) fn forget(&mut self, place: usize) {
-        if let Some(kind) = self.kinds.get_mut(place) {
-            *kind = Kind::Ring;
+        if let Some(medium) = self.media.get_mut(place) {
+            *medium = Medium::Any;
         }
     }
 
     /// Carries `op` out if it is one of those; the result is that of the system call, as in an event.
     #[inline]
     pub(super) fn run(&mut self, op: &KernelOp) -> Option<i32> {
-        match (op, self.kind(op.file())) {
-            (_, Kind::Ring) => None,
-            (KernelOp::Read { .. } | KernelOp::Write { .. }, Kind::Memory) => self.if_short(op),
+        match (op, self.medium(op.file())) {
+            (_, Medium::Any) => None,
+            (KernelOp::Read { .. } | KernelOp::Write { .. }, Medium::Memory) => self.if_short(op),
             // There is nothing to write back.
-            (KernelOp::SyncData { .. }, Kind::Memory) => Some(0),
+            (KernelOp::SyncData { .. }, Medium::Memory) => Some(0),
             (
                 KernelOp::Write {
                     durability: Durability::Cached,
                     ..
                 },
-                Kind::WaitingWrites,
+                Medium::WaitingWrites,
             ) => self.if_quick(op),
             // A long range takes its time, a flush waits for the medium, and cached reads never wait.
             _ => None,
         }
     }
 
-    fn kind(&self, file: FileSlot) -> Kind {
+    fn medium(&self, file: FileSlot) -> Medium {
         let slot = usize::try_from(file.0).ok();
-        slot.and_then(|slot| self.kinds.get(slot))
+        slot.and_then(|slot| self.media.get(slot))
             .copied()
             .unwrap_or_default()
     }
@@ -110,23 +95,6 @@ impl Inline {
     }
 }
 
-fn kind_of(fd: RawFd) -> Kind {
-    // SAFETY: the caller of `Reactor::register` keeps the descriptor open.
-    let file = unsafe { BorrowedFd::borrow_raw(fd) };
-    match rustix::fs::fstatfs(file).map(|told| told.f_type) {
-        Ok(TMPFS_MAGIC | RAMFS_MAGIC) => Kind::Memory,
-        Ok(EXT4_MAGIC) => Kind::WaitingWrites,
-        _ => Kind::Ring,
-    }
-}
-
-/// `f_type` of a tmpfs, which is what a memfd and /dev/shm are (statfs(2)).
-const TMPFS_MAGIC: i64 = 0x0102_1994;
-/// `f_type` of a ramfs.
-const RAMFS_MAGIC: i64 = 0x8584_58f6;
-/// `f_type` of ext2, ext3 and ext4.
-const EXT4_MAGIC: i64 = 0xef53;
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
@@ -139,7 +107,11 @@ mod tests {
     fn a_sync_of_memory_is_over_at_once_and_one_of_another_file_is_the_rings() {
         let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let (pipe, _writer) = std::io::pipe().unwrap();
-        let mut inline = Inline::new(&[pipe.as_raw_fd(), memory.as_raw_fd()]);
+        let memory = ImageFile {
+            fd: memory.as_raw_fd(),
+            medium: Medium::of(&memory),
+        };
+        let mut inline = Inline::new(&[pipe.as_raw_fd().into(), memory]);
         let sync = |slot| KernelOp::SyncData { file: FileSlot(slot) };
         assert_eq!(inline.run(&sync(0)), None);
         assert_eq!(inline.run(&sync(1)), Some(0));

@@ -21,7 +21,8 @@ use super::dice::Dice;
 use super::medium::Medium;
 use super::net::Network;
 use crate::reactor::{
-    Event, FILES_MAX, Full, KernelOp, Patience, Reactor, SocketOp, Submit, Token, WATCHES_MAX, Wake,
+    Event, FILES_MAX, Full, ImageFile, KernelOp, Patience, Reactor, SocketOp, Submit, Token, WATCHES_MAX,
+    Wake,
 };
 use crate::socket::place;
 
@@ -201,7 +202,7 @@ impl Submit for SimReactor {
 }
 
 impl Reactor for SimReactor {
-    fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
+    fn register(&mut self, files: &[ImageFile]) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         assert!(
             state.in_flight() == 0,

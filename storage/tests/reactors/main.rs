@@ -395,7 +395,7 @@ fn the_kernel_starts_no_more_workers_for_a_ring_than_it_may() {
     let prepared = PreparedReactor::new(Engine::Async, OPS, Reach::Files);
     let most = std::thread::spawn(move || {
         let mut io = prepared.enable().unwrap();
-        io.register(&[file.as_raw_fd()]).unwrap();
+        io.register(&[file.as_raw_fd().into()]).unwrap();
         let mut most = 0;
         for round in 0..20 {
             file.write_all_at(&vec![round; 1 << 20], 0).unwrap();

@@ -458,7 +458,7 @@ pub(super) fn a_socket_of_the_newer_family_connects_too(engine: Engine) {
 
 pub(super) fn an_empty_place_is_refused(engine: Engine) {
     let mut client = Client::new(engine);
-    client.io.register(&[NO_FILE; 4]).unwrap();
+    client.io.register(&[NO_FILE.into(); 4]).unwrap();
     let mut buffers = [vec![0; 4]];
     let list = segments(&mut buffers);
     for operation in [
@@ -504,7 +504,7 @@ pub(super) fn a_taken_socket_goes_on_in_another_reactor_of_either_kind(engine: E
         let mut successor = Client::new(next);
         let mut files: [RawFd; 3] = [NO_FILE; 3];
         *files.last_mut().unwrap() = socket.as_raw_fd();
-        successor.io.register(&files).unwrap();
+        successor.io.register(&files.map(Into::into)).unwrap();
         let mut buffers = [vec![0; 3], vec![0; 3]];
         let list = segments(&mut buffers);
         assert_eq!(successor.send(&list), 6);
@@ -528,7 +528,7 @@ pub(super) fn a_descriptor_that_was_registered_stays_its_owners(engine: Engine) 
     let mut client = Client::new(engine);
     client
         .io
-        .register(&[NO_FILE, NO_FILE, stream.as_raw_fd()])
+        .register(&[NO_FILE, NO_FILE, stream.as_raw_fd()].map(Into::into))
         .unwrap();
     assert_eq!(client.run(SocketOp::Close), 0);
     drop(client);

@@ -65,7 +65,7 @@ fn streams_that_are_not_there_are_nothing(context: &Context) -> Outcome {
     for number in 0..=2 {
         let link = format!("/proc/{}/fd/{number}", monitor.process().0);
         let target = std::fs::read_link(&link)?;
-        ensure!(target.as_path() == "/dev/null", "{link}: {}", target.display());
+        ensure!(target.ends_with("null"), "{link}: {}", target.display());
     }
     Ok(())
 }

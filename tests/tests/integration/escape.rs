@@ -3,8 +3,10 @@
 //! A row says what each thread of a monitor is told, and what a process without filters is told by the jail alone. Outside of a
 //! jail the same program must not be told that, or the row would show nothing.
 
+mod landlock;
 mod limits;
 mod paths;
+mod rare;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -47,6 +49,21 @@ pub(crate) const CASES: &[Case] = &[
         name: "limits_hold_for_files_processes_and_memory",
         need: Need::KvmRootAndLimitCgroups,
         run: limits::each_limit,
+    },
+    Case {
+        name: "each_thread_may_do_what_is_rare",
+        need: Need::Nothing,
+        run: rare::by_each_thread,
+    },
+    Case {
+        name: "what_a_configuration_does_not_name_is_out_of_reach_without_an_api",
+        need: Need::Landlock,
+        run: landlock::unnamed_files,
+    },
+    Case {
+        name: "a_vcpu_opens_nothing_whatever_its_filter_lets_by",
+        need: Need::Landlock,
+        run: landlock::threads_that_open_nothing,
     },
     Case {
         name: "paths_of_the_api_lead_only_to_what_is_in_the_jail",

@@ -22,6 +22,7 @@ mod hosts;
 mod iscsi;
 mod iscsi_ctl;
 mod jailer;
+mod landlock;
 mod lease;
 mod lifecycle;
 mod linux;
@@ -81,6 +82,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("iscsi", iscsi::CASES),
     ("iscsi_ctl", iscsi_ctl::CASES),
     ("jailer", jailer::CASES),
+    ("landlock", landlock::CASES),
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),

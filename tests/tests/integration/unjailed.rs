@@ -36,7 +36,9 @@ const BY_THE_CLIENT: &str = "coraclectl starts the monitor, and makes no jails";
 
 /// All of them.
 pub(crate) const UNJAILED: &[Unjailed] = &[
+    both("landlock::", "it is about monitors that have no jail"),
     both("jailer::", "it makes jails of its own"),
+    both("escape::", "it makes jails of its own"),
     both("ctl::run_ends_with_the_guests_status", BY_THE_CLIENT),
     both(
         "ctl::a_running_machine_is_listed_paused_and_stopped",

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::io::{Read as _, Write as _};
-use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -14,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use coracle_devices::virtio::blk::Disk;
 use coracle_storage::backend::{Access, Backend, Discard, Geometry, Step};
 use coracle_storage::engine::Engine;
-use coracle_storage::reactor::{Event, Submit};
+use coracle_storage::reactor::{Event, ImageFile, Submit};
 use coracle_storage::request::Request;
 
 use super::*;
@@ -51,7 +50,7 @@ impl Backend for Fake {
         }
     }
 
-    fn files(&self) -> Vec<RawFd> {
+    fn files(&self) -> Vec<ImageFile> {
         Vec::new()
     }
 

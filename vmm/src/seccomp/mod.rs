@@ -20,7 +20,9 @@ use std::sync::OnceLock;
 use coracle_storage::threads::{self, Kind};
 use rustix::time::{ClockId, clock_gettime};
 
-use self::policy::{BARE_END, BARE_ENDING, NO_CLONE3, PROCESS, PolicyError};
+use self::policy::{DISPENSABLE, FRUGAL, NO_CLONE3, PROCESS, PolicyError};
+
+use crate::landlock;
 
 pub use self::trap::EXIT_BAD_SYSTEM_CALL;
 
@@ -105,9 +107,10 @@ pub fn confine_vmm() -> Result<(), SeccompError> {
 /// This thread, which has just begun, is of that kind and name.
 fn confine(kind: Kind, name: &str) -> io::Result<()> {
     trap::name_thread(name);
+    landlock::confine(kind)?;
     let kind = kind.name();
-    if BARE_ENDING.contains(&kind) {
-        install(BARE_END)?;
+    if FRUGAL.contains(&kind) {
+        install(DISPENSABLE)?;
     }
     install(kind)
 }
@@ -143,7 +146,7 @@ fn install(name: &str) -> io::Result<()> {
     };
     let program = program.expect("a policy has a filter for each kind");
     // What is answered is no news.
-    let flags = if [NO_CLONE3, BARE_END].contains(&name) {
+    let flags = if [NO_CLONE3, DISPENSABLE].contains(&name) {
         0
     } else {
         libc::SECCOMP_FILTER_FLAG_LOG

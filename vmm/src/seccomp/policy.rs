@@ -9,14 +9,16 @@ use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
 /// The filters of a policy: that of the start, and one for each kind of thread.
-pub(super) const KINDS: [&str; 10] = [
+pub(super) const KINDS: [&str; 12] = [
     "start",
     "vmm",
     "api",
     "vcpu",
     "io",
+    "io_network",
     "io_recording",
     "io_plain",
+    "io_plain_network",
     "entropy",
     "pager",
     "mover",
@@ -25,14 +27,23 @@ pub(super) const KINDS: [&str; 10] = [
 pub(super) const PROCESS: &str = "process";
 /// `clone3` has its flags in memory, where no filter sees them: it is answered with ENOSYS, and the C library uses `clone`.
 pub(super) const NO_CLONE3: &str = "no_clone3";
-/// What the C library asks for when a thread ends is answered with ENOSYS, and it does without: so no thread that does little has
-/// to be allowed it.
-pub(super) const BARE_END: &str = "bare_end";
+/// What libraries ask for and do without where it is answered with ENOSYS: so no thread that does little has to be allowed it.
+pub(super) const DISPENSABLE: &str = "dispensable";
 /// The kinds of threads that this is for.
-pub(super) const BARE_ENDING: [&str; 6] = ["api", "vcpu", "io", "io_recording", "io_plain", "entropy"];
+pub(super) const FRUGAL: [&str; 8] = [
+    "api",
+    "vcpu",
+    "io",
+    "io_network",
+    "io_recording",
+    "io_plain",
+    "io_plain_network",
+    "entropy",
+];
 
-/// To give back a stack that the next thread has anyway, and to hear no signals any more, of which these threads get none.
-const ASKED_AT_THE_END: [&str; 2] = ["madvise", "rt_sigprocmask"];
+/// At a thread's end, to give back a stack that the next thread has anyway, and to hear no signals any more, of which these
+/// threads get none; and to let the other end of a channel go on that was interrupted, for which one may spin instead.
+const DONE_WITHOUT: [&str; 3] = ["madvise", "rt_sigprocmask", "sched_yield"];
 
 /// Why a policy is none.
 #[derive(Debug, thiserror::Error)]
@@ -79,15 +90,12 @@ pub(super) fn compile(text: &str) -> Result<BTreeMap<String, BpfProgram>, Policy
     let process = process(&policy);
     policy.remove("start");
     for (kind, filter) in &mut policy {
-        if BARE_ENDING.contains(&kind.as_str()) {
-            add_rules(
-                filter,
-                ASKED_AT_THE_END.map(|syscall| json!({ "syscall": syscall })),
-            );
+        if FRUGAL.contains(&kind.as_str()) {
+            add_rules(filter, DONE_WITHOUT.map(|syscall| json!({ "syscall": syscall })));
         }
     }
     policy.insert(PROCESS.to_owned(), process);
-    for (name, syscalls) in [(NO_CLONE3, &["clone3"][..]), (BARE_END, &ASKED_AT_THE_END)] {
+    for (name, syscalls) in [(NO_CLONE3, &["clone3"][..]), (DISPENSABLE, &DONE_WITHOUT)] {
         let rules: Vec<Value> = syscalls
             .iter()
             .map(|syscall| json!({ "syscall": syscall }))
@@ -121,6 +129,11 @@ fn check(kind: &str, filter: &Value) -> Result<(), PolicyError> {
 
 /// A debug build looks at descriptors before it closes them.
 fn add_debug(filter: &mut Value) {
+    let rules = filter.get("filter").and_then(Value::as_array);
+    let is_any = |rule: &Value| rule.get("args").is_none() && rule.get("syscall") == Some(&json!("fcntl"));
+    if rules.is_some_and(|rules| rules.iter().any(is_any)) {
+        return;
+    }
     let rule = json!({
         "syscall": "fcntl", "args": [{ "index": 1, "type": "dword", "op": "eq", "val": libc::F_GETFD }]
     });
@@ -209,7 +222,7 @@ mod tests {
         let programs = compile(BUILT_IN).unwrap();
         let kinds: BTreeSet<&str> = programs.keys().map(String::as_str).collect();
         let expected = KINDS.into_iter().filter(|kind| *kind != "start");
-        assert_eq!(kinds, expected.chain([PROCESS, NO_CLONE3, BARE_END]).collect());
+        assert_eq!(kinds, expected.chain([PROCESS, NO_CLONE3, DISPENSABLE]).collect());
     }
 
     #[test]

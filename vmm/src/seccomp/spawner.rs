@@ -53,7 +53,7 @@ fn confined(order: Order) -> Order {
         stack_bytes,
         work: Box::new(move || {
             // The first thread has one already, so that the kernel takes them.
-            super::confine(kind, &called).expect("the kernel takes a narrower filter");
+            super::confine(kind, &called).expect("the kernel takes what is narrower");
             work();
         }),
     }

@@ -8,7 +8,7 @@ use coracle_storage::backend::{Access, Backend};
 use coracle_storage::engine::{Engine, PreparedReactor};
 use coracle_storage::lease::{Lock, NetworkTerms, Offer, OnError, Owner, Succession, Terms};
 use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
-use coracle_storage::open::{self, Hold, Image, OpenError};
+use coracle_storage::open::{self, Hold, Image, OpenError, Place};
 use coracle_storage::overlay::{Beginning, OverlayConfig, OverlayError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -567,6 +567,18 @@ impl DriveConfig {
             })?
         };
         Ok(HeldDisk { disk, hold })
+    }
+
+    /// The places of this host's file system that opening it needs; none of a drive that cannot be opened.
+    pub fn places(&self) -> Vec<Place> {
+        let (Ok(lock), at) = (self.lock(), self.lease_at.as_deref()) else {
+            return Vec::new();
+        };
+        match (&self.overlay, &self.path_on_host) {
+            (Some(overlay), _) => overlay.places(lock, at),
+            (None, Some(path)) => open::places(path, self.access(), lock, at),
+            (None, None) => Vec::new(),
+        }
     }
 
     /// How many virtqueues the guest may use.

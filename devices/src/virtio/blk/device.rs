@@ -22,7 +22,7 @@ use super::request::SERIAL_BYTES;
 use super::share::{Share, collect, deal};
 use super::space::{WRITEBACK, features, space};
 use super::state::BlkState;
-use super::worker::{DRAIN_MS_MAX, Worker};
+use super::worker::{DRAIN_MS_MAX, StillBorn, Worker};
 use crate::complaints::Complaints;
 use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice,
@@ -217,23 +217,38 @@ impl WorkerPlan {
                 let _ = ready.send(Ok(()));
                 worker.run()
             }
-            Err(error) => {
+            Err(StillBorn { image, error }) => {
                 let _ = ready.send(Err(error));
-                Vec::new()
+                vec![image]
             }
         })?;
-        is_ready.recv().map_err(io::Error::other)??;
-        Ok(Thread {
-            mailbox,
-            handle,
-            ended: is_ready,
-        })
+        match is_ready.recv().map_err(io::Error::other)? {
+            Ok(()) => Ok(Thread {
+                mailbox,
+                handle,
+                ended: is_ready,
+            }),
+            Err(error) => {
+                // The image is let go here: see `Worker::run`.
+                drop(handle.join());
+                Err(error)
+            }
+        }
     }
 
     /// Binds the reactor to this thread, and makes the worker.
-    fn worker(self, inbox: Inbox) -> io::Result<Worker> {
+    fn worker(self, inbox: Inbox) -> Result<Worker, StillBorn> {
+        let io = match self.reactor.enable() {
+            Ok(io) => io,
+            Err(error) => {
+                return Err(StillBorn {
+                    image: self.image,
+                    error,
+                });
+            }
+        };
         let drive = Drive {
-            io: self.reactor.enable()?,
+            io,
             serial: serial(&self.id),
             image: self.image,
             limits: self.limits,

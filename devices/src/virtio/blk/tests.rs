@@ -15,7 +15,6 @@ mod trace;
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
@@ -29,7 +28,7 @@ use coracle_storage::lease::Succession;
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
 use coracle_storage::overlay::OverlayConfig;
 use coracle_storage::raw::Raw;
-use coracle_storage::reactor::{Event, Reach, Submit};
+use coracle_storage::reactor::{Event, ImageFile, Reach, Submit};
 use coracle_storage::request::{Durability, Request};
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{
@@ -529,7 +528,7 @@ impl Backend for Stuck {
         self.image.geometry()
     }
 
-    fn files(&self) -> Vec<RawFd> {
+    fn files(&self) -> Vec<ImageFile> {
         self.image.files()
     }
 
@@ -601,7 +600,7 @@ impl Backend for Posing {
         self.image.geometry()
     }
 
-    fn files(&self) -> Vec<RawFd> {
+    fn files(&self) -> Vec<ImageFile> {
         thread::sleep(self.names_after);
         self.image.files()
     }

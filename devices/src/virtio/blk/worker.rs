@@ -97,11 +97,23 @@ pub(super) enum Life {
     Ends,
 }
 
+/// The image of a worker that cannot begin, and why that is. It is for others to let it go.
+pub(super) struct StillBorn {
+    pub(super) image: Box<dyn Backend>,
+    pub(super) error: io::Error,
+}
+
 impl Worker {
     /// A worker that watches its inbox. Called on the thread that will run it.
-    pub(super) fn new(mut drive: Drive, inbox: Inbox, drain_ms_max: u64) -> io::Result<Self> {
-        drive.io.register(&drive.image.files())?;
-        drive.io.watch(inbox.bell(), BELL)?;
+    pub(super) fn new(mut drive: Drive, inbox: Inbox, drain_ms_max: u64) -> Result<Self, StillBorn> {
+        let files = drive.image.files();
+        let begun = drive.io.register(&files);
+        if let Err(error) = begun.and_then(|()| drive.io.watch(inbox.bell(), BELL)) {
+            return Err(StillBorn {
+                image: drive.image,
+                error,
+            });
+        }
         drive.image.attach(drive.io.as_mut());
         Ok(Self {
             drive,

@@ -5,13 +5,13 @@ mod handover;
 mod recovery;
 mod rewriting;
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Access, Backend, Discard, Geometry, Parting, Step};
 use crate::metrics::{LeaseState, SessionMetrics};
-use crate::reactor::{Event, NO_FILE, Reach, Submit};
+use crate::reactor::{Event, ImageFile, NO_FILE, Reach, Submit};
 use crate::remote::backoff::Backoff;
 use crate::remote::dialogue::{self, Client as _};
 use crate::remote::flights::{Chore, Flights};
@@ -414,8 +414,8 @@ impl Backend for Disk {
     }
 
     /// The socket, or something in its place: a reactor makes the next one there.
-    fn files(&self) -> Vec<RawFd> {
-        vec![self.socket.as_ref().map_or(NO_FILE, AsRawFd::as_raw_fd)]
+    fn files(&self) -> Vec<ImageFile> {
+        vec![self.socket.as_ref().map_or(NO_FILE, AsRawFd::as_raw_fd).into()]
     }
 
     fn start(&mut self, request: Request, io: &mut dyn Submit) -> Step {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::backend::Parting;
-use crate::reactor::SocketOp;
+use crate::reactor::{ImageFile, SocketOp};
 
 const SOCKET: FileSlot = FileSlot(0);
 const RECEIVE: Token = Token(5);
@@ -61,8 +61,8 @@ impl Backend for Base {
         }
     }
 
-    fn files(&self) -> Vec<RawFd> {
-        vec![0, 1]
+    fn files(&self) -> Vec<ImageFile> {
+        vec![0.into(), 1.into()]
     }
 
     fn start(&mut self, request: Request, _: &mut dyn Submit) -> Step {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use coracle_storage::iscsi::IscsiError;
 use coracle_storage::lease::{LeaseError, Lock, Owner};
-use coracle_storage::reactor::{Full, KernelOp, Patience, Reactor, Submit, Token, Wake};
+use coracle_storage::reactor::{Full, ImageFile, KernelOp, Patience, Reactor, Submit, Token, Wake};
 use coracle_storage::request::{Durability, Operation};
 use coracle_storage::sim::dice::Dice;
 use coracle_storage::sim::initiator;
@@ -386,7 +386,7 @@ impl Submit for Beside<'_, '_> {
 }
 
 impl Reactor for Beside<'_, '_> {
-    fn register(&mut self, files: &[RawFd]) -> io::Result<()> {
+    fn register(&mut self, files: &[ImageFile]) -> io::Result<()> {
         self.io.register(files)
     }
 

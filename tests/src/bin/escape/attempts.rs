@@ -35,6 +35,27 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     ("open-by-own-root", |world| {
         open(&format!("/proc/self/root/..{}", world.secret))
     }),
+    ("write", |world| {
+        open_at(&world.secret, libc::O_RDWR | libc::O_CLOEXEC).map(drop)
+    }),
+    ("list", |world| {
+        open_at(
+            &world.directory,
+            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
+        )
+        .map(drop)
+    }),
+    ("make", |world| {
+        let made = format!("{}/made", world.directory);
+        open_at(&made, libc::O_WRONLY | libc::O_CREAT | libc::O_CLOEXEC)?;
+        std::fs::remove_file(made)
+    }),
+    ("log", |_| {
+        log::warn!("a line");
+        Ok(())
+    }),
+    ("yield", |_| call(libc::SYS_sched_yield, [0; 5]).map(drop)),
+    ("panic", |_| panic!("as asked")),
     ("open-by-handle", open_by_handle),
     ("change-root", |world| at_path(libc::SYS_chroot, &world.directory)),
     ("swap-root", |_| swap_root()),

@@ -16,7 +16,7 @@ mod places;
 use std::ffi::{c_char, c_int};
 use std::io::{self, Read, Write};
 
-use coracle_vmm::process;
+use coracle_vmm::{logger, process};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -52,6 +52,12 @@ struct World {
     /// A directory of this process with two symbolic links to that file: `link` and, by `..`, `dots`.
     #[serde(default)]
     directory: String,
+    /// A configuration of a machine, which names what may be reached.
+    #[serde(default)]
+    config: String,
+    /// A policy of filters that are wider than the monitor's.
+    #[serde(default)]
+    policy: String,
 }
 
 /// As in the monitor: the filters have no room for what the standard library does at the beginning and the end of a thread.
@@ -69,6 +75,7 @@ extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
 const NO_TASK: u8 = 200;
 
 fn run() -> io::Result<u8> {
+    logger::install("escape").map_err(io::Error::other)?;
     let word = std::env::args().next_back().unwrap_or_default();
     let task: Task = serde_json::from_str(&word)?;
     // Children of its children are its own when those have ended.
@@ -78,7 +85,7 @@ fn run() -> io::Result<u8> {
             attempts::named(name).ok_or_else(|| io::Error::other(format!("there is no attempt {name}")))?;
         for place in &task.places {
             let world = task.world.clone();
-            let made = || places::make_there(place, move || attempt(&world));
+            let made = || places::make_there(place, &task.world, move || attempt(&world));
             if task.alone {
                 return made();
             }

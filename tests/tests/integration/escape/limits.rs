@@ -24,7 +24,7 @@ const LIMITS: &[(&str, &str, &str)] = &[
     ("many-files", "mover", "EMFILE"),
     ("many-files", "vcpu", "the filter of `vcpu`, for openat"),
     ("raise-a-limit", "bare", "EPERM"),
-    ("raise-a-limit", "main", "EPERM"),
+    ("raise-a-limit", "main", "the filter of `main`, for prlimit64"),
     ("raise-a-limit", "mover", "the filter of `mover`, for prlimit64"),
     ("fork-bomb", "bare", "EAGAIN"),
     ("fork-bomb", "main", "EAGAIN"),

@@ -12,8 +12,10 @@ pub(super) const PLACES: &[&str] = &[
     "api",
     "vcpu",
     "io",
+    "io_network",
     "io_recording",
     "io_plain",
+    "io_plain_network",
     "entropy",
     "pager",
     "mover",
@@ -43,9 +45,16 @@ pub(super) const PROCESSES: &[&str] = &[
 ];
 
 /// Threads that open files: records of leases, and what the API's clients name.
-const OPENERS: &[&str] = &["main", "vmm", "io_recording", "io_plain", "pager", "mover"];
+const OPENERS: &[&str] = &[
+    "main",
+    "vmm",
+    "io_recording",
+    "io_plain_network",
+    "pager",
+    "mover",
+];
 /// Threads that call servers, and hosts to which a guest moves.
-const CALLERS: &[&str] = &["main", "pager", "mover"];
+const CALLERS: &[&str] = &["main", "io_plain_network", "pager", "mover"];
 const NO_OTHER: &[&str] = &[];
 const MAIN: &[&str] = &["main"];
 
@@ -75,7 +84,7 @@ pub(super) const ROWS: &[Row] = &[
     row("take-a-descriptor", "ESRCH", "pidfd_open", NO_OTHER),
     row("signal", "ESRCH", "kill", MAIN),
     row("probe-a-process", "ESRCH", "kill", &["main", "mover"]),
-    row("limit-a-process", "ESRCH", "prlimit64", MAIN),
+    row("limit-a-process", "ESRCH", "prlimit64", NO_OTHER),
     row("raw-socket", "EPERM", "socket", CALLERS),
     row("packet-socket", "EPERM", "socket", MAIN),
     row("service-of-the-host", "ECONNREFUSED", "socket", CALLERS),

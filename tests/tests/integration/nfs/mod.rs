@@ -101,6 +101,11 @@ pub(crate) const CASES: &[Case] = &[
         patience::death::<Storage>,
     ),
     case(
+        "a_disk_without_a_ring_goes_on_when_its_server_does",
+        Need::Kvm,
+        patience::without_a_ring::<Storage>,
+    ),
+    case(
         "a_guest_is_told_after_the_time_that_was_asked_for",
         Need::Kvm,
         patience::report::<Storage>,

@@ -6,14 +6,13 @@
     reason = "a test's panic is its failure"
 )]
 
-use std::os::fd::RawFd;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use coracle_devices::bus::{Bus, BusDevice, BusRange};
 use coracle_devices::power::EndSignal;
 use coracle_storage::backend::{Access, Backend, Discard, Geometry, Step};
-use coracle_storage::reactor::{Event, Submit};
+use coracle_storage::reactor::{Event, ImageFile, Submit};
 use coracle_storage::request::{Completion, Request};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestMemoryBackend};
@@ -56,7 +55,7 @@ impl Backend for Slow {
         }
     }
 
-    fn files(&self) -> Vec<RawFd> {
+    fn files(&self) -> Vec<ImageFile> {
         Vec::new()
     }
 

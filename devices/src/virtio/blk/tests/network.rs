@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use coracle_storage::backend::Parting;
 use coracle_storage::changes::{BLOCK_BYTES, Changes};
-use coracle_storage::reactor::{FileSlot, Full, KernelOp, Patience, Reactor, Token, Wake};
+use coracle_storage::reactor::{FileSlot, Full, ImageFile, KernelOp, Patience, Reactor, Token, Wake};
 use coracle_storage::request::{Completion, Operation};
 
 use super::super::cache::WriteCache;
@@ -88,7 +88,7 @@ impl Backend for Fake {
         }
     }
 
-    fn files(&self) -> Vec<RawFd> {
+    fn files(&self) -> Vec<ImageFile> {
         self.state().seen.push("files");
         Vec::new()
     }
@@ -201,7 +201,7 @@ impl Submit for Io {
 }
 
 impl Reactor for Io {
-    fn register(&mut self, _: &[RawFd]) -> std::io::Result<()> {
+    fn register(&mut self, _: &[ImageFile]) -> std::io::Result<()> {
         Ok(())
     }
 
@@ -268,7 +268,9 @@ impl Bench {
         let (mailbox, inbox) = Mailbox::new().unwrap();
         let memory = memory(8 << 20);
         Self {
-            worker: Worker::new(drive, inbox, DRAIN_MS).unwrap(),
+            worker: Worker::new(drive, inbox, DRAIN_MS)
+                .map_err(|born| born.error)
+                .unwrap(),
             mailbox,
             io,
             loss,

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 
 use coracle_storage::limit::SharedLimiter;
-use coracle_storage::reactor::{Full, KernelOp, Patience, Reactor, Token, Wake};
+use coracle_storage::reactor::{Full, ImageFile, KernelOp, Patience, Reactor, Token, Wake};
 
 use super::*;
 use crate::virtio::blk::worker::Life;
@@ -29,7 +29,7 @@ impl Submit for Late {
 }
 
 impl Reactor for Late {
-    fn register(&mut self, files: &[RawFd]) -> std::io::Result<()> {
+    fn register(&mut self, files: &[ImageFile]) -> std::io::Result<()> {
         self.inner.register(files)
     }
 

@@ -264,7 +264,9 @@ pub(super) fn by_hand(
     let (mailbox, inbox) = Mailbox::new().unwrap();
     mailbox.post(Command::Serve(Box::new(share))).unwrap();
     ByHand {
-        worker: Worker::new(drive, inbox, 1000).unwrap(),
+        worker: Worker::new(drive, inbox, 1000)
+            .map_err(|born| born.error)
+            .unwrap(),
         kick,
         file,
         _mailbox: mailbox,

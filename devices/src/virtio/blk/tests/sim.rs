@@ -54,7 +54,9 @@ fn simulate(seed: u64) {
         born: io.now(),
     };
     let drive = drive((kind.open)(&medium), &io, &terms);
-    let mut worker = Worker::new(drive, inbox, DRAIN_MS_MAX).unwrap();
+    let mut worker = Worker::new(drive, inbox, DRAIN_MS_MAX)
+        .map_err(|born| born.error)
+        .unwrap();
     let guest = Rc::new(RefCell::new(Guest::new(
         &content,
         io.clone(),

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use coracle_storage::reactor::{Full, KernelOp, Patience, Reactor, Token, Wake};
+use coracle_storage::reactor::{Full, ImageFile, KernelOp, Patience, Reactor, Token, Wake};
 
 use super::*;
 use crate::virtio::blk::worker::Life;
@@ -44,7 +44,7 @@ impl Submit for Traced {
 }
 
 impl Reactor for Traced {
-    fn register(&mut self, files: &[RawFd]) -> std::io::Result<()> {
+    fn register(&mut self, files: &[ImageFile]) -> std::io::Result<()> {
         self.inner.register(files)
     }
 

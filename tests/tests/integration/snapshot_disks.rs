@@ -365,12 +365,16 @@ fn goes_on_with_its_overlays(context: &Context) -> Outcome {
     ensure!(info.contains(r#""is_included":true"#), "{info}");
     let verified = coraclectl(context, directory.path(), &["verify", &path])?;
     ensure!(verified.status.success(), "{}", said(&verified));
-    let loaded = coraclectl(context, directory.path(), &["load", &path])?;
-    ensure!(
-        loaded.status.success() && said(&loaded).contains("pattern-verify: ok"),
-        "{}",
-        said(&loaded)
-    );
+    if context.environment.jailing.is_none() {
+        let loaded = coraclectl(context, directory.path(), &["load", &path])?;
+        ensure!(
+            loaded.status.success() && said(&loaded).contains("pattern-verify: ok"),
+            "{}",
+            said(&loaded)
+        );
+    } else {
+        println!("not in a jail: the load by coraclectl, which starts the monitor itself");
+    }
     // Another base is not what the overlay was over.
     fs::write(&base, vec![1; usize::try_from(MIB << 20)?])?;
     refused(

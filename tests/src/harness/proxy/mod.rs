@@ -106,7 +106,16 @@ impl Proxy {
         Self::spawn(listen, server, seed, Knowledge::Nothing)
     }
 
-    /// The same with a protocol that it knows: messages pass whole, and [`Proxy::lay`] works.
+    /// One whose clients come by IPv6, or `None`, which is told about, where the host has no such loopback.
+    pub fn by_ipv6(server: SocketAddr, seed: Seed) -> Option<Self> {
+        let started = Self::start(std::net::Ipv6Addr::LOCALHOST.into(), server, seed);
+        if let Err(error) = &started {
+            println!("not by IPv6: {}", error.message().unwrap_or("failed"));
+        }
+        started.ok()
+    }
+
+    /// As [`Self::start`], with a protocol that it knows: messages pass whole, and [`Proxy::lay`] works.
     ///
     /// # Errors
     ///

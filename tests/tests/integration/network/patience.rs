@@ -1,8 +1,10 @@
 //! A server that is silent: what the API, the user and the guest notice of it.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use coracle_tests::case::Context;
+use coracle_tests::harness::proxy::Proxy;
 use coracle_tests::monitor::Monitor;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
@@ -131,12 +133,17 @@ pub(crate) fn report<S: Server>(context: &Context) -> Outcome {
 /// By plain system calls, as on a host that refuses io_uring, a disk calls its server again, too, and has its lease back.
 pub(crate) fn without_a_ring<S: Server>(context: &Context) -> Outcome {
     let mut server = S::with_image(BYTES)?;
+    let proxy = Proxy::by_ipv6(server.address(), context.seed.clone());
+    let ways = [Some(server.address()), proxy.as_ref().map(Proxy::address)];
+    for way in ways.into_iter().flatten() {
+        goes_on(context, &mut server, way)?;
+    }
+    Ok(())
+}
+
+fn goes_on(context: &Context, server: &mut impl Server, way: SocketAddr) -> Outcome {
     let lease = tempfile::tempdir()?;
-    let drive = with(
-        server.drive(server.address(), lease.path()),
-        "io_engine",
-        json!("Sync"),
-    );
+    let drive = with(server.drive(way, lease.path()), "io_engine", json!("Sync"));
     let monitor = start(context, WRITES, drive)?;
     monitor.console.wait_for("stamp: acked=", SOON)?;
     server.kill()?;

@@ -24,12 +24,9 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn is_kept_on_a_server(context: &Context) -> Outcome {
     let server = Server::start(Plan::image(4096))?;
-    let proxy = Proxy::by_ipv6(server.address(), context.seed.clone());
-    let ways = [Some(server.address()), proxy.as_ref().map(Proxy::address)];
-    for way in ways.into_iter().flatten() {
-        is_kept(context, &server, way)?;
-    }
-    Ok(())
+    Proxy::both_ways(server.address(), context.seed.clone(), |way| {
+        is_kept(context, &server, way)
+    })
 }
 
 fn is_kept(context: &Context, server: &Server, way: SocketAddr) -> Outcome {
@@ -47,10 +44,7 @@ fn is_kept(context: &Context, server: &Server, way: SocketAddr) -> Outcome {
     saved(&monitor, &files, "Full")?;
     killed(monitor)?;
     let record = server.path("export/s.memory.ws");
-    // That of the other way.
-    if record.exists() {
-        std::fs::remove_file(&record)?;
-    }
+    ensure!(!record.exists(), "nobody has gone on from it yet");
 
     // At this level the log says why nothing is recorded.
     let monitor = Launch::new(&context.environment)?
@@ -75,5 +69,6 @@ fn is_kept(context: &Context, server: &Server, way: SocketAddr) -> Outcome {
     std::fs::write(&record, b"CORACLWS, and nothing else")?;
     let monitor = loaded(context, &files, "lazy")?;
     monitor.console.wait_for("checksum: mib=160", SOON)?;
-    killed(monitor)
+    killed(monitor)?;
+    Ok(std::fs::remove_file(&record)?)
 }

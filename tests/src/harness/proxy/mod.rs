@@ -106,13 +106,25 @@ impl Proxy {
         Self::spawn(listen, server, seed, Knowledge::Nothing)
     }
 
-    /// One whose clients come by IPv6, or `None`, which is told about, where the host has no such loopback.
-    pub fn by_ipv6(server: SocketAddr, seed: Seed) -> Option<Self> {
-        let started = Self::start(std::net::Ipv6Addr::LOCALHOST.into(), server, seed);
-        if let Err(error) = &started {
-            println!("not by IPv6: {}", error.message().unwrap_or("failed"));
+    /// Has `visit` go to the server itself, and by a proxy whose clients come by IPv6; it is told where the host has no such
+    /// loopback.
+    ///
+    /// # Errors
+    ///
+    /// As `visit`.
+    pub fn both_ways(
+        server: SocketAddr,
+        seed: Seed,
+        mut visit: impl FnMut(SocketAddr) -> Outcome,
+    ) -> Outcome {
+        visit(server)?;
+        match Self::start(std::net::Ipv6Addr::LOCALHOST.into(), server, seed) {
+            Ok(proxy) => visit(proxy.address()),
+            Err(error) => {
+                println!("not by IPv6: {}", error.message().unwrap_or("failed"));
+                Ok(())
+            }
         }
-        started.ok()
     }
 
     /// As [`Self::start`], with a protocol that it knows: messages pass whole, and [`Proxy::lay`] works.

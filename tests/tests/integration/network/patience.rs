@@ -133,12 +133,9 @@ pub(crate) fn report<S: Server>(context: &Context) -> Outcome {
 /// By plain system calls, as on a host that refuses io_uring, a disk calls its server again, too, and has its lease back.
 pub(crate) fn without_a_ring<S: Server>(context: &Context) -> Outcome {
     let mut server = S::with_image(BYTES)?;
-    let proxy = Proxy::by_ipv6(server.address(), context.seed.clone());
-    let ways = [Some(server.address()), proxy.as_ref().map(Proxy::address)];
-    for way in ways.into_iter().flatten() {
-        goes_on(context, &mut server, way)?;
-    }
-    Ok(())
+    Proxy::both_ways(server.address(), context.seed.clone(), |way| {
+        goes_on(context, &mut server, way)
+    })
 }
 
 fn goes_on(context: &Context, server: &mut impl Server, way: SocketAddr) -> Outcome {

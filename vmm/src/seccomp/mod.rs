@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 use coracle_storage::threads::{self, Kind};
 use rustix::time::{ClockId, clock_gettime};
 
-use self::policy::{DISPENSABLE, FRUGAL, NO_CLONE3, PROCESS, PolicyError};
+use self::policy::{DISPENSABLE, NO_CLONE3, PROCESS, PolicyError};
 
 use crate::landlock;
 
@@ -109,7 +109,7 @@ fn confine(kind: Kind, name: &str) -> io::Result<()> {
     trap::name_thread(name);
     landlock::confine(kind)?;
     let kind = kind.name();
-    if FRUGAL.contains(&kind) {
+    if policy::is_frugal(kind) {
         install(DISPENSABLE)?;
     }
     install(kind)

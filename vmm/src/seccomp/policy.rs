@@ -29,17 +29,8 @@ pub(super) const PROCESS: &str = "process";
 pub(super) const NO_CLONE3: &str = "no_clone3";
 /// What libraries ask for and do without where it is answered with ENOSYS: so no thread that does little has to be allowed it.
 pub(super) const DISPENSABLE: &str = "dispensable";
-/// The kinds of threads that this is for.
-pub(super) const FRUGAL: [&str; 8] = [
-    "api",
-    "vcpu",
-    "io",
-    "io_network",
-    "io_recording",
-    "io_plain",
-    "io_plain_network",
-    "entropy",
-];
+/// The kinds of threads that do much, and are allowed it.
+const AT_LARGE: [&str; 3] = ["vmm", "pager", "mover"];
 
 /// At a thread's end, to give back a stack that the next thread has anyway, and to hear no signals any more, of which these
 /// threads get none; and to let the other end of a channel go on that was interrupted, for which one may spin instead.
@@ -69,6 +60,11 @@ pub(super) enum PolicyError {
     Compile(#[from] seccompiler::Error),
 }
 
+/// Whether threads of that kind do without what is dispensable.
+pub(super) fn is_frugal(kind: &str) -> bool {
+    !AT_LARGE.contains(&kind)
+}
+
 /// The programs of a policy by the kinds of threads that they are for, and those that are for all.
 ///
 /// # Errors
@@ -90,7 +86,7 @@ pub(super) fn compile(text: &str) -> Result<BTreeMap<String, BpfProgram>, Policy
     let process = process(&policy);
     policy.remove("start");
     for (kind, filter) in &mut policy {
-        if FRUGAL.contains(&kind.as_str()) {
+        if is_frugal(kind) {
             add_rules(filter, DONE_WITHOUT.map(|syscall| json!({ "syscall": syscall })));
         }
     }

@@ -164,6 +164,8 @@ impl Plot {
             .args(found_by.split_whitespace())
             .env("CARGO_TARGET_DIR", &self.build)
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            // Thirty builds of one crate: CI does without otherwise.
+            .env("CARGO_INCREMENTAL", "1")
             .env("SEEDS", SEEDS)
             .env_remove("SEED")
             .env("RUST_BACKTRACE", "0")

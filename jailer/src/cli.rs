@@ -36,6 +36,8 @@ pub(crate) struct Request {
     pub(crate) id: String,
     /// The monitor.
     pub(crate) exec_file: PathBuf,
+    /// Whether the jail gets a copy of it.
+    pub(crate) copy_exec: bool,
     /// Who runs it.
     pub(crate) uid: u32,
     /// With which group.
@@ -144,6 +146,7 @@ fn request(given: &Given, arguments: Vec<OsString>) -> Result<Request, CliError>
     let request = Request {
         id: id(text(given, "id")?.unwrap_or_default())?,
         exec_file: path("exec-file").unwrap_or_default(),
+        copy_exec: has("copy-exec"),
         uid: number(given, "uid")?,
         gid: number(given, "gid")?,
         base: path("chroot-base-dir").unwrap_or_else(|| PathBuf::from("/srv/jailer")),

@@ -3,14 +3,11 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
-    unmount,
-};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Resource, Rlimit, chdir, fchdir, getrlimit, pivot_root, setrlimit};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
@@ -18,6 +15,7 @@ use crate::cgroup::CgroupError;
 use crate::cli::{Limits, Request};
 use crate::jail::{self, Jail, JailError};
 use crate::ledger::Ledger;
+use crate::mount::{attach, copied};
 use crate::place;
 use crate::plan::{Plan, Standing, host_path, opened_without_links};
 use crate::privileges::{self, PrivilegeError};
@@ -105,7 +103,8 @@ fn change_root(plan: &Plan, jail: &Jail) -> Result<(), EnterError> {
     pivot_root(".", ".").map_err(step("change the root to the jail"))?;
     unmount(".", UnmountFlags::DETACH).map_err(step("leave the old root"))?;
     chdir("/").map_err(step("enter the new root"))?;
-    for (name, mount) in &inside {
+    let inside = inside.iter().map(|(name, mount)| (name, mount));
+    for (name, mount) in inside.chain(jail.monitor.iter().map(|mount| (&plan.exec_name, mount))) {
         let refused = |source| EnterError::Show {
             name: name.clone(),
             source,
@@ -152,15 +151,6 @@ fn mounts(
     Ok(Mounts { root, inside })
 }
 
-/// A copy of the mount that a descriptor is of, from its file downwards.
-fn copied(source: &OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    Ok(open_tree(source, "", flags)?)
-}
-
 /// The same file opened in this mount namespace, or an error if another has its name now.
 fn again(source: &OwnedFd) -> io::Result<OwnedFd> {
     let path = host_path(source)?;
@@ -174,14 +164,6 @@ fn again(source: &OwnedFd) -> io::Result<OwnedFd> {
         )));
     }
     Ok(opened)
-}
-
-fn attach(mount: &OwnedFd, at: impl AsFd, path: &str) -> rustix::io::Result<()> {
-    let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    if path.is_empty() {
-        flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    }
-    move_mount(mount, "", at, path, flags)
 }
 
 fn limit(limits: Limits) -> Result<(), EnterError> {

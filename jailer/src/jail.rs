@@ -14,6 +14,7 @@ use rustix::fs::{
 
 use crate::cgroup::CgroupError;
 use crate::ledger::{self, Ledger, Made};
+use crate::mount;
 use crate::place;
 use crate::plan::{FOLDERS, Gift, Node, Plan, Standing, above};
 
@@ -22,6 +23,8 @@ use crate::plan::{FOLDERS, Gift, Node, Plan, Standing, above};
 pub(crate) struct Jail {
     /// Its root.
     pub(crate) root: OwnedFd,
+    /// The monitor's program, to be mounted; `None` if there is a copy of it.
+    pub(crate) monitor: Option<OwnedFd>,
 }
 
 /// Mode of the monitor's own directories.
@@ -42,7 +45,7 @@ pub(crate) fn build(plan: &Plan, ledger: &Ledger) -> Result<Jail, JailError> {
     };
     let root = maker.root()?;
     maker.take(&root).map_err(failed(&maker.root_path))?;
-    maker.monitor(&root)?;
+    let monitor = maker.monitor(&root)?;
     for folder in FOLDERS {
         maker.folder(&root, Path::new(folder))?;
     }
@@ -75,7 +78,7 @@ pub(crate) fn build(plan: &Plan, ledger: &Ledger) -> Result<Jail, JailError> {
     for group in &plan.groups {
         group.make(ledger)?;
     }
-    Ok(Jail { root })
+    Ok(Jail { root, monitor })
 }
 
 /// Writes the number of a process into the jail, for launchers.
@@ -175,32 +178,44 @@ impl Maker<'_> {
             .map_err(failed(&whole))
     }
 
-    /// The monitor's program: a new file each time, so that nobody has the old one open for writing, or by another name.
-    fn monitor(&self, root: &OwnedFd) -> Result<(), JailError> {
+    /// The monitor's program: the host's own file, for which an empty one is made to mount it on. Where that cannot be, a
+    /// copy: a new file each time, so that nobody has the old one open for writing, or by another name.
+    ///
+    /// The copy is dearer than all the rest of a jail, and makes each machine larger by what it is long.
+    fn monitor(&self, root: &OwnedFd) -> Result<Option<OwnedFd>, JailError> {
+        // A file of another mount namespace, as a descriptor may be of, is not mounted in this one.
+        let shown = self
+            .plan
+            .is_exec_shown
+            .then(|| mount::copied_read_only(&self.plan.exec));
+        let shown = shown.and_then(Result::ok);
         let name = &self.plan.exec_name;
         let whole = self.root_path.join(name);
-        let copied = self.ledger.make(&whole, || {
+        let made = self.ledger.make(&whole, || {
             match unlinkat(root, name, AtFlags::empty()) {
                 Ok(()) | Err(rustix::io::Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
             }
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-            let mut copy = File::from(place::open(
+            let mut file = File::from(place::open(
                 root,
                 name,
                 flags,
                 Mode::from_raw_mode(self.plan.exec_mode),
             )?);
-            // Each jail of a supervisor copies from the start.
-            rustix::fs::seek(&self.plan.exec, rustix::fs::SeekFrom::Start(0))?;
-            io::copy(&mut &self.plan.exec, &mut copy)?;
+            if shown.is_none() {
+                // Each jail of a supervisor copies from the start.
+                rustix::fs::seek(&self.plan.exec, rustix::fs::SeekFrom::Start(0))?;
+                io::copy(&mut &self.plan.exec, &mut file)?;
+            }
             if self.plan.standing == Standing::Root {
                 let (uid, gid) = self.owner();
-                fchown(&copy, uid, gid)?;
+                fchown(&file, uid, gid)?;
             }
             Ok(Made::New)
         });
-        copied.map_err(failed(&whole))
+        made.map_err(failed(&whole))?;
+        Ok(shown)
     }
 
     /// A device node, or an empty file for one of the host's to be mounted on.

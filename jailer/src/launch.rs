@@ -206,7 +206,10 @@ pub(crate) enum LaunchError {
         source: io::Error,
     },
     /// The program is none for this host.
-    #[error("cannot execute {} in the jail; it has to be a static program of this host", path.display())]
+    #[error(
+        "cannot execute {} in the jail; it has to be a static program of this host; with --copy-exec it may lie anywhere",
+        path.display()
+    )]
     Execute {
         /// In the jail.
         path: PathBuf,

@@ -8,6 +8,7 @@ mod jail;
 mod launch;
 mod ledger;
 mod lives;
+mod mount;
 mod place;
 mod plan;
 mod privileges;

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Dev, Mode, OFlags, ResolveFlags, makedev, openat2};
+use rustix::fs::{CWD, Dev, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstatvfs, makedev, openat2};
 
 use crate::cgroup::{self, CgroupError, Group};
 use crate::cli::{CliError, Request, Source, is_beneath_root};
@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) exec_name: PathBuf,
     /// Its permissions.
     pub(crate) exec_mode: u32,
+    /// Whether the jail can be shown the file itself.
+    pub(crate) is_exec_shown: bool,
     /// Where jails are made.
     pub(crate) base: OwnedFd,
     /// The network namespace to join.
@@ -96,6 +98,9 @@ impl Plan {
                 path: request.exec_file,
             });
         }
+        let is_exec_shown = standing == Standing::Root
+            && !request.copy_exec
+            && runs_where_it_is(&exec, &metadata, &request).map_err(refused("--exec-file"))?;
         // The last part of what was opened, wherever a link has led.
         let exec_name = last_part(&exec).map_err(refused("--exec-file"))?;
         let base = OpenOptions::new()
@@ -123,6 +128,7 @@ impl Plan {
             exec,
             exec_name,
             exec_mode,
+            is_exec_shown,
             base: base.into(),
             netns: netns.map(OwnedFd::from),
             groups,
@@ -347,6 +353,19 @@ fn own_path(descriptor: BorrowedFd<'_>) -> PathBuf {
 /// When /proc is not there.
 pub(crate) fn host_path(descriptor: impl AsFd) -> io::Result<PathBuf> {
     fs::read_link(own_path(descriptor.as_fd()))
+}
+
+/// Whether the user of the jail may execute a program as it lies on the host, rather than a copy that is its own.
+fn runs_where_it_is(exec: &File, metadata: &fs::Metadata, request: &Request) -> io::Result<bool> {
+    let class = if metadata.uid() == request.uid {
+        0o100
+    } else if metadata.gid() == request.gid {
+        0o010
+    } else {
+        0o001
+    };
+    let mount = fstatvfs(exec)?.f_flag;
+    Ok(metadata.mode() & class != 0 && !mount.contains(StatVfsMountFlags::NOEXEC))
 }
 
 fn last_part(descriptor: impl AsFd) -> io::Result<PathBuf> {

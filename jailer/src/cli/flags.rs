@@ -43,12 +43,7 @@ const FIRECRACKER: &[Flag] = &[
         Times::Must,
         "name of the machine: 1 to 64 letters, digits and dashes",
     ),
-    flag(
-        "exec-file",
-        Some("FILE"),
-        Times::Must,
-        "the monitor, which is copied into the jail",
-    ),
+    flag("exec-file", Some("FILE"), Times::Must, "the monitor"),
     flag("uid", Some("UID"), Times::Must, "user that the monitor runs as"),
     flag("gid", Some("GID"), Times::Must, "group that the monitor runs as"),
     flag(
@@ -103,6 +98,12 @@ const FIRECRACKER: &[Flag] = &[
 
 /// What goes beyond them.
 const MORE: &[Flag] = &[
+    flag(
+        "copy-exec",
+        None,
+        Times::Once,
+        "give the jail a copy of the monitor, so that it shares no memory with other machines'",
+    ),
     flag(
         "cleanup",
         None,

@@ -98,6 +98,11 @@ pub(crate) const CASES: &[Case] = &[
         run: shown::a_snapshot_survives,
     },
     Case {
+        name: "the_monitor_is_shown_in_the_jail_and_copied_where_it_has_to_be",
+        need: Need::KvmAndRoot,
+        run: shown::the_monitor_is_shown_or_copied,
+    },
+    Case {
         name: "a_disk_is_shown_by_path_or_descriptor_and_nobody_else_holds_it",
         need: Need::KvmAndRoot,
         run: shown::a_disk_is_shown,

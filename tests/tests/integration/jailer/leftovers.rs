@@ -128,6 +128,7 @@ const STEPS: &[&str] = &[
     "write",
     "pipe2",
     "clone",
+    "mount_setattr",
     "copy_file_range",
     "open_tree",
     "move_mount",
@@ -180,7 +181,9 @@ fn at_each_step(context: &Context, injected: &str, calls: u32) -> Outcome {
 fn injected_once(context: &Context, monitor: &Path, injection: &str) -> Outcome<bool> {
     let machine = Machine::unikernel(&context.environment, "do=hello");
     let star = coracle_tests::harness::hosts::Star::new(0)?;
+    let step = injection.split(':').next().unwrap_or_default();
     let jail = Jail::of(&context.environment, monitor)?
+        .flags((step == "copy_file_range").then_some("--copy-exec"))
         .flags([
             "--cleanup",
             "--supervise",
@@ -193,7 +196,6 @@ fn injected_once(context: &Context, monitor: &Path, injection: &str) -> Outcome<
     let log = jail.directory().join("test-strace").display().to_string();
     let (base, id) = (jail.base().to_owned(), jail.id.clone());
     let inject = format!("inject={injection}");
-    let step = injection.split(':').next().unwrap_or_default();
     let trace = format!("trace={step},clone");
     let traced = ["strace", "-f", "-qq", "-o", &log, "-e", &trace, "-e", &inject];
     // The monitor's own calls are no steps of this.

@@ -1,7 +1,7 @@
 //! Files that a jail is given, and files that it makes.
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
 use coracle_tests::case::Context;
@@ -56,6 +56,41 @@ pub(super) fn a_snapshot_survives(context: &Context) -> Outcome {
     next.monitor.signal(Signal::TERM)?;
     let ended = next.monitor.wait(SOON)?;
     ensure!(ended.status.code() == Some(143), "{ended:?}");
+    Ok(())
+}
+
+/// The host's file where the user may execute it, which costs a jail nothing; and a copy if that is asked for, or needed.
+pub(super) fn the_monitor_is_shown_or_copied(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let private = directory.path().join("coracle");
+    fs::copy(&context.environment.coracle, &private)?;
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
+    let public = &context.environment.coracle;
+    for (monitor, flag, is_copied) in [
+        (public, None, false),
+        (public, Some("--copy-exec"), true),
+        (&private, None, true),
+    ] {
+        let jail = Jail::of(&context.environment, monitor)?
+            .flags(["--cleanup"])
+            .flags(flag);
+        let name = monitor.file_name().unwrap_or_default().to_owned();
+        let jailed = jail.start()?;
+        let length = fs::metadata(jailed.root.join(name))?.len();
+        let expected = if is_copied {
+            fs::metadata(monitor)?.len()
+        } else {
+            0
+        };
+        ensure!(
+            length == expected,
+            "{}, {flag:?}: {length} bytes in the jail",
+            monitor.display()
+        );
+        jailed.monitor.signal(Signal::TERM)?;
+        let ended = jailed.end(SOON)?;
+        ensure!(ended.status.code() == Some(143), "{ended:?}");
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use crate::cgroup::CgroupError;
 use crate::cli::{Limits, Request};
 use crate::jail::{self, Jail, JailError};
 use crate::ledger::Ledger;
-use crate::mount::{attach, copied};
+use crate::mount::{self, attach, copied};
 use crate::place;
 use crate::plan::{Plan, Standing, host_path, opened_without_links};
 use crate::privileges::{self, PrivilegeError};
@@ -88,6 +88,9 @@ fn change_root(plan: &Plan, jail: &Jail) -> Result<(), EnterError> {
     } else {
         None
     };
+    if is_root {
+        mount::enter_smallest_namespace().map_err(step("go back to the host's mount namespace"))?;
+    }
     unshare(UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
         .map_err(step("make mount, IPC and UTS namespaces"))?;
     // Or what is unmounted here would be unmounted on the host.
@@ -97,7 +100,7 @@ fn change_root(plan: &Plan, jail: &Jail) -> Result<(), EnterError> {
         Some(mounts) => mounts,
         None => mounts(plan, jail, &|source: &OwnedFd| copied(&again(source)?))?,
     };
-    // On top of the old root, so that no name of the host is looked up.
+    // On top of the old root, so that no name beneath that is looked up.
     attach(&root, CWD, "/").map_err(step("mount the jail"))?;
     fchdir(&root).map_err(step("enter the jail"))?;
     pivot_root(".", ".").map_err(step("change the root to the jail"))?;

@@ -129,6 +129,7 @@ const STEPS: &[&str] = &[
     "pipe2",
     "clone",
     "mount_setattr",
+    "ioctl",
     "copy_file_range",
     "open_tree",
     "move_mount",

@@ -10,6 +10,18 @@ use crate::Outcome;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process(pub u32);
 
+/// Copies a program that is to be started: by a process of its own, because a child that is being made by another thread
+/// may have inherited what this one writes to, and nobody can execute what somebody can write.
+///
+/// # Errors
+///
+/// When it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) -> Outcome {
+    let copied = std::process::Command::new("cp").arg(from).arg(to).status()?;
+    crate::ensure!(copied.success(), "{} cannot be copied", from.display());
+    Ok(())
+}
+
 /// What a process holds at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holdings {

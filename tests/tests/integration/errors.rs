@@ -9,7 +9,7 @@ use coracle_tests::exchange::{Files, Phase};
 use coracle_tests::guest::{Machine, blank_image, run};
 use coracle_tests::monitor::{Ended, Launch};
 use coracle_tests::probe::{self, Protocol};
-use coracle_tests::process::{processes_with, sockets_with};
+use coracle_tests::process::{copy_program, processes_with, sockets_with};
 use coracle_tests::{Outcome, ensure};
 use serde_json::Value;
 
@@ -80,7 +80,7 @@ fn a_user_without_permission_is_told(context: &Context) -> Outcome {
     let machine = Machine::new(&probe::write(Protocol::Linux64, launch.directory())?, "quiet");
     // Where the build directory is private, the other user needs a copy of the program.
     let program = launch.directory().join("test-coracle");
-    std::fs::copy(&context.environment.coracle, &program)?;
+    copy_program(&context.environment.coracle, &program)?;
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(launch.directory(), open)?;
     let launch = launch.program(&program);

@@ -23,6 +23,7 @@ use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
 use coracle_tests::harness::hosts::Star;
 use coracle_tests::harness::jail::{Jail, UID};
+use coracle_tests::process::copy_program;
 use coracle_tests::{Outcome, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -96,7 +97,7 @@ impl Outside {
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o666))?;
         lay_links(directory.path(), &secret)?;
         // Users other than root have to get to it.
-        fs::copy(ESCAPE, directory.path().join("escape"))?;
+        copy_program(Path::new(ESCAPE), &directory.path().join("escape"))?;
         let socket = format!("coracle-test-{}", directory.path().display());
         Ok(Self {
             victim: Command::new("sleep").arg("3600").stdin(Stdio::null()).spawn()?,

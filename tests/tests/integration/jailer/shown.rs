@@ -8,6 +8,7 @@ use coracle_tests::case::Context;
 use coracle_tests::guest::{Machine, blank_image};
 use coracle_tests::harness::jail::{Jail, UID};
 use coracle_tests::monitor::Launch;
+use coracle_tests::process::copy_program;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 use serde_json::json;
@@ -63,7 +64,7 @@ pub(super) fn a_snapshot_survives(context: &Context) -> Outcome {
 pub(super) fn the_monitor_is_shown_or_copied(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
     let private = directory.path().join("coracle");
-    fs::copy(&context.environment.coracle, &private)?;
+    copy_program(&context.environment.coracle, &private)?;
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
     let public = &context.environment.coracle;
     for (monitor, flag, is_copied) in [

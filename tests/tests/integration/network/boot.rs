@@ -8,6 +8,7 @@ use coracle_tests::case::{Context, text};
 use coracle_tests::environment::Environment;
 use coracle_tests::guest::{Linux, Machine};
 use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::process::copy_program;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 use serde_json::json;
@@ -68,7 +69,7 @@ fn as_nobody(environment: &Environment, id: &str, machine: &Machine) -> Outcome<
     }
     // Where the directories of what is built are private, the other user needs copies.
     let program = launch.directory().join("test-coracle");
-    std::fs::copy(&environment.coracle, &program)?;
+    copy_program(&environment.coracle, &program)?;
     let mut config = machine.config();
     let kernel = config.pointer_mut("/boot-source/kernel_image_path");
     let kernel = kernel.ok_or("a machine has a kernel")?;

@@ -171,7 +171,16 @@ impl Group {
     fn make_level(&self, path: &Path) -> io::Result<Made> {
         match fs::create_dir(path) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Made::Found),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // What is in it would end with this jail.
+                let others = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+                if *path == self.location() && !others.is_empty() {
+                    return Err(io::Error::other(
+                        "processes of another machine are in it; take another --id",
+                    ));
+                }
+                return Ok(Made::Found);
+            }
             Err(error) => return Err(error),
         }
         if *path != self.location()

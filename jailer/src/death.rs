@@ -64,6 +64,8 @@ pub(crate) struct Evidence {
     pub(crate) has_oom_kill: bool,
     /// What the start found missing of KVM.
     pub(crate) lack: Option<String>,
+    /// When it began, in microseconds since the host's start.
+    pub(crate) since_us: u64,
 }
 
 impl End {
@@ -88,16 +90,17 @@ impl End {
 impl Cause {
     /// What the end and the evidence say.
     pub(crate) fn of(pid: Pid, end: End, evidence: Evidence) -> Self {
+        let since_us = evidence.since_us;
         match (end, evidence.lack) {
             (End::Killed(signal), _) if signal == Signal::SYS.as_raw() => Self::Seccomp {
-                syscall: refused_syscall(pid),
+                syscall: refused_syscall(pid, since_us),
             },
             (End::Killed(signal), _) if signal == Signal::KILL.as_raw() && evidence.has_oom_kill => {
                 Self::OutOfMemory
             }
             (End::Killed(_), _) => Self::Signal,
             (End::Exited(EXIT_BAD_SYSTEM_CALL), _) => Self::Seccomp {
-                syscall: refused_syscall(pid),
+                syscall: refused_syscall(pid, since_us),
             },
             (End::Exited(code), Some(detail)) if code != 0 => Self::NoKvm { detail },
             (End::Exited(_), _) => Self::Exit,
@@ -186,8 +189,11 @@ fn quoted(text: &str) -> String {
 const LOG_WITHIN: Duration = Duration::from_millis(500);
 const LOG_PERIOD: Duration = Duration::from_millis(5);
 
-/// The system call that the kernel's log says a process was killed for, if this process may read that.
-fn refused_syscall(pid: Pid) -> Option<u32> {
+/// The log has a clock of its own, which may be so far from the monotonic one.
+const LOG_SKEW_US: u64 = 1_000_000;
+
+/// The system call that the kernel's log says a process was killed for that began then, if this process may read that.
+fn refused_syscall(pid: Pid, since_us: u64) -> Option<u32> {
     let mut log = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -201,7 +207,7 @@ fn refused_syscall(pid: Pid) -> Option<u32> {
             Ok(0) => return last,
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(record.get(..bytes).unwrap_or_default());
-                last = of_record(&text, pid).or(last);
+                last = of_record(&text, pid, since_us).or(last);
             }
             // A record that was overwritten meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
@@ -221,7 +227,12 @@ fn refused_syscall(pid: Pid) -> Option<u32> {
 /// Type of the audit records of seccomp.
 const AUDIT_SECCOMP: &str = "type=1326";
 
-fn of_record(text: &str, pid: Pid) -> Option<u32> {
+fn of_record(text: &str, pid: Pid, since_us: u64) -> Option<u32> {
+    // Priority, number and time, before whatever else; another process had the number before this one.
+    let at_us: u64 = text.split(',').nth(2)?.parse().ok()?;
+    if at_us < since_us.saturating_sub(LOG_SKEW_US) {
+        return None;
+    }
     let mut words = text.split_whitespace();
     let is_seccomp = words.any(|word| word == AUDIT_SECCOMP || word.ends_with(AUDIT_SECCOMP));
     let pid = format!("pid={pid}");
@@ -243,11 +254,11 @@ mod tests {
     fn causes_are_told_apart() {
         let oom = Evidence {
             has_oom_kill: true,
-            lack: None,
+            ..Evidence::default()
         };
         let lack = Evidence {
-            has_oom_kill: false,
             lack: Some("/dev/kvm: no".into()),
+            ..Evidence::default()
         };
         let none = Evidence::default();
         let of = |end, evidence: &Evidence| Cause::of(pid(), end, evidence.clone()).name();
@@ -292,12 +303,13 @@ mod tests {
 
     #[test]
     fn a_refused_call_is_read_from_the_log_of_that_process_only() {
-        let record = "5,1,2,-;audit: type=1326 audit(1.2:3): auid=0 uid=0 gid=0 ses=1 pid=42 comm=\"a\" exe=\"/a\" \
+        let record = "5,1,7000000,-;audit: type=1326 audit(1.2:3): auid=0 uid=0 gid=0 ses=1 pid=42 comm=\"a\" exe=\"/a\" \
                       sig=31 arch=c000003e syscall=59 compat=0 ip=0x1 code=0x80000000";
-        assert_eq!(of_record(record, pid()), Some(59));
+        assert_eq!(of_record(record, pid(), 7_500_000), Some(59));
+        assert_eq!(of_record(record, pid(), 8_500_000), None);
         assert_eq!(syscalls::name(59), Some("execve"));
-        assert_eq!(of_record(&record.replace("pid=42", "pid=421"), pid()), None);
-        assert_eq!(of_record(&record.replace("1326", "1325"), pid()), None);
+        assert_eq!(of_record(&record.replace("pid=42", "pid=421"), pid(), 0), None);
+        assert_eq!(of_record(&record.replace("1326", "1325"), pid(), 0), None);
     }
 
     #[test]

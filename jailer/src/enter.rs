@@ -106,8 +106,7 @@ fn change_root(plan: &Plan, jail: &Jail) -> Result<(), EnterError> {
     pivot_root(".", ".").map_err(step("change the root to the jail"))?;
     unmount(".", UnmountFlags::DETACH).map_err(step("leave the old root"))?;
     chdir("/").map_err(step("enter the new root"))?;
-    let inside = inside.iter().map(|(name, mount)| (name, mount));
-    for (name, mount) in inside.chain(jail.monitor.iter().map(|mount| (&plan.exec_name, mount))) {
+    for (name, mount) in &inside {
         let refused = |source| EnterError::Show {
             name: name.clone(),
             source,

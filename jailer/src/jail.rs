@@ -9,12 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, mkdirat, mknodat, unlinkat,
+    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, flock, mkdirat,
+    mknodat, unlinkat,
 };
 
 use crate::cgroup::CgroupError;
-use crate::ledger::{self, Ledger, Made};
-use crate::mount;
+use crate::ledger::{self, Kind, Ledger, Made};
 use crate::place;
 use crate::plan::{FOLDERS, Gift, Node, Plan, Standing, above};
 
@@ -23,8 +23,8 @@ use crate::plan::{FOLDERS, Gift, Node, Plan, Standing, above};
 pub(crate) struct Jail {
     /// Its root.
     pub(crate) root: OwnedFd,
-    /// The monitor's program, to be mounted; `None` if there is a copy of it.
-    pub(crate) monitor: Option<OwnedFd>,
+    /// The monitor's program. It is executed by this descriptor: what has its name in the jail may be another's by then.
+    pub(crate) monitor: File,
 }
 
 /// Mode of the monitor's own directories.
@@ -44,6 +44,7 @@ pub(crate) fn build(plan: &Plan, ledger: &Ledger) -> Result<Jail, JailError> {
         root_path: plan.root(),
     };
     let root = maker.root()?;
+    maker.begin(&root)?;
     maker.take(&root).map_err(failed(&maker.root_path))?;
     let monitor = maker.monitor(&root)?;
     for folder in FOLDERS {
@@ -78,6 +79,7 @@ pub(crate) fn build(plan: &Plan, ledger: &Ledger) -> Result<Jail, JailError> {
     for group in &plan.groups {
         group.make(ledger)?;
     }
+    flock(&root, FlockOperation::Unlock).map_err(|error| failed(&maker.root_path)(error.into()))?;
     Ok(Jail { root, monitor })
 }
 
@@ -178,19 +180,39 @@ impl Maker<'_> {
             .map_err(failed(&whole))
     }
 
-    /// The monitor's program: the host's own file, for which an empty one is made to mount it on. Where that cannot be, a
-    /// copy: a new file each time, so that nobody has the old one open for writing, or by another name.
+    /// Nobody else makes this jail, and nobody is in it: what an earlier one has left would be refused later, too, but by then
+    /// one that runs would have lost its directories.
+    fn begin(&self, root: &OwnedFd) -> Result<(), JailError> {
+        flock(root, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => JailError::IsThere {
+                path: self.root_path.clone(),
+            },
+            other => failed(&self.root_path)(other.into()),
+        })?;
+        for item in self.plan.items() {
+            let Ok(path) = item.path.strip_prefix(&self.root_path) else {
+                continue;
+            };
+            if item.kind != Kind::File || path == self.plan.exec_name {
+                continue;
+            }
+            // Whatever keeps a directory from being looked into is told of where it is made.
+            let found = place::parent(root, path).and_then(|(parent, name)| place::identity(parent, name));
+            if matches!(found, Ok(Some(_))) {
+                return Err(JailError::IsThere { path: item.path });
+            }
+        }
+        Ok(())
+    }
+
+    /// The monitor's program: the host's own file, and an empty one in its place; or a copy where that is wanted, or needed.
+    /// Either is a new file each time, so that nobody has the old one open for writing, or by another name.
     ///
-    /// The copy is dearer than all the rest of a jail, and makes each machine larger by what it is long.
-    fn monitor(&self, root: &OwnedFd) -> Result<Option<OwnedFd>, JailError> {
-        // A file of another mount namespace, as a descriptor may be of, is not mounted in this one.
-        let shown = self
-            .plan
-            .is_exec_shown
-            .then(|| mount::copied_read_only(&self.plan.exec));
-        let shown = shown.and_then(Result::ok);
+    /// A copy is dearer than all the rest of a jail, and makes each machine larger by what it is long.
+    fn monitor(&self, root: &OwnedFd) -> Result<File, JailError> {
         let name = &self.plan.exec_name;
         let whole = self.root_path.join(name);
+        let is_shared = self.plan.shares_exec().map_err(failed(&whole))?;
         let made = self.ledger.make(&whole, || {
             match unlinkat(root, name, AtFlags::empty()) {
                 Ok(()) | Err(rustix::io::Errno::NOENT) => {}
@@ -203,7 +225,7 @@ impl Maker<'_> {
                 flags,
                 Mode::from_raw_mode(self.plan.exec_mode),
             )?);
-            if shown.is_none() {
+            if !is_shared {
                 // Each jail of a supervisor copies from the start.
                 rustix::fs::seek(&self.plan.exec, rustix::fs::SeekFrom::Start(0))?;
                 io::copy(&mut &self.plan.exec, &mut file)?;
@@ -215,7 +237,13 @@ impl Maker<'_> {
             Ok(Made::New)
         });
         made.map_err(failed(&whole))?;
-        Ok(shown)
+        let opened = if is_shared {
+            self.plan.exec.try_clone()
+        } else {
+            // Nobody but us has the directory yet.
+            place::open(root, name, OFlags::RDONLY, Mode::empty()).map(File::from)
+        };
+        opened.map_err(failed(&whole))
     }
 
     /// A device node, or an empty file for one of the host's to be mounted on.

@@ -1,10 +1,12 @@
 //! From a jail that is made to a monitor that runs in it.
 
+use std::ffi::{CString, NulError, OsString};
 use std::fs::File;
 use std::io;
-use std::os::unix::process::CommandExt as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use rustix::time::{ClockId, clock_gettime};
@@ -42,6 +44,11 @@ impl Times {
             ..self
         }
     }
+}
+
+/// The time of the kernel's log, which stands still while the host does.
+pub(crate) fn boot_us() -> u64 {
+    microseconds(ClockId::Monotonic)
 }
 
 fn microseconds(clock: ClockId) -> u64 {
@@ -114,12 +121,12 @@ fn child(
     if let Err(error) = teller.ready(None) {
         return LaunchError::fork(error);
     }
-    execute(plan, times, &[])
+    execute(plan, &jail.monitor, times, &[])
 }
 
 fn become_monitor(plan: &Plan, ledger: &Ledger, jail: &Jail, times: Times) -> LaunchError {
     match enter::enter(plan, ledger, jail, false) {
-        Ok(()) => execute(plan, times, &[]),
+        Ok(()) => execute(plan, &jail.monitor, times, &[]),
         Err(error) => error.into(),
     }
 }
@@ -149,7 +156,7 @@ pub(crate) fn become_supervised(
     if let Err(error) = teller.ready(lack.as_deref()) {
         return LaunchError::fork(error);
     }
-    execute(plan, times, words)
+    execute(plan, &jail.monitor, times, words)
 }
 
 /// The namespaces that the monitor's process has to start in.
@@ -171,28 +178,74 @@ fn outcome(heard: Heard) -> Result<ExitCode, LaunchError> {
 }
 
 /// Becomes the monitor, with no environment but `words`, no descriptor but the first three and what those name, and no signal
-/// blocked.
-fn execute(plan: &Plan, times: Times, words: &[(&str, String)]) -> LaunchError {
+/// blocked. Returns only why not.
+///
+/// By a descriptor: its name is in a directory of the jail's user, who may have put something else there.
+#[expect(unsafe_code, reason = "no crate here has execveat")]
+fn execute(plan: &Plan, monitor: &File, times: Times, words: &[(&str, String)]) -> LaunchError {
     let program = Path::new("/").join(&plan.exec_name);
     let cpu_us = microseconds(ClockId::ProcessCPUTime);
-    let numbers = [
+    let mut arguments = vec![
+        program.clone().into_os_string(),
+        "--id".into(),
+        plan.request.id.clone().into(),
+    ];
+    for (name, number) in [
         ("--start-time-us", times.start_us),
         ("--start-time-cpu-us", cpu_us),
         ("--parent-cpu-time-us", times.before_cpu_us + cpu_us),
-    ];
-    let mut command = Command::new(&program);
-    command.env_clear().args(["--id", &plan.request.id]);
-    for (name, word) in words {
-        command.env(name, word);
+    ] {
+        arguments.extend([name.into(), number.to_string().into()]);
     }
-    for (flag, number) in numbers {
-        command.args([flag, &number.to_string()]);
-    }
-    let source = command.args(&plan.request.arguments).exec();
+    arguments.extend(plan.request.arguments.iter().cloned());
+    let words = words.iter().map(|(name, word)| format!("{name}={word}").into());
+    let (Ok(arguments), Ok(words)) = (strings(arguments), strings(words)) else {
+        return LaunchError::Execute {
+            path: program,
+            source: io::ErrorKind::InvalidInput.into(),
+        };
+    };
+    let (arguments, words) = (pointers(&arguments), pointers(&words));
+    hear_all_signals();
+    // SAFETY: the arrays end with a null pointer; their strings and they themselves outlive the call, which only reads them.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            monitor.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            words.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
     LaunchError::Execute {
         path: program,
-        source,
+        source: io::Error::last_os_error(),
     }
+}
+
+/// A program begins with no signal blocked, and ends by SIGPIPE unless it says otherwise; Rust's runtime has said so here.
+#[expect(unsafe_code, reason = "no crate here has these calls")]
+fn hear_all_signals() {
+    // SAFETY: all zeros is a set: the empty one.
+    let none = unsafe { std::mem::zeroed::<libc::sigset_t>() };
+    // SAFETY: the set is valid, and nothing is written.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    // SAFETY: no handler is taken away that anybody waits for.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+fn strings(texts: impl IntoIterator<Item = OsString>) -> Result<Vec<CString>, NulError> {
+    texts
+        .into_iter()
+        .map(|text| CString::new(text.into_vec()))
+        .collect()
+}
+
+/// As the kernel takes them.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    let strings = strings.iter().map(|string| string.as_ptr());
+    strings.chain([std::ptr::null()]).collect()
 }
 
 /// Why a monitor does not start.

@@ -20,36 +20,29 @@ struct NamespaceInfo {
 /// `NS_MNT_GET_NEXT`, since Linux 6.12: opens the mount namespace that was made next after a given one.
 const NS_MNT_GET_NEXT: libc::Ioctl = 0x8010_b70b;
 
-/// A copy of the mount that a descriptor is of, from its file downwards.
+/// A copy of the mount that a descriptor is of, from its file downwards. Whatever is mounted beneath the original later is not
+/// beneath the copy, nor the other way round.
 ///
 /// # Errors
 ///
-/// The kernel's: `EINVAL` for one of another mount namespace.
+/// The kernel's: `EINVAL` for one of another mount namespace, `ENOSYS` before Linux 5.12.
 pub(crate) fn copied(source: &OwnedFd) -> io::Result<OwnedFd> {
-    cloned(source, OpenTreeFlags::AT_RECURSIVE)
-}
-
-fn cloned(source: impl AsFd, more: OpenTreeFlags) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
-        | more;
-    Ok(open_tree(source, "", flags)?)
+        | OpenTreeFlags::AT_RECURSIVE;
+    let mount = open_tree(source, "", flags)?;
+    keep_to_itself(&mount)?;
+    Ok(mount)
 }
 
-/// A copy of the mount that a file is of, with that alone: nobody writes through it, whoever owns the file, and it makes
-/// nobody another user.
-///
-/// # Errors
-///
-/// As [`copied`]; `ENOSYS` before Linux 5.12.
+/// A copy of a shared mount is one of its peers; nor is one of those taken for a root.
 #[expect(unsafe_code, reason = "no crate here has mount_setattr")]
-pub(crate) fn copied_read_only(source: &File) -> io::Result<OwnedFd> {
-    let mount = cloned(source, OpenTreeFlags::empty())?;
+fn keep_to_itself(mount: &OwnedFd) -> io::Result<()> {
     let set = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_set: 0,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     // SAFETY: the path is a string and `set` as large as it is said to be; both outlive the call, which only reads them.
@@ -58,13 +51,13 @@ pub(crate) fn copied_read_only(source: &File) -> io::Result<OwnedFd> {
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
             &raw const set,
             size_of_val(&set),
         )
     };
     match done {
-        0 => Ok(mount),
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

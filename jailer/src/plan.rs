@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Dev, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstatvfs, makedev, openat2};
 
@@ -27,8 +27,6 @@ pub(crate) struct Plan {
     pub(crate) exec_name: PathBuf,
     /// Its permissions.
     pub(crate) exec_mode: u32,
-    /// Whether the jail can be shown the file itself.
-    pub(crate) is_exec_shown: bool,
     /// Where jails are made.
     pub(crate) base: OwnedFd,
     /// The network namespace to join.
@@ -98,9 +96,6 @@ impl Plan {
                 path: request.exec_file,
             });
         }
-        let is_exec_shown = standing == Standing::Root
-            && !request.copy_exec
-            && runs_where_it_is(&exec, &metadata, &request).map_err(refused("--exec-file"))?;
         // The last part of what was opened, wherever a link has led.
         let exec_name = last_part(&exec).map_err(refused("--exec-file"))?;
         let base = OpenOptions::new()
@@ -128,13 +123,29 @@ impl Plan {
             exec,
             exec_name,
             exec_mode,
-            is_exec_shown,
             base: base.into(),
             netns: netns.map(OwnedFd::from),
             groups,
             record,
             request,
         })
+    }
+
+    /// Whether the monitor is executed as it lies on the host: its user may do that now, and nobody wants a copy.
+    pub(crate) fn shares_exec(&self) -> io::Result<bool> {
+        if self.request.copy_exec {
+            return Ok(false);
+        }
+        let metadata = self.exec.metadata()?;
+        let class = if metadata.uid() == self.request.uid {
+            0o100
+        } else if metadata.gid() == self.request.gid {
+            0o010
+        } else {
+            0o001
+        };
+        let mount = fstatvfs(&self.exec)?.f_flag;
+        Ok(metadata.mode() & class != 0 && !mount.contains(StatVfsMountFlags::NOEXEC))
     }
 
     /// The root of the jail, relative to the base.
@@ -169,9 +180,11 @@ impl Plan {
         let path = inline
             .or(next.map(OsString::as_os_str))
             .unwrap_or(OsStr::new(API_SOCKET));
-        let path = Path::new(path);
-        let path = path.strip_prefix("/").unwrap_or(path);
-        is_beneath_root(path).then(|| path.to_owned())
+        let path: PathBuf = Path::new(path)
+            .components()
+            .filter(|part| !matches!(part, Component::CurDir | Component::RootDir))
+            .collect();
+        is_beneath_root(&path).then_some(path)
     }
 
     /// Everything that may be made, in the order in which it is.
@@ -353,19 +366,6 @@ fn own_path(descriptor: BorrowedFd<'_>) -> PathBuf {
 /// When /proc is not there.
 pub(crate) fn host_path(descriptor: impl AsFd) -> io::Result<PathBuf> {
     fs::read_link(own_path(descriptor.as_fd()))
-}
-
-/// Whether the user of the jail may execute a program as it lies on the host, rather than a copy that is its own.
-fn runs_where_it_is(exec: &File, metadata: &fs::Metadata, request: &Request) -> io::Result<bool> {
-    let class = if metadata.uid() == request.uid {
-        0o100
-    } else if metadata.gid() == request.gid {
-        0o010
-    } else {
-        0o001
-    };
-    let mount = fstatvfs(exec)?.f_flag;
-    Ok(metadata.mode() & class != 0 && !mount.contains(StatVfsMountFlags::NOEXEC))
 }
 
 fn last_part(descriptor: impl AsFd) -> io::Result<PathBuf> {

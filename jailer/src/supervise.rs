@@ -76,6 +76,8 @@ pub(crate) fn stay(plan: &Plan, times: Times) -> Result<ExitCode, LaunchError> {
                 // Any signal that is waited for will do: who has died is asked each time.
                 let asked = set_parent_process_death_signal(Some(Signal::CHILD));
                 asked.map_err(|error| LaunchError::fork(error.into()))?;
+                // What the monitor has started is ended by whoever of the two is left.
+                set_child_subreaper(Some(getpid())).map_err(|error| LaunchError::fork(error.into()))?;
             }
         }
     }
@@ -91,6 +93,9 @@ pub(crate) fn stay(plan: &Plan, times: Times) -> Result<ExitCode, LaunchError> {
         lives: Lives::default(),
     };
     let ended = supervisor.supervise();
+    if plan.request.cleanup {
+        end_children();
+    }
     if plan.request.cleanup
         && let Err(error) = supervisor.ledger.remove()
     {
@@ -227,6 +232,7 @@ impl Supervisor<'_> {
         let introduction = self.may_restart().then(Lives::expect).transpose();
         let (introduction, tells) = introduction.map_err(LaunchError::fork)?.unzip();
         let started = Instant::now();
+        let since_us = launch::boot_us();
         let pid = match fork(launch::namespaces(self.plan)).map_err(LaunchError::fork)? {
             Fork::Parent(pid) => pid,
             Fork::Child => {
@@ -266,6 +272,7 @@ impl Supervisor<'_> {
         let evidence = Evidence {
             has_oom_kill: oom_kills(&self.plan.groups) > kills_before,
             lack,
+            since_us,
         };
         Ok(Death {
             pid,

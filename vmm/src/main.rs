@@ -107,7 +107,9 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
             Some(_) => landlock::begin_without()?,
             None => landlock::begin(&Reach::of(
                 &config,
-                arguments.trusted_keys.as_deref(),
+                [arguments.trusted_keys.as_deref(), arguments.filters.path()]
+                    .into_iter()
+                    .flatten(),
                 arguments
                     .metrics
                     .as_ref()

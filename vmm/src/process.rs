@@ -4,9 +4,12 @@
     reason = "the C library's allocator and its signals are told by calls without a safe form"
 )]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::panic::PanicHookInfo;
+use std::path::Path;
 
 use coracle_storage::lease::Incarnation;
 
@@ -25,8 +28,21 @@ pub fn begin() -> io::Result<()> {
     // SAFETY: no handler of ours is replaced. A reader that has gone is an error of each write to it.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     share_one_heap();
+    take_name();
     std::panic::set_hook(Box::new(end_by_panic));
     Ok(())
+}
+
+/// A jailer executes this program by a descriptor: before Linux 6.14 a process is then called by the number of that.
+fn take_name() {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or_default();
+    if let Ok(name) = CString::new(name.as_bytes())
+        && !name.is_empty()
+    {
+        // What it is called is of no consequence to it.
+        let _ = rustix::thread::set_name(&name);
+    }
 }
 
 /// Where a supervisor says which lives of this machine it has reaped: incarnations, with commas between.

@@ -191,7 +191,9 @@ fn found_in_jail(
 ) -> Outcome<BTreeMap<(String, String), Found>> {
     let attempts: Vec<&str> = rows.iter().map(|row| row.attempt).collect();
     let task = outside.task(&attempts, PLACES, "/")?.to_string();
-    let jail = shape(Jail::of(&context.environment, ESCAPE.as_ref())?).arguments([task.as_str()]);
+    // With a program in it that could be run: else there is none.
+    let jail = shape(Jail::of(&context.environment, ESCAPE.as_ref())?).flags(["--copy-exec"]);
+    let jail = jail.arguments([task.as_str()]);
     fs::create_dir_all(jail.root())?;
     lay_links(&jail.root(), &outside.directory.path().join("secret"))?;
     let ended = jail.spawn()?.monitor.wait(SOON)?;

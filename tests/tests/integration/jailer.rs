@@ -103,6 +103,16 @@ pub(crate) const CASES: &[Case] = &[
         run: shown::the_monitor_is_shown_or_copied,
     },
     Case {
+        name: "mounts_of_the_host_and_of_a_jail_stay_apart_where_the_hosts_are_shared",
+        need: Need::KvmAndRoot,
+        run: shown::mounts_stay_apart,
+    },
+    Case {
+        name: "a_second_start_leaves_a_jail_that_runs_as_it_is",
+        need: Need::KvmAndRoot,
+        run: refusals::a_second_start,
+    },
+    Case {
         name: "a_disk_is_shown_by_path_or_descriptor_and_nobody_else_holds_it",
         need: Need::KvmAndRoot,
         run: shown::a_disk_is_shown,

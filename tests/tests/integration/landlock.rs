@@ -98,6 +98,8 @@ fn every_file(context: &Context) -> Outcome {
     let (serial, log) = (places.of("serial", "out")?, places.of("log", "log")?);
     let (metrics, others) = (places.of("metrics", "metrics")?, places.of("keys", "keys")?);
     fs::write(&others, KEY)?;
+    let policy = places.of("policy", "policy")?;
+    fs::write(&policy, super::seccomp::policy()?.to_string())?;
     let mut machine = Machine::new(&kernel, &coracle_tests::guest::unikernel_words(&words))
         .part("serial", json!({ "serial_out_path": serial }))
         .part("logger", json!({ "log_path": log, "level": "Debug" }))
@@ -113,6 +115,8 @@ fn every_file(context: &Context) -> Outcome {
             &text(&metrics),
             "--trusted-keys",
             &text(&others),
+            "--seccomp-filter",
+            &text(&policy),
         ]);
         let ended = launch.config(&machine.config())?.spawn()?.wait(SOON)?;
         ended.expect(0)?;

@@ -37,7 +37,7 @@ const REFUSED: i32 = 148;
 const BAD_CONFIGURATION: u8 = 152;
 
 /// The policy that is built in.
-fn policy() -> Outcome<Value> {
+pub(crate) fn policy() -> Outcome<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/seccomp/x86_64.json");
     Ok(serde_json::from_str(&fs::read_to_string(path)?)?)
 }

@@ -38,6 +38,16 @@ pub enum Filters {
     None,
 }
 
+impl Filters {
+    /// The file that they are read from, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Own(path) => Some(path),
+            Self::BuiltIn | Self::None => None,
+        }
+    }
+}
+
 /// Why there are no filters.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {

@@ -146,7 +146,7 @@ const STEPS: &[&str] = &[
     "setresuid",
     "capset",
     "prctl",
-    "execve",
+    "execveat",
 ];
 
 pub(super) fn a_start_that_fails_at_any_step(context: &Context) -> Outcome {

@@ -1,12 +1,14 @@
 //! What is refused, by name, before anything runs.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use coracle_tests::case::Context;
 use coracle_tests::harness::jail::{Jail, Jailed, UID};
 use coracle_tests::{Outcome, ensure};
+use rustix::process::Signal;
 
 use super::SOON;
 
@@ -132,7 +134,6 @@ fn watched(jailed: Jailed, elsewhere: &Path, part: &str) -> Outcome<usize> {
 
 /// What a link leads to has its content and its owner still; and what was said, if anything is to be.
 fn stays_as_it_was(jailed: Jailed, victim: &Path, said: Option<&str>) -> Outcome {
-    use std::os::unix::fs::MetadataExt;
     let mut jailed = jailed;
     jailed.ends(SOON)?;
     let (content, metadata) = (fs::read_to_string(victim)?, fs::metadata(victim)?);
@@ -147,6 +148,38 @@ fn stays_as_it_was(jailed: Jailed, victim: &Path, said: Option<&str>) -> Outcome
         ended.status.code() == Some(expected) && ended.errors.contains(said.unwrap_or_default()),
         "{ended:?}"
     );
+    Ok(())
+}
+
+/// The same command line once more, by mistake.
+pub(super) fn a_second_start(context: &Context) -> Outcome {
+    for flag in [None, Some("--cleanup")] {
+        let jail = Jail::new(&context.environment)?.flags(flag);
+        let (words, root) = (jail.words(), jail.root());
+        let jailed = jail.start()?;
+        let look = || -> Outcome<_> {
+            let folders = ["", "dev", "run"].map(|name| fs::metadata(root.join(name)));
+            let folders = folders.into_iter().collect::<std::io::Result<Vec<_>>>()?;
+            let folders: Vec<_> = folders
+                .iter()
+                .map(|folder| (folder.uid(), folder.mode()))
+                .collect();
+            Ok((folders, fs::metadata(root.join("coracle"))?.ino()))
+        };
+        let before = look()?;
+        let again = Command::new(&context.environment.jailer).args(&words).output()?;
+        let said = String::from_utf8_lossy(&again.stderr);
+        ensure!(
+            again.status.code() == Some(1) && said.contains("is there already"),
+            "{}: {said}",
+            again.status
+        );
+        ensure!(look()? == before, "{:?} was {before:?}", look()?);
+        jailed.monitor.must("GET", "/", None)?;
+        jailed.monitor.signal(Signal::TERM)?;
+        let ended = jailed.monitor.wait(SOON)?;
+        ensure!(ended.status.code() == Some(143), "{ended:?}");
+    }
     Ok(())
 }
 

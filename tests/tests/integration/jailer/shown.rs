@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
+use std::process::Command;
 
 use coracle_tests::case::Context;
 use coracle_tests::guest::{Machine, blank_image};
@@ -92,6 +93,49 @@ pub(super) fn the_monitor_is_shown_or_copied(context: &Context) -> Outcome {
         let ended = jailed.end(SOON)?;
         ensure!(ended.status.code() == Some(143), "{ended:?}");
     }
+    Ok(())
+}
+
+/// On a host of systemd all mounts are shared: with those of a new namespace, and with copies of them.
+pub(super) fn mounts_stay_apart(context: &Context) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let gift = place.path().join("gift");
+    fs::create_dir(&gift)?;
+    let shared = "mount --make-rshared /; exec \"$@\"";
+    let jailed = ticking(
+        context,
+        Jail::new(&context.environment)?
+            .flags(["--cleanup", "--supervise"])
+            .shows(&gift, "gift")?
+            .by_way_of([
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-ec",
+                shared,
+                "sh",
+            ]),
+    )?;
+    let pid = jailed.process()?.0;
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    ensure!(mounts.lines().any(|line| line.contains(" /gift ")), "{mounts}");
+    for word in ["shared:", "master:"] {
+        ensure!(!mounts.contains(word), "{mounts}");
+    }
+    // What is mounted on the host later is the host's alone.
+    let late = Command::new("nsenter")
+        .args(["--mount", "--target", &jailed.monitor.process().0.to_string()])
+        .args(["mount", "-t", "tmpfs", "late"])
+        .arg(&gift)
+        .status()?;
+    ensure!(late.success(), "nothing is mounted: {late}");
+    let after = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    ensure!(after == mounts, "{after}");
+    jailed.monitor.signal(Signal::TERM)?;
+    let ended = jailed.end(SOON)?;
+    ensure!(ended.status.code() == Some(143), "{ended:?}");
     Ok(())
 }
 

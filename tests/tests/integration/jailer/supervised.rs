@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use coracle_tests::case::Context;
 use coracle_tests::guest::Machine;
 use coracle_tests::harness::jail::{Jail, Jailed, vanishes};
+use coracle_tests::process::copy_program;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -79,10 +80,17 @@ pub(super) fn a_failed_monitor_is_started_again(context: &Context) -> Outcome {
     ensure!(ended.console.matches("hello").count() == 3, "{}", ended.console);
     ensure!(ended.status.code() == Some(3), "{ended:?}");
 
-    // One that is killed leaves its socket; the next one has it. One that succeeds is not started again.
+    // One that is killed leaves its socket; the next one has it, and the program that the first one had: what took its place on
+    // the host meanwhile is for other jails. One that succeeds is not started again.
+    let place = tempfile::tempdir()?;
+    let [program, newer] = ["coracle", "newer"].map(|name| place.path().join(name));
+    copy_program(&context.environment.coracle, &program)?;
     let flags = "--supervise --cleanup --restart on-failure --restart-delay-ms 1 --new-pid-ns";
-    let jailed = ticking(context, Jail::new(&context.environment)?.flags(flags.split(' ')))?;
+    let jail = Jail::of(&context.environment, &program)?.flags(flags.split(' '));
+    let jailed = ticking(context, jail)?;
     let first = jailed.process()?;
+    copy_program(&context.environment.coracle, &newer)?;
+    std::fs::rename(&newer, &program)?;
     kill(first, Signal::KILL)?;
     let deadline = Instant::now() + SOON;
     while jailed.process().ok().is_none_or(|now| now == first) || jailed.monitor.connect().is_err() {

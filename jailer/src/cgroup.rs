@@ -173,8 +173,9 @@ impl Group {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // What is in it would end with this jail.
-                let others = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-                if *path == self.location() && !others.is_empty() {
+                let has_others =
+                    || fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
+                if *path == self.location() && has_others() {
                     return Err(io::Error::other(
                         "processes of another machine are in it; take another --id",
                     ));

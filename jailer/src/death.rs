@@ -64,7 +64,7 @@ pub(crate) struct Evidence {
     pub(crate) has_oom_kill: bool,
     /// What the start found missing of KVM.
     pub(crate) lack: Option<String>,
-    /// When it began, in microseconds since the host's start.
+    /// When its start began: monotonic clock, in microseconds.
     pub(crate) since_us: u64,
 }
 

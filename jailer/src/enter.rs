@@ -84,13 +84,12 @@ fn change_root(plan: &Plan, jail: &Jail) -> Result<(), EnterError> {
     // only do so in its own namespace, and so has to open it again there.
     let is_root = plan.standing == Standing::Root;
     let early = if is_root {
-        Some(mounts(plan, jail, &copied)?)
+        let mounts = mounts(plan, jail, &copied)?;
+        mount::enter_smallest_namespace().map_err(step("go back to the host's mount namespace"))?;
+        Some(mounts)
     } else {
         None
     };
-    if is_root {
-        mount::enter_smallest_namespace().map_err(step("go back to the host's mount namespace"))?;
-    }
     unshare(UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
         .map_err(step("make mount, IPC and UTS namespaces"))?;
     // Or what is unmounted here would be unmounted on the host.

@@ -46,11 +46,6 @@ impl Times {
     }
 }
 
-/// The time of the kernel's log, which stands still while the host does.
-pub(crate) fn boot_us() -> u64 {
-    microseconds(ClockId::Monotonic)
-}
-
 fn microseconds(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);
     time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_nsec.cast_unsigned() / 1000

@@ -232,7 +232,6 @@ impl Supervisor<'_> {
         let introduction = self.may_restart().then(Lives::expect).transpose();
         let (introduction, tells) = introduction.map_err(LaunchError::fork)?.unzip();
         let started = Instant::now();
-        let since_us = launch::boot_us();
         let pid = match fork(launch::namespaces(self.plan)).map_err(LaunchError::fork)? {
             Fork::Parent(pid) => pid,
             Fork::Child => {
@@ -272,7 +271,7 @@ impl Supervisor<'_> {
         let evidence = Evidence {
             has_oom_kill: oom_kills(&self.plan.groups) > kills_before,
             lack,
-            since_us,
+            since_us: self.times.start_us,
         };
         Ok(Death {
             pid,

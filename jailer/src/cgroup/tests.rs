@@ -134,12 +134,12 @@ fn version_2_enables_controllers_from_the_root_to_the_cgroup_above() {
             "{level}"
         );
     }
-    // One that is enabled is not enabled again: systemd may have processes in the root.
-    fs::write(mount.join("cgroup.subtree_control"), "memory pids\n").expect("a file");
     // One that another machine is in would end with whoever of the two ends first.
     let error = group.make(&ledger(&groups)).expect_err("somebody is in it");
     assert!(crate::chain(&error).contains("take another --id"), "{error:?}");
     fs::write(mount.join("all/external/vm1/cgroup.procs"), "").expect("a file");
+    // One that is enabled is not enabled again: systemd may have processes in the root.
+    fs::write(mount.join("cgroup.subtree_control"), "memory pids\n").expect("a file");
     group.make(&ledger(&groups)).expect("files take everything");
     assert_eq!(read("cgroup.subtree_control"), "memory pids\n");
 }

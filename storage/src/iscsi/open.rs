@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ use super::initiator::Initiator;
 use super::login::{LoginPlan, SessionType};
 use super::name::IscsiName;
 use super::operator::Operator;
-use super::pdu::{Isid, Lun};
-use super::plan::{Keyring, Plan, Role};
+use super::pdu::Isid;
+use super::plan::{Keyring, Plan};
 use super::portal::{Host, Portal};
 use super::procedure::Data;
 use super::scsi::cdb;
@@ -166,7 +167,7 @@ pub(super) fn plan(url: &str, access: Access, terms: &Terms<'_>) -> Result<(Plan
     };
     let login = LoginPlan {
         initiator,
-        isid: isid_of(terms.owner, url.image.lun, Role::Disk),
+        isid: next_isid(terms.owner),
         session: SessionType::Normal(url.image.target.clone()),
         authentication: authentication(&url)?,
         header_digest: url.options.header_digest,
@@ -222,17 +223,23 @@ fn initiator_of(vm: &str) -> IscsiName {
 /// A name has up to 223 bytes (RFC 7143, 4.2.7.1).
 const INITIATOR_CHARS_MAX: usize = 190;
 
-/// The initiator's part of the name of a session: at random (RFC 7143, 11.12.5), by the incarnation. Two sessions of a process
-/// with one target have different ones, or the second would take the first one's place (6.3.5): their qualifiers differ by the
-/// logical unit, and by what each is for.
-pub(crate) fn isid_of(owner: &Owner, lun: Lun, role: Role) -> Isid {
-    const RANDOM: u8 = 0x80;
-    let [.., a, b, c, d, e] = owner.incarnation.bytes();
-    let [first, second, ..] = lun.wire();
-    let number = u16::from_be_bytes([first & 0x3f, second]);
-    let qualifier = u16::from_be_bytes([d, e]) ^ (number << 2 | role as u16);
+/// The initiator's part of the names of the sessions that are made from one plan. Two plans of a process have different ones, also
+/// where both are of one unit: or the target would end the session of one for that of the other (RFC 7143, 6.3.5), and each would
+/// take its place back for ever.
+pub(super) fn next_isid(owner: &Owner) -> Isid {
+    static PLANS: AtomicU16 = AtomicU16::new(0);
+    let [_, _, _, d, e, ..] = owner.incarnation.bytes();
+    let [random, a, b, c] = isid_stem(owner);
+    let qualifier = u16::from_be_bytes([d, e]) ^ PLANS.fetch_add(1, Ordering::Relaxed);
     let [d, e] = qualifier.to_be_bytes();
-    Isid([RANDOM, a, b, c, d, e])
+    Isid([random, a, b, c, d, e])
+}
+
+/// What all of an incarnation's begin with, before its qualifiers: that they are random (11.12.5), and its 24 bits.
+pub(crate) fn isid_stem(owner: &Owner) -> [u8; 4] {
+    const RANDOM: u8 = 0x80;
+    let [a, b, c, ..] = owner.incarnation.bytes();
+    [RANDOM, a, b, c]
 }
 
 fn authentication(url: &IscsiUrl) -> Result<Option<Authentication>, IscsiError> {

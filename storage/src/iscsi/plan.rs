@@ -13,7 +13,7 @@ use crate::lease::{Chain, ChainError, Incarnation, LeaseError, Lock, NotTaken, O
 use super::bringup::Stop;
 use super::error::IscsiError;
 use super::login::LoginPlan;
-use super::open::isid_of;
+use super::open::next_isid;
 use super::pdu::Lun;
 use super::scsi::reservation::ReservationKey;
 use super::tail::Tail;
@@ -68,17 +68,6 @@ impl fmt::Display for Records<'_> {
     }
 }
 
-/// What a session with a unit is for: a process may have one of each at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// It serves the disk.
-    Disk = 0,
-    /// It looks at the unit, as one that has no part in its lease.
-    Stranger = 1,
-    /// It makes records of the lease while the disk has no session.
-    Records = 2,
-}
-
 impl Plan {
     /// Where the records of the unit's lease are, if there is a place for them.
     pub(super) fn records<'a>(&'a self, unit: &'a Unit) -> Option<Records<'a>> {
@@ -91,7 +80,7 @@ impl Plan {
 
     /// The plan of another session with the same unit, which has no part in its lease.
     pub(super) fn for_stranger(&self) -> Self {
-        self.beside(Role::Stranger)
+        self.beside()
     }
 
     /// The plan of sessions that make records of the lease while the disk has none. They have its keys, from which it takes the
@@ -100,14 +89,14 @@ impl Plan {
         Self {
             keys: Arc::clone(&self.keys),
             chain: self.chain.clone(),
-            ..self.beside(Role::Records)
+            ..self.beside()
         }
     }
 
     /// The same unit by a session for something else, without a lease.
-    fn beside(&self, role: Role) -> Self {
+    fn beside(&self) -> Self {
         let login = LoginPlan {
-            isid: isid_of(&self.owner, self.lun, role),
+            isid: next_isid(&self.owner),
             ..LoginPlan::clone(&self.login)
         };
         Self {

@@ -1,8 +1,7 @@
 //! The initiator on simulated hosts: images of simulated targets, and what an operator does about their leases.
 
 use crate::backend::Backend;
-use crate::iscsi::pdu::Lun;
-use crate::iscsi::{self, IscsiError, Operator, Replace, Role};
+use crate::iscsi::{self, IscsiError, Operator, Replace};
 use crate::lease::{Incarnation, Owner, Record, Terms};
 use crate::reactor::Reactor;
 use crate::sim::dice::Dice;
@@ -17,14 +16,9 @@ pub fn owner(vm: &str, dice: &mut Dice) -> Owner {
     }
 }
 
-/// The initiator's part of the name of the session of an owner's disk on the logical unit `lun`, by which a target knows it.
-///
-/// # Panics
-///
-/// When there can be no unit of that number.
-pub fn isid(owner: &Owner, lun: u16) -> [u8; 6] {
-    let lun = Lun::new(lun).expect("a test's unit has a number that a unit can have");
-    iscsi::isid_of(owner, lun, Role::Disk).0
+/// Whether the session of that ISID, by which a target knows it, is one of an owner's.
+pub fn is_owners(isid: [u8; 6], owner: &Owner) -> bool {
+    isid.starts_with(&iscsi::isid_stem(owner))
 }
 
 /// Opens the image that `url` names, to be written, on a reactor of a host that has joined the network of its target. What

@@ -55,10 +55,24 @@ pub(super) enum PolicyError {
         /// The call.
         syscall: String,
     },
+    /// A filter by which a refused call could not be told.
+    #[error(
+        "the filter `{kind}` refuses `{syscall}`, by which a thread says which call it was refused and ends: allow both write \
+         and exit_group there"
+    )]
+    Mute {
+        /// The filter.
+        kind: String,
+        /// The call.
+        syscall: &'static str,
+    },
     /// A filter that makes no sense.
     #[error("it cannot be compiled")]
     Compile(#[from] seccompiler::Error),
 }
+
+/// What the handler of a refused call needs.
+const LAST_WORDS: [&str; 2] = ["write", "exit_group"];
 
 /// Whether threads of that kind do without what is dispensable.
 pub(super) fn is_frugal(kind: &str) -> bool {
@@ -106,7 +120,7 @@ pub(super) fn compile(text: &str) -> Result<BTreeMap<String, BpfProgram>, Policy
     Ok(programs.into_iter().collect())
 }
 
-/// Of two such rules the compiler would forget one.
+/// Of two rules for one call, with arguments and without, the compiler would forget one; and a refused call is to be told.
 fn check(kind: &str, filter: &Value) -> Result<(), PolicyError> {
     let rules = filter.get("filter").and_then(Value::as_array);
     let mut seen = BTreeMap::new();
@@ -120,7 +134,18 @@ fn check(kind: &str, filter: &Value) -> Result<(), PolicyError> {
             });
         }
     }
-    Ok(())
+    // What is allowed at the start is so by what the whole process may.
+    let traps = kind != "start" && filter.get("mismatch_action") == Some(&json!("trap"));
+    match LAST_WORDS
+        .into_iter()
+        .find(|&syscall| traps && !seen.contains_key(syscall))
+    {
+        Some(syscall) => Err(PolicyError::Mute {
+            kind: kind.to_owned(),
+            syscall,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// A debug build looks at descriptors before it closes them.
@@ -228,6 +253,18 @@ mod tests {
         });
         let refused = compile(&with_vcpu(&json!([{ "syscall": "ioctl" }, certain])));
         assert!(matches!(refused, Err(PolicyError::Twice { .. })), "{refused:?}");
-        assert!(compile(&with_vcpu(&json!([certain, certain]))).is_ok());
+        let last_words = LAST_WORDS.map(|syscall| json!({ "syscall": syscall }));
+        let [write, exit] = &last_words;
+        assert!(compile(&with_vcpu(&json!([certain, certain, write, exit]))).is_ok());
+    }
+
+    #[test]
+    fn a_filter_by_which_a_refused_call_could_not_be_told_is_refused() {
+        let exit = json!({ "syscall": "exit_group" });
+        let refused = compile(&with_vcpu(&json!([exit])));
+        assert!(
+            matches!(refused, Err(PolicyError::Mute { syscall: "write", .. })),
+            "{refused:?}"
+        );
     }
 }

@@ -238,13 +238,17 @@ fn two_targets_that_redirect_to_each_other_are_asked_with_pauses() {
 }
 
 #[test]
-fn no_two_sessions_of_a_process_with_one_target_have_the_same_name() {
-    let mut names = std::collections::HashSet::new();
-    let owner = crate::sim::initiator::owner("vm", &mut Dice::new(1));
-    for number in 0..=Lun::NUMBER_MAX {
-        for role in [Role::Disk, Role::Stranger, Role::Records] {
-            let isid = isid_of(&owner, Lun::new(number).unwrap(), role);
-            assert!(names.insert(isid), "unit {number}, {role:?}");
-        }
+fn two_disks_of_one_unit_in_one_process_leave_each_other_alone() {
+    let served = served();
+    served.with(|target| target.adjust(|options| options.quirks.reinstates = true));
+    let owner = Owner::of_this_process("vm");
+    let terms = Terms::new(Lock::None, &owner);
+    let open = || open(&url(&served), Access::ReadOnly, &terms).unwrap().disk;
+    let (mut first, mut second) = (Host::using(open()), Host::using(open()));
+    for _ in 0..3 {
+        first.reads();
+        second.reads();
     }
+    assert_eq!(served.with(|target| target.sessions().len()), 2);
+    assert!(first.disk.loss().is_none() && second.disk.loss().is_none());
 }

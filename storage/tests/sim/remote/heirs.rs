@@ -15,7 +15,7 @@ use coracle_storage::sim::reactor::{Faults, SimReactor};
 use coracle_storage::sim::target::{Event, Written};
 
 use super::life::fresh;
-use super::site::{LUN, MEANS, Site, Tail, chain, expected};
+use super::site::{MEANS, Site, Tail, chain, expected};
 use crate::lane::{Excuse, Guest, Lane};
 use crate::life::{FLUSH, RAISE};
 use crate::memory::Memory;
@@ -77,7 +77,7 @@ pub(crate) fn simulate(seed: u64) {
         }
         let (next, memory) = succeed(&mut now, fate, &site, memory, &judge, &mut dice);
         judge.look(&site);
-        judge.fenced.push(initiator::isid(&now.owner, LUN));
+        judge.fenced.push(now.owner.clone());
         let mut last = std::mem::replace(&mut now, next);
         if fate != Fate::Killed {
             last.guest.excuse = Excuse::Anything;
@@ -293,7 +293,7 @@ const WRITE: Wish = Wish {
 /// Looks at what the target has done.
 struct Judge {
     /// Who may not write any more.
-    fenced: Vec<[u8; 6]>,
+    fenced: Vec<Owner>,
     /// The target fences nothing but WRITE.
     is_lax: bool,
 }
@@ -322,7 +322,8 @@ impl Judge {
             let Event::Executed(execution) = event else {
                 continue;
             };
-            let is_fenced = self.fenced.contains(&execution.nexus.isid);
+            let isid = execution.nexus.isid;
+            let is_fenced = self.fenced.iter().any(|owner| initiator::is_owners(isid, owner));
             assert!(
                 !is_fenced || (self.is_lax && execution.written == Written::Zeros),
                 "the write of an initiator that has lost the lease was carried out: {execution:?}"

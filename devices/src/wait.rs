@@ -10,9 +10,15 @@ use vmm_sys_util::eventfd::EventFd;
 /// Waits until one of `eventfds` is written or `timeout` has passed, and empties those that were
 /// written. May also return for no reason; a caller looks at what it waits for.
 pub(crate) fn wait(eventfds: &[&EventFd], timeout: Option<Duration>) {
+    wait_also(eventfds, None, timeout);
+}
+
+/// The same, or until what `other` waits for has come.
+pub(crate) fn wait_also(eventfds: &[&EventFd], other: Option<PollFd<'_>>, timeout: Option<Duration>) {
     let mut descriptors: Vec<PollFd<'_>> = eventfds
         .iter()
         .map(|eventfd| PollFd::from_borrowed_fd(borrow(eventfd), PollFlags::IN))
+        .chain(other)
         .collect();
     // A time beyond what the kernel takes is as good as none.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -108,7 +108,8 @@ impl RateLimiter {
         }
     }
 
-    fn ready_at(&mut self, bytes: u64, now: Instant) -> Instant {
+    /// From when on one operation of `bytes` bytes would pass, if nothing else did before; takes nothing.
+    pub fn ready_at(&mut self, bytes: u64, now: Instant) -> Instant {
         let bandwidth_at = self
             .bandwidth
             .as_mut()

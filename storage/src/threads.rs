@@ -26,6 +26,8 @@ pub enum Kind {
     PlainNetworkIo,
     /// It gives the guest random bytes.
     Entropy,
+    /// It moves frames between the guest and a tap.
+    Net,
     /// It brings guest memory in where the guest waits for it.
     Pager,
     /// It opens, copies, sends or receives: whatever takes as long as a server does.
@@ -34,7 +36,7 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Api,
         Self::Vcpu,
         Self::Io,
@@ -43,6 +45,7 @@ impl Kind {
         Self::PlainIo,
         Self::PlainNetworkIo,
         Self::Entropy,
+        Self::Net,
         Self::Pager,
         Self::Mover,
     ];
@@ -58,6 +61,7 @@ impl Kind {
             Self::PlainIo => "io_plain",
             Self::PlainNetworkIo => "io_plain_network",
             Self::Entropy => "entropy",
+            Self::Net => "net",
             Self::Pager => "pager",
             Self::Mover => "mover",
         }

@@ -334,6 +334,7 @@ fn kind_of(name: &str, thread: Thread) -> &'static str {
         "vcpu" => "vcpu",
         "api" => "api",
         "rng" => "entropy",
+        "net" => "net",
         "pager" | "fetcher" => "pager",
         "io" if !thread.has_ring && thread.has_socket => "io_plain_network",
         "io" if !thread.has_ring => "io_plain",

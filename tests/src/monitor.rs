@@ -341,7 +341,9 @@ impl Monitor {
             match content {
                 Value::Array(items) => {
                     for item in items {
-                        let id = item.get("drive_id").and_then(Value::as_str).unwrap_or_default();
+                        let names = ["drive_id", "iface_id"];
+                        let id = names.iter().find_map(|name| item.get(name)?.as_str());
+                        let id = id.unwrap_or_default();
                         self.must("PUT", &format!("/{part}/{id}"), Some(item))?;
                     }
                 }

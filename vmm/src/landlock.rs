@@ -64,6 +64,9 @@ impl Reach {
         let boot = boot.flat_map(|boot| [Some(&boot.kernel_image_path), boot.initrd_path.as_ref()]);
         places.extend(boot.flatten().map(|path| place(Path::new(path), Need::Read)));
         places.extend(others.into_iter().map(|path| place(path, Need::Read)));
+        if !config.networks().is_empty() {
+            places.push(place(Path::new("/dev/net/tun"), Need::Write));
+        }
         places.extend(config.drives().iter().flat_map(|drive| drive.places()));
         // The console has a description of its own for what standard input and output lead to.
         places
@@ -175,7 +178,7 @@ pub fn begin_without() -> Result<(), LandlockError> {
 ///
 /// When the kernel refuses.
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
-    let opens_nothing = matches!(kind, Kind::Vcpu | Kind::Entropy);
+    let opens_nothing = matches!(kind, Kind::Vcpu | Kind::Entropy | Kind::Net);
     match NOTHING.get().filter(|_| opens_nothing) {
         Some(nothing) => nothing
             .try_clone()?

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::device::Patience;
+use coracle_devices::virtio::net::{PartialNetworkInterface, Tap};
 use coracle_storage::lease::Owner;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -29,7 +30,8 @@ use crate::api::verbs::{permitted, permitted_meanwhile};
 use crate::api::{Answer, Calls, Data, Fault, Verb};
 use crate::cli::StartTimes;
 use crate::config::{
-    Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, MigrationStage, RateLimiterGroup, Version,
+    Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, MigrationStage, NetworkError,
+    RateLimiterGroup, Version,
 };
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
@@ -322,6 +324,13 @@ impl Monitor {
             }
             Verb::PutRateLimiterGroup(group) => self.config.insert_group(group)?,
             Verb::PatchRateLimiterGroup(patch) => self.patch_group(&patch)?,
+            Verb::PutNetworkInterface(network) => {
+                // Opened again at the start, like a kernel.
+                Tap::open(&network.host_dev_name)
+                    .map_err(|error| ConfigError::from(NetworkError::from(error)))?;
+                self.config.insert_network(network)?;
+            }
+            Verb::PatchNetworkInterface(patch) => self.patch_network(&patch)?,
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutSerial(serial) => self.config.set_serial(serial),
             Verb::PutLogger(logger) => {
@@ -403,6 +412,18 @@ impl Monitor {
             limited.map_err(|error| Fault::from_error(&error))?;
         }
         self.config = config;
+        Ok(())
+    }
+
+    fn patch_network(&mut self, patch: &PartialNetworkInterface) -> Result<(), Fault> {
+        self.config.patch_network(patch)?;
+        match &self.guest {
+            Guest::Running(machine) => machine.limit_network(patch),
+            Guest::Pausing(machine) => machine.limit_network(patch),
+            Guest::Paused(machine) => machine.limit_network(patch),
+            Guest::Stranded(machine) => machine.limit_network(patch),
+            Guest::NotStarted | Guest::Yielded(_) => {}
+        }
         Ok(())
     }
 

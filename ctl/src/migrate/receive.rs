@@ -29,6 +29,9 @@ pub(crate) struct ReceiveArgs {
     /// (`migrate --copy-disk`); may be given for each
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = named_path)]
     disks: Vec<(String, String)>,
+    /// Another tap on this host, of the network interface ID; may be given for each
+    #[arg(long = "net", value_name = "ID=TAP", value_parser = named_path)]
+    nets: Vec<(String, String)>,
     /// How long a sender may not be reached that still has a part of the guest's memory (`migrate --allow-postcopy`); then the
     /// guest is stopped for good
     #[arg(long, value_name = "SECONDS")]
@@ -37,11 +40,11 @@ pub(crate) struct ReceiveArgs {
     foreground: ForegroundArgs,
 }
 
-/// A drive's id and where its image is.
+/// The id of a drive or a network interface, and where it is here.
 fn named_path(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
         Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok((id.to_owned(), path.to_owned())),
-        _ => Err("say it as ID=PATH, with the id that the sender's machine has for the drive"),
+        _ => Err("say it as ID=PATH or ID=TAP, with the id that the sender's machine has for it"),
     }
 }
 
@@ -67,11 +70,17 @@ fn start(args: &ReceiveArgs) -> std::io::Result<Step> {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         object.extend(given.map(|(name, value)| (name, Value::from(value))));
-        if !args.disks.is_empty() {
-            let disks = args.disks.iter();
-            let drives = disks.map(|(id, path)| json!({ "drive_id": id, "path_on_host": path }));
-            let drives: Vec<Value> = drives.collect();
-            object.insert("overrides".to_owned(), json!({ "drives": drives }));
+        if !args.disks.is_empty() || !args.nets.is_empty() {
+            let list = |given: &[(String, String)], [id, place]: [&str; 2]| -> Vec<Value> {
+                let given = given.iter();
+                given
+                    .map(|(name, path)| json!({ id: name, place: path }))
+                    .collect()
+            };
+            let drives = list(&args.disks, ["drive_id", "path_on_host"]);
+            let networks = list(&args.nets, ["iface_id", "host_dev_name"]);
+            let overrides = json!({ "drives": drives, "networks": networks });
+            object.insert("overrides".to_owned(), overrides);
         }
         let wait = args.postcopy_wait.map(Value::from);
         object.extend(wait.map(|wait| ("postcopy_wait_s".to_owned(), wait)));

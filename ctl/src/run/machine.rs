@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::RunArgs;
 use super::disk::{self, DiskError};
+use super::net::{self, NetError};
 use crate::client::LONG_REQUEST_WAIT;
 
 /// A CPU template longer than this would not fit into a request.
@@ -35,6 +36,8 @@ pub(crate) struct Step {
 pub(crate) enum MachineError {
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error("cannot read the CPU template {}", path.display())]
     ReadTemplate {
         path: PathBuf,
@@ -78,6 +81,13 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
     step("the kernel", "/boot-source", boot_source(args));
     for (id, config) in disk::configs(&args.disk)? {
         step(&format!("the disk {id}"), &format!("/drives/{id}"), config);
+    }
+    for (id, config) in net::configs(&args.net)? {
+        step(
+            &format!("the network interface {id}"),
+            &format!("/network-interfaces/{id}"),
+            config,
+        );
     }
     if args.entropy {
         step("the entropy device", "/entropy", json!({}));

@@ -8,6 +8,7 @@ mod last_words;
 mod machine;
 mod memory;
 pub(crate) mod monitor;
+mod net;
 mod session;
 
 use std::ffi::OsString;
@@ -30,6 +31,7 @@ pub(crate) use self::machine::Step;
 use self::machine::{DEFAULT_CMDLINE, MachineError};
 use self::memory::MemoryMib;
 use self::monitor::{Files, Launch, Monitor, MonitorError, Tie};
+use self::net::NetSpec;
 use self::session::{Asked, Outcome, Session, SessionError};
 use crate::name::Name;
 use crate::output::{Format, note, note_json};
@@ -82,6 +84,9 @@ pub(crate) struct RunArgs {
     /// noroot, sync, async, unsafe, writeback, id=ID, partuuid=UUID; a comma in the path is written twice
     #[arg(long, value_name = "PATH[,OPTION]…")]
     disk: Vec<DiskSpec>,
+    /// A network interface, by its tap on this host, which has to be there. Options: id=ID, mac=ADDRESS, mtu=BYTES
+    #[arg(long, value_name = "TAP[,OPTION]…")]
+    net: Vec<NetSpec>,
     /// The guest's memory, such as 512 (MiB), 128M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     memory: MemoryMib,

@@ -31,6 +31,8 @@ use super::state::{DeviceState, DeviceStateError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceKind {
+    /// 5.1
+    Network = 1,
     /// 5.2
     Block = 2,
     /// 5.4

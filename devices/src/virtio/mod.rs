@@ -6,9 +6,11 @@ pub(crate) mod conformance;
 pub mod device;
 pub mod dirty;
 pub mod mmio;
+pub mod net;
 pub mod ring;
 pub mod rng;
 pub mod segments;
+mod service;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blk::BlkState;
 use super::device::DeviceKind;
+use super::net::NetState;
 
 /// The saved state of one device, by its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +13,8 @@ pub enum DeviceState {
     Block(BlkState),
     /// An entropy device: nothing. Its rate limiter starts full.
     Entropy,
+    /// A network device.
+    Network(NetState),
 }
 
 impl DeviceState {
@@ -20,6 +23,15 @@ impl DeviceState {
         match self {
             Self::Block(_) => DeviceKind::Block,
             Self::Entropy => DeviceKind::Entropy,
+            Self::Network(_) => DeviceKind::Network,
+        }
+    }
+
+    /// Why a device of that kind does not take it.
+    pub(super) fn is_not_for(&self, here: DeviceKind) -> DeviceStateError {
+        DeviceStateError::Kind {
+            saved: self.kind(),
+            here,
         }
     }
 }

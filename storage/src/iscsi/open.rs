@@ -223,9 +223,9 @@ fn initiator_of(vm: &str) -> IscsiName {
 /// A name has up to 223 bytes (RFC 7143, 4.2.7.1).
 const INITIATOR_CHARS_MAX: usize = 190;
 
-/// The initiator's part of the names of the sessions that are made from one plan. Two plans of a process have different ones, also
-/// where both are of one unit: or the target would end the session of one for that of the other (RFC 7143, 6.3.5), and each would
-/// take its place back for ever.
+/// The initiator's part of the names of the sessions that are made from one plan. Two plans of a process have different ones,
+/// also where both are of one unit: or the target would end the session of one for that of the other (RFC 7143, 6.3.5), and each
+/// would take its place back for ever.
 pub(super) fn next_isid(owner: &Owner) -> Isid {
     static PLANS: AtomicU16 = AtomicU16::new(0);
     let [_, _, _, d, e, ..] = owner.incarnation.bytes();

@@ -21,6 +21,7 @@ use std::process::Command;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use crate::Outcome;
+use crate::harness::jail::UID;
 
 /// A server and its clients.
 #[derive(Debug)]
@@ -106,6 +107,24 @@ impl Host {
     /// A path by which others join its network, as long as this value is there.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+    }
+
+    /// A bridge of this host, with its address in a network of its own, and taps on it for guests. Root may have them, and
+    /// the user of jails.
+    ///
+    /// # Errors
+    ///
+    /// When it is there, or cannot be made.
+    pub fn bridge(&self, address: IpAddr, taps: &[&str]) -> Outcome {
+        self.ip(&["link", "add", "guests", "type", "bridge"])?;
+        self.ip(&["address", "add", &format!("{address}/24"), "dev", "guests"])?;
+        self.ip(&["link", "set", "guests", "up"])?;
+        let user = UID.to_string();
+        for tap in taps {
+            self.ip(&["tuntap", "add", "dev", tap, "mode", "tap", "user", &user])?;
+            self.ip(&["link", "set", tap, "master", "guests", "up"])?;
+        }
+        Ok(())
     }
 
     /// Does something on this host: sockets and programs that it makes stay there.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use targets::TARGETS;
 
 /// As much as the tree keeps of inputs, in bytes: seeds, not a fuzzer's whole memory.
-const CORPUS_BYTES_MAX: u64 = 64 << 10;
+const CORPUS_BYTES_MAX: u64 = 96 << 10;
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")

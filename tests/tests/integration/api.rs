@@ -166,18 +166,6 @@ fn difference(expected: &Exchange, found: &Exchange) -> Option<String> {
 
 fn what_is_not_offered_is_named(context: &Context) -> Outcome {
     let rows = [
-        (
-            "PUT",
-            "/network-interfaces/eth0",
-            r#"{"iface_id":"eth0","host_dev_name":"tap0"}"#,
-            "network",
-        ),
-        (
-            "PATCH",
-            "/network-interfaces/eth0",
-            r#"{"iface_id":"eth0"}"#,
-            "network",
-        ),
         ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"/tmp/v"}"#, "vsock"),
         ("PUT", "/mmds", "{}", "mmds"),
         ("PATCH", "/mmds", "{}", "mmds"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
 use coracle_tests::guest::{Machine, blank_image};
+use coracle_tests::harness::hosts::Star;
 use coracle_tests::monitor::Launch;
 use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
@@ -21,6 +22,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_kernel_without_landlock_is_told_about_and_runs_it_nevertheless",
         need: Need::KvmAndTrace,
         run: without_landlock,
+    },
+    Case {
+        name: "a_machine_has_the_tap_that_its_configuration_names",
+        need: Need::KvmAndHosts,
+        run: has_its_tap,
     },
 ];
 
@@ -166,4 +172,18 @@ fn without_landlock(context: &Context) -> Outcome {
         );
     }
     Ok(())
+}
+
+fn has_its_tap(context: &Context) -> Outcome {
+    let star = Star::new(0)?;
+    star.server.bridge(Star::server_address(0), &["tap0"])?;
+    let machine = Machine::unikernel(&context.environment, "do=hello").part(
+        "network-interfaces",
+        json!([{ "iface_id": "eth0", "host_dev_name": "tap0" }]),
+    );
+    let launch = Launch::new(&context.environment)?.without_api();
+    let ended = star
+        .server
+        .inside(|| launch.config(&machine.config())?.spawn()?.wait(SOON))??;
+    ended.expect(0)
 }

@@ -28,6 +28,7 @@ mod lifecycle;
 mod linux;
 mod memory;
 mod migration;
+mod net;
 mod network;
 mod nfs;
 mod nfs_ctl;
@@ -86,6 +87,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
+    ("net", net::CASES),
     ("nfs", nfs::CASES),
     ("nfs_ctl", nfs_ctl::CASES),
     ("nfs_v3", nfs_v3::CASES),

@@ -10,6 +10,7 @@ pub mod http;
 mod inbox;
 pub mod openapi;
 mod router;
+pub mod routes;
 pub mod server;
 mod socket;
 pub mod verbs;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
+use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::rng::EntropyConfig;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -11,7 +12,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::http::Content;
-use super::verbs::{AnswerShape, ROUTES, Route, permitted};
+use super::routes::{AnswerShape, ROUTES, Route};
+use super::verbs::permitted;
 use crate::config::{
     BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
     MachineConfigPatch, MetricsConfig, MigrationReceive, MigrationRecover, MigrationSend, MigrationStatus,
@@ -139,6 +141,8 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "MachineConfig" => schemas.subschema_for::<MachineConfig>(),
         "MachineConfigPatch" => schemas.subschema_for::<MachineConfigPatch>(),
         "MetricsConfig" => schemas.subschema_for::<MetricsConfig>(),
+        "NetworkInterfaceConfig" => schemas.subschema_for::<NetworkInterfaceConfig>(),
+        "PartialNetworkInterface" => schemas.subschema_for::<PartialNetworkInterface>(),
         "PartialDrive" => schemas.subschema_for::<PartialDrive>(),
         "RateLimiterGroup" => schemas.subschema_for::<RateLimiterGroup>(),
         "SerialConfig" => schemas.subschema_for::<SerialConfig>(),

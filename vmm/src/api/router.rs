@@ -1,7 +1,8 @@
 //! From a request to a verb, through the table.
 
 use super::http::{Method, Request};
-use super::verbs::{Fault, NOT_BUILT, ROUTES, Route, Verb};
+use super::routes::{NOT_BUILT, ROUTES, Route};
+use super::verbs::{Fault, Verb};
 use crate::config::check_device_id;
 use crate::metrics::RequestCounters;
 
@@ -87,6 +88,8 @@ mod tests {
             }
             VerbKind::PatchDrive => r#"{"drive_id": "a", "path_on_host": "b.img"}"#,
             VerbKind::PutRateLimiterGroup | VerbKind::PatchRateLimiterGroup => r#"{"group_id": "a"}"#,
+            VerbKind::PutNetworkInterface => r#"{"iface_id": "a", "host_dev_name": "tap0"}"#,
+            VerbKind::PatchNetworkInterface => r#"{"iface_id": "a"}"#,
             VerbKind::PutMetrics => r#"{"metrics_path": "m"}"#,
             VerbKind::FlushMetrics => r#"{"action_type": "FlushMetrics"}"#,
             VerbKind::Start => r#"{"action_type": "InstanceStart"}"#,
@@ -116,7 +119,11 @@ mod tests {
     #[test]
     fn every_line_of_the_table_is_reached_and_becomes_its_verbs() {
         for line in ROUTES {
-            let path = line.path.replace("{drive_id}", "a").replace("{group_id}", "a");
+            let path = line
+                .path
+                .replace("{drive_id}", "a")
+                .replace("{group_id}", "a")
+                .replace("{iface_id}", "a");
             for kind in line.kinds {
                 let verb = ask(line.method, &path, example(*kind)).unwrap();
                 assert_eq!(verb.kind(), *kind, "{} {path}", line.method.name());
@@ -147,7 +154,11 @@ mod tests {
     #[test]
     fn every_body_with_an_unknown_duplicate_or_mistyped_field_is_refused() {
         for line in ROUTES.iter().filter(|line| line.body.is_some()) {
-            let path = line.path.replace("{drive_id}", "a").replace("{group_id}", "a");
+            let path = line
+                .path
+                .replace("{drive_id}", "a")
+                .replace("{group_id}", "a")
+                .replace("{iface_id}", "a");
             for kind in line.kinds {
                 let body = example(*kind);
                 let refused = |body: &str, reason: &str| {
@@ -186,8 +197,6 @@ mod tests {
     #[test]
     fn what_is_not_built_is_named() {
         for (method, path, what) in [
-            (Method::Put, "/network-interfaces/eth0", "network interfaces"),
-            (Method::Patch, "/network-interfaces/eth0", "network interfaces"),
             (Method::Put, "/vsock", "vsock"),
             (Method::Get, "/mmds", "MMDS"),
             (Method::Put, "/mmds/config", "MMDS"),

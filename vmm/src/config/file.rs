@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::DriveConfig;
+use coracle_devices::virtio::net::NetworkInterfaceConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -31,7 +32,7 @@ pub struct FullConfig {
     machine_config: MachineConfig,
     metrics: Option<MetricsConfig>,
     mmds_config: Option<Value>,
-    network_interfaces: Vec<Value>,
+    network_interfaces: Vec<NetworkInterfaceConfig>,
     vsock: Option<Value>,
     entropy: Option<EntropyConfig>,
     pmem: Vec<Value>,
@@ -54,7 +55,7 @@ impl From<&Config> for FullConfig {
             machine_config: config.machine,
             metrics: config.metrics,
             mmds_config: None,
-            network_interfaces: Vec::new(),
+            network_interfaces: config.networks,
             vsock: None,
             entropy: config.entropy,
             pmem: Vec::new(),
@@ -108,7 +109,8 @@ struct Sections {
     serial: Option<SerialConfig>,
     balloon: Option<Value>,
     mmds_config: Option<Value>,
-    network_interfaces: Option<Value>,
+    #[serde(default)]
+    network_interfaces: Vec<NetworkInterfaceConfig>,
     vsock: Option<Value>,
     pmem: Option<Value>,
     memory_hotplug: Option<Value>,
@@ -122,7 +124,6 @@ impl Sections {
         let missing = [
             (&self.balloon, "balloon"),
             (&self.mmds_config, "mmds-config"),
-            (&self.network_interfaces, "network-interfaces"),
             (&self.vsock, "vsock"),
             (&self.pmem, "pmem"),
             (&self.memory_hotplug, "memory-hotplug"),
@@ -147,6 +148,9 @@ impl Sections {
         }
         for drive in self.drives {
             config.insert_drive(drive)?;
+        }
+        for network in self.network_interfaces {
+            config.insert_network(network)?;
         }
         config.entropy = self.entropy;
         config.serial = self.serial;

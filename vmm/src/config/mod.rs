@@ -11,6 +11,7 @@ mod instance;
 mod key;
 mod machine;
 mod migration;
+mod network;
 mod observe;
 mod overrides;
 mod snapshot;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, PartialDrive};
+pub use coracle_devices::virtio::net::{MacAddress, MacError, NetworkInterfaceConfig};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_storage::open::is_remote;
 
@@ -41,6 +43,7 @@ pub use migration::{
     Compression, MigrationMode, MigrationReceive, MigrationRecover, MigrationSend, MigrationStage,
     MigrationStatus, OnTimeout, STREAMS_MAX,
 };
+pub use network::NetworkError;
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use overrides::{DriveOverride, OverrideError, Overrides};
 pub use snapshot::{
@@ -51,6 +54,8 @@ pub use snapshot::{
 
 /// Most drives of a machine: with the entropy device, all interrupt lines that are left for virtio.
 pub const DRIVES_MAX: usize = crate::arch::x86_64::layout::VIRTIO_DEVICES_MAX as usize;
+/// Most network interfaces, for the same reason.
+pub const NETWORKS_MAX: usize = DRIVES_MAX;
 /// Most groups of drives: one for each.
 pub const GROUPS_MAX: usize = DRIVES_MAX;
 
@@ -62,6 +67,7 @@ pub struct Config {
     boot_source: Option<BootSource>,
     drives: Vec<DriveConfig>,
     groups: Vec<RateLimiterGroup>,
+    networks: Vec<NetworkInterfaceConfig>,
     entropy: Option<EntropyConfig>,
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
@@ -100,6 +106,16 @@ impl Config {
     /// The groups of drives that share limits.
     pub fn groups(&self) -> &[RateLimiterGroup] {
         &self.groups
+    }
+
+    /// The network interfaces in the order in which the guest finds them.
+    pub fn networks(&self) -> &[NetworkInterfaceConfig] {
+        &self.networks
+    }
+
+    /// How many virtio devices the machine has.
+    pub fn virtio_devices(&self) -> usize {
+        self.drives.len() + self.networks.len() + usize::from(self.entropy.is_some())
     }
 
     /// The entropy device, if there is one.
@@ -399,6 +415,9 @@ pub enum ConfigError {
     /// A drive without an image.
     #[error("Drive config error")]
     Drive(#[from] DriveError),
+    /// A network interface.
+    #[error("Network config error")]
+    Network(#[from] NetworkError),
     /// A drive with an empty path.
     #[error("Drive config error: path_on_host of `{drive_id}` is empty; name a file or a block device")]
     NoImage {

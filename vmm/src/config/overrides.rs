@@ -4,6 +4,8 @@ use coracle_devices::virtio::blk::DriveConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::NetworkOverride;
+
 /// What of a machine has another name on the host that receives it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -11,6 +13,9 @@ pub struct Overrides {
     /// Its drives, each at most once; one that is not here is where the sender has it.
     #[serde(default)]
     pub drives: Vec<DriveOverride>,
+    /// Its network interfaces, likewise: the tap of one that is not here has the same name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkOverride>,
 }
 
 /// Where a drive is on the host that receives it: the same image, by another path, address or secret.
@@ -50,9 +55,9 @@ pub enum OverrideError {
 }
 
 impl Overrides {
-    /// Whether every drive is where the sender has it.
+    /// Whether everything is where the sender has it.
     pub fn is_empty(&self) -> bool {
-        self.drives.is_empty()
+        self.drives.is_empty() && self.networks.is_empty()
     }
 
     /// Has `drives` be where this host has them.

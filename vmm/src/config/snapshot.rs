@@ -116,7 +116,7 @@ pub struct SnapshotLoad {
     /// Whether the guest runs on at once.
     #[serde(default)]
     pub resume_vm: bool,
-    /// Network interfaces are not built yet: anything but an empty list is refused.
+    /// Interfaces that are on other taps than when the snapshot was made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_overrides: Vec<NetworkOverride>,
     /// The vsock device is not built yet: refused.
@@ -248,8 +248,6 @@ pub enum SnapshotLoadError {
     NoMemory,
     #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")]
     TwoMemories,
-    #[error("network_overrides: network interfaces are not built into this version; leave it out")]
-    Network,
     #[error("vsock_override: the vsock device is not built into this version; leave it out")]
     Vsock,
     #[error(
@@ -274,9 +272,6 @@ impl SnapshotLoad {
     ///
     /// What is asked for that is not built, or is contradictory.
     pub fn memory(&self) -> Result<(&str, MemBackendType), SnapshotLoadError> {
-        if !self.network_overrides.is_empty() {
-            return Err(SnapshotLoadError::Network);
-        }
         if self.vsock_override.is_some() {
             return Err(SnapshotLoadError::Vsock);
         }

@@ -373,7 +373,7 @@ fn a_config_file_that_is_wrong_is_refused_with_the_reason() {
         ),
         (
             format!("{{{boot}, \"network-interfaces\": [{{}}]}}"),
-            "section `network-interfaces`",
+            "missing field `iface_id`",
         ),
         (
             format!("{{{boot}, \"cpu-config\": \"/nonexistent\"}}"),

@@ -9,17 +9,18 @@ use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::dirty::DirtyPages;
 use coracle_devices::virtio::mmio::{self, MmioTransport};
-use coracle_devices::virtio::rng::Entropy;
+use coracle_devices::virtio::net::Net;
+use coracle_devices::virtio::rng::{Entropy, EntropyConfig, EntropyCounts};
 use coracle_storage::open::OpenError;
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::lineage::Lineage;
-use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, Origin, Plan};
+use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan};
 use super::platform::{Platform, PlatformError, renew_generation};
 use super::restore::RestoreError;
 use super::shell::Shell;
-use super::{DriveSlot, Machine, Parts, Paused, VirtioSlot};
+use super::{DriveSlot, Machine, NetworkSlot, Parts, Paused, VirtioSlot};
 use crate::arch::x86_64::boot::cmdline::{Cmdline, Root};
 use crate::arch::x86_64::boot::{self, BootError, BootSource, Entry};
 use crate::arch::x86_64::cpu::{Cpu, CpuError, Topology};
@@ -140,14 +141,9 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     for disk in plan.disks {
         drives.push(virtio.insert_drive(disk)?);
     }
-    let entropy = plan
-        .entropy
-        .map(|config| Entropy::new(&config).map_err(device_failed("entropy")))
-        .transpose()?;
-    let entropy_counts = entropy.as_ref().map(|entropy| Arc::clone(entropy.counts()));
-    if let Some(entropy) = entropy {
-        virtio.insert("entropy", Box::new(entropy))?;
-    }
+    let networks = virtio.insert_networks(plan.networks)?;
+    let entropy_counts = plan.entropy.map(|config| virtio.insert_entropy(&config));
+    let entropy_counts = entropy_counts.transpose()?;
     let VirtioBus {
         bus: mut mmio,
         windows,
@@ -175,6 +171,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         devices: slots,
         drives,
         groups: plan.groups,
+        networks,
         entropy_counts,
         serial: platform.serial,
         keyboard: platform.keyboard,
@@ -195,6 +192,9 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
             parts.restore(&vcpus, &origin.state)?;
             if parent.is_some() {
                 parts.generation.announce().map_err(RestoreError::from)?;
+            }
+            for network in &parts.networks {
+                network.control.announce();
             }
         }
     }
@@ -295,6 +295,24 @@ impl<'a> VirtioBus<'a> {
             hold,
             is_taken_over,
         })
+    }
+
+    fn insert_networks(&mut self, plans: Vec<NetworkPlan>) -> Result<Vec<NetworkSlot>, BuildError> {
+        let mut networks = Vec::new();
+        for NetworkPlan { config, tap } in plans {
+            let id = config.iface_id.clone();
+            let (net, control) = Net::new(&config, tap).map_err(device_failed(&id))?;
+            self.insert(&id, Box::new(net))?;
+            networks.push(NetworkSlot { id, control });
+        }
+        Ok(networks)
+    }
+
+    fn insert_entropy(&mut self, config: &EntropyConfig) -> Result<Arc<EntropyCounts>, BuildError> {
+        let entropy = Entropy::new(config).map_err(device_failed("entropy"))?;
+        let counts = Arc::clone(entropy.counts());
+        self.insert("entropy", Box::new(entropy))?;
+        Ok(counts)
     }
 
     /// Returns the device's place among the slots.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use coracle_devices::virtio::blk::{Changed, ControlError, ImageChange};
 use coracle_devices::virtio::device::{Notice, Patience};
 use coracle_devices::virtio::mmio::{MmioTransport, Pause};
+use coracle_devices::virtio::net::PartialNetworkInterface;
 use coracle_storage::limit::RateLimiterConfig;
 use coracle_storage::open::{Hold, Image};
 
@@ -124,6 +125,22 @@ impl Machine<Stranded> {
         Drives {
             parts: &mut self.parts,
             guest: GuestIs::Still,
+        }
+    }
+}
+
+impl<P> Machine<P> {
+    /// Changes the limits that `patch` names of a network interface, if there is one of that name.
+    pub fn limit_network(&self, patch: &PartialNetworkInterface) {
+        let network = self
+            .parts
+            .networks
+            .iter()
+            .find(|network| network.id == patch.iface_id);
+        if let Some(network) = network {
+            network
+                .control
+                .limit(patch.rx_rate_limiter, patch.tx_rate_limiter);
         }
     }
 }

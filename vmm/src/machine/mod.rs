@@ -35,6 +35,7 @@ use coracle_devices::i8042::{I8042, KeyboardError};
 use coracle_devices::serial::SerialPort;
 use coracle_devices::virtio::blk::{BlkControl, LossSignal};
 use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
+use coracle_devices::virtio::net::NetControl;
 use coracle_devices::virtio::rng::EntropyCounts;
 use coracle_devices::vmgenid::GenerationId;
 use coracle_storage::limit::SharedLimiter;
@@ -83,6 +84,7 @@ struct Parts {
     /// After the devices: a lease ends when nobody uses the image any more.
     drives: Vec<DriveSlot>,
     groups: Vec<LimitGroup>,
+    networks: Vec<NetworkSlot>,
     entropy_counts: Option<Arc<EntropyCounts>>,
     serial: Arc<Mutex<SerialPort>>,
     keyboard: Arc<Mutex<I8042>>,
@@ -114,6 +116,12 @@ struct DriveSlot {
     hold: Hold,
     /// It was taken over from a source that may have it back until the first of those is started.
     is_taken_over: bool,
+}
+
+/// The control end of one network interface.
+struct NetworkSlot {
+    id: String,
+    control: NetControl,
 }
 
 /// Limits that the drives of one group share.

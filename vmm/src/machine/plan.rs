@@ -8,6 +8,7 @@ use std::time::Instant;
 use coracle_devices::boot_timer::BootTimer;
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
+use coracle_devices::virtio::net::{NetworkInterfaceConfig, Tap, TapError};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_storage::backend::Access;
 use coracle_storage::lease::{Owner, Succession};
@@ -38,6 +39,7 @@ pub struct Plan {
     pub(super) shell: Option<Shell>,
     pub(super) disks: Vec<DiskPlan>,
     pub(super) groups: Vec<LimitGroup>,
+    pub(super) networks: Vec<NetworkPlan>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
@@ -88,6 +90,12 @@ pub(super) struct DiskPlan {
     pub(super) is_taken_over: bool,
 }
 
+/// One network interface.
+pub(super) struct NetworkPlan {
+    pub(super) config: NetworkInterfaceConfig,
+    pub(super) tap: Tap,
+}
+
 /// The guest's memory.
 pub(super) struct MemoryPlan {
     pub(super) mib: u64,
@@ -124,6 +132,15 @@ pub enum PlanError {
     /// A drive's image cannot be opened.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// A tap cannot be opened.
+    #[error("network interface `{iface_id}` cannot be had")]
+    Network {
+        /// The interface.
+        iface_id: String,
+        /// Why.
+        #[source]
+        source: TapError,
+    },
     /// A drive shares limits that are not configured.
     #[error(
         "drive `{drive_id}` is in the rate limiter group `{group_id}`, which does not exist: \
@@ -221,6 +238,11 @@ impl Plan {
                 .map(|(drive, course)| DiskPlan::new(drive, owner, course, &groups))
                 .collect::<Result<_, _>>()?,
             groups,
+            networks: config
+                .networks()
+                .iter()
+                .map(NetworkPlan::new)
+                .collect::<Result<_, _>>()?,
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),
             boot_timer: None,
@@ -281,6 +303,19 @@ impl DiskPlan {
             held,
             group,
             is_taken_over: matches!(course, Course::Own(Succession::TakesOver(_))),
+        })
+    }
+}
+
+impl NetworkPlan {
+    fn new(config: &NetworkInterfaceConfig) -> Result<Self, PlanError> {
+        let tap = Tap::open(&config.host_dev_name).map_err(|source| PlanError::Network {
+            iface_id: config.iface_id.clone(),
+            source,
+        })?;
+        Ok(Self {
+            config: config.clone(),
+            tap,
         })
     }
 }

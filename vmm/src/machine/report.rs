@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle_devices::virtio::blk::{BlkControl, BlkMetrics, LatencyAggregate};
+use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::rng::EntropyCounts;
 use coracle_storage::metrics::{Counter, SessionMetrics};
 
@@ -21,6 +22,10 @@ impl<P> Machine<P> {
                 &drive.id,
                 Box::new(move |section| drive_of(&control, section)),
             );
+        }
+        for network in &self.parts.networks {
+            let counts = Arc::clone(network.control.counts());
+            registry.add_device("net", &network.id, Box::new(move |section| net(&counts, section)));
         }
         if let Some(counts) = self.parts.entropy_counts.clone() {
             registry.add("entropy", Box::new(move |section| entropy(&counts, section)));
@@ -133,6 +138,27 @@ fn times(workers: &[Arc<BlkMetrics>], of: fn(&BlkMetrics) -> &LatencyAggregate) 
         taken().map(LatencyAggregate::max_us).max().unwrap_or(0),
         taken().map(LatencyAggregate::sum_us).sum(),
     ]
+}
+
+/// What a network interface counts.
+fn net(counts: &NetCounts, section: &mut Section) {
+    for (name, counter) in [
+        ("rx_packets_count", &counts.rx_frames),
+        ("rx_count", &counts.rx_frames),
+        ("rx_bytes_count", &counts.rx_bytes),
+        ("rx_fails", &counts.rx_dropped),
+        ("tap_read_fails", &counts.rx_fails),
+        ("rx_rate_limiter_throttled", &counts.rx_throttled),
+        ("rx_malformed_buffers", &counts.rx_guest_faults),
+        ("tx_packets_count", &counts.tx_frames),
+        ("tx_count", &counts.tx_frames),
+        ("tx_bytes_count", &counts.tx_bytes),
+        ("tap_write_fails", &counts.tx_dropped),
+        ("tx_rate_limiter_throttled", &counts.tx_throttled),
+        ("tx_malformed_frames", &counts.tx_guest_faults),
+    ] {
+        section.counter(name, loaded(counter));
+    }
 }
 
 fn entropy(counts: &EntropyCounts, section: &mut Section) {

@@ -105,7 +105,7 @@ impl RequestCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::verbs::ROUTES;
+    use crate::api::routes::ROUTES;
 
     #[test]
     fn every_count_is_of_a_line_of_the_table_of_verbs() {

@@ -340,6 +340,9 @@ impl Hello {
         if let Err(errors) = overrides.apply(config.drives_mut()) {
             problems.extend(errors.iter().map(OverrideError::to_string));
         }
+        if let Err(error) = config.override_networks(&overrides.networks) {
+            problems.push(format!("`overrides`: {error}"));
+        }
         if !(1..=STREAMS_MAX).contains(&self.streams) {
             problems.push(format!(
                 "its memory is to come by {} streams, and not by 1 to {STREAMS_MAX}",

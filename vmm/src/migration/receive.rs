@@ -165,7 +165,7 @@ impl Job {
         )?;
         let counts = Counts {
             vcpus: machine.vcpu_count,
-            virtio: config.drives().len() + usize::from(config.entropy().is_some()),
+            virtio: config.virtio_devices(),
         };
         // All that KVM has to make before it is needed, and before a byte of memory moves: it may refuse.
         let shell = Shell::new(&memory, machine.vcpu_count, dirty_log(machine))?;

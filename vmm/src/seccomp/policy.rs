@@ -9,7 +9,7 @@ use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
 /// The filters of a policy: that of the start, and one for each kind of thread.
-pub(super) const KINDS: [&str; 12] = [
+pub(super) const KINDS: [&str; 13] = [
     "start",
     "vmm",
     "api",
@@ -20,6 +20,7 @@ pub(super) const KINDS: [&str; 12] = [
     "io_plain",
     "io_plain_network",
     "entropy",
+    "net",
     "pager",
     "mover",
 ];

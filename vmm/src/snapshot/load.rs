@@ -18,7 +18,9 @@ use super::memory::{MemoryTable, MemoryTableState, TableError};
 use super::unopened::{self, Part, UnopenedError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
-use crate::config::{Config, ConfigFileError, MemBackendType, SnapshotLoad, SnapshotLoadError, Verify};
+use crate::config::{
+    Config, ConfigFileError, MemBackendType, NetworkError, SnapshotLoad, SnapshotLoadError, Verify,
+};
 use crate::end::{End, Ending};
 use crate::keys::{KeyError, PublicKey, ReadingKeys, TrustedKeys};
 use crate::machine::disks::Wanted;
@@ -60,6 +62,9 @@ pub enum LoadError {
     /// What was asked for makes no sense.
     #[error(transparent)]
     Asked(#[from] SnapshotLoadError),
+    /// Other taps for interfaces that it does not have.
+    #[error("network_overrides")]
+    Network(#[from] NetworkError),
     /// A key, or a list of them.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -211,7 +216,7 @@ impl StateFile {
             .map_err(|source| LoadError::Table { path: path(), source })?;
         let counts = Counts {
             vcpus: config.machine().vcpu_count,
-            virtio: config.drives().len() + usize::from(config.entropy().is_some()),
+            virtio: config.virtio_devices(),
         };
         let machine = MachineState::read(&mut state, counts).map_err(wrong)?;
         let overlays = state.take_if_there::<OverlayStates>(DISKS).map_err(wrong)?;
@@ -253,6 +258,7 @@ impl Job {
         check_compatible(&snapshot.state)?;
         let mut config = snapshot.config.continued_by(&self.process);
         config.track_dirty_pages(self.load.tracks_dirty_pages());
+        config.override_networks(&self.load.network_overrides)?;
         let wanted = Wanted {
             disks: self.load.disks,
             overlay_directory: self.load.overlay_directory.as_deref(),

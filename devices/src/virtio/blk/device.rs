@@ -316,10 +316,7 @@ impl VirtioDevice for Blk {
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
         let DeviceState::Block(BlkState { writeback }) = state else {
-            return Err(DeviceStateError::Kind {
-                saved: state.kind(),
-                here: self.kind(),
-            });
+            return Err(state.is_not_for(self.kind()));
         };
         self.cache.set_writeback(*writeback);
         Ok(())

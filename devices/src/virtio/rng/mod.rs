@@ -5,7 +5,7 @@ mod device;
 mod worker;
 
 pub use config::EntropyConfig;
-pub use device::{DRAIN_MS_MAX, Entropy};
+pub use device::Entropy;
 pub use worker::{EntropyCounts, REQUEST_BYTES_MAX};
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use coracle_storage::limit::RateLimiter;
 
-use super::device::Mailbox;
 use crate::complaints::Complaints;
 use crate::random;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session};
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
+use crate::virtio::service::Mailbox;
 use crate::wait::wait;
 
 /// The most that one request is given, in bytes; a device may use less of a buffer than there is (5.4.6).
@@ -37,7 +37,6 @@ pub struct EntropyCounts {
 }
 
 pub(super) struct Worker {
-    mailbox: Arc<Mailbox>,
     counts: Arc<EntropyCounts>,
     limiter: RateLimiter,
     chain: Chain,
@@ -57,9 +56,8 @@ enum Next {
 }
 
 impl Worker {
-    pub(super) fn new(mailbox: Arc<Mailbox>, counts: Arc<EntropyCounts>, limiter: RateLimiter) -> Self {
+    pub(super) fn new(counts: Arc<EntropyCounts>, limiter: RateLimiter) -> Self {
         Self {
-            mailbox,
             counts,
             limiter,
             chain: Chain::default(),
@@ -67,16 +65,8 @@ impl Worker {
         }
     }
 
-    /// Serves session after session until the device is dropped.
-    pub(super) fn run(mut self) {
-        let _end = EndOfWorker(Arc::clone(&self.mailbox));
-        while let Some(mut session) = self.mailbox.next_session() {
-            self.serve(&mut session);
-            self.mailbox.give_back(session);
-        }
-    }
-
-    fn serve(&mut self, session: &mut Session) {
+    /// Serves until the session is recalled.
+    pub(super) fn serve(&mut self, mailbox: &Mailbox, session: &mut Session) {
         let Session {
             queues, interrupt, ..
         } = session;
@@ -84,7 +74,7 @@ impl Worker {
             return;
         };
         let mut broken = false;
-        while !self.mailbox.is_recalled() {
+        while !mailbox.is_recalled() {
             let next = if broken {
                 Next::Reset
             } else {
@@ -93,12 +83,12 @@ impl Worker {
             broken = matches!(next, Next::Reset);
             match next {
                 Next::More => {}
-                Next::Kick => wait(&[self.mailbox.wake(), &queue.kick], None),
+                Next::Kick => wait(&[mailbox.wake(), &queue.kick], None),
                 Next::Tokens(at) => {
                     let pause = at.saturating_duration_since(Instant::now());
-                    wait(&[self.mailbox.wake()], Some(pause));
+                    wait(&[mailbox.wake()], Some(pause));
                 }
-                Next::Reset => wait(&[self.mailbox.wake()], None),
+                Next::Reset => wait(&[mailbox.wake()], None),
             }
         }
     }
@@ -180,14 +170,5 @@ impl Worker {
             done += segments::scatter(&self.chain.writable, done, piece);
         }
         u32::try_from(done).expect("a request has at most REQUEST_BYTES_MAX")
-    }
-}
-
-/// Says that the worker has ended, even if it panics.
-struct EndOfWorker(Arc<Mailbox>);
-
-impl Drop for EndOfWorker {
-    fn drop(&mut self) {
-        self.0.worker_ends();
     }
 }

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use coracle_vmm::api::http::{Decoder, Event, HttpError, Request};
-use coracle_vmm::api::verbs::{ROUTES, permitted};
+use coracle_vmm::api::routes::ROUTES;
+use coracle_vmm::api::verbs::permitted;
 use coracle_vmm::api::{Fault, Verb, route};
 use coracle_vmm::config::{Config, ConfigError, Phase};
 use coracle_vmm::metrics::RequestCounters;
@@ -83,6 +84,8 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         Verb::PatchDrive(patch) => config.patch_drive(&patch)?,
         Verb::PutRateLimiterGroup(group) => config.insert_group(group)?,
         Verb::PatchRateLimiterGroup(patch) => config.patch_group(&patch)?,
+        Verb::PutNetworkInterface(network) => config.insert_network(network)?,
+        Verb::PatchNetworkInterface(patch) => config.patch_network(&patch)?,
         Verb::PutEntropy(entropy) => config.set_entropy(entropy),
         Verb::PutSerial(serial) => config.set_serial(serial),
         Verb::PutLogger(logger) => config.set_logger(logger),

@@ -126,6 +126,10 @@ pub(crate) const TARGETS: &[Target] = &[
         run: virtio::run_null,
     },
     Target {
+        name: "virtio-net",
+        run: virtio::run_net,
+    },
+    Target {
         name: "virtio-rng",
         run: virtio::run_rng,
     },

@@ -3,14 +3,17 @@
 
 mod null;
 
+use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use coracle_devices::bus::BusDevice;
 use coracle_devices::virtio::blk::{Blk, DriveConfig};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
+use coracle_devices::virtio::net::{Net, NetworkInterfaceConfig, Tap};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig};
 use coracle_storage::engine::Engine;
 use coracle_storage::lease::{Lock, Owner, Succession};
@@ -41,6 +44,36 @@ pub(crate) fn run_rng(data: &[u8]) {
     let make: &Make = &|| {
         let device = Entropy::new(&EntropyConfig::default());
         Box::new(device.expect("a thread and a descriptor: none leaks"))
+    };
+    run(make, data);
+}
+
+/// The host sends what it likes as well.
+pub(crate) fn run_net(data: &[u8]) {
+    const FRAMES: usize = 8;
+    let hosts = RefCell::new(Vec::new());
+    let make: &Make = &|| {
+        let (ours, host) = UnixDatagram::pair().expect("a pair of sockets");
+        for socket in [&ours, &host] {
+            socket.set_nonblocking(true).expect("any socket can");
+        }
+        for frame in data.chunks(data.len() / FRAMES + 1) {
+            // As many as fit.
+            let _ = host.send(frame);
+        }
+        hosts.borrow_mut().push(host);
+        let config = NetworkInterfaceConfig {
+            iface_id: "fuzz".to_owned(),
+            host_dev_name: "fuzz".to_owned(),
+            guest_mac: "06:00:ac:10:00:02".parse().ok(),
+            mtu: Some(1500),
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
+        };
+        let (device, control) =
+            Net::new(&config, Tap::over(ours)).expect("a thread and a descriptor: none leaks");
+        control.announce();
+        Box::new(device)
     };
     run(make, data);
 }

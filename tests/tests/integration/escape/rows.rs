@@ -17,6 +17,7 @@ pub(super) const PLACES: &[&str] = &[
     "io_plain",
     "io_plain_network",
     "entropy",
+    "net",
     "pager",
     "mover",
 ];

@@ -1,0 +1,35 @@
+//! The network device (virtio 1.2, 5.1): Ethernet frames between the guest and a tap of the host.
+//!
+//! ```text
+//!   guest ── transmitq ──► send.rs ───── writev ──► tap.rs      (header and frame, as the guest wrote them)
+//!   guest ◄── receiveq ─── receive.rs ◄─ readv ──── tap.rs      (into the guest's own buffers: nothing is copied here)
+//!   guest ── controlq ───► control.rs                           (its announcement after a change of hosts)
+//! ```
+//!
+//! One thread for each device does all three. The header before each frame (5.1.6) is the tap's own: the kernel checks it
+//! and cuts or joins segments, so nothing of a frame is looked at in this process.
+
+mod config;
+mod control;
+mod device;
+mod receive;
+mod send;
+mod tap;
+mod worker;
+
+pub use config::{MTU_MIN, MacAddress, MacError, NetworkInterfaceConfig, PartialNetworkInterface};
+pub use device::{Net, NetControl};
+pub use tap::{Tap, TapError};
+pub use worker::NetCounts;
+
+use serde::{Deserialize, Serialize};
+
+/// What a network device takes along to go on elsewhere. Its limiters start full.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// The driver has been asked to announce its guest, and has not said that it did.
+    pub announces: bool,
+}
+
+#[cfg(test)]
+mod tests;

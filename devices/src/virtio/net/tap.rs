@@ -1,0 +1,242 @@
+//! A tap of the host: a network interface whose other end is a descriptor.
+#![expect(
+    unsafe_code,
+    reason = "ioctls of the tun driver, and vectored I/O into guest memory"
+)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use coracle_storage::request::Segment;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+};
+
+/// What makes taps.
+const TUN: &str = "/dev/net/tun";
+/// `struct virtio_net_hdr_v1`, which goes before each frame (5.1.6).
+pub(super) const HEADER_BYTES: usize = 12;
+/// The largest frame with its header: 64 KiB of IP and the Ethernet header before it.
+pub(super) const FRAME_BYTES_MAX: usize = HEADER_BYTES + 14 + 65_535;
+
+/// An open tap whose frames have a virtio header, and that never waits.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+    /// Whether this kernel cuts and joins UDP segments (since Linux 6.2).
+    has_uso: bool,
+}
+
+impl Tap {
+    /// Opens the tap of this name; one that is not there is made for as long as it is open, if this process may do that.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had, and what to do then.
+    pub fn open(name: &str) -> Result<Self, TapError> {
+        let refused = |source| TapError::new(name, source);
+        let mut request = request(name)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(TUN)
+            .map_err(|source| TapError::NoDriver { source })?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
+        // SAFETY: the kernel reads and writes a `struct ifreq`, which `request` is.
+        checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+            .map_err(refused)?;
+        Self::of(file).map_err(refused)
+    }
+
+    /// An open descriptor of a tap becomes one that devices can use.
+    fn of(file: File) -> io::Result<Self> {
+        let header = i32::try_from(HEADER_BYTES).unwrap_or_default();
+        // SAFETY: the kernel reads one int.
+        checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) })?;
+        let mut tap = Self { file, has_uso: false };
+        let all = libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+        tap.has_uso = tap.offload(all).is_ok();
+        tap.offload(0)?;
+        Ok(tap)
+    }
+
+    /// A socket whose datagrams are frames with their headers: no device of this kind can tell, so tests need no tap. It has to
+    /// be one that does not wait.
+    pub fn over(socket: std::os::unix::net::UnixDatagram) -> Self {
+        Self {
+            file: File::from(std::os::fd::OwnedFd::from(socket)),
+            has_uso: true,
+        }
+    }
+
+    /// Whether UDP segments can be left to the kernel.
+    pub(super) fn has_uso(&self) -> bool {
+        self.has_uso
+    }
+
+    /// Lets the kernel give the guest what it has said that it takes: frames without checksums, and long ones.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn offload_for(&self, features: u64) -> io::Result<()> {
+        let flags = [
+            (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
+            (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+            (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+            (VIRTIO_NET_F_GUEST_USO4, libc::TUN_F_USO4),
+            (VIRTIO_NET_F_GUEST_USO6, libc::TUN_F_USO6),
+        ];
+        let has = |bit: u32| features & 1 << bit != 0;
+        // Nothing is joined whose sum is not left out as well.
+        let flags = flags.iter().filter(|_| has(VIRTIO_NET_F_GUEST_CSUM));
+        self.offload(
+            flags
+                .filter(|(bit, _)| has(*bit))
+                .fold(0, |all, (_, flag)| all | flag),
+        )
+    }
+
+    fn offload(&self, flags: libc::c_uint) -> io::Result<()> {
+        // SAFETY: the argument is a number.
+        checked(unsafe {
+            libc::ioctl(
+                self.file.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(flags),
+            )
+        })
+    }
+
+    /// Reads one frame into `segments`, its header first; what does not fit is lost.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is none.
+    pub(super) fn read(&self, segments: &[Segment]) -> io::Result<usize> {
+        let (iovecs, count) = iovecs(segments);
+        // SAFETY: whoever made the segments has promised that they stay mapped while they are lent.
+        counted(unsafe { libc::readv(self.file.as_raw_fd(), iovecs, count) })
+    }
+
+    /// Sends one frame, its header first.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when the host takes none now; another when it does not take this one.
+    pub(super) fn write(&self, segments: &[Segment]) -> io::Result<usize> {
+        let (iovecs, count) = iovecs(segments);
+        // SAFETY: as above; the kernel only reads them.
+        counted(unsafe { libc::writev(self.file.as_raw_fd(), iovecs, count) })
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Segments are laid out as what the kernel takes; of more than that it takes none.
+fn iovecs(segments: &[Segment]) -> (*const libc::iovec, libc::c_int) {
+    (
+        segments.as_ptr().cast(),
+        libc::c_int::try_from(segments.len()).unwrap_or(libc::c_int::MAX),
+    )
+}
+
+fn request(name: &str) -> Result<libc::ifreq, TapError> {
+    // SAFETY: all of its fields are numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let is_name = !name.is_empty()
+        && name.len() < request.ifr_name.len()
+        && !name
+            .bytes()
+            .any(|byte| byte == 0 || byte == b'/' || byte == b'%' || byte.is_ascii_whitespace());
+    if !is_name {
+        return Err(TapError::Name {
+            name: name.to_owned(),
+        });
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn counted(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Why a tap cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No interface can be called so.
+    #[error("host_dev_name `{name}` is no name of a network interface: 1 to 15 bytes, no blanks, `/` or `%`")]
+    Name {
+        /// As configured.
+        name: String,
+    },
+    /// No taps here.
+    #[error(
+        "{TUN} cannot be opened: load the module `tun`, or have it in the jail, and let this user read and write it"
+    )]
+    NoDriver {
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else's, or none at all.
+    #[error(
+        "tap `{name}` cannot be opened: make one that this user owns, `ip tuntap add dev {name} mode tap user UID`, in the \
+         network namespace of this process"
+    )]
+    NotAllowed {
+        /// As configured.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// In use.
+    #[error("tap `{name}` is in use by another process: give each machine its own")]
+    Busy {
+        /// As configured.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// Not one that suits.
+    #[error("`{name}` is no tap that can be used: it has to be `mode tap`, with one queue")]
+    Other {
+        /// As configured.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl TapError {
+    fn new(name: &str, source: io::Error) -> Self {
+        let name = name.to_owned();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotAllowed { name, source },
+            Some(libc::EBUSY) => Self::Busy { name, source },
+            _ => Self::Other { name, source },
+        }
+    }
+}

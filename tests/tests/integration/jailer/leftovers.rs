@@ -73,7 +73,7 @@ fn one(context: &Context, monitor: &Path, end: End, seed: &mut Seed) -> Outcome 
     match end {
         End::GuestEnds => {}
         End::MonitorKilled => once_there(|| kill(jailed.process()?, Signal::KILL))?,
-        End::MonitorAsked => once_there(|| kill(jailed.process()?, Signal::TERM))?,
+        End::MonitorAsked => once_there(|| ask(jailed.process()?))?,
         End::JailerKilled => jailed.monitor.signal(Signal::KILL)?,
         End::JailerAsked => {
             once_there(|| jailed.process().and_then(|_| jailed.monitor.signal(Signal::TERM)))?
@@ -88,6 +88,20 @@ fn one(context: &Context, monitor: &Path, end: End, seed: &mut Seed) -> Outcome 
     let mut jailed = jailed;
     jailed.ends(SOON)?;
     vanishes(&base, &id)
+}
+
+/// Asks the monitor itself until it has heard: the first process of a PID namespace does not get what it neither waits for nor
+/// blocks (pid_namespaces(7)), and that is so until it has begun. The jailer passes signals on when they are waited for.
+fn ask(monitor: coracle_tests::process::Process) -> Outcome {
+    let deadline = std::time::Instant::now() + SOON;
+    // Who has ended has no memory, even where nobody has asked for its status.
+    while monitor.status_kib("VmRSS").is_ok() {
+        ensure!(std::time::Instant::now() < deadline, "it has not heard");
+        // It may be gone by now.
+        let _ = kill(monitor, Signal::TERM);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Does something as soon as it can be done.

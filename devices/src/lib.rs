@@ -7,6 +7,7 @@ pub mod boot_timer;
 pub mod bus;
 mod complaints;
 pub mod i8042;
+pub mod mmds;
 pub mod power;
 pub mod random;
 pub mod serial;

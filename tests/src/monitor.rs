@@ -337,7 +337,15 @@ impl Monitor {
     ///
     /// When the monitor refuses a part.
     pub fn configure(&self, config: &Value) -> Outcome {
-        for (part, content) in config.as_object().into_iter().flatten() {
+        let mut parts: Vec<_> = config.as_object().into_iter().flatten().collect();
+        // It names network interfaces, which have to be there.
+        parts.sort_by_key(|(part, _)| *part == "mmds-config");
+        for (part, content) in parts {
+            let part = if part == "mmds-config" {
+                "mmds/config"
+            } else {
+                part
+            };
             match content {
                 Value::Array(items) => {
                     for item in items {

@@ -36,6 +36,10 @@ pub struct Arguments {
     pub metrics: Option<MetricsConfig>,
     /// Longest body of a request.
     pub body_bytes_max: usize,
+    /// A file with what the guest may ask for about itself.
+    pub metadata: Option<PathBuf>,
+    /// Longest such content as text.
+    pub metadata_bytes_max: usize,
     /// Whether the guest gets a boot timer.
     pub boot_timer: bool,
     /// Keys of leases that may be taken from processes that have ended, by drive.
@@ -128,6 +132,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Cli
             properties: None,
         }),
         body_bytes_max: flags.http_api_max_payload_size,
+        metadata: flags.metadata,
+        metadata_bytes_max: flags.mmds_size_limit.unwrap_or(flags.http_api_max_payload_size),
         boot_timer: flags.boot_timer,
         takes_over: take_overs(&flags.takes_over)?,
         trusted_keys: flags.trusted_keys,
@@ -290,7 +296,7 @@ struct Flags {
     /// Longest body of an API request, in bytes
     #[arg(long, default_value_t = BODY_BYTES_MAX_DEFAULT, value_name = "BYTES")]
     http_api_max_payload_size: usize,
-    /// Longest content of the metadata service, in bytes; there is none yet
+    /// Longest content of the metadata service, in bytes; as long as a body of a request unless given
     #[arg(long, value_name = "BYTES")]
     mmds_size_limit: Option<usize>,
     /// Monotonic clock when the process was started, in microseconds
@@ -321,7 +327,7 @@ struct Flags {
     /// Confine the process to no files by Landlock: for debugging
     #[arg(long)]
     no_landlock: bool,
-    /// Not built yet: content for the metadata service
+    /// A file with JSON that the guest may ask for about itself (PUT /mmds)
     #[arg(long, value_name = "PATH")]
     metadata: Option<PathBuf>,
     /// Print the version of a snapshot's state file, and end
@@ -352,10 +358,7 @@ fn described(path: PathBuf) -> CliError {
 
 impl Flags {
     fn refuse_what_is_not_built(&self) -> Result<(), CliError> {
-        let flags = [
-            (self.metadata.is_some(), "metadata", "the metadata service"),
-            (self.enable_pci, "enable-pci", "PCI"),
-        ];
+        let flags = [(self.enable_pci, "enable-pci", "PCI")];
         match flags.into_iter().find(|(is_set, ..)| *is_set) {
             Some((_, flag, what)) => Err(CliError::NotBuilt { flag, what }),
             None => Ok(()),
@@ -408,6 +411,7 @@ mod tests {
         assert_eq!(arguments.start_times, times);
         assert_eq!(arguments.logger.level, Some(Level::Warn));
         assert_eq!((arguments.body_bytes_max, arguments.boot_timer), (1000, true));
+        assert_eq!(arguments.metadata_bytes_max, 9);
         assert_eq!(read("--trusted-keys k").unwrap().trusted_keys, Some("k".into()));
         assert_eq!(read("--no-api --config-file vm.json").unwrap().api_sock, None);
     }
@@ -438,7 +442,6 @@ mod tests {
             ("--takes-over root=11112222333344445", 153, "up to 16 hex digits"),
             ("--takes-over a/b=1", 153, "DRIVE_ID=KEY"),
             ("--takes-over a=1 --takes-over a=2", 153, "`a` twice"),
-            ("--metadata f", 153, "the metadata service"),
             ("--describe-snapshot /nowhere/f", 153, "/nowhere/f"),
             ("--snapshot-version", 0, "v1"),
             ("--enable-pci", 153, "PCI"),

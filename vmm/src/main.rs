@@ -8,11 +8,12 @@
 
 use std::error::Error;
 use std::ffi::{c_char, c_int};
+use std::path::PathBuf;
 
 use coracle_vmm::api::server::{Limits, Server, Socket};
 use coracle_vmm::api::{chain, mailbox};
 use coracle_vmm::cli::{self, Arguments, CliError};
-use coracle_vmm::config::Config;
+use coracle_vmm::config::{self, Config};
 use coracle_vmm::end::{EXIT_BAD_ARGUMENT, EXIT_BAD_CONFIGURATION, EXIT_FAILURE, EXIT_OK};
 use coracle_vmm::keys::TrustedKeys;
 use coracle_vmm::kvm::vcpu::install_kick_handler;
@@ -102,24 +103,19 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     if arguments.boot_timer {
         config.add_boot_timer();
     }
+    let read = |path: &PathBuf| config::read_metadata(path, arguments.metadata_bytes_max);
+    let metadata = arguments.metadata.as_ref().map(read).transpose();
+    let metadata = metadata.map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?;
     if arguments.landlock {
-        match arguments.api_sock {
-            Some(_) => landlock::begin_without()?,
-            None => landlock::begin(&Reach::of(
-                &config,
-                [arguments.trusted_keys.as_deref(), arguments.filters.path()]
-                    .into_iter()
-                    .flatten(),
-                arguments
-                    .metrics
-                    .as_ref()
-                    .map(|metrics| metrics.metrics_path.as_path()),
-            ))?,
-        }
+        confine(&arguments, &config)?;
     }
     seccomp::begin(&arguments.filters).map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?;
     config.take_over(arguments.takes_over);
     let mut monitor = Monitor::new(arguments.id, config, stop, Registry::default())?;
+    monitor.limit_metadata(arguments.metadata_bytes_max);
+    if let Some(metadata) = metadata {
+        told(monitor.put_metadata(metadata), EXIT_BAD_CONFIGURATION)?;
+    }
     if let Some(path) = &arguments.trusted_keys {
         let keys = TrustedKeys::read(path);
         monitor.trust_only(keys.map_err(|error| Failure::new(EXIT_BAD_CONFIGURATION)(&error))?);
@@ -149,6 +145,21 @@ fn run(arguments: Arguments) -> Result<u8, Failure> {
     monitor.retire();
     drop(server);
     Ok(end.status())
+}
+
+/// Lets the process reach the files that it is configured with, and no others, where all of them are known now.
+fn confine(arguments: &Arguments, config: &Config) -> Result<(), Failure> {
+    if arguments.api_sock.is_some() {
+        return Ok(landlock::begin_without()?);
+    }
+    let files = [arguments.trusted_keys.as_deref(), arguments.filters.path()];
+    let metrics = arguments.metrics.as_ref();
+    let metrics = metrics.map(|metrics| metrics.metrics_path.as_path());
+    Ok(landlock::begin(&Reach::of(
+        config,
+        files.into_iter().flatten(),
+        metrics,
+    ))?)
 }
 
 fn told<T>(answer: Result<T, coracle_vmm::api::Fault>, status: u8) -> Result<T, Failure> {

@@ -18,10 +18,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use coracle_devices::mmds::Mmds;
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::device::Patience;
 use coracle_devices::virtio::net::{PartialNetworkInterface, Tap};
 use coracle_storage::lease::Owner;
+use serde_json::Value;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::api::http::Content;
@@ -40,6 +42,7 @@ use crate::keys::TrustedKeys;
 use crate::logger;
 use crate::machine::handover::Yielded;
 use crate::machine::plan::Plan;
+use crate::machine::report;
 use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Refused, Running, Stranded};
 use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
 use crate::migration::stream::Stream;
@@ -96,6 +99,8 @@ pub struct Monitor {
     /// Whose snapshots it loads, if not everybody's.
     trusted: Option<TrustedKeys>,
     config: Config,
+    /// What the guest may ask for about itself.
+    mmds: Arc<Mmds>,
     guest: Guest,
     /// After the guest, whose disks may still have what it holds.
     operation: Option<Operation>,
@@ -161,11 +166,14 @@ impl Monitor {
         register(&latencies, &mut metrics);
         let process = ProcessReport::default();
         process.register(&mut metrics);
+        let mmds = Arc::<Mmds>::default();
+        report::metadata(&mmds, &mut metrics);
         Ok(Self {
             owner: Owner::of_this_process(&id),
             id,
             trusted: None,
             config,
+            mmds,
             guest: Guest::NotStarted,
             operation: None,
             ending,
@@ -181,6 +189,11 @@ impl Monitor {
             wire: None,
             is_put_off: false,
         })
+    }
+
+    /// Lets the metadata of the guest have so many bytes as text.
+    pub fn limit_metadata(&self, bytes_max: usize) {
+        self.mmds.limit(bytes_max);
     }
 
     /// From now on only snapshots are loaded that one of `keys` has signed.
@@ -296,17 +309,34 @@ impl Monitor {
         }
     }
 
-    /// Does what takes no time.
-    fn execute(&mut self, verb: Verb) -> Answer {
-        match verb {
+    /// What is asked for, by a verb that only asks.
+    fn told(&self, verb: &Verb) -> Option<Data> {
+        Some(match verb {
             Verb::GetInstance => {
                 let instance = InstanceInfo::new(&self.id, self.phase());
-                return Ok(Data::json(&instance.because(self.guest.loss())));
+                Data::json(&instance.because(self.guest.loss()))
             }
-            Verb::GetVersion => return Ok(Data::json(&Version::current())),
-            Verb::GetMachineConfig => return Ok(Data::json(self.config.machine())),
-            Verb::GetConfig => return Ok(Data::json(&FullConfig::from(&self.config))),
-            Verb::GetMetrics => return Ok(Data::Body(Content::Prometheus, self.metrics.prometheus())),
+            Verb::GetVersion => Data::json(&Version::current()),
+            Verb::GetMachineConfig => Data::json(self.config.machine()),
+            Verb::GetConfig => Data::json(&FullConfig::from(&self.config)),
+            Verb::GetMetrics => Data::Body(Content::Prometheus, self.metrics.prometheus()),
+            Verb::GetMmds => Data::json(&self.mmds.content()),
+            Verb::GetSnapshot => Data::json(&self.snapshot_progress()),
+            Verb::GetMigration => Data::json(&self.migration_status()),
+            Verb::WatchMigration => {
+                let status = self.migration_status();
+                Data::line(&status, status.state == MigrationStage::Idle)
+            }
+            _ => return None,
+        })
+    }
+
+    /// Does what takes no time.
+    fn execute(&mut self, verb: Verb) -> Answer {
+        if let Some(data) = self.told(&verb) {
+            return Ok(data);
+        }
+        match verb {
             Verb::PutMachineConfig(machine) => self.config.set_machine(machine)?,
             Verb::PatchMachineConfig(patch) => self.config.patch_machine(&patch)?,
             Verb::PutCpuConfig(cpu) => self.config.set_cpu(cpu),
@@ -331,6 +361,12 @@ impl Monitor {
                 self.config.insert_network(network)?;
             }
             Verb::PatchNetworkInterface(patch) => self.patch_network(&patch)?,
+            Verb::PutMmdsConfig(mmds) => self.config.set_mmds(mmds)?,
+            Verb::PutMmds(content) => self.put_metadata(content)?,
+            Verb::PatchMmds(patch) => {
+                let patched = self.mmds.patch(patch);
+                patched.map_err(|error| Fault::from_error(&error))?;
+            }
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutSerial(serial) => self.config.set_serial(serial),
             Verb::PutLogger(logger) => {
@@ -347,15 +383,18 @@ impl Monitor {
             }
             Verb::FlushMetrics => self.metrics.write(),
             Verb::SendCtrlAltDel => self.press_ctrl_alt_del()?,
-            Verb::GetSnapshot => return Ok(Data::json(&self.snapshot_progress())),
             Verb::CancelSnapshot => self.cancel_snapshot(),
-            Verb::GetMigration => return Ok(Data::json(&self.migration_status())),
-            Verb::WatchMigration => {
-                let status = self.migration_status();
-                return Ok(Data::line(&status, status.state == MigrationStage::Idle));
-            }
             Verb::CancelMigration => self.cancel_migration()?,
             Verb::RecoverMigration(recover) => self.recover_migration(*recover)?,
+            Verb::GetInstance
+            | Verb::GetVersion
+            | Verb::GetMachineConfig
+            | Verb::GetConfig
+            | Verb::GetMetrics
+            | Verb::GetMmds
+            | Verb::GetSnapshot
+            | Verb::GetMigration
+            | Verb::WatchMigration => unreachable!("what only asks is told"),
             Verb::Start
             | Verb::PatchDrive(_)
             | Verb::Pause
@@ -370,7 +409,7 @@ impl Monitor {
 
     /// Builds what was opened, and lets it run.
     fn run(&mut self, plan: Plan) -> Result<(), Fault> {
-        let machine = self.build(plan)?;
+        let machine = self.build(plan, &self.config)?;
         confine()?;
         // A machine that cannot run is taken apart again: nobody could start another beside it.
         let machine = machine
@@ -381,7 +420,11 @@ impl Monitor {
         Ok(())
     }
 
-    fn build(&self, plan: Plan) -> Result<Machine<Paused>, Fault> {
+    /// Builds what was opened, as `config` has it.
+    fn build(&self, mut plan: Plan, config: &Config) -> Result<Machine<Paused>, Fault> {
+        if let Some(mmds) = config.mmds() {
+            plan.serve_metadata(mmds, &self.mmds);
+        }
         machine::build(plan, &self.ending, &self.guest_end).map_err(|error| Fault::from_error(&error))
     }
 
@@ -402,6 +445,15 @@ impl Monitor {
         for loss in machine.loss_signals() {
             self.event_loop.watch(Source::Loss(Arc::clone(loss)));
         }
+    }
+
+    /// Replaces what the guest may ask for about itself.
+    ///
+    /// # Errors
+    ///
+    /// What an API client would be told.
+    pub fn put_metadata(&self, content: Value) -> Result<(), Fault> {
+        self.mmds.put(content).map_err(|error| Fault::from_error(&error))
     }
 
     fn patch_group(&mut self, patch: &RateLimiterGroup) -> Result<(), Fault> {

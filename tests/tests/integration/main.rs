@@ -27,6 +27,7 @@ mod lease;
 mod lifecycle;
 mod linux;
 mod memory;
+mod metadata;
 mod migration;
 mod net;
 mod network;
@@ -65,6 +66,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("snapshot_keys", snapshot_keys::CASES),
     ("clone", clone::CASES),
     ("snapshot_disks", snapshot_disks::CASES),
+    ("metadata", metadata::CASES),
     ("migration", migration::CASES),
     ("crash", crash::CASES),
     ("hostile", hostile::CASES),

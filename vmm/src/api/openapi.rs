@@ -17,7 +17,8 @@ use super::verbs::permitted;
 use crate::config::{
     BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
     MachineConfigPatch, MetricsConfig, MigrationReceive, MigrationRecover, MigrationSend, MigrationStatus,
-    Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad, SnapshotPatch, SnapshotProgress, Version, Vm,
+    MmdsConfig, MmdsContents, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad, SnapshotPatch,
+    SnapshotProgress, Version, Vm,
 };
 
 /// Command that writes the document, from the root of the repository.
@@ -141,6 +142,8 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "MachineConfig" => schemas.subschema_for::<MachineConfig>(),
         "MachineConfigPatch" => schemas.subschema_for::<MachineConfigPatch>(),
         "MetricsConfig" => schemas.subschema_for::<MetricsConfig>(),
+        "MmdsConfig" => schemas.subschema_for::<MmdsConfig>(),
+        "MmdsContents" => schemas.subschema_for::<MmdsContents>(),
         "NetworkInterfaceConfig" => schemas.subschema_for::<NetworkInterfaceConfig>(),
         "PartialNetworkInterface" => schemas.subschema_for::<PartialNetworkInterface>(),
         "PartialDrive" => schemas.subschema_for::<PartialDrive>(),

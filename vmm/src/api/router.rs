@@ -90,6 +90,8 @@ mod tests {
             VerbKind::PutRateLimiterGroup | VerbKind::PatchRateLimiterGroup => r#"{"group_id": "a"}"#,
             VerbKind::PutNetworkInterface => r#"{"iface_id": "a", "host_dev_name": "tap0"}"#,
             VerbKind::PatchNetworkInterface => r#"{"iface_id": "a"}"#,
+            VerbKind::PutMmdsConfig => r#"{"network_interfaces": ["a"]}"#,
+            VerbKind::PutMmds | VerbKind::PatchMmds => r#"["any", "JSON"]"#,
             VerbKind::PutMetrics => r#"{"metrics_path": "m"}"#,
             VerbKind::FlushMetrics => r#"{"action_type": "FlushMetrics"}"#,
             VerbKind::Start => r#"{"action_type": "InstanceStart"}"#,
@@ -100,6 +102,7 @@ mod tests {
             | VerbKind::GetVersion
             | VerbKind::GetMachineConfig
             | VerbKind::GetMetrics
+            | VerbKind::GetMmds
             | VerbKind::GetConfig
             | VerbKind::GetSnapshot
             | VerbKind::GetMigration
@@ -169,20 +172,20 @@ mod tests {
                         "{path} {body}: {message}"
                     );
                 };
+                refused(&format!("{body} x"), "trailing characters");
+                refused("{", "EOF");
+                refused("\0", "expected value");
+                // That is whatever its user says.
+                if line.body == Some("MmdsContents") {
+                    continue;
+                }
                 let separator = if body == "{}" { "" } else { ", " };
                 refused(
                     &body.replacen('{', &format!("{{\"bogus\": 1{separator}"), 1),
                     "unknown field `bogus`",
                 );
-                for (wrong, reason) in [
-                    ("[]", "invalid type"),
-                    ("7", "invalid type"),
-                    ("{", "EOF"),
-                    ("\0", "expected value"),
-                ] {
-                    refused(wrong, reason);
-                }
-                refused(&format!("{body} x"), "trailing characters");
+                refused("[]", "invalid type");
+                refused("7", "invalid type");
                 let Some((field, _)) = body.trim_start_matches('{').split_once([',', '}']) else {
                     panic!("{body} is an object");
                 };

@@ -8,8 +8,8 @@ use super::answer::Fault;
 use super::http::{Content, Method};
 use super::verbs::{Verb, VerbKind};
 use crate::config::{
-    Action, InstanceActionInfo, MachineConfigPatch, RateLimiterGroup, SnapshotPatch, SnapshotWish, Vm,
-    VmState,
+    Action, InstanceActionInfo, MachineConfigPatch, MmdsContents, RateLimiterGroup, SnapshotPatch,
+    SnapshotWish, Vm, VmState,
 };
 
 /// One line of the table: what can be sent, and what it becomes.
@@ -162,6 +162,42 @@ pub static ROUTES: &[Route] = &[
         answer: AnswerShape::Empty,
         kinds: &[VerbKind::PatchNetworkInterface],
         parse: patch_network,
+    },
+    Route {
+        method: Method::Put,
+        path: "/mmds/config",
+        summary: "Lets the guest ask for its metadata.",
+        body: Some("MmdsConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutMmdsConfig],
+        parse: |_, body| json(body).map(Verb::PutMmdsConfig),
+    },
+    Route {
+        method: Method::Put,
+        path: "/mmds",
+        summary: "Replaces the metadata.",
+        body: Some("MmdsContents"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutMmds],
+        parse: |_, body| any_json(body).map(|MmdsContents(content)| Verb::PutMmds(content)),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/mmds",
+        summary: "Changes the metadata by a JSON merge patch (RFC 7396).",
+        body: Some("MmdsContents"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchMmds],
+        parse: |_, body| any_json(body).map(|MmdsContents(patch)| Verb::PatchMmds(patch)),
+    },
+    Route {
+        method: Method::Get,
+        path: "/mmds",
+        summary: "Tells the metadata.",
+        body: None,
+        answer: AnswerShape::Json("MmdsContents"),
+        kinds: &[VerbKind::GetMmds],
+        parse: |_, _| Ok(Verb::GetMmds),
     },
     Route {
         method: Method::Put,
@@ -346,7 +382,6 @@ pub static ROUTES: &[Route] = &[
 /// what is missing.
 pub static NOT_BUILT: &[(&str, &str)] = &[
     ("vsock", "the vsock device"),
-    ("mmds", "the metadata service (MMDS)"),
     ("balloon", "the balloon device"),
     ("pmem", "pmem devices"),
     ("hotplug", "memory hotplug"),
@@ -401,15 +436,21 @@ fn same_id(in_path: &str, in_body: &str) -> Result<(), Fault> {
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     // serde would also take a JSON array, with the fields by position.
-    let parsed = match body.trim_ascii_start() {
-        [b'[', ..] => Err(serde::de::Error::custom(
+    match body.trim_ascii_start() {
+        [b'[', ..] => Err(unparsed(&serde::de::Error::custom(
             "invalid type: an array, expected an object",
-        )),
-        _ => serde_json::from_slice(body),
-    };
-    parsed.map_err(|error: serde_json::Error| {
-        Fault::bad_request(format!(
-            "An error occurred when deserializing the json body of a request: {error}."
-        ))
-    })
+        ))),
+        _ => any_json(body),
+    }
+}
+
+/// What may be an array as well.
+fn any_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    serde_json::from_slice(body).map_err(|error| unparsed(&error))
+}
+
+fn unparsed(error: &serde_json::Error) -> Fault {
+    Fault::bad_request(format!(
+        "An error occurred when deserializing the json body of a request: {error}."
+    ))
 }

@@ -4,11 +4,12 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::rng::EntropyConfig;
+use serde_json::Value;
 
 pub use super::answer::{Answer, Data, Fault};
 use crate::config::{
     BootSource, CpuConfig, LoggerConfig, MachineConfig, MachineConfigPatch, MetricsConfig, MigrationReceive,
-    MigrationRecover, MigrationSend, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad,
+    MigrationRecover, MigrationSend, MmdsConfig, Phase, RateLimiterGroup, SnapshotCreate, SnapshotLoad,
 };
 
 /// What a client wants, with everything it sent parsed.
@@ -40,6 +41,14 @@ pub enum Verb {
     PutNetworkInterface(NetworkInterfaceConfig),
     /// Change the limits of a network interface.
     PatchNetworkInterface(PartialNetworkInterface),
+    /// Let the guest ask for its metadata.
+    PutMmdsConfig(MmdsConfig),
+    /// Replace the metadata.
+    PutMmds(Value),
+    /// Change the metadata.
+    PatchMmds(Value),
+    /// Tell the metadata.
+    GetMmds,
     /// Set the entropy device.
     PutEntropy(EntropyConfig),
     /// Set the serial port.
@@ -101,6 +110,10 @@ pub enum VerbKind {
     PatchRateLimiterGroup,
     PutNetworkInterface,
     PatchNetworkInterface,
+    PutMmdsConfig,
+    PutMmds,
+    PatchMmds,
+    GetMmds,
     PutEntropy,
     PutSerial,
     PutLogger,
@@ -141,6 +154,10 @@ impl Verb {
             Self::PatchRateLimiterGroup(_) => VerbKind::PatchRateLimiterGroup,
             Self::PutNetworkInterface(_) => VerbKind::PutNetworkInterface,
             Self::PatchNetworkInterface(_) => VerbKind::PatchNetworkInterface,
+            Self::PutMmdsConfig(_) => VerbKind::PutMmdsConfig,
+            Self::PutMmds(_) => VerbKind::PutMmds,
+            Self::PatchMmds(_) => VerbKind::PatchMmds,
+            Self::GetMmds => VerbKind::GetMmds,
             Self::PutEntropy(_) => VerbKind::PutEntropy,
             Self::PutSerial(_) => VerbKind::PutSerial,
             Self::PutLogger(_) => VerbKind::PutLogger,
@@ -218,6 +235,9 @@ fn time_of(verb: VerbKind) -> Time {
         | V::GetMachineConfig
         | V::GetConfig
         | V::GetMetrics
+        | V::PutMmds
+        | V::PatchMmds
+        | V::GetMmds
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
@@ -231,6 +251,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PutDrive
         | V::PutRateLimiterGroup
         | V::PutNetworkInterface
+        | V::PutMmdsConfig
         | V::PutEntropy
         | V::PutSerial
         | V::PutLogger
@@ -310,6 +331,9 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::GetMachineConfig
         | V::GetConfig
         | V::GetMetrics
+        | V::PutMmds
+        | V::PatchMmds
+        | V::GetMmds
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
@@ -328,6 +352,7 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::PatchRateLimiterGroup
         | V::PutNetworkInterface
         | V::PatchNetworkInterface
+        | V::PutMmdsConfig
         | V::PutEntropy
         | V::PutSerial
         | V::PutLogger
@@ -365,6 +390,8 @@ mod tests {
                     || matches!(
                         kind,
                         V::FlushMetrics
+                            | V::PutMmds
+                            | V::PatchMmds
                             | V::SendCtrlAltDel
                             | V::CancelSnapshot
                             | V::CancelMigration
@@ -390,6 +417,9 @@ mod tests {
             V::GetMachineConfig,
             V::GetConfig,
             V::GetMetrics,
+            V::GetMmds,
+            V::PutMmds,
+            V::PatchMmds,
             V::GetSnapshot,
             V::CancelSnapshot,
             V::GetMigration,
@@ -427,7 +457,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            34 * 3,
+            38 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

@@ -14,7 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::{
-    BootSource, Config, ConfigError, CpuConfig, LoggerConfig, MachineConfig, MetricsConfig, RateLimiterGroup,
+    BootSource, Config, ConfigError, CpuConfig, LoggerConfig, MachineConfig, MetricsConfig, MmdsConfig,
+    RateLimiterGroup,
 };
 
 /// Longest config file, and longest CPU template that it names, in bytes.
@@ -31,7 +32,7 @@ pub struct FullConfig {
     logger: Option<LoggerConfig>,
     machine_config: MachineConfig,
     metrics: Option<MetricsConfig>,
-    mmds_config: Option<Value>,
+    mmds_config: Option<MmdsConfig>,
     network_interfaces: Vec<NetworkInterfaceConfig>,
     vsock: Option<Value>,
     entropy: Option<EntropyConfig>,
@@ -54,7 +55,7 @@ impl From<&Config> for FullConfig {
             logger: config.logger,
             machine_config: config.machine,
             metrics: config.metrics,
-            mmds_config: None,
+            mmds_config: config.mmds,
             network_interfaces: config.networks,
             vsock: None,
             entropy: config.entropy,
@@ -108,7 +109,7 @@ struct Sections {
     entropy: Option<EntropyConfig>,
     serial: Option<SerialConfig>,
     balloon: Option<Value>,
-    mmds_config: Option<Value>,
+    mmds_config: Option<MmdsConfig>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterfaceConfig>,
     vsock: Option<Value>,
@@ -123,7 +124,6 @@ impl Sections {
     ) -> Result<Config, ConfigFileError> {
         let missing = [
             (&self.balloon, "balloon"),
-            (&self.mmds_config, "mmds-config"),
             (&self.vsock, "vsock"),
             (&self.pmem, "pmem"),
             (&self.memory_hotplug, "memory-hotplug"),
@@ -151,6 +151,9 @@ impl Sections {
         }
         for network in self.network_interfaces {
             config.insert_network(network)?;
+        }
+        if let Some(mmds) = self.mmds_config {
+            config.set_mmds(mmds)?;
         }
         config.entropy = self.entropy;
         config.serial = self.serial;

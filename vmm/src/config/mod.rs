@@ -10,6 +10,7 @@ mod id;
 mod instance;
 mod key;
 mod machine;
+mod metadata;
 mod migration;
 mod network;
 mod observe;
@@ -39,6 +40,7 @@ pub use machine::{
     HugePages, MEM_SIZE_MIB_MAX, MachineConfig, MachineConfigPatch, MachineError, MemoryBacking,
     StaticTemplate, VCPU_COUNT_MAX,
 };
+pub use metadata::{ContentsError, MetadataError, MmdsConfig, MmdsContents, read_metadata};
 pub use migration::{
     Compression, MigrationMode, MigrationReceive, MigrationRecover, MigrationSend, MigrationStage,
     MigrationStatus, OnTimeout, STREAMS_MAX,
@@ -68,6 +70,7 @@ pub struct Config {
     drives: Vec<DriveConfig>,
     groups: Vec<RateLimiterGroup>,
     networks: Vec<NetworkInterfaceConfig>,
+    mmds: Option<MmdsConfig>,
     entropy: Option<EntropyConfig>,
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
@@ -418,6 +421,9 @@ pub enum ConfigError {
     /// A network interface.
     #[error("Network config error")]
     Network(#[from] NetworkError),
+    /// The metadata service.
+    #[error("MMDS config error")]
+    Metadata(#[from] MetadataError),
     /// A drive with an empty path.
     #[error("Drive config error: path_on_host of `{drive_id}` is empty; name a file or a block device")]
     NoImage {

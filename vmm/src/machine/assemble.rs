@@ -299,9 +299,14 @@ impl<'a> VirtioBus<'a> {
 
     fn insert_networks(&mut self, plans: Vec<NetworkPlan>) -> Result<Vec<NetworkSlot>, BuildError> {
         let mut networks = Vec::new();
-        for NetworkPlan { config, tap } in plans {
+        for NetworkPlan {
+            config,
+            metadata,
+            tap,
+        } in plans
+        {
             let id = config.iface_id.clone();
-            let (net, control) = Net::new(&config, tap).map_err(device_failed(&id))?;
+            let (net, control) = Net::new(&config, tap, metadata).map_err(device_failed(&id))?;
             self.insert(&id, Box::new(net))?;
             networks.push(NetworkSlot { id, control });
         }

@@ -21,7 +21,7 @@ mod pace;
 mod pausing;
 pub mod plan;
 mod platform;
-mod report;
+pub mod report;
 mod restore;
 mod round;
 pub mod shell;

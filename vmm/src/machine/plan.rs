@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use coracle_devices::boot_timer::BootTimer;
+use coracle_devices::mmds::{Mmds, Stack};
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, Tap, TapError};
@@ -23,7 +24,7 @@ use crate::arch::x86_64::boot::BootProtocol;
 use crate::arch::x86_64::boot::cmdline::RootAccess;
 use crate::arch::x86_64::cpu::{CpuError, Smt, Topology};
 use crate::arch::x86_64::template::CpuTemplate;
-use crate::config::{self, Config, HugePages, MachineConfig, MemoryBacking};
+use crate::config::{self, Config, HugePages, MachineConfig, MemoryBacking, MmdsConfig};
 use crate::kvm::vm::DirtyLog;
 use crate::memory::pager::Pager;
 use crate::memory::{Backing, PageSize};
@@ -93,6 +94,8 @@ pub(super) struct DiskPlan {
 /// One network interface.
 pub(super) struct NetworkPlan {
     pub(super) config: NetworkInterfaceConfig,
+    /// The metadata service, if the guest may ask it by this one.
+    pub(super) metadata: Option<Stack>,
     pub(super) tap: Tap,
 }
 
@@ -219,6 +222,15 @@ impl Plan {
         }
     }
 
+    /// Lets the guest ask `mmds` by the interfaces that `config` names.
+    pub fn serve_metadata(&mut self, config: &MmdsConfig, mmds: &Arc<Mmds>) {
+        mmds.configure(config.version, config.imds_compat);
+        for network in &mut self.networks {
+            let serves = config.network_interfaces.contains(&network.config.iface_id);
+            network.metadata = serves.then(|| Stack::new(Arc::clone(mmds), config.ipv4_address));
+        }
+    }
+
     fn from(config: &Config, owner: &Owner, origin: Origin, courses: &[Course]) -> Result<Self, PlanError> {
         let machine = config.machine();
         if let Some(id) = config.missing_heir() {
@@ -315,6 +327,7 @@ impl NetworkPlan {
         })?;
         Ok(Self {
             config: config.clone(),
+            metadata: None,
             tap,
         })
     }

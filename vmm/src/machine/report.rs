@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use coracle_devices::mmds::Mmds;
 use coracle_devices::virtio::blk::{BlkControl, BlkMetrics, LatencyAggregate};
 use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::rng::EntropyCounts;
@@ -159,6 +160,29 @@ fn net(counts: &NetCounts, section: &mut Section) {
     ] {
         section.counter(name, loaded(counter));
     }
+}
+
+/// Has `registry` tell what guests have asked the metadata service.
+pub fn metadata(mmds: &Arc<Mmds>, registry: &mut Registry) {
+    let mmds = Arc::clone(mmds);
+    let report = move |section: &mut Section| {
+        let counts = mmds.counts();
+        for (name, counter) in [
+            ("rx_accepted", &counts.rx_frames),
+            ("rx_accepted_err", &counts.rx_dropped),
+            ("rx_count", &counts.requests),
+            ("rx_invalid_token", &counts.invalid_tokens),
+            ("rx_no_token", &counts.no_tokens),
+            ("tx_count", &counts.tx_frames),
+            ("tx_frames", &counts.tx_frames),
+            ("tx_bytes", &counts.tx_bytes),
+            ("connections_created", &counts.opened),
+            ("connections_destroyed", &counts.closed),
+        ] {
+            section.counter(name, loaded(counter));
+        }
+    };
+    registry.add("mmds", Box::new(report));
 }
 
 fn entropy(counts: &EntropyCounts, section: &mut Section) {

@@ -207,7 +207,7 @@ impl Monitor {
             Some(Err(error)) => return Course::Over(Err(load_fault(&error))),
             Some(Ok(loaded)) => *loaded,
         };
-        let machine = match self.build(plan) {
+        let machine = match self.build(plan, &config) {
             Ok(machine) => machine,
             Err(Fault { message, status }) => {
                 let message = format!("Load snapshot error: {message}");

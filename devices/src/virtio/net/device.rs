@@ -19,6 +19,7 @@ use super::config::{MacAddress, NetworkInterfaceConfig};
 use super::control::Link;
 use super::tap::Tap;
 use super::worker::{NetCounts, NewLimits, Worker};
+use crate::mmds::Stack;
 use crate::virtio::device::{DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::{Nudge, Service};
@@ -94,12 +95,16 @@ impl NetControl {
 }
 
 impl Net {
-    /// An idle device with its thread, for an open tap.
+    /// An idle device with its thread, for an open tap, and the metadata service if the guest may ask it by this interface.
     ///
     /// # Errors
     ///
     /// When the thread or the eventfd that wakes it cannot be made.
-    pub fn new(config: &NetworkInterfaceConfig, tap: Tap) -> io::Result<(Self, NetControl)> {
+    pub fn new(
+        config: &NetworkInterfaceConfig,
+        tap: Tap,
+        metadata: Option<Stack>,
+    ) -> io::Result<(Self, NetControl)> {
         let mut bits = OWN.to_vec();
         bits.extend(OFFLOADS);
         if tap.has_uso() {
@@ -117,6 +122,7 @@ impl Net {
         let mut worker = Worker::new(tap, Arc::clone(&counts), Arc::clone(&link), Arc::clone(&limits));
         worker.limit(limiter(config.rx_rate_limiter), limiter(config.tx_rate_limiter));
         worker.speak_for(config.guest_mac);
+        worker.answer_by(metadata);
         let name = format!("net {}", config.iface_id);
         let service = Service::new(threads::Kind::Net, &name, move |mailbox| {
             mailbox.serve(|session| worker.serve(mailbox, session));

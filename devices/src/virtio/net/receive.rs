@@ -11,6 +11,7 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::tap::{FRAME_BYTES_MAX, HEADER_BYTES, Tap};
 use super::worker::{NetCounts, Next};
+use crate::mmds::Stack;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::ring::{CHAIN_SEGMENTS_MAX, Chain, PopError, Virtqueue};
 use crate::virtio::segments;
@@ -71,9 +72,19 @@ impl Receiver {
         &mut self,
         queue: &mut ActiveQueue,
         tap: &Tap,
+        mut metadata: Option<&mut Stack>,
         counts: &NetCounts,
     ) -> Result<Next, PopError> {
         for _ in 0..BATCH_FRAMES_MAX {
+            if let Some(stack) = &mut metadata
+                && stack.is_ready(Instant::now())
+            {
+                if !self.borrow(&mut queue.ring, counts)? {
+                    return Ok(Next::Kick);
+                }
+                self.hand_over(&mut queue.ring, stack, counts);
+                continue;
+            }
             if let Some(at) = self.not_before {
                 if Instant::now() < at {
                     counts.rx_throttled.fetch_add(1, Relaxed);
@@ -110,6 +121,23 @@ impl Receiver {
             }
         }
         Ok(Next::More)
+    }
+
+    /// Gives the guest a frame of the metadata service, which a limit is not for.
+    fn hand_over(&mut self, ring: &mut Virtqueue, stack: &mut Stack, counts: &NetCounts) {
+        let Some(frame) = stack.give() else {
+            return;
+        };
+        let bytes = HEADER_BYTES + frame.len();
+        if self.lent_bytes < bytes as u64 {
+            counts.rx_dropped.fetch_add(1, Relaxed);
+            return;
+        }
+        segments::scatter(&self.segments, 0, &[0; HEADER_BYTES]);
+        segments::scatter(&self.segments, HEADER_BYTES, &frame);
+        self.give_back(ring, bytes as u64);
+        counts.rx_frames.fetch_add(1, Relaxed);
+        counts.rx_bytes.fetch_add(frame.len() as u64, Relaxed);
     }
 
     /// Takes buffers for one frame; false if there are too few.

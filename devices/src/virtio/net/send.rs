@@ -8,6 +8,7 @@ use coracle_storage::limit::RateLimiter;
 
 use super::tap::{FRAME_BYTES_MAX, HEADER_BYTES, Tap};
 use super::worker::{NetCounts, Next};
+use crate::mmds::{HEAD_BYTES, Stack};
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
@@ -28,6 +29,7 @@ impl Sender {
         &mut self,
         queue: &mut ActiveQueue,
         tap: &Tap,
+        mut metadata: Option<&mut Stack>,
         counts: &NetCounts,
     ) -> Result<Next, PopError> {
         for _ in 0..BATCH_FRAMES_MAX {
@@ -44,6 +46,14 @@ impl Sender {
             let bytes = segments::len_bytes(&self.chain.readable);
             if bytes <= HEADER_BYTES as u64 || bytes > FRAME_BYTES_MAX as u64 {
                 counts.tx_guest_faults.fetch_add(1, Relaxed);
+                queue.ring.push(self.chain.head, 0);
+                continue;
+            }
+            // What never leaves this process is no part of what is limited.
+            if let Some(stack) = &mut metadata
+                && self.is_for(stack)
+            {
+                self.divert(stack, bytes);
                 queue.ring.push(self.chain.head, 0);
                 continue;
             }
@@ -72,5 +82,22 @@ impl Sender {
             queue.ring.push(self.chain.head, 0);
         }
         Ok(Next::More)
+    }
+
+    fn is_for(&self, stack: &Stack) -> bool {
+        let mut head = [0; HEAD_BYTES];
+        let length = segments::gather(&self.chain.readable, HEADER_BYTES, &mut head);
+        stack.wants(head.get(..length).unwrap_or_default())
+    }
+
+    /// Gives the frame of so many bytes, with its header, to the metadata service.
+    fn divert(&self, stack: &mut Stack, bytes: u64) {
+        let length = usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(HEADER_BYTES);
+        // One byte more than what is of use is as useless as all of it.
+        let mut frame = vec![0; length.min(Stack::frame_bytes_max() + 1)];
+        segments::gather(&self.chain.readable, HEADER_BYTES, &mut frame);
+        stack.take(frame, Instant::now());
     }
 }

@@ -72,7 +72,7 @@ impl Rig {
     fn idle(config: &NetworkInterfaceConfig) -> Self {
         let (tap, host) = pair();
         host.set_read_timeout(Some(SOON)).unwrap();
-        let (device, control) = Net::new(config, tap).unwrap();
+        let (device, control) = Net::new(config, tap, None).unwrap();
         let memory = memory(2 << 20);
         let ring = |base| DriverRing::new(&memory, base, 16);
         Self {
@@ -186,7 +186,7 @@ fn the_network_device_keeps_the_promises_of_every_device() {
                     }
                 }
             });
-            Box::new(Net::new(&config(), tap).unwrap().0)
+            Box::new(Net::new(&config(), tap, None).unwrap().0)
         },
         offer: |driver| {
             driver.offer_chain(&[Piece::Writable(BUFFERS, 64)]);
@@ -427,7 +427,7 @@ fn a_broken_ring_ends_the_device_until_it_is_reset() {
 #[test]
 fn the_configuration_has_what_was_asked_for() {
     let (tap, _host) = pair();
-    let plain = Net::new(&config(), tap).unwrap().0;
+    let plain = Net::new(&config(), tap, None).unwrap().0;
     assert_eq!(
         plain.features() & (1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU),
         0
@@ -436,7 +436,7 @@ fn the_configuration_has_what_was_asked_for() {
     let mut config = config();
     config.guest_mac = Some("06:00:AC:10:00:02".parse().unwrap());
     config.mtu = Some(9000);
-    let device = Net::new(&config, tap).unwrap().0;
+    let device = Net::new(&config, tap, None).unwrap().0;
     assert_eq!(device.features() & (1 << VIRTIO_NET_F_MAC), 1 << VIRTIO_NET_F_MAC);
     assert_eq!(device.features() & (1 << VIRTIO_NET_F_MTU), 1 << VIRTIO_NET_F_MTU);
     let mut space = [0xff; 16];

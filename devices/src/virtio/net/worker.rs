@@ -18,6 +18,7 @@ use super::receive::Receiver;
 use super::send::Sender;
 use super::tap::{HEADER_BYTES, Tap};
 use crate::complaints::Complaints;
+use crate::mmds::Stack;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session};
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::service::Mailbox;
@@ -98,6 +99,8 @@ pub(super) struct Worker {
     command: Chain,
     /// The guest's address, if it was given one.
     mac: Option<MacAddress>,
+    /// The metadata service, if the guest may ask it by this interface.
+    metadata: Option<Stack>,
     complaints: Complaints,
 }
 
@@ -112,6 +115,7 @@ impl Worker {
             sender: Sender::default(),
             command: Chain::default(),
             mac: None,
+            metadata: None,
             complaints: Complaints::default(),
         }
     }
@@ -119,6 +123,11 @@ impl Worker {
     /// Whose frames they are, for a driver that cannot say where it is.
     pub(super) fn speak_for(&mut self, mac: Option<MacAddress>) {
         self.mac = mac;
+    }
+
+    /// Lets the guest ask the metadata service.
+    pub(super) fn answer_by(&mut self, metadata: Option<Stack>) {
+        self.metadata = metadata;
     }
 
     /// Has the bridges of the network learn where the guest is, by a frame that nobody has to answer.
@@ -171,7 +180,13 @@ impl Worker {
                 continue;
             }
             match self.turns(&mut queues, interrupt) {
-                Ok(next) => wait_for(&self.tap, mailbox, &mut queues, next),
+                Ok(next) => {
+                    let alarm = self
+                        .metadata
+                        .as_mut()
+                        .and_then(|stack| stack.alarm(Instant::now()));
+                    wait_for(&self.tap, mailbox, &mut queues, next, alarm);
+                }
                 Err(fault) => {
                     self.complaints.complain(format_args!(
                         "the guest's network driver broke a queue, which needs a reset: {fault}"
@@ -207,8 +222,12 @@ impl Worker {
                 continue;
             };
             let done = match index {
-                0 => self.receiver.turn(queue, &self.tap, &self.counts),
-                1 => self.sender.turn(queue, &self.tap, &self.counts),
+                0 => self
+                    .receiver
+                    .turn(queue, &self.tap, self.metadata.as_mut(), &self.counts),
+                1 => self
+                    .sender
+                    .turn(queue, &self.tap, self.metadata.as_mut(), &self.counts),
                 _ => self.link.turn(queue, &mut self.command),
             };
             queue.ring.publish();
@@ -216,6 +235,13 @@ impl Worker {
                 interrupt.used_buffer();
             }
             *next = done?;
+        }
+        // What was sent after the guest was given frames may have been answered at once.
+        if let (Some(stack), [rx, ..]) = (&self.metadata, &mut next)
+            && stack.has_frames()
+            && *rx != Next::Kick
+        {
+            *rx = Next::More;
         }
         Ok(next)
     }
@@ -242,11 +268,17 @@ pub(super) fn reverse_request(mac: MacAddress) -> [u8; HEADER_BYTES + 60] {
     frame
 }
 
-/// Waits for what all directions wait for, if each of them does.
-fn wait_for(tap: &Tap, mailbox: &Mailbox, queues: &mut [Option<&mut ActiveQueue>; 3], next: [Next; 3]) {
+/// Waits for what all directions wait for, if each of them does, and not past `alarm`.
+fn wait_for(
+    tap: &Tap,
+    mailbox: &Mailbox,
+    queues: &mut [Option<&mut ActiveQueue>; 3],
+    next: [Next; 3],
+    alarm: Option<Instant>,
+) {
     let mut kicks = Vec::with_capacity(4);
     let mut events = PollFlags::empty();
-    let mut until: Option<Instant> = None;
+    let mut until = alarm;
     kicks.push(mailbox.wake());
     for (queue, next) in queues.iter_mut().zip(next) {
         let Some(queue) = queue else {

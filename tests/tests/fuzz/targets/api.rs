@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use coracle_devices::mmds::Mmds;
 use coracle_vmm::api::http::{Decoder, Event, HttpError, Request};
 use coracle_vmm::api::routes::ROUTES;
 use coracle_vmm::api::verbs::permitted;
@@ -86,6 +87,16 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         Verb::PatchRateLimiterGroup(patch) => config.patch_group(&patch)?,
         Verb::PutNetworkInterface(network) => config.insert_network(network)?,
         Verb::PatchNetworkInterface(patch) => config.patch_network(&patch)?,
+        Verb::PutMmdsConfig(mmds) => config.set_mmds(mmds)?,
+        // A patch of what is not there is refused, and that is no rule of the configuration's.
+        Verb::PutMmds(content) => {
+            let _ = Mmds::new().put(content);
+        }
+        Verb::PatchMmds(patch) => {
+            let mmds = Mmds::new();
+            let stored = mmds.put(serde_json::json!({ "a": { "b": 1 }, "c": [2] }));
+            let _ = stored.and_then(|()| mmds.patch(patch));
+        }
         Verb::PutEntropy(entropy) => config.set_entropy(entropy),
         Verb::PutSerial(serial) => config.set_serial(serial),
         Verb::PutLogger(logger) => config.set_logger(logger),
@@ -94,6 +105,7 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         | Verb::GetVersion
         | Verb::GetMachineConfig
         | Verb::GetMetrics
+        | Verb::GetMmds
         | Verb::FlushMetrics
         | Verb::Start
         | Verb::SendCtrlAltDel

@@ -10,6 +10,7 @@ mod input;
 mod iscsi;
 mod lease;
 mod migration;
+mod mmds;
 mod nfs;
 mod overlay;
 mod ports;
@@ -76,6 +77,14 @@ pub(crate) const TARGETS: &[Target] = &[
     Target {
         name: "migration",
         run: migration::run,
+    },
+    Target {
+        name: "mmds-frames",
+        run: mmds::run_frames,
+    },
+    Target {
+        name: "mmds-request",
+        run: mmds::run_request,
     },
     Target {
         name: "nfs-callback",

@@ -71,7 +71,7 @@ pub(crate) fn run_net(data: &[u8]) {
             tx_rate_limiter: None,
         };
         let (device, control) =
-            Net::new(&config, Tap::over(ours)).expect("a thread and a descriptor: none leaks");
+            Net::new(&config, Tap::over(ours), None).expect("a thread and a descriptor: none leaks");
         control.announce();
         Box::new(device)
     };

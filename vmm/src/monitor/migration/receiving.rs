@@ -94,7 +94,7 @@ impl Monitor {
         };
         log::info!("migration: the source lets go of the guest, and the leases of its disks are taken over");
         // If it cannot be built, the source hears that the connection ends, and has its disks back.
-        let machine = match self.build(plan) {
+        let machine = match self.build(plan, &config) {
             Ok(machine) => machine,
             Err(error) => {
                 copies.give_up();

@@ -13,19 +13,23 @@ pub(crate) fn wait(eventfds: &[&EventFd], timeout: Option<Duration>) {
     wait_also(eventfds, None, timeout);
 }
 
-/// The same, or until what `other` waits for has come.
-pub(crate) fn wait_also(eventfds: &[&EventFd], other: Option<PollFd<'_>>, timeout: Option<Duration>) {
+/// The same, or until what one of `others` waits for has come; returns what has come of each of them.
+pub(crate) fn wait_also<'a>(
+    eventfds: &[&'a EventFd],
+    others: impl IntoIterator<Item = PollFd<'a>>,
+    timeout: Option<Duration>,
+) -> Vec<PollFlags> {
     let mut descriptors: Vec<PollFd<'_>> = eventfds
         .iter()
         .map(|eventfd| PollFd::from_borrowed_fd(borrow(eventfd), PollFlags::IN))
-        .chain(other)
+        .chain(others)
         .collect();
     // A time beyond what the kernel takes is as good as none.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     if let Err(error) = poll(&mut descriptors, timeout.as_ref()) {
         // Signals end a wait; nothing else can with descriptors that are open.
         debug_assert_eq!(error, rustix::io::Errno::INTR);
-        return;
+        return Vec::new();
     }
     for (eventfd, descriptor) in eventfds.iter().zip(&descriptors) {
         if descriptor.revents().contains(PollFlags::IN) {
@@ -33,6 +37,8 @@ pub(crate) fn wait_also(eventfds: &[&EventFd], other: Option<PollFd<'_>>, timeou
             let _ = eventfd.read();
         }
     }
+    let others = descriptors.iter().skip(eventfds.len());
+    others.map(PollFd::revents).collect()
 }
 
 /// The descriptor of an eventfd, which does not give it out by itself.

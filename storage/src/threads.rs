@@ -28,6 +28,8 @@ pub enum Kind {
     Entropy,
     /// It moves frames between the guest and a tap.
     Net,
+    /// It moves streams between the guest and sockets of the host.
+    Vsock,
     /// It brings guest memory in where the guest waits for it.
     Pager,
     /// It opens, copies, sends or receives: whatever takes as long as a server does.
@@ -36,7 +38,7 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Api,
         Self::Vcpu,
         Self::Io,
@@ -46,6 +48,7 @@ impl Kind {
         Self::PlainNetworkIo,
         Self::Entropy,
         Self::Net,
+        Self::Vsock,
         Self::Pager,
         Self::Mover,
     ];
@@ -62,6 +65,7 @@ impl Kind {
             Self::PlainNetworkIo => "io_plain_network",
             Self::Entropy => "entropy",
             Self::Net => "net",
+            Self::Vsock => "vsock",
             Self::Pager => "pager",
             Self::Mover => "mover",
         }

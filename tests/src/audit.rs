@@ -335,6 +335,7 @@ fn kind_of(name: &str, thread: Thread) -> &'static str {
         "api" => "api",
         "rng" => "entropy",
         "net" => "net",
+        "vsock" => "vsock",
         "pager" | "fetcher" => "pager",
         "io" if !thread.has_ring && thread.has_socket => "io_plain_network",
         "io" if !thread.has_ring => "io_plain",

@@ -44,6 +44,8 @@ pub struct Reach {
     logs: Vec<PathBuf>,
     /// The guest's serial port, likewise.
     serial: Option<PathBuf>,
+    /// Directories in which it makes sockets, and removes them.
+    sockets: Vec<PathBuf>,
     /// Whether it calls servers.
     calls: bool,
 }
@@ -81,6 +83,11 @@ impl Reach {
                 .map(Path::to_owned)
                 .collect(),
             serial: config.serial().and_then(|serial| serial.serial_out_path.clone()),
+            sockets: config
+                .vsock()
+                .map(|vsock| directory_of(&vsock.uds_path))
+                .into_iter()
+                .collect(),
             calls: config.has_remote_image(),
         }
     }
@@ -131,10 +138,13 @@ pub fn begin(reach: &Reach) -> Result<(), LandlockError> {
         ruleset.handle_access(AccessNet::from_all(NEWEST))?
     };
     let mut ruleset = ruleset.create()?;
-    for Place { path, need } in reach.places() {
-        let Some(rights) = rights(&path, need) else {
-            continue;
-        };
+    let places = reach.places().filter_map(|Place { path, need }| {
+        let rights = rights(&path, need)?;
+        Some((path, rights))
+    });
+    let sockets = reach.sockets.iter().cloned();
+    let makes_sockets = make_bitflags!(AccessFs::{MakeSock | RemoveFile});
+    for (path, rights) in places.chain(sockets.map(|path| (path, makes_sockets))) {
         if let Ok(file) = PathFd::new(&path) {
             match (&mut ruleset).add_rule(PathBeneath::new(file, rights)) {
                 Err(error) if !is_of_no_file_system(&error) => return Err(error.into()),
@@ -178,7 +188,7 @@ pub fn begin_without() -> Result<(), LandlockError> {
 ///
 /// When the kernel refuses.
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
-    let opens_nothing = matches!(kind, Kind::Vcpu | Kind::Entropy | Kind::Net);
+    let opens_nothing = matches!(kind, Kind::Vcpu | Kind::Entropy | Kind::Net | Kind::Vsock);
     match NOTHING.get().filter(|_| opens_nothing) {
         Some(nothing) => nothing
             .try_clone()?
@@ -186,6 +196,14 @@ pub(crate) fn confine(kind: Kind) -> io::Result<()> {
             .map(drop)
             .map_err(io::Error::other),
         None => Ok(()),
+    }
+}
+
+/// Where a socket's file lies.
+fn directory_of(path: &str) -> PathBuf {
+    match Path::new(path).parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 

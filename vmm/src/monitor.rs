@@ -22,6 +22,7 @@ use coracle_devices::mmds::Mmds;
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::device::Patience;
 use coracle_devices::virtio::net::{PartialNetworkInterface, Tap};
+use coracle_devices::virtio::vsock::Listener;
 use coracle_storage::lease::Owner;
 use serde_json::Value;
 use vmm_sys_util::timerfd::TimerFd;
@@ -33,7 +34,7 @@ use crate::api::{Answer, Calls, Data, Fault, Verb};
 use crate::cli::StartTimes;
 use crate::config::{
     Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, MigrationStage, NetworkError,
-    RateLimiterGroup, Version,
+    RateLimiterGroup, Version, VsockConfig, VsockError,
 };
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
@@ -367,20 +368,14 @@ impl Monitor {
                 let patched = self.mmds.patch(patch);
                 patched.map_err(|error| Fault::from_error(&error))?;
             }
+            Verb::PutVsock(vsock) => self.put_vsock(vsock)?,
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutSerial(serial) => self.config.set_serial(serial),
             Verb::PutLogger(logger) => {
                 logger::configure(&logger).map_err(|error| Fault::from_error(&error))?;
                 self.config.set_logger(logger);
             }
-            Verb::PutMetrics(metrics) => {
-                let mut config = self.config.clone();
-                config.set_metrics(metrics.clone())?;
-                self.metrics
-                    .write_to(&metrics, &self.id)
-                    .map_err(|error| Fault::from_error(&error))?;
-                self.config = config;
-            }
+            Verb::PutMetrics(metrics) => self.put_metrics(&metrics)?,
             Verb::FlushMetrics => self.metrics.write(),
             Verb::SendCtrlAltDel => self.press_ctrl_alt_del()?,
             Verb::CancelSnapshot => self.cancel_snapshot(),
@@ -456,6 +451,16 @@ impl Monitor {
         self.mmds.put(content).map_err(|error| Fault::from_error(&error))
     }
 
+    fn put_metrics(&mut self, metrics: &MetricsConfig) -> Result<(), Fault> {
+        let mut config = self.config.clone();
+        config.set_metrics(metrics.clone())?;
+        self.metrics
+            .write_to(metrics, &self.id)
+            .map_err(|error| Fault::from_error(&error))?;
+        self.config = config;
+        Ok(())
+    }
+
     fn patch_group(&mut self, patch: &RateLimiterGroup) -> Result<(), Fault> {
         let mut config = self.config.clone();
         config.patch_group(patch)?;
@@ -463,6 +468,16 @@ impl Monitor {
             let limited = drives.limit_group(&patch.group_id, patch.limits());
             limited.map_err(|error| Fault::from_error(&error))?;
         }
+        self.config = config;
+        Ok(())
+    }
+
+    fn put_vsock(&mut self, vsock: VsockConfig) -> Result<(), Fault> {
+        let mut config = self.config.clone();
+        let path = vsock.uds_path.clone();
+        config.set_vsock(vsock)?;
+        // Made at the start; whether it can be is better heard of now.
+        Listener::check(&path).map_err(|error| ConfigError::from(VsockError::from(error)))?;
         self.config = config;
         Ok(())
     }

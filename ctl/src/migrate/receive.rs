@@ -32,6 +32,9 @@ pub(crate) struct ReceiveArgs {
     /// Another tap on this host, of the network interface ID; may be given for each
     #[arg(long = "net", value_name = "ID=TAP", value_parser = named_path)]
     nets: Vec<(String, String)>,
+    /// Another path on this host for the socket of the vsock device
+    #[arg(long, value_name = "PATH")]
+    vsock: Option<String>,
     /// How long a sender may not be reached that still has a part of the guest's memory (`migrate --allow-postcopy`); then the
     /// guest is stopped for good
     #[arg(long, value_name = "SECONDS")]
@@ -70,7 +73,7 @@ fn start(args: &ReceiveArgs) -> std::io::Result<Step> {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         object.extend(given.map(|(name, value)| (name, Value::from(value))));
-        if !args.disks.is_empty() || !args.nets.is_empty() {
+        if !args.disks.is_empty() || !args.nets.is_empty() || args.vsock.is_some() {
             let list = |given: &[(String, String)], [id, place]: [&str; 2]| -> Vec<Value> {
                 let given = given.iter();
                 given
@@ -79,7 +82,10 @@ fn start(args: &ReceiveArgs) -> std::io::Result<Step> {
             };
             let drives = list(&args.disks, ["drive_id", "path_on_host"]);
             let networks = list(&args.nets, ["iface_id", "host_dev_name"]);
-            let overrides = json!({ "drives": drives, "networks": networks });
+            let mut overrides = json!({ "drives": drives, "networks": networks });
+            if let (Some(overrides), Some(path)) = (overrides.as_object_mut(), &args.vsock) {
+                overrides.insert("vsock".to_owned(), json!({ "uds_path": path }));
+            }
             object.insert("overrides".to_owned(), overrides);
         }
         let wait = args.postcopy_wait.map(Value::from);

@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::RunArgs;
 use super::disk::{self, DiskError};
 use super::net::{self, NetError};
+use super::vsock;
 use crate::client::LONG_REQUEST_WAIT;
 
 /// A CPU template longer than this would not fit into a request.
@@ -88,6 +89,9 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
             &format!("/network-interfaces/{id}"),
             config,
         );
+    }
+    if let Some(given) = &args.vsock {
+        step("the vsock device", "/vsock", vsock::config(given));
     }
     if args.entropy {
         step("the entropy device", "/entropy", json!({}));

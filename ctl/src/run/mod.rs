@@ -10,6 +10,7 @@ mod memory;
 pub(crate) mod monitor;
 mod net;
 mod session;
+mod vsock;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -33,6 +34,7 @@ use self::memory::MemoryMib;
 use self::monitor::{Files, Launch, Monitor, MonitorError, Tie};
 use self::net::NetSpec;
 use self::session::{Asked, Outcome, Session, SessionError};
+use self::vsock::VsockSpec;
 use crate::name::Name;
 use crate::output::{Format, note, note_json};
 use crate::runtime_dir::{AtTheEnd, RuntimeDirError, RuntimeRoot};
@@ -87,6 +89,10 @@ pub(crate) struct RunArgs {
     /// A network interface, by its tap on this host, which has to be there. Options: id=ID, mac=ADDRESS, mtu=BYTES
     #[arg(long, value_name = "TAP[,OPTION]…")]
     net: Vec<NetSpec>,
+    /// A socket device: programs of this host reach the guest by the socket PATH, which is made, and the guest reaches those at
+    /// PATH_1, PATH_2 and so on. Option: cid=N, the guest's address [default: 3]
+    #[arg(long, value_name = "PATH[,OPTION]")]
+    vsock: Option<VsockSpec>,
     /// The guest's memory, such as 512 (MiB), 128M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     memory: MemoryMib,

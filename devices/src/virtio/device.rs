@@ -37,6 +37,8 @@ pub enum DeviceKind {
     Block = 2,
     /// 5.4
     Entropy = 4,
+    /// 5.10
+    Socket = 19,
 }
 
 /// Everything the data half needs to serve, lent to it by the transport between DRIVER_OK and stop.

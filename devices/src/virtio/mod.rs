@@ -14,3 +14,4 @@ mod service;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;

@@ -37,6 +37,18 @@ pub fn scatter(segments: &[Segment], skip_bytes: usize, from: &[u8]) -> usize {
     done
 }
 
+/// Keeps the first `len_bytes` of `segments`, or all of them if they have fewer.
+pub fn keep_first_bytes(segments: &mut Vec<Segment>, len_bytes: usize) {
+    let mut left_bytes = len_bytes;
+    segments.retain_mut(|segment| {
+        let kept_bytes = left_bytes.min(segment.len_bytes());
+        left_bytes -= kept_bytes;
+        // The rest is nobody's.
+        let _ = segment.split_off(kept_bytes);
+        kept_bytes > 0
+    });
+}
+
 /// The segments as slices that may change under our hands, without their first `skip_bytes`.
 fn pieces(segments: &[Segment], skip_bytes: usize) -> impl Iterator<Item = VolatileSlice<'_>> {
     let mut skip_bytes = skip_bytes;
@@ -78,6 +90,26 @@ mod tests {
         assert_eq!(gather(&segments, 3, &mut to), 2);
         assert_eq!(&to[..2], b"de");
         assert_eq!(gather(&segments, 6, &mut to), 0);
+    }
+
+    #[test]
+    fn what_is_beyond_the_first_bytes_is_left_out() {
+        let mut bytes = *b"abcde";
+        for (len_bytes, kept) in [
+            (0, ""),
+            (1, "a"),
+            (2, "ab"),
+            (3, "abc"),
+            (5, "abcde"),
+            (9, "abcde"),
+        ] {
+            let mut segments = over(&mut bytes).to_vec();
+            keep_first_bytes(&mut segments, len_bytes);
+            let mut to = [0; 8];
+            let length = gather(&segments, 0, &mut to);
+            assert_eq!(to.get(..length), Some(kept.as_bytes()));
+            assert!(segments.iter().all(|segment| segment.len_bytes() > 0));
+        }
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Service {
         Ok(())
     }
 
+    /// Has a worker that is stopped forget what it has kept of its sessions, before it serves the next.
+    pub(super) fn forget(&self) {
+        self.mailbox.tell(|mail| mail.forget = true);
+    }
+
     /// As [`super::device::VirtioDevice::begin_stop`].
     pub(super) fn begin_stop(&mut self, notice: &Notice) {
         if !self.is_serving || self.recalled.is_some() {
@@ -154,9 +159,17 @@ pub(super) struct Mailbox {
     wake: EventFd,
 }
 
+/// What there is to do for a worker that serves nobody.
+enum Errand {
+    Forget,
+    Serve(Session),
+}
+
 #[derive(Debug, Default)]
 struct Mail {
     to_serve: Option<Session>,
+    /// What is kept from earlier sessions is to be forgotten, before the next one.
+    forget: bool,
     stop: bool,
     /// Rings when the session is given back.
     notice: Notice,
@@ -168,9 +181,24 @@ struct Mail {
 impl Mailbox {
     /// Has `serve` serve each session until [`Self::is_recalled`], and gives it back; until the device is gone.
     pub(super) fn serve(&self, mut serve: impl FnMut(&mut Session)) {
-        while let Some(mut session) = self.next_session() {
-            serve(&mut session);
-            self.give_back(session);
+        self.serve_and_forget(&mut serve, |serve, session| serve(session), |_| {});
+    }
+
+    /// The same for a worker that keeps something between sessions, which [`Service::forget`] has it `forget`.
+    pub(super) fn serve_and_forget<W>(
+        &self,
+        worker: &mut W,
+        mut serve: impl FnMut(&mut W, &mut Session),
+        mut forget: impl FnMut(&mut W),
+    ) {
+        while let Some(errand) = self.next_errand() {
+            match errand {
+                Errand::Forget => forget(worker),
+                Errand::Serve(mut session) => {
+                    serve(worker, &mut session);
+                    self.give_back(session);
+                }
+            }
         }
     }
 
@@ -185,11 +213,15 @@ impl Mailbox {
         mail.stop || mail.end
     }
 
-    /// Waits for a session; `None` when the device is gone.
-    fn next_session(&self) -> Option<Session> {
-        let idle = |mail: &mut Mail| mail.to_serve.is_none() && !mail.end;
+    /// Waits for something to do; `None` when the device is gone.
+    fn next_errand(&self) -> Option<Errand> {
+        let idle = |mail: &mut Mail| mail.to_serve.is_none() && !mail.forget && !mail.end;
         let mail = self.changed.wait_while(self.lock(), idle);
-        mail.unwrap_or_else(PoisonError::into_inner).to_serve.take()
+        let mut mail = mail.unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut mail.forget) {
+            return Some(Errand::Forget);
+        }
+        mail.to_serve.take().map(Errand::Serve)
     }
 
     fn give_back(&self, session: Session) {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::blk::BlkState;
 use super::device::DeviceKind;
 use super::net::NetState;
+use super::vsock::VsockState;
 
 /// The saved state of one device, by its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,8 @@ pub enum DeviceState {
     Entropy,
     /// A network device.
     Network(NetState),
+    /// A socket device.
+    Socket(VsockState),
 }
 
 impl DeviceState {
@@ -24,6 +27,7 @@ impl DeviceState {
             Self::Block(_) => DeviceKind::Block,
             Self::Entropy => DeviceKind::Entropy,
             Self::Network(_) => DeviceKind::Network,
+            Self::Socket(_) => DeviceKind::Socket,
         }
     }
 
@@ -47,4 +51,7 @@ pub enum DeviceStateError {
         /// Of what kind this one is.
         here: DeviceKind,
     },
+    /// No socket device has said so.
+    #[error("a virtio Socket device was saved whose next caller would have port {0}, which no caller gets")]
+    HostPort(u32),
 }

@@ -162,6 +162,11 @@ impl DriverRing {
         head
     }
 
+    /// The head that the next chain gets.
+    pub(crate) fn next_head(&self) -> u16 {
+        self.next_descriptor
+    }
+
     /// How many chains the device has given back in all, modulo 2^16.
     pub(crate) fn used_index(&self) -> u16 {
         self.memory

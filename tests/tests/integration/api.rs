@@ -166,7 +166,6 @@ fn difference(expected: &Exchange, found: &Exchange) -> Option<String> {
 
 fn what_is_not_offered_is_named(context: &Context) -> Outcome {
     let rows = [
-        ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"/tmp/v"}"#, "vsock"),
         (
             "PUT",
             "/balloon",

@@ -45,6 +45,7 @@ mod snapshot_io;
 mod snapshot_keys;
 mod soak;
 mod unjailed;
+mod vsock;
 mod working_set;
 
 use std::path::Path;
@@ -97,6 +98,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("seccomp", seccomp::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),
+    ("vsock", vsock::CASES),
     ("working_set", working_set::CASES),
     ("attacks", attacks::CASES),
 ];

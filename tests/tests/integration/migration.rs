@@ -13,6 +13,7 @@ mod pace;
 mod place;
 mod played;
 mod postcopy;
+mod sockets;
 mod strangers;
 mod streams;
 
@@ -226,6 +227,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "an_image_that_is_only_read_is_the_same_on_both_sides",
         need: Need::Kvm,
         run: strangers::images_are_compared,
+    },
+    Case {
+        name: "the_socket_of_a_guest_is_made_where_it_arrives",
+        need: Need::Kvm,
+        run: sockets::are_made_where_it_arrives,
     },
 ];
 

@@ -6,6 +6,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::rng::EntropyConfig;
+use coracle_devices::virtio::vsock::VsockConfig;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -146,6 +147,7 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "MmdsContents" => schemas.subschema_for::<MmdsContents>(),
         "NetworkInterfaceConfig" => schemas.subschema_for::<NetworkInterfaceConfig>(),
         "PartialNetworkInterface" => schemas.subschema_for::<PartialNetworkInterface>(),
+        "VsockConfig" => schemas.subschema_for::<VsockConfig>(),
         "PartialDrive" => schemas.subschema_for::<PartialDrive>(),
         "RateLimiterGroup" => schemas.subschema_for::<RateLimiterGroup>(),
         "SerialConfig" => schemas.subschema_for::<SerialConfig>(),

@@ -201,6 +201,15 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         method: Method::Put,
+        path: "/vsock",
+        summary: "Sets the socket device.",
+        body: Some("VsockConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutVsock],
+        parse: |_, body| json(body).map(Verb::PutVsock),
+    },
+    Route {
+        method: Method::Put,
         path: "/entropy",
         summary: "Adds an entropy device.",
         body: Some("EntropyConfig"),
@@ -381,7 +390,6 @@ pub static ROUTES: &[Route] = &[
 /// What Firecracker has at a path that is not built into this version: first part of the path, and
 /// what is missing.
 pub static NOT_BUILT: &[(&str, &str)] = &[
-    ("vsock", "the vsock device"),
     ("balloon", "the balloon device"),
     ("pmem", "pmem devices"),
     ("hotplug", "memory hotplug"),

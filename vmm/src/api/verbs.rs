@@ -4,6 +4,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::rng::EntropyConfig;
+use coracle_devices::virtio::vsock::VsockConfig;
 use serde_json::Value;
 
 pub use super::answer::{Answer, Data, Fault};
@@ -49,6 +50,8 @@ pub enum Verb {
     PatchMmds(Value),
     /// Tell the metadata.
     GetMmds,
+    /// Set the socket device.
+    PutVsock(VsockConfig),
     /// Set the entropy device.
     PutEntropy(EntropyConfig),
     /// Set the serial port.
@@ -114,6 +117,7 @@ pub enum VerbKind {
     PutMmds,
     PatchMmds,
     GetMmds,
+    PutVsock,
     PutEntropy,
     PutSerial,
     PutLogger,
@@ -158,6 +162,7 @@ impl Verb {
             Self::PutMmds(_) => VerbKind::PutMmds,
             Self::PatchMmds(_) => VerbKind::PatchMmds,
             Self::GetMmds => VerbKind::GetMmds,
+            Self::PutVsock(_) => VerbKind::PutVsock,
             Self::PutEntropy(_) => VerbKind::PutEntropy,
             Self::PutSerial(_) => VerbKind::PutSerial,
             Self::PutLogger(_) => VerbKind::PutLogger,
@@ -188,6 +193,7 @@ impl Verb {
             Self::PutMachineConfig(machine) => machine.cpu_template.is_some(),
             Self::PatchMachineConfig(patch) => patch.cpu_template.is_some(),
             Self::LoadSnapshot(load) => load.is_deprecated(),
+            Self::PutVsock(vsock) => vsock.vsock_id.is_some(),
             _ => false,
         }
     }
@@ -252,6 +258,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PutRateLimiterGroup
         | V::PutNetworkInterface
         | V::PutMmdsConfig
+        | V::PutVsock
         | V::PutEntropy
         | V::PutSerial
         | V::PutLogger
@@ -353,6 +360,7 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::PutNetworkInterface
         | V::PatchNetworkInterface
         | V::PutMmdsConfig
+        | V::PutVsock
         | V::PutEntropy
         | V::PutSerial
         | V::PutLogger
@@ -457,7 +465,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            38 * 3,
+            39 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

@@ -8,6 +8,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::DriveConfig;
 use coracle_devices::virtio::net::NetworkInterfaceConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
+use coracle_devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -34,7 +35,7 @@ pub struct FullConfig {
     metrics: Option<MetricsConfig>,
     mmds_config: Option<MmdsConfig>,
     network_interfaces: Vec<NetworkInterfaceConfig>,
-    vsock: Option<Value>,
+    vsock: Option<VsockConfig>,
     entropy: Option<EntropyConfig>,
     pmem: Vec<Value>,
     memory_hotplug: Option<Value>,
@@ -57,7 +58,7 @@ impl From<&Config> for FullConfig {
             metrics: config.metrics,
             mmds_config: config.mmds,
             network_interfaces: config.networks,
-            vsock: None,
+            vsock: config.vsock,
             entropy: config.entropy,
             pmem: Vec::new(),
             memory_hotplug: None,
@@ -112,7 +113,7 @@ struct Sections {
     mmds_config: Option<MmdsConfig>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterfaceConfig>,
-    vsock: Option<Value>,
+    vsock: Option<VsockConfig>,
     pmem: Option<Value>,
     memory_hotplug: Option<Value>,
 }
@@ -124,7 +125,6 @@ impl Sections {
     ) -> Result<Config, ConfigFileError> {
         let missing = [
             (&self.balloon, "balloon"),
-            (&self.vsock, "vsock"),
             (&self.pmem, "pmem"),
             (&self.memory_hotplug, "memory-hotplug"),
         ];
@@ -154,6 +154,9 @@ impl Sections {
         }
         if let Some(mmds) = self.mmds_config {
             config.set_mmds(mmds)?;
+        }
+        if let Some(vsock) = self.vsock {
+            config.set_vsock(vsock)?;
         }
         config.entropy = self.entropy;
         config.serial = self.serial;

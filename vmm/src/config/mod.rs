@@ -16,6 +16,7 @@ mod network;
 mod observe;
 mod overrides;
 mod snapshot;
+mod vsock;
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, PartialDrive};
 pub use coracle_devices::virtio::net::{MacAddress, MacError, NetworkInterfaceConfig};
 use coracle_devices::virtio::rng::EntropyConfig;
+pub use coracle_devices::virtio::vsock::VsockConfig;
 use coracle_storage::open::is_remote;
 
 pub use boot::{BOOT_ARGS_BYTES_MAX, BOOT_ARGS_DEFAULT, BootProtocol, BootSource, BootSourceError};
@@ -53,6 +55,7 @@ pub use snapshot::{
     SnapshotLoadError, SnapshotPatch, SnapshotProgress, SnapshotStage, SnapshotType, SnapshotWish, Verify,
     VsockOverride,
 };
+pub use vsock::VsockError;
 
 /// Most drives of a machine: with the entropy device, all interrupt lines that are left for virtio.
 pub const DRIVES_MAX: usize = crate::arch::x86_64::layout::VIRTIO_DEVICES_MAX as usize;
@@ -71,6 +74,7 @@ pub struct Config {
     groups: Vec<RateLimiterGroup>,
     networks: Vec<NetworkInterfaceConfig>,
     mmds: Option<MmdsConfig>,
+    vsock: Option<VsockConfig>,
     entropy: Option<EntropyConfig>,
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
@@ -118,7 +122,8 @@ impl Config {
 
     /// How many virtio devices the machine has.
     pub fn virtio_devices(&self) -> usize {
-        self.drives.len() + self.networks.len() + usize::from(self.entropy.is_some())
+        let single = usize::from(self.vsock.is_some()) + usize::from(self.entropy.is_some());
+        self.drives.len() + self.networks.len() + single
     }
 
     /// The entropy device, if there is one.
@@ -424,6 +429,9 @@ pub enum ConfigError {
     /// The metadata service.
     #[error("MMDS config error")]
     Metadata(#[from] MetadataError),
+    /// The socket device.
+    #[error("Vsock config error")]
+    Vsock(#[from] VsockError),
     /// A drive with an empty path.
     #[error("Drive config error: path_on_host of `{drive_id}` is empty; name a file or a block device")]
     NoImage {

@@ -4,7 +4,7 @@ use coracle_devices::virtio::blk::DriveConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::NetworkOverride;
+use super::{NetworkOverride, VsockOverride};
 
 /// What of a machine has another name on the host that receives it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +16,9 @@ pub struct Overrides {
     /// Its network interfaces, likewise: the tap of one that is not here has the same name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkOverride>,
+    /// Its vsock device: the path of its socket here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockOverride>,
 }
 
 /// Where a drive is on the host that receives it: the same image, by another path, address or secret.
@@ -57,7 +60,7 @@ pub enum OverrideError {
 impl Overrides {
     /// Whether everything is where the sender has it.
     pub fn is_empty(&self) -> bool {
-        self.drives.is_empty() && self.networks.is_empty()
+        self.drives.is_empty() && self.networks.is_empty() && self.vsock.is_none()
     }
 
     /// Has `drives` be where this host has them.

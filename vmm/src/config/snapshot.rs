@@ -119,7 +119,7 @@ pub struct SnapshotLoad {
     /// Interfaces that are on other taps than when the snapshot was made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_overrides: Vec<NetworkOverride>,
-    /// The vsock device is not built yet: refused.
+    /// Another path for the vsock device, whose socket is made anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock_override: Option<VsockOverride>,
     /// What is checked of the memory. (Not in Firecracker.)
@@ -248,8 +248,6 @@ pub enum SnapshotLoadError {
     NoMemory,
     #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")]
     TwoMemories,
-    #[error("vsock_override: the vsock device is not built into this version; leave it out")]
-    Vsock,
     #[error(
         "mem_backend of type Uffd: memory filled by another process is not built into this version; use File"
     )]
@@ -272,9 +270,6 @@ impl SnapshotLoad {
     ///
     /// What is asked for that is not built, or is contradictory.
     pub fn memory(&self) -> Result<(&str, MemBackendType), SnapshotLoadError> {
-        if self.vsock_override.is_some() {
-            return Err(SnapshotLoadError::Vsock);
-        }
         match (&self.mem_backend, &self.mem_file_path) {
             (None, None) => Err(SnapshotLoadError::NoMemory),
             (Some(_), Some(_)) => Err(SnapshotLoadError::TwoMemories),

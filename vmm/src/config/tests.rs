@@ -369,7 +369,7 @@ fn a_config_file_that_is_wrong_is_refused_with_the_reason() {
         (format!("{{{boot}, \"drive\": []}}"), "unknown field `drive`"),
         (
             format!("{{{boot}, \"vsock\": {{}}}}"),
-            "section `vsock` asks for something that is not built",
+            "missing field `guest_cid`",
         ),
         (
             format!("{{{boot}, \"network-interfaces\": [{{}}]}}"),

@@ -11,12 +11,13 @@ use coracle_devices::virtio::dirty::DirtyPages;
 use coracle_devices::virtio::mmio::{self, MmioTransport};
 use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig, EntropyCounts};
+use coracle_devices::virtio::vsock::{Vsock, VsockCounts};
 use coracle_storage::open::OpenError;
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::lineage::Lineage;
-use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan};
+use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan, VsockPlan};
 use super::platform::{Platform, PlatformError, renew_generation};
 use super::restore::RestoreError;
 use super::shell::Shell;
@@ -142,6 +143,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         drives.push(virtio.insert_drive(disk)?);
     }
     let networks = virtio.insert_networks(plan.networks)?;
+    let vsock_counts = plan.vsock.map(|plan| virtio.insert_vsock(plan)).transpose()?;
     let entropy_counts = plan.entropy.map(|config| virtio.insert_entropy(&config));
     let entropy_counts = entropy_counts.transpose()?;
     let VirtioBus {
@@ -172,6 +174,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         drives,
         groups: plan.groups,
         networks,
+        vsock_counts,
         entropy_counts,
         serial: platform.serial,
         keyboard: platform.keyboard,
@@ -311,6 +314,12 @@ impl<'a> VirtioBus<'a> {
             networks.push(NetworkSlot { id, control });
         }
         Ok(networks)
+    }
+
+    fn insert_vsock(&mut self, plan: VsockPlan) -> Result<Arc<VsockCounts>, BuildError> {
+        let (vsock, counts) = Vsock::new(&plan.config, plan.listener).map_err(device_failed("vsock"))?;
+        self.insert("vsock", Box::new(vsock))?;
+        Ok(counts)
     }
 
     fn insert_entropy(&mut self, config: &EntropyConfig) -> Result<Arc<EntropyCounts>, BuildError> {

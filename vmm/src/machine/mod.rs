@@ -37,6 +37,7 @@ use coracle_devices::virtio::blk::{BlkControl, LossSignal};
 use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
 use coracle_devices::virtio::net::NetControl;
 use coracle_devices::virtio::rng::EntropyCounts;
+use coracle_devices::virtio::vsock::VsockCounts;
 use coracle_devices::vmgenid::GenerationId;
 use coracle_storage::limit::SharedLimiter;
 use coracle_storage::open::Hold;
@@ -85,6 +86,7 @@ struct Parts {
     drives: Vec<DriveSlot>,
     groups: Vec<LimitGroup>,
     networks: Vec<NetworkSlot>,
+    vsock_counts: Option<Arc<VsockCounts>>,
     entropy_counts: Option<Arc<EntropyCounts>>,
     serial: Arc<Mutex<SerialPort>>,
     keyboard: Arc<Mutex<I8042>>,

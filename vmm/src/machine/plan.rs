@@ -11,6 +11,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, Tap, TapError};
 use coracle_devices::virtio::rng::EntropyConfig;
+use coracle_devices::virtio::vsock::{ListenError, Listener, VsockConfig};
 use coracle_storage::backend::Access;
 use coracle_storage::lease::{Owner, Succession};
 use coracle_storage::limit::SharedLimiter;
@@ -41,6 +42,7 @@ pub struct Plan {
     pub(super) disks: Vec<DiskPlan>,
     pub(super) groups: Vec<LimitGroup>,
     pub(super) networks: Vec<NetworkPlan>,
+    pub(super) vsock: Option<VsockPlan>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
@@ -99,6 +101,12 @@ pub(super) struct NetworkPlan {
     pub(super) tap: Tap,
 }
 
+/// The socket device.
+pub(super) struct VsockPlan {
+    pub(super) config: VsockConfig,
+    pub(super) listener: Listener,
+}
+
 /// The guest's memory.
 pub(super) struct MemoryPlan {
     pub(super) mib: u64,
@@ -144,6 +152,9 @@ pub enum PlanError {
         #[source]
         source: TapError,
     },
+    /// The socket of the vsock device cannot be made.
+    #[error("the vsock device cannot be had")]
+    Vsock(#[from] ListenError),
     /// A drive shares limits that are not configured.
     #[error(
         "drive `{drive_id}` is in the rate limiter group `{group_id}`, which does not exist: \
@@ -255,6 +266,7 @@ impl Plan {
                 .iter()
                 .map(NetworkPlan::new)
                 .collect::<Result<_, _>>()?,
+            vsock: config.vsock().map(VsockPlan::new).transpose()?,
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),
             boot_timer: None,
@@ -329,6 +341,15 @@ impl NetworkPlan {
             config: config.clone(),
             metadata: None,
             tap,
+        })
+    }
+}
+
+impl VsockPlan {
+    fn new(config: &VsockConfig) -> Result<Self, PlanError> {
+        Ok(Self {
+            config: config.clone(),
+            listener: Listener::bind(&config.uds_path)?,
         })
     }
 }

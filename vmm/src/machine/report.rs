@@ -7,6 +7,7 @@ use coracle_devices::mmds::Mmds;
 use coracle_devices::virtio::blk::{BlkControl, BlkMetrics, LatencyAggregate};
 use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::rng::EntropyCounts;
+use coracle_devices::virtio::vsock::VsockCounts;
 use coracle_storage::metrics::{Counter, SessionMetrics};
 
 use super::Machine;
@@ -27,6 +28,9 @@ impl<P> Machine<P> {
         for network in &self.parts.networks {
             let counts = Arc::clone(network.control.counts());
             registry.add_device("net", &network.id, Box::new(move |section| net(&counts, section)));
+        }
+        if let Some(counts) = self.parts.vsock_counts.clone() {
+            registry.add("vsock", Box::new(move |section| vsock(&counts, section)));
         }
         if let Some(counts) = self.parts.entropy_counts.clone() {
             registry.add("entropy", Box::new(move |section| entropy(&counts, section)));
@@ -183,6 +187,26 @@ pub fn metadata(mmds: &Arc<Mmds>, registry: &mut Registry) {
         }
     };
     registry.add("mmds", Box::new(report));
+}
+
+/// What the socket device counts.
+fn vsock(counts: &VsockCounts, section: &mut Section) {
+    for (name, counter) in [
+        ("rx_packets_count", &counts.rx_packets),
+        ("rx_bytes_count", &counts.rx_bytes),
+        ("rx_read_fails", &counts.rx_read_fails),
+        ("rx_malformed_buffers", &counts.rx_guest_faults),
+        ("tx_packets_count", &counts.tx_packets),
+        ("tx_bytes_count", &counts.tx_bytes),
+        ("tx_write_fails", &counts.tx_write_fails),
+        ("tx_flush_fails", &counts.tx_flush_fails),
+        ("tx_malformed_packets", &counts.tx_guest_faults),
+        ("conns_added", &counts.conns_added),
+        ("conns_removed", &counts.conns_removed),
+        ("conns_killed", &counts.conns_killed),
+    ] {
+        section.counter(name, loaded(counter));
+    }
 }
 
 fn entropy(counts: &EntropyCounts, section: &mut Section) {

@@ -1,6 +1,7 @@
 //! What a source says of its machine before a byte of memory moves, and what the target says to that.
 
 use coracle_devices::virtio::blk::DriveConfig;
+use coracle_devices::virtio::vsock::Listener;
 use coracle_storage::copy::{OriginalError, Room};
 use coracle_storage::lease::{Incarnation, Offer, Owner, Succession};
 use coracle_storage::likeness::Likeness;
@@ -342,6 +343,12 @@ impl Hello {
         }
         if let Err(error) = config.override_networks(&overrides.networks) {
             problems.push(format!("`overrides`: {error}"));
+        }
+        if let Err(error) = config.override_vsock(overrides.vsock.as_ref()) {
+            problems.push(format!("`overrides`: {error}"));
+        }
+        if let Some(Err(error)) = config.vsock().map(|vsock| Listener::check(&vsock.uds_path)) {
+            problems.push(error.to_string());
         }
         if !(1..=STREAMS_MAX).contains(&self.streams) {
             problems.push(format!(

@@ -9,7 +9,7 @@ use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
 /// The filters of a policy: that of the start, and one for each kind of thread.
-pub(super) const KINDS: [&str; 13] = [
+pub(super) const KINDS: [&str; 14] = [
     "start",
     "vmm",
     "api",
@@ -21,6 +21,7 @@ pub(super) const KINDS: [&str; 13] = [
     "io_plain_network",
     "entropy",
     "net",
+    "vsock",
     "pager",
     "mover",
 ];

@@ -20,6 +20,7 @@ use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{
     Config, ConfigFileError, MemBackendType, NetworkError, SnapshotLoad, SnapshotLoadError, Verify,
+    VsockError,
 };
 use crate::end::{End, Ending};
 use crate::keys::{KeyError, PublicKey, ReadingKeys, TrustedKeys};
@@ -65,6 +66,9 @@ pub enum LoadError {
     /// Other taps for interfaces that it does not have.
     #[error("network_overrides")]
     Network(#[from] NetworkError),
+    /// Another path for a socket that it does not have.
+    #[error("vsock_override")]
+    Vsock(#[from] VsockError),
     /// A key, or a list of them.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -259,6 +263,7 @@ impl Job {
         let mut config = snapshot.config.continued_by(&self.process);
         config.track_dirty_pages(self.load.tracks_dirty_pages());
         config.override_networks(&self.load.network_overrides)?;
+        config.override_vsock(self.load.vsock_override.as_ref())?;
         let wanted = Wanted {
             disks: self.load.disks,
             overlay_directory: self.load.overlay_directory.as_deref(),

@@ -270,6 +270,8 @@ static const struct verb {
 	{ "disk-write", 3, disk_write },
 	{ "disk-read", 3, disk_read },
 	{ "records", 3, records },
+	{ "vsock-echo", 2, vsock_echo },
+	{ "vsock-send", 2, vsock_send },
 	{ "count", 1, count },
 	{ "shell", 0, shell },
 	{ "run", ALL_THE_REST, run },

@@ -11,6 +11,8 @@ int devices(char **words);
 int disk_write(char **words);
 int disk_read(char **words);
 int records(char **words);
+int vsock_echo(char **words);
+int vsock_send(char **words);
 
 /* Writes a file with the pattern of a seed, safe when this returns: 0, or the negated error number. */
 long write_pattern(const char *path, uint64_t size_kib, uint64_t seed);

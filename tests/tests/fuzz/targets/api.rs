@@ -97,6 +97,7 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
             let stored = mmds.put(serde_json::json!({ "a": { "b": 1 }, "c": [2] }));
             let _ = stored.and_then(|()| mmds.patch(patch));
         }
+        Verb::PutVsock(vsock) => config.set_vsock(vsock)?,
         Verb::PutEntropy(entropy) => config.set_entropy(entropy),
         Verb::PutSerial(serial) => config.set_serial(serial),
         Verb::PutLogger(logger) => config.set_logger(logger),

@@ -142,4 +142,8 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "virtio-rng",
         run: virtio::run_rng,
     },
+    Target {
+        name: "virtio-vsock",
+        run: virtio::run_vsock,
+    },
 ];

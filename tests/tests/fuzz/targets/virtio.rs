@@ -4,9 +4,10 @@
 mod null;
 
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 
 use coracle_devices::bus::BusDevice;
@@ -15,6 +16,7 @@ use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
 use coracle_devices::virtio::net::{Net, NetworkInterfaceConfig, Tap};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig};
+use coracle_devices::virtio::vsock::{Listener, Vsock, VsockConfig};
 use coracle_storage::engine::Engine;
 use coracle_storage::lease::{Lock, Owner, Succession};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -73,6 +75,34 @@ pub(crate) fn run_net(data: &[u8]) {
         let (device, control) =
             Net::new(&config, Tap::over(ours), None).expect("a thread and a descriptor: none leaks");
         control.announce();
+        Box::new(device)
+    };
+    run(make, data);
+}
+
+/// Programs of the host call with what they like, and one can be called.
+pub(crate) fn run_vsock(data: &[u8]) {
+    let (hosts, kept) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+    let make: &Make = &|| {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("v");
+        let text = |path: &std::path::Path| path.to_str().expect("the path is text").to_owned();
+        let config = VsockConfig {
+            vsock_id: None,
+            guest_cid: 3,
+            uds_path: text(&path),
+        };
+        let listener = Listener::bind(&config.uds_path).expect("nobody else is there");
+        let called = UnixListener::bind(directory.path().join("v_1")).expect("nobody else is there");
+        for line in [b"CONNECT 1\n".as_slice(), b""] {
+            let mut stream = UnixStream::connect(&path).expect("somebody listens");
+            stream.set_nonblocking(true).expect("any socket can");
+            // As much as fits.
+            let _ = stream.write_all(&[line, data].concat());
+            hosts.borrow_mut().push(stream);
+        }
+        let (device, _counts) = Vsock::new(&config, listener).expect("a thread and a descriptor: none leaks");
+        kept.borrow_mut().push((directory, called));
         Box::new(device)
     };
     run(make, data);

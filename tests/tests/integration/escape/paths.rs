@@ -60,6 +60,7 @@ const MEMBERS: &[(&str, &str)] = &[
     ("SnapshotCreate", "snapshot_path"),
     ("SnapshotLoad", "mem_file_path"),
     ("SnapshotLoad", "snapshot_path"),
+    ("VsockConfig", "uds_path"),
     ("VsockOverride", "uds_path"),
 ];
 
@@ -131,6 +132,12 @@ fn before() -> Vec<Request> {
             "/drives/d",
             Writes,
             drive(&json!({ "overlay": { "base": INSIDE, "path": HERE }, "is_read_only": false })),
+        ),
+        request(
+            "PUT",
+            "/vsock",
+            Writes,
+            json!({ "guest_cid": 3, "uds_path": HERE }),
         ),
         request("PUT", "/logger", Writes, json!({ "log_path": HERE })),
         request("PUT", "/metrics", Writes, json!({ "metrics_path": HERE })),

@@ -18,6 +18,7 @@ pub(super) const PLACES: &[&str] = &[
     "io_plain_network",
     "entropy",
     "net",
+    "vsock",
     "pager",
     "mover",
 ];
@@ -56,6 +57,8 @@ const OPENERS: &[&str] = &[
 ];
 /// Threads that call servers, and hosts to which a guest moves.
 const CALLERS: &[&str] = &["main", "io_plain_network", "pager", "mover"];
+/// Threads that have sockets of this host.
+const LOCAL_CALLERS: &[&str] = &["main", "vsock", "mover"];
 const NO_OTHER: &[&str] = &[];
 const MAIN: &[&str] = &["main"];
 
@@ -89,7 +92,7 @@ pub(super) const ROWS: &[Row] = &[
     row("raw-socket", "EPERM", "socket", CALLERS),
     row("packet-socket", "EPERM", "socket", MAIN),
     row("service-of-the-host", "ECONNREFUSED", "socket", CALLERS),
-    row("socket-of-the-host", "ECONNREFUSED", "socket", &["main", "mover"]),
+    row("socket-of-the-host", "ECONNREFUSED", "socket", LOCAL_CALLERS),
     row("kexec", "EPERM", "kexec_load", NO_OTHER),
     row("load-a-module", "EPERM", "finit_module", NO_OTHER),
     row("reboot", "EPERM", "reboot", NO_OTHER),

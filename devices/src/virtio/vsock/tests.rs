@@ -1,6 +1,5 @@
 //! The socket device from its driver's side, and from that of the host's programs: neither is trusted.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
-#![expect(unsafe_code, reason = "headers are read as those of a guest")]
 
 mod hostile;
 mod rig;

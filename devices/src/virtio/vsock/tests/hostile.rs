@@ -1,4 +1,5 @@
 //! Guests and programs of the host that mean no good.
+#![expect(unsafe_code, reason = "headers are read as those of a guest")]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;

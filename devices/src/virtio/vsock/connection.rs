@@ -316,8 +316,8 @@ impl Connection {
         self.forwarded = self
             .forwarded
             .wrapping_add(u32::try_from(bytes).expect("no more than was received"));
-        // As much of the buffer as the guest knows to be free.
-        let known_bytes = BUFFER_BYTES - self.received.wrapping_sub(self.told_forwarded);
+        // As much of the buffer as the guest knows to be free. It may have sent more than it knew of.
+        let known_bytes = BUFFER_BYTES.saturating_sub(self.received.wrapping_sub(self.told_forwarded));
         self.owes_credit |= known_bytes < BUFFER_BYTES / 2;
     }
 

@@ -160,6 +160,20 @@ fn a_guest_that_takes_no_answers_is_not_heard_for_ever() {
 }
 
 #[test]
+fn a_guest_that_sends_more_than_it_was_told_of_is_heard_while_there_is_room() {
+    let mut rig = Rig::idle();
+    rig.start();
+    // For one word of the room that there is, and no more.
+    rig.offer(1);
+    let host = rig.connected_to_host(1000);
+    let piece = pattern(32 << 10);
+    for _ in 0..5 {
+        rig.send_data((52, 1000), &piece);
+        assert!(read(&host, piece.len()) == piece);
+    }
+}
+
+#[test]
 fn a_guest_that_opens_and_drops_connections_leaves_nothing_behind() {
     let mut rig = Rig::idle();
     rig.start();

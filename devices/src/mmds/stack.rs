@@ -166,9 +166,12 @@ impl Stack {
         self.has_frames()
     }
 
-    /// The next frame for the guest, without a header of virtio.
-    pub fn give(&mut self) -> Option<Vec<u8>> {
+    /// The next frame for the guest, without a header of virtio. With the last one that there was the next ones are made.
+    pub fn give(&mut self, now: Instant) -> Option<Vec<u8>> {
         let frame = self.wire.to_guest.pop_front()?;
+        if !self.has_frames() {
+            self.run(now);
+        }
         let counts = &self.mmds.counts;
         counts.tx_frames.fetch_add(1, Relaxed);
         counts.tx_bytes.fetch_add(frame.len() as u64, Relaxed);

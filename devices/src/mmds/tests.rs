@@ -290,7 +290,7 @@ impl<'a> Device for Cable<'a> {
         if !self.stack.is_ready(self.now) {
             return None;
         }
-        let frame = self.stack.give()?;
+        let frame = self.stack.give(self.now)?;
         Some((Got(frame), Put(self)))
     }
 
@@ -521,6 +521,6 @@ fn frames_for_others_are_not_wanted_and_too_many_are_lost() {
     }
     stack.take(vec![0; 100_000], now);
     assert!(stack.is_ready(now) && stack.alarm(now).is_none());
-    let given = std::iter::from_fn(|| stack.is_ready(now).then(|| stack.give())).count();
+    let given = std::iter::from_fn(|| stack.is_ready(now).then(|| stack.give(now))).count();
     assert!((32..=64).contains(&given), "{given}");
 }

@@ -114,6 +114,16 @@ impl Interrupt {
     }
 }
 
+/// Reads from the configuration space `space` of a device; beyond its end there are zeros.
+pub(super) fn read_space(space: &[u8], offset_bytes: u64, data: &mut [u8]) {
+    let offset = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
+    let there = space.get(offset..).unwrap_or_default();
+    let bytes = there.iter().copied().chain(std::iter::repeat(0));
+    for (to, byte) in data.iter_mut().zip(bytes) {
+        *to = byte;
+    }
+}
+
 /// A virtio device as its transport sees it.
 pub trait VirtioDevice: Send {
     /// Which device this is.

@@ -25,7 +25,7 @@ use super::state::BlkState;
 use super::worker::{DRAIN_MS_MAX, StillBorn, Worker};
 use crate::complaints::Complaints;
 use crate::virtio::device::{
-    DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice,
+    DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice, read_space,
 };
 use crate::virtio::state::{DeviceState, DeviceStateError};
 
@@ -287,14 +287,7 @@ impl VirtioDevice for Blk {
     fn read_config(&self, offset_bytes: u64, data: &mut [u8]) {
         let queues = u16::try_from(self.queue_sizes.len()).expect("QUEUES_MAX is small");
         let space = space(&locked(&self.geometry), &self.cache, queues);
-        let from = usize::try_from(offset_bytes)
-            .ok()
-            .and_then(|offset| space.get(offset..))
-            .unwrap_or_default();
-        let bytes = from.iter().copied().chain(std::iter::repeat(0));
-        for (to, byte) in data.iter_mut().zip(bytes) {
-            *to = byte;
-        }
+        read_space(&space, offset_bytes, data);
     }
 
     /// Only `writeback` may be written, by itself: it is one byte wide (4.2.2.2).

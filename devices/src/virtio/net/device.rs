@@ -20,7 +20,9 @@ use super::control::Link;
 use super::tap::Tap;
 use super::worker::{NetCounts, NewLimits, Worker};
 use crate::mmds::Stack;
-use crate::virtio::device::{DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice};
+use crate::virtio::device::{
+    DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice, read_space,
+};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::{Nudge, Service};
 use crate::virtio::state::{DeviceState, DeviceStateError};
@@ -170,14 +172,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset_bytes: u64, data: &mut [u8]) {
-        let space = self.config();
-        let offset = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
-        let there = space.get(offset..).unwrap_or_default();
-        let length = there.len().min(data.len());
-        data.fill(0);
-        for (to, from) in data.iter_mut().zip(there.iter().take(length)) {
-            *to = *from;
-        }
+        read_space(&self.config(), offset_bytes, data);
     }
 
     fn write_config(&mut self, _offset_bytes: u64, _data: &[u8]) {}

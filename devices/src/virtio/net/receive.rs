@@ -72,12 +72,14 @@ impl Receiver {
         &mut self,
         queue: &mut ActiveQueue,
         tap: &Tap,
-        mut metadata: Option<&mut Stack>,
+        metadata: Option<&mut Stack>,
         counts: &NetCounts,
     ) -> Result<Next, PopError> {
+        // Once in a turn: what the guest says is answered when it comes.
+        let mut metadata = metadata.and_then(|stack| stack.is_ready(Instant::now()).then_some(stack));
         for _ in 0..BATCH_FRAMES_MAX {
             if let Some(stack) = &mut metadata
-                && stack.is_ready(Instant::now())
+                && stack.has_frames()
             {
                 if !self.borrow(&mut queue.ring, counts)? {
                     return Ok(Next::Kick);
@@ -125,7 +127,7 @@ impl Receiver {
 
     /// Gives the guest a frame of the metadata service, which a limit is not for.
     fn hand_over(&mut self, ring: &mut Virtqueue, stack: &mut Stack, counts: &NetCounts) {
-        let Some(frame) = stack.give() else {
+        let Some(frame) = stack.give(Instant::now()) else {
             return;
         };
         let bytes = HEADER_BYTES + frame.len();

@@ -12,7 +12,9 @@ use super::config::VsockConfig;
 use super::connections::{HOST_PORTS, VsockCounts};
 use super::socket::{Listener, SocketFile};
 use super::worker::{Shared, Worker};
-use crate::virtio::device::{DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice};
+use crate::virtio::device::{
+    DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice, read_space,
+};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::Service;
 use crate::virtio::state::{DeviceState, DeviceStateError};
@@ -79,13 +81,7 @@ impl VirtioDevice for Vsock {
 
     /// The guest's CID (5.10.4).
     fn read_config(&self, offset_bytes: u64, data: &mut [u8]) {
-        let space = u64::from(self.guest_cid).to_le_bytes();
-        let offset = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
-        let there = space.get(offset..).unwrap_or_default();
-        data.fill(0);
-        for (to, from) in data.iter_mut().zip(there) {
-            *to = *from;
-        }
+        read_space(&u64::from(self.guest_cid).to_le_bytes(), offset_bytes, data);
     }
 
     fn write_config(&mut self, _offset_bytes: u64, _data: &[u8]) {}

@@ -93,7 +93,7 @@ pub(crate) fn run_frames(data: &[u8]) {
 fn take(stack: &mut Stack, now: Instant, next: &mut BTreeMap<u8, (u32, u32)>) -> usize {
     let mut count = 0;
     while count < FRAMES_KEPT_MAX * 4 && stack.is_ready(now) {
-        let Some(frame) = stack.give() else {
+        let Some(frame) = stack.give(now) else {
             break;
         };
         count += 1;

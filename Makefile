@@ -51,7 +51,7 @@ demo: monitor unikernel ## Show a guest that moves between three hosts, one of w
 test: test-unit test-integration ## Run the unit tests and the integration tests with seeded samples (minutes)
 
 test-unit:
-	tests/tools/need $(ISCSI) $(NFS)
+	tests/tools/need iasl $(ISCSI) $(NFS)
 	cargo test --workspace --exclude coracle-tests
 	cargo test -p coracle-tests --lib --test fuzz --test planted
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test

@@ -30,6 +30,8 @@ pub enum Kind {
     Net,
     /// It moves streams between the guest and sockets of the host.
     Vsock,
+    /// It gives memory that the guest does not need back to the host.
+    Balloon,
     /// It brings guest memory in where the guest waits for it.
     Pager,
     /// It opens, copies, sends or receives: whatever takes as long as a server does.
@@ -38,7 +40,7 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Api,
         Self::Vcpu,
         Self::Io,
@@ -49,6 +51,7 @@ impl Kind {
         Self::Entropy,
         Self::Net,
         Self::Vsock,
+        Self::Balloon,
         Self::Pager,
         Self::Mover,
     ];
@@ -66,6 +69,7 @@ impl Kind {
             Self::Entropy => "entropy",
             Self::Net => "net",
             Self::Vsock => "vsock",
+            Self::Balloon => "balloon",
             Self::Pager => "pager",
             Self::Mover => "mover",
         }

@@ -336,6 +336,7 @@ fn kind_of(name: &str, thread: Thread) -> &'static str {
         "rng" => "entropy",
         "net" => "net",
         "vsock" => "vsock",
+        "balloon" => "balloon",
         "pager" | "fetcher" => "pager",
         "io" if !thread.has_ring && thread.has_socket => "io_plain_network",
         "io" if !thread.has_ring => "io_plain",

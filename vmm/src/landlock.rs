@@ -188,7 +188,10 @@ pub fn begin_without() -> Result<(), LandlockError> {
 ///
 /// When the kernel refuses.
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
-    let opens_nothing = matches!(kind, Kind::Vcpu | Kind::Entropy | Kind::Net | Kind::Vsock);
+    let opens_nothing = matches!(
+        kind,
+        Kind::Vcpu | Kind::Entropy | Kind::Net | Kind::Vsock | Kind::Balloon
+    );
     match NOTHING.get().filter(|_| opens_nothing) {
         Some(nothing) => nothing
             .try_clone()?

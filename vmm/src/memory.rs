@@ -20,6 +20,7 @@ pub mod external;
 pub mod pager;
 mod places;
 mod reading;
+pub mod reclaim;
 pub mod restore;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -251,7 +252,9 @@ fn map(file: Option<FileOffset>, size_bytes: u64, pages: PageSize) -> Result<Mma
         PageSize::Huge2Mib => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
     let size = usize::try_from(size_bytes).expect("a 64-bit host");
-    MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags)
+    let mut region = MmapRegion::build(file, size, libc::PROT_READ | libc::PROT_WRITE, flags)?;
+    region.set_hugetlbfs(pages == PageSize::Huge2Mib);
+    Ok(region)
 }
 
 /// Has pages there at once that are about to be written, `len_bytes` from `start` on, instead of one by one when they are. Where

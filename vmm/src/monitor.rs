@@ -3,6 +3,7 @@
 //! Nobody else has a `&mut` to either, so there is no lock around them. It never waits for storage: what takes its time is
 //! begun, and looked after between other messages.
 
+mod balloon;
 mod migration;
 mod opening;
 mod operation;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use coracle_devices::mmds::Mmds;
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::device::Patience;
-use coracle_devices::virtio::net::{PartialNetworkInterface, Tap};
+use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface, Tap};
 use coracle_devices::virtio::vsock::Listener;
 use coracle_storage::lease::Owner;
 use serde_json::Value;
@@ -355,12 +356,7 @@ impl Monitor {
             }
             Verb::PutRateLimiterGroup(group) => self.config.insert_group(group)?,
             Verb::PatchRateLimiterGroup(patch) => self.patch_group(&patch)?,
-            Verb::PutNetworkInterface(network) => {
-                // Opened again at the start, like a kernel.
-                Tap::open(&network.host_dev_name)
-                    .map_err(|error| ConfigError::from(NetworkError::from(error)))?;
-                self.config.insert_network(network)?;
-            }
+            Verb::PutNetworkInterface(network) => self.put_network(network)?,
             Verb::PatchNetworkInterface(patch) => self.patch_network(&patch)?,
             Verb::PutMmdsConfig(mmds) => self.config.set_mmds(mmds)?,
             Verb::PutMmds(content) => self.put_metadata(content)?,
@@ -369,6 +365,14 @@ impl Monitor {
                 patched.map_err(|error| Fault::from_error(&error))?;
             }
             Verb::PutVsock(vsock) => self.put_vsock(vsock)?,
+            verb @ (Verb::PutBalloon(_)
+            | Verb::PatchBalloon(_)
+            | Verb::GetBalloon
+            | Verb::GetBalloonStatistics
+            | Verb::PatchBalloonStatistics(_)
+            | Verb::StartHinting(_)
+            | Verb::GetHintingStatus
+            | Verb::StopHinting) => return self.attend_balloon(&verb),
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutSerial(serial) => self.config.set_serial(serial),
             Verb::PutLogger(logger) => {
@@ -480,6 +484,12 @@ impl Monitor {
         Listener::check(&path).map_err(|error| ConfigError::from(VsockError::from(error)))?;
         self.config = config;
         Ok(())
+    }
+
+    fn put_network(&mut self, network: NetworkInterfaceConfig) -> Result<(), Fault> {
+        // Opened again at the start, like a kernel.
+        Tap::open(&network.host_dev_name).map_err(|error| ConfigError::from(NetworkError::from(error)))?;
+        Ok(self.config.insert_network(network)?)
     }
 
     fn patch_network(&mut self, patch: &PartialNetworkInterface) -> Result<(), Fault> {

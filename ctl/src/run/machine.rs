@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::RunArgs;
+use super::balloon;
 use super::disk::{self, DiskError};
 use super::net::{self, NetError};
 use super::vsock;
@@ -92,6 +93,9 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
     }
     if let Some(given) = &args.vsock {
         step("the vsock device", "/vsock", vsock::config(given));
+    }
+    if let Some(given) = &args.balloon {
+        step("the balloon", "/balloon", balloon::config(given));
     }
     if args.entropy {
         step("the entropy device", "/entropy", json!({}));

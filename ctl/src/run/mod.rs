@@ -1,5 +1,6 @@
 //! `coraclectl run`: a machine in the foreground, from its start to its exit status.
 
+mod balloon;
 mod console;
 mod disk;
 mod ended;
@@ -24,6 +25,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use self::balloon::BalloonSpec;
 use self::console::Input;
 use self::disk::DiskSpec;
 use self::ended::Ended;
@@ -93,6 +95,10 @@ pub(crate) struct RunArgs {
     /// PATH_1, PATH_2 and so on. Option: cid=N, the guest's address [default: 3]
     #[arg(long, value_name = "PATH[,OPTION]")]
     vsock: Option<VsockSpec>,
+    /// A balloon of so much memory that the guest gives back to this host, such as 0 or 64M. Options: stats=SECONDS,
+    /// reporting (what is free goes back by itself), hinting, keep (also when the guest runs out of memory)
+    #[arg(long, value_name = "SIZE[,OPTION]…")]
+    balloon: Option<BalloonSpec>,
     /// The guest's memory, such as 512 (MiB), 128M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     memory: MemoryMib,

@@ -27,6 +27,8 @@ pub(crate) struct Subject {
     pub(crate) make: fn() -> Box<dyn VirtioDevice>,
     /// Offers one request on queue 0 that the device completes, with buffers from [`BUFFERS`] on.
     pub(crate) offer: fn(&mut DriverRing),
+    /// Whether that has it write into those buffers, and not only into the used ring.
+    pub(crate) writes_buffers: bool,
 }
 
 /// A device, its guest's driver, and the eventfds between them.
@@ -380,6 +382,7 @@ mod block {
         conforms(&Subject {
             make: || disk(Engine::Async, 1),
             offer,
+            writes_buffers: true,
         });
     }
 
@@ -388,6 +391,7 @@ mod block {
         conforms(&Subject {
             make: || disk(Engine::Sync, 1),
             offer,
+            writes_buffers: true,
         });
     }
 
@@ -396,6 +400,7 @@ mod block {
         transport::every_queue_goes_on_at_its_own_position(&Subject {
             make: || disk(Engine::Async, 4),
             offer,
+            writes_buffers: true,
         });
     }
 }

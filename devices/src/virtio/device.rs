@@ -37,6 +37,8 @@ pub enum DeviceKind {
     Block = 2,
     /// 5.4
     Entropy = 4,
+    /// 5.5
+    Balloon = 5,
     /// 5.10
     Socket = 19,
 }

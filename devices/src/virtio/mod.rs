@@ -1,5 +1,6 @@
 //! Virtio 1.2: virtqueues, the device contract, and the devices.
 
+pub mod balloon;
 pub mod blk;
 #[cfg(test)]
 pub(crate) mod conformance;

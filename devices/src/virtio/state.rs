@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::balloon::BalloonState;
 use super::blk::BlkState;
 use super::device::DeviceKind;
 use super::net::NetState;
@@ -18,6 +19,8 @@ pub enum DeviceState {
     Network(NetState),
     /// A socket device.
     Socket(VsockState),
+    /// A balloon.
+    Balloon(BalloonState),
 }
 
 impl DeviceState {
@@ -28,6 +31,7 @@ impl DeviceState {
             Self::Entropy => DeviceKind::Entropy,
             Self::Network(_) => DeviceKind::Network,
             Self::Socket(_) => DeviceKind::Socket,
+            Self::Balloon(_) => DeviceKind::Balloon,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod api;
 mod attacks;
+mod balloon;
 mod boot;
 mod clients;
 mod clone;
@@ -67,6 +68,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("snapshot_keys", snapshot_keys::CASES),
     ("clone", clone::CASES),
     ("snapshot_disks", snapshot_disks::CASES),
+    ("balloon", balloon::CASES),
     ("metadata", metadata::CASES),
     ("migration", migration::CASES),
     ("crash", crash::CASES),

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 
 use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::balloon::{
+    BalloonConfig, BalloonPatch, BalloonStatistics, HintingStart, HintingStatus, StatisticsPatch,
+};
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -13,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::http::Content;
-use super::routes::{AnswerShape, ROUTES, Route};
+use super::routes::{AnswerShape, BODY_IS_OPTIONAL, ROUTES, Route};
 use super::verbs::permitted;
 use crate::config::{
     BootSource, CpuConfig, FullConfig, InstanceActionInfo, InstanceInfo, LoggerConfig, MachineConfig,
@@ -75,7 +78,11 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Map<String, Value>
     put("operationId", kinds.join("Or").into());
     if let Some(name) = route.body {
         let content = json!({"application/json": {"schema": schema(name, schemas)}});
-        put("requestBody", json!({"required": true, "content": content}));
+        let is_required = !BODY_IS_OPTIONAL.contains(&route.path);
+        put(
+            "requestBody",
+            json!({"required": is_required, "content": content}),
+        );
     }
     if let Some((_, name)) = route.path.split_once('{') {
         let parameter = json!({
@@ -132,6 +139,12 @@ fn phases(route: &Route) -> String {
 /// The schema of a type that the table of verbs names.
 fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
     match name {
+        "BalloonConfig" => schemas.subschema_for::<BalloonConfig>(),
+        "BalloonPatch" => schemas.subschema_for::<BalloonPatch>(),
+        "BalloonStatistics" => schemas.subschema_for::<BalloonStatistics>(),
+        "HintingStart" => schemas.subschema_for::<HintingStart>(),
+        "HintingStatus" => schemas.subschema_for::<HintingStatus>(),
+        "StatisticsPatch" => schemas.subschema_for::<StatisticsPatch>(),
         "BootSource" => schemas.subschema_for::<BootSource>(),
         "CpuConfig" => schemas.subschema_for::<CpuConfig>(),
         "DriveConfig" => schemas.subschema_for::<DriveConfig>(),

@@ -1,7 +1,7 @@
 //! From a request to a verb, through the table.
 
 use super::http::{Method, Request};
-use super::routes::{NOT_BUILT, ROUTES, Route};
+use super::routes::{BODY_IS_OPTIONAL, NOT_BUILT, ROUTES, Route};
 use super::verbs::{Fault, Verb};
 use crate::config::check_device_id;
 use crate::metrics::RequestCounters;
@@ -25,7 +25,11 @@ pub fn route(request: &Request, counters: &RequestCounters) -> Result<Verb, Faul
             "The requested operation is not supported: {what} cannot be had in this version."
         )));
     }
-    if request.body.is_empty() && matches!(method, Method::Put | Method::Patch) {
+    let wants_body = matches!(method, Method::Put | Method::Patch)
+        && !BODY_IS_OPTIONAL
+            .iter()
+            .any(|optional| optional.trim_matches('/') == path);
+    if request.body.is_empty() && wants_body {
         return Err(Fault::bad_request(format!("Empty {} request.", method.name())));
     }
     for route in ROUTES.iter().filter(|route| route.method == method) {
@@ -93,6 +97,10 @@ mod tests {
             VerbKind::PutMmdsConfig => r#"{"network_interfaces": ["a"]}"#,
             VerbKind::PutMmds | VerbKind::PatchMmds => r#"["any", "JSON"]"#,
             VerbKind::PutVsock => r#"{"guest_cid": 3, "uds_path": "v"}"#,
+            VerbKind::PutBalloon => r#"{"amount_mib": 1, "deflate_on_oom": true}"#,
+            VerbKind::PatchBalloon => r#"{"amount_mib": 1}"#,
+            VerbKind::PatchBalloonStatistics => r#"{"stats_polling_interval_s": 1}"#,
+            VerbKind::StartHinting => r#"{"acknowledge_on_stop": true}"#,
             VerbKind::PutMetrics => r#"{"metrics_path": "m"}"#,
             VerbKind::FlushMetrics => r#"{"action_type": "FlushMetrics"}"#,
             VerbKind::Start => r#"{"action_type": "InstanceStart"}"#,
@@ -104,6 +112,10 @@ mod tests {
             | VerbKind::GetMachineConfig
             | VerbKind::GetMetrics
             | VerbKind::GetMmds
+            | VerbKind::GetBalloon
+            | VerbKind::GetBalloonStatistics
+            | VerbKind::GetHintingStatus
+            | VerbKind::StopHinting
             | VerbKind::GetConfig
             | VerbKind::GetSnapshot
             | VerbKind::GetMigration
@@ -134,7 +146,7 @@ mod tests {
             }
             assert_eq!(
                 line.body.is_none(),
-                matches!(line.method, Method::Get | Method::Delete),
+                matches!(line.method, Method::Get | Method::Delete) || path == "/balloon/hinting/stop",
                 "{} {path}",
                 line.method.name()
             );
@@ -201,7 +213,6 @@ mod tests {
     #[test]
     fn what_is_not_built_is_named() {
         for (method, path, what) in [
-            (Method::Get, "/balloon/statistics", "balloon"),
             (Method::Put, "/pmem/a", "pmem"),
             (Method::Patch, "/hotplug/memory", "memory hotplug"),
         ] {
@@ -212,6 +223,25 @@ mod tests {
                 "{path}: {message}"
             );
         }
+    }
+
+    #[test]
+    fn a_run_of_hints_is_begun_and_ended_with_a_body_or_without() {
+        for body in ["", "{}", r#"{"acknowledge_on_stop": true}"#] {
+            let verb = ask(Method::Patch, "/balloon/hinting/start", body).unwrap();
+            let Verb::StartHinting(start) = verb else {
+                panic!("{verb:?}");
+            };
+            assert!(start.acknowledge_on_stop, "{body}");
+        }
+        for body in ["", "{}", "whatever"] {
+            assert_eq!(
+                ask(Method::Patch, "/balloon/hinting/stop", body),
+                Ok(Verb::StopHinting)
+            );
+        }
+        let nowhere = ask(Method::Patch, "/balloon/hinting/none", "").unwrap_err();
+        assert_eq!(nowhere, "Empty PATCH request.");
     }
 
     #[test]

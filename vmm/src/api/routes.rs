@@ -1,5 +1,6 @@
 //! The table of the API, from which the router, the OpenAPI document and the client come.
 
+use coracle_devices::virtio::balloon::HintingStart;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use serde::de::DeserializeOwned;
@@ -210,6 +211,78 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         method: Method::Put,
+        path: "/balloon",
+        summary: "Sets the balloon.",
+        body: Some("BalloonConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutBalloon],
+        parse: |_, body| json(body).map(Verb::PutBalloon),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/balloon",
+        summary: "Changes how much memory the guest is to give back.",
+        body: Some("BalloonPatch"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchBalloon],
+        parse: |_, body| json(body).map(Verb::PatchBalloon),
+    },
+    Route {
+        method: Method::Get,
+        path: "/balloon",
+        summary: "Tells the balloon.",
+        body: None,
+        answer: AnswerShape::Json("BalloonConfig"),
+        kinds: &[VerbKind::GetBalloon],
+        parse: |_, _| Ok(Verb::GetBalloon),
+    },
+    Route {
+        method: Method::Get,
+        path: "/balloon/statistics",
+        summary: "Tells how large the balloon is, and what the guest says of its memory.",
+        body: None,
+        answer: AnswerShape::Json("BalloonStatistics"),
+        kinds: &[VerbKind::GetBalloonStatistics],
+        parse: |_, _| Ok(Verb::GetBalloonStatistics),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/balloon/statistics",
+        summary: "Changes how often the guest says that.",
+        body: Some("StatisticsPatch"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchBalloonStatistics],
+        parse: |_, body| json(body).map(Verb::PatchBalloonStatistics),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/balloon/hinting/start",
+        summary: "Has the guest give back all memory that is free.",
+        body: Some("HintingStart"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::StartHinting],
+        parse: |_, body| start_hinting(body).map(Verb::StartHinting),
+    },
+    Route {
+        method: Method::Get,
+        path: "/balloon/hinting/status",
+        summary: "Tells how far that is.",
+        body: None,
+        answer: AnswerShape::Json("HintingStatus"),
+        kinds: &[VerbKind::GetHintingStatus],
+        parse: |_, _| Ok(Verb::GetHintingStatus),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/balloon/hinting/stop",
+        summary: "Lets the guest use that memory again.",
+        body: None,
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::StopHinting],
+        parse: |_, _| Ok(Verb::StopHinting),
+    },
+    Route {
+        method: Method::Put,
         path: "/entropy",
         summary: "Adds an entropy device.",
         body: Some("EntropyConfig"),
@@ -387,13 +460,12 @@ pub static ROUTES: &[Route] = &[
     },
 ];
 
+/// Paths at which a PATCH may come without a body; where the table has none, one that comes all the same is not looked at.
+pub static BODY_IS_OPTIONAL: &[&str] = &["/balloon/hinting/start", "/balloon/hinting/stop"];
+
 /// What Firecracker has at a path that is not built into this version: first part of the path, and
 /// what is missing.
-pub static NOT_BUILT: &[(&str, &str)] = &[
-    ("balloon", "the balloon device"),
-    ("pmem", "pmem devices"),
-    ("hotplug", "memory hotplug"),
-];
+pub static NOT_BUILT: &[(&str, &str)] = &[("pmem", "pmem devices"), ("hotplug", "memory hotplug")];
 
 fn patch_machine_config(_: &str, body: &[u8]) -> Result<Verb, Fault> {
     let patch: MachineConfigPatch = json(body)?;
@@ -401,6 +473,13 @@ fn patch_machine_config(_: &str, body: &[u8]) -> Result<Verb, Fault> {
         return Err(Fault::bad_request("Empty PATCH request."));
     }
     Ok(Verb::PatchMachineConfig(patch))
+}
+
+fn start_hinting(body: &[u8]) -> Result<HintingStart, Fault> {
+    if body.is_empty() {
+        return Ok(HintingStart::default());
+    }
+    json(body)
 }
 
 fn put_drive(id: &str, body: &[u8]) -> Result<Verb, Fault> {

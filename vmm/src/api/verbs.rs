@@ -1,6 +1,7 @@
 //! The verbs of the API, and one policy that says in which phase a verb is allowed.
 
 use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::balloon::{BalloonConfig, BalloonPatch, HintingStart, StatisticsPatch};
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -52,6 +53,22 @@ pub enum Verb {
     GetMmds,
     /// Set the socket device.
     PutVsock(VsockConfig),
+    /// Set the balloon.
+    PutBalloon(BalloonConfig),
+    /// Change its size.
+    PatchBalloon(BalloonPatch),
+    /// Tell it.
+    GetBalloon,
+    /// Tell what the guest says of its memory.
+    GetBalloonStatistics,
+    /// Change how often it says that.
+    PatchBalloonStatistics(StatisticsPatch),
+    /// Begin a run of hints.
+    StartHinting(HintingStart),
+    /// Tell how far it is.
+    GetHintingStatus,
+    /// End it.
+    StopHinting,
     /// Set the entropy device.
     PutEntropy(EntropyConfig),
     /// Set the serial port.
@@ -118,6 +135,14 @@ pub enum VerbKind {
     PatchMmds,
     GetMmds,
     PutVsock,
+    PutBalloon,
+    PatchBalloon,
+    GetBalloon,
+    GetBalloonStatistics,
+    PatchBalloonStatistics,
+    StartHinting,
+    GetHintingStatus,
+    StopHinting,
     PutEntropy,
     PutSerial,
     PutLogger,
@@ -163,6 +188,14 @@ impl Verb {
             Self::PatchMmds(_) => VerbKind::PatchMmds,
             Self::GetMmds => VerbKind::GetMmds,
             Self::PutVsock(_) => VerbKind::PutVsock,
+            Self::PutBalloon(_) => VerbKind::PutBalloon,
+            Self::PatchBalloon(_) => VerbKind::PatchBalloon,
+            Self::GetBalloon => VerbKind::GetBalloon,
+            Self::GetBalloonStatistics => VerbKind::GetBalloonStatistics,
+            Self::PatchBalloonStatistics(_) => VerbKind::PatchBalloonStatistics,
+            Self::StartHinting(_) => VerbKind::StartHinting,
+            Self::GetHintingStatus => VerbKind::GetHintingStatus,
+            Self::StopHinting => VerbKind::StopHinting,
             Self::PutEntropy(_) => VerbKind::PutEntropy,
             Self::PutSerial(_) => VerbKind::PutSerial,
             Self::PutLogger(_) => VerbKind::PutLogger,
@@ -244,6 +277,9 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PutMmds
         | V::PatchMmds
         | V::GetMmds
+        | V::GetBalloon
+        | V::PatchBalloon
+        | V::PatchBalloonStatistics
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
@@ -259,6 +295,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PutNetworkInterface
         | V::PutMmdsConfig
         | V::PutVsock
+        | V::PutBalloon
         | V::PutEntropy
         | V::PutSerial
         | V::PutLogger
@@ -266,7 +303,11 @@ fn time_of(verb: VerbKind) -> Time {
         | V::Start
         | V::LoadSnapshot
         | V::ReceiveMigration => Time::BeforeStart,
-        V::PatchDrive
+        V::GetBalloonStatistics
+        | V::StartHinting
+        | V::GetHintingStatus
+        | V::StopHinting
+        | V::PatchDrive
         | V::PatchRateLimiterGroup
         | V::PatchNetworkInterface
         | V::FlushMetrics
@@ -341,6 +382,9 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::PutMmds
         | V::PatchMmds
         | V::GetMmds
+        | V::GetBalloon
+        | V::GetBalloonStatistics
+        | V::GetHintingStatus
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
@@ -361,6 +405,11 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::PatchNetworkInterface
         | V::PutMmdsConfig
         | V::PutVsock
+        | V::PutBalloon
+        | V::PatchBalloon
+        | V::PatchBalloonStatistics
+        | V::StartHinting
+        | V::StopHinting
         | V::PutEntropy
         | V::PutSerial
         | V::PutLogger
@@ -428,6 +477,9 @@ mod tests {
             V::GetMmds,
             V::PutMmds,
             V::PatchMmds,
+            V::GetBalloon,
+            V::PatchBalloon,
+            V::PatchBalloonStatistics,
             V::GetSnapshot,
             V::CancelSnapshot,
             V::GetMigration,
@@ -436,6 +488,10 @@ mod tests {
             V::RecoverMigration,
         ];
         let once_started = [
+            V::GetBalloonStatistics,
+            V::StartHinting,
+            V::GetHintingStatus,
+            V::StopHinting,
             V::PatchDrive,
             V::PatchRateLimiterGroup,
             V::PatchNetworkInterface,
@@ -465,7 +521,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            39 * 3,
+            47 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

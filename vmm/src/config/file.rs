@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::DriveConfig;
 use coracle_devices::virtio::net::NetworkInterfaceConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -26,7 +27,7 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct FullConfig {
-    balloon: Option<Value>,
+    balloon: Option<BalloonConfig>,
     drives: Vec<DriveConfig>,
     boot_source: BootSource,
     cpu_config: Option<CpuConfig>,
@@ -49,7 +50,7 @@ impl From<&Config> for FullConfig {
     fn from(config: &Config) -> Self {
         let config = config.clone();
         Self {
-            balloon: None,
+            balloon: config.balloon,
             drives: config.drives,
             boot_source: config.boot_source.unwrap_or_default(),
             cpu_config: config.cpu,
@@ -109,7 +110,7 @@ struct Sections {
     metrics: Option<MetricsConfig>,
     entropy: Option<EntropyConfig>,
     serial: Option<SerialConfig>,
-    balloon: Option<Value>,
+    balloon: Option<BalloonConfig>,
     mmds_config: Option<MmdsConfig>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterfaceConfig>,
@@ -123,11 +124,7 @@ impl Sections {
         self,
         read: impl FnOnce(&Path) -> Result<Vec<u8>, ConfigFileError>,
     ) -> Result<Config, ConfigFileError> {
-        let missing = [
-            (&self.balloon, "balloon"),
-            (&self.pmem, "pmem"),
-            (&self.memory_hotplug, "memory-hotplug"),
-        ];
+        let missing = [(&self.pmem, "pmem"), (&self.memory_hotplug, "memory-hotplug")];
         for (section, name) in missing {
             if section.as_ref().is_some_and(asks_for_something) {
                 return Err(ConfigFileError::NotBuilt { section: name });
@@ -157,6 +154,9 @@ impl Sections {
         }
         if let Some(vsock) = self.vsock {
             config.set_vsock(vsock)?;
+        }
+        if let Some(balloon) = self.balloon {
+            config.set_balloon(balloon)?;
         }
         config.entropy = self.entropy;
         config.serial = self.serial;

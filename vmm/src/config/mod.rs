@@ -2,6 +2,7 @@
 //!
 //! [`Config`] only holds what was asked; nothing is opened or built before the machine starts.
 
+mod balloon;
 mod boot;
 mod cpu;
 mod file;
@@ -21,12 +22,14 @@ mod vsock;
 use std::collections::BTreeMap;
 
 use coracle_devices::serial::SerialConfig;
+pub use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, PartialDrive};
 pub use coracle_devices::virtio::net::{MacAddress, MacError, NetworkInterfaceConfig};
 use coracle_devices::virtio::rng::EntropyConfig;
 pub use coracle_devices::virtio::vsock::VsockConfig;
 use coracle_storage::open::is_remote;
 
+pub use balloon::BalloonError;
 pub use boot::{BOOT_ARGS_BYTES_MAX, BOOT_ARGS_DEFAULT, BootProtocol, BootSource, BootSourceError};
 pub use cpu::{
     Bits, CpuConfig, CpuidModifier, CpuidRegister, CpuidRegisterModifier, Hex, KvmCapability, MsrModifier,
@@ -75,6 +78,7 @@ pub struct Config {
     networks: Vec<NetworkInterfaceConfig>,
     mmds: Option<MmdsConfig>,
     vsock: Option<VsockConfig>,
+    balloon: Option<BalloonConfig>,
     entropy: Option<EntropyConfig>,
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
@@ -122,7 +126,12 @@ impl Config {
 
     /// How many virtio devices the machine has.
     pub fn virtio_devices(&self) -> usize {
-        let single = usize::from(self.vsock.is_some()) + usize::from(self.entropy.is_some());
+        let single = [
+            self.vsock.is_some(),
+            self.balloon.is_some(),
+            self.entropy.is_some(),
+        ];
+        let single: usize = single.into_iter().map(usize::from).sum();
         self.drives.len() + self.networks.len() + single
     }
 
@@ -186,7 +195,9 @@ impl Config {
     ///
     /// The rule that `machine` breaks; then nothing has changed.
     pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), ConfigError> {
-        self.machine = machine.checked()?;
+        let machine = machine.checked()?;
+        self.check_balloon(machine.mem_size_mib)?;
+        self.machine = machine;
         Ok(())
     }
 
@@ -429,6 +440,9 @@ pub enum ConfigError {
     /// The metadata service.
     #[error("MMDS config error")]
     Metadata(#[from] MetadataError),
+    /// The balloon.
+    #[error("Balloon config error")]
+    Balloon(#[from] BalloonError),
     /// The socket device.
     #[error("Vsock config error")]
     Vsock(#[from] VsockError),

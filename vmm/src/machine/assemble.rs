@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
 use coracle_devices::power::EndSignal;
+use coracle_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonControl};
 use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::dirty::DirtyPages;
@@ -32,6 +33,7 @@ use crate::end::Ending;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::{Outside, Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
+use crate::memory::reclaim::Reclaimer;
 use crate::memory::{self, MemoryError};
 use crate::snapshot::memory::MemoryId;
 
@@ -137,15 +139,12 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     let lineage = Lineage::new(parent, plan.dirty_log, &memory);
 
     // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
-    let mut drives = Vec::new();
     let mut virtio = VirtioBus::new(&vm, &memory, lineage.devices());
-    for disk in plan.disks {
-        drives.push(virtio.insert_drive(disk)?);
-    }
+    let drives = virtio.insert_drives(plan.disks)?;
     let networks = virtio.insert_networks(plan.networks)?;
-    let vsock_counts = plan.vsock.map(|plan| virtio.insert_vsock(plan)).transpose()?;
-    let entropy_counts = plan.entropy.map(|config| virtio.insert_entropy(&config));
-    let entropy_counts = entropy_counts.transpose()?;
+    let vsock_counts = virtio.insert_vsock(plan.vsock)?;
+    let balloon = virtio.insert_balloon(plan.balloon)?;
+    let entropy_counts = virtio.insert_entropy(plan.entropy)?;
     let VirtioBus {
         bus: mut mmio,
         windows,
@@ -175,6 +174,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         groups: plan.groups,
         networks,
         vsock_counts,
+        balloon,
         entropy_counts,
         serial: platform.serial,
         keyboard: platform.keyboard,
@@ -281,6 +281,11 @@ impl<'a> VirtioBus<'a> {
         }
     }
 
+    fn insert_drives(&mut self, plans: Vec<DiskPlan>) -> Result<Vec<DriveSlot>, BuildError> {
+        let drives = plans.into_iter().map(|plan| self.insert_drive(plan));
+        drives.collect()
+    }
+
     fn insert_drive(&mut self, plan: DiskPlan) -> Result<DriveSlot, BuildError> {
         let DiskPlan {
             held,
@@ -316,17 +321,39 @@ impl<'a> VirtioBus<'a> {
         Ok(networks)
     }
 
-    fn insert_vsock(&mut self, plan: VsockPlan) -> Result<Arc<VsockCounts>, BuildError> {
+    fn insert_vsock(&mut self, plan: Option<VsockPlan>) -> Result<Option<Arc<VsockCounts>>, BuildError> {
+        let Some(plan) = plan else {
+            return Ok(None);
+        };
         let (vsock, counts) = Vsock::new(&plan.config, plan.listener).map_err(device_failed("vsock"))?;
         self.insert("vsock", Box::new(vsock))?;
-        Ok(counts)
+        Ok(Some(counts))
     }
 
-    fn insert_entropy(&mut self, config: &EntropyConfig) -> Result<Arc<EntropyCounts>, BuildError> {
-        let entropy = Entropy::new(config).map_err(device_failed("entropy"))?;
+    fn insert_balloon(
+        &mut self,
+        config: Option<BalloonConfig>,
+    ) -> Result<Option<BalloonControl>, BuildError> {
+        let Some(config) = config else {
+            return Ok(None);
+        };
+        let reclaimer = Box::new(Reclaimer::of(self.memory));
+        let (balloon, control) = Balloon::new(&config, reclaimer).map_err(device_failed("balloon"))?;
+        self.insert("balloon", Box::new(balloon))?;
+        Ok(Some(control))
+    }
+
+    fn insert_entropy(
+        &mut self,
+        config: Option<EntropyConfig>,
+    ) -> Result<Option<Arc<EntropyCounts>>, BuildError> {
+        let Some(config) = config else {
+            return Ok(None);
+        };
+        let entropy = Entropy::new(&config).map_err(device_failed("entropy"))?;
         let counts = Arc::clone(entropy.counts());
         self.insert("entropy", Box::new(entropy))?;
-        Ok(counts)
+        Ok(Some(counts))
     }
 
     /// Returns the device's place among the slots.

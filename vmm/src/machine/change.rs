@@ -3,6 +3,7 @@
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
+use coracle_devices::virtio::balloon::BalloonControl;
 use coracle_devices::virtio::blk::{Changed, ControlError, ImageChange};
 use coracle_devices::virtio::device::{Notice, Patience};
 use coracle_devices::virtio::mmio::{MmioTransport, Pause};
@@ -130,6 +131,11 @@ impl Machine<Stranded> {
 }
 
 impl<P> Machine<P> {
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.parts.balloon.as_ref()
+    }
+
     /// Changes the limits that `patch` names of a network interface, if there is one of that name.
     pub fn limit_network(&self, patch: &PartialNetworkInterface) {
         let network = self

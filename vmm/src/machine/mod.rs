@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use coracle_devices::i8042::{I8042, KeyboardError};
 use coracle_devices::serial::SerialPort;
+use coracle_devices::virtio::balloon::BalloonControl;
 use coracle_devices::virtio::blk::{BlkControl, LossSignal};
 use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
 use coracle_devices::virtio::net::NetControl;
@@ -87,6 +88,7 @@ struct Parts {
     groups: Vec<LimitGroup>,
     networks: Vec<NetworkSlot>,
     vsock_counts: Option<Arc<VsockCounts>>,
+    balloon: Option<BalloonControl>,
     entropy_counts: Option<Arc<EntropyCounts>>,
     serial: Arc<Mutex<SerialPort>>,
     keyboard: Arc<Mutex<I8042>>,

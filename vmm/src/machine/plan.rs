@@ -8,6 +8,7 @@ use std::time::Instant;
 use coracle_devices::boot_timer::BootTimer;
 use coracle_devices::mmds::{Mmds, Stack};
 use coracle_devices::serial::SerialConfig;
+use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, Tap, TapError};
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -43,6 +44,7 @@ pub struct Plan {
     pub(super) groups: Vec<LimitGroup>,
     pub(super) networks: Vec<NetworkPlan>,
     pub(super) vsock: Option<VsockPlan>,
+    pub(super) balloon: Option<BalloonConfig>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
@@ -267,6 +269,7 @@ impl Plan {
                 .map(NetworkPlan::new)
                 .collect::<Result<_, _>>()?,
             vsock: config.vsock().map(VsockPlan::new).transpose()?,
+            balloon: config.balloon().cloned(),
             entropy: config.entropy().cloned(),
             serial: config.serial().cloned().unwrap_or_default(),
             boot_timer: None,

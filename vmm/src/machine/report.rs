@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle_devices::mmds::Mmds;
+use coracle_devices::virtio::balloon::BalloonCounts;
 use coracle_devices::virtio::blk::{BlkControl, BlkMetrics, LatencyAggregate};
 use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::rng::EntropyCounts;
@@ -31,6 +32,10 @@ impl<P> Machine<P> {
         }
         if let Some(counts) = self.parts.vsock_counts.clone() {
             registry.add("vsock", Box::new(move |section| vsock(&counts, section)));
+        }
+        if let Some(control) = &self.parts.balloon {
+            let counts = Arc::clone(control.counts());
+            registry.add("balloon", Box::new(move |section| balloon(&counts, section)));
         }
         if let Some(counts) = self.parts.entropy_counts.clone() {
             registry.add("entropy", Box::new(move |section| entropy(&counts, section)));
@@ -204,6 +209,26 @@ fn vsock(counts: &VsockCounts, section: &mut Section) {
         ("conns_added", &counts.conns_added),
         ("conns_removed", &counts.conns_removed),
         ("conns_killed", &counts.conns_killed),
+    ] {
+        section.counter(name, loaded(counter));
+    }
+}
+
+/// What the balloon counts; `inflate_bytes` is not in Firecracker.
+fn balloon(counts: &BalloonCounts, section: &mut Section) {
+    for (name, counter) in [
+        ("inflate_count", &counts.inflations),
+        ("inflate_bytes", &counts.inflated_bytes),
+        ("deflate_count", &counts.deflations),
+        ("stats_updates_count", &counts.statistics),
+        ("stats_update_fails", &counts.statistics_unknown),
+        ("free_page_report_count", &counts.reports),
+        ("free_page_report_freed", &counts.reported_bytes),
+        ("free_page_report_fails", &counts.report_fails),
+        ("free_page_hint_count", &counts.hints),
+        ("free_page_hint_freed", &counts.hinted_bytes),
+        ("free_page_hint_fails", &counts.hint_fails),
+        ("event_fails", &counts.guest_faults),
     ] {
         section.counter(name, loaded(counter));
     }

@@ -71,6 +71,16 @@ struct Mapping {
     page_size_kib: usize,
 }
 
+/// Whether the guest may give memory back, of which the process that fills it has to know: it reads an event for each range
+/// (UFFD_EVENT_REMOVE), and fills it with zeros from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returns {
+    /// It has a balloon.
+    Some,
+    /// It has none.
+    None,
+}
+
 /// Makes `mib` MiB of memory that is filled by the process that listens on `socket`.
 ///
 /// # Errors
@@ -80,12 +90,16 @@ pub fn restore_by(
     socket: &str,
     mib: u64,
     pages: PageSize,
+    returns: Returns,
 ) -> Result<(Arc<GuestMemoryMmap>, External), ExternalError> {
     if pages == PageSize::Huge2Mib {
         return Err(ExternalError::HugePages);
     }
     let memory = allocate(mib, Backing::Anonymous, pages)?;
-    let userfault = Userfault::new()?;
+    let userfault = match returns {
+        Returns::Some => Userfault::telling_of_removal(),
+        Returns::None => Userfault::new(),
+    }?;
     let mappings = mappings(&memory);
     for mapping in &mappings {
         userfault.guard(HostRange {
@@ -164,6 +178,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use vm_memory::GuestAddress;
 
     use super::*;
     use crate::memory::testing::{touch, waits};
@@ -193,7 +208,7 @@ mod tests {
         let path = folder.path().join("uffd.sock").to_str().unwrap().to_owned();
         let listener = UnixListener::bind(&path).unwrap();
         let handler = std::thread::spawn(move || accept(&listener));
-        let (memory, external) = restore_by(&path, 4 << 10, PageSize::Base).unwrap();
+        let (memory, external) = restore_by(&path, 4 << 10, PageSize::Base, Returns::None).unwrap();
         let (mappings, userfault) = handler.join().unwrap();
         let number = |at: usize, name: &str| mappings.get(at).unwrap().get(name).unwrap().as_u64().unwrap();
         let slots: Vec<_> = slots(&memory).collect();
@@ -223,12 +238,53 @@ mod tests {
     }
 
     #[test]
+    fn the_process_that_fills_memory_is_told_what_the_guest_gives_back() {
+        const REMOVE: u8 = 0x15;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("uffd.sock").to_str().unwrap().to_owned();
+        let listener = UnixListener::bind(&path).unwrap();
+        let handler = std::thread::spawn(move || accept(&listener));
+        let (memory, _external) = restore_by(&path, 1, PageSize::Base, Returns::Some).unwrap();
+        let (_, userfault) = handler.join().unwrap();
+        let start = slots(&memory).next().unwrap().host_address;
+        let page = PAGE_BYTES as u64;
+        userfault.fill(start, &[7; 4 * PAGE_BYTES]).unwrap();
+        let given_back = Arc::clone(&memory);
+        let guest = std::thread::spawn(move || {
+            crate::memory::discard(&given_back, GuestAddress(page), 2 * PAGE_BYTES).unwrap();
+        });
+        let mut message = [0; 32];
+        while rustix::io::read(&userfault, &mut message).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        guest.join().unwrap();
+        assert_eq!(message.first(), Some(&REMOVE));
+        let words: Vec<u64> = message
+            .as_chunks()
+            .0
+            .iter()
+            .map(|word| u64::from_ne_bytes(*word))
+            .collect();
+        assert_eq!(words.get(1..3), Some(&[start + page, start + 3 * page][..]));
+        // From then on the pages are absent.
+        let touched = touch(&memory, 2 * PAGE_BYTES);
+        assert!(waits(&touched));
+        userfault
+            .zero(crate::memory::userfault::HostRange {
+                start: start + page,
+                len_bytes: 2 * page,
+            })
+            .unwrap();
+        assert_eq!(touched.recv_timeout(Duration::from_secs(5)), Ok(0));
+    }
+
+    #[test]
     fn where_nobody_listens_the_error_names_the_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("uffd.sock").to_str().unwrap().to_owned();
-        let refused = restore_by(&path, 1, PageSize::Base).unwrap_err();
+        let refused = restore_by(&path, 1, PageSize::Base, Returns::None).unwrap_err();
         assert!(refused.to_string().contains(&path), "{refused}");
-        let huge = restore_by(&path, 2, PageSize::Huge2Mib).unwrap_err();
+        let huge = restore_by(&path, 2, PageSize::Huge2Mib, Returns::None).unwrap_err();
         assert!(matches!(huge, ExternalError::HugePages));
     }
 }

@@ -65,6 +65,19 @@ impl Userfault {
     ///
     /// When the kernel has none, or not for this process.
     pub fn new() -> Result<Self, UserfaultError> {
+        Self::with_features(0)
+    }
+
+    /// One that also tells of pages that are given back to the host: who gives them back waits until that was read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn telling_of_removal() -> Result<Self, UserfaultError> {
+        Self::with_features(UFFD_FEATURE_EVENT_REMOVE)
+    }
+
+    fn with_features(features: u64) -> Result<Self, UserfaultError> {
         let fd = open().map_err(|errno| UserfaultError {
             call: "userfaultfd(2)",
             source: errno.into(),
@@ -72,7 +85,7 @@ impl Userfault {
         let userfault = Self { fd: in_between(fd) };
         let mut handshake = Api {
             api: UFFD_API,
-            features: 0,
+            features,
             ioctls: 0,
         };
         userfault
@@ -292,7 +305,7 @@ fn open_by_device(flags: UserfaultfdFlags) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The address in a message about a page fault: no other event is asked for.
+/// The address in a message about a page fault: no other event is asked for by whoever reads them here.
 fn fault_address(message: &[u8; MESSAGE_BYTES]) -> Option<u64> {
     let (event, rest) = message.split_first()?;
     // After the event come seven bytes that are reserved, and eight of flags.
@@ -308,6 +321,7 @@ fn index(bytes: u64) -> usize {
 
 const UFFD_API: u64 = 0xaa;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 /// Bits of UFFDIO_COPY and UFFDIO_ZEROPAGE.
 const FILLING_IOCTLS: u64 = 1 << 3 | 1 << 4;

@@ -65,6 +65,9 @@ pub enum SeccompError {
         "the kernel takes no filter of system calls: use a kernel with CONFIG_SECCOMP_FILTER, or say --no-seccomp to run without"
     )]
     Kernel(#[source] io::Error),
+    /// There is no thread to be had.
+    #[error("cannot make a thread: look at the limits on processes (`pids.max` of the cgroup, `ulimit -u`)")]
+    Thread(#[source] io::Error),
 }
 
 type Programs = BTreeMap<String, Vec<libc::sock_filter>>;
@@ -94,7 +97,7 @@ pub fn begin(filters: &Filters) -> Result<(), SeccompError> {
     for program in [NO_CLONE3, PROCESS] {
         install(program).map_err(SeccompError::Kernel)?;
     }
-    spawner::start().map_err(SeccompError::Kernel)?;
+    spawner::start().map_err(SeccompError::Thread)?;
     threads::make_by(spawner::make);
     IS_CONFINED.set(()).expect("filters are chosen once");
     Ok(())

@@ -9,7 +9,7 @@ use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
 /// The filters of a policy: that of the start, and one for each kind of thread.
-pub(super) const KINDS: [&str; 14] = [
+pub(super) const KINDS: [&str; 15] = [
     "start",
     "vmm",
     "api",
@@ -22,6 +22,7 @@ pub(super) const KINDS: [&str; 14] = [
     "entropy",
     "net",
     "vsock",
+    "balloon",
     "pager",
     "mover",
 ];
@@ -31,8 +32,8 @@ pub(super) const PROCESS: &str = "process";
 pub(super) const NO_CLONE3: &str = "no_clone3";
 /// What libraries ask for and do without where it is answered with ENOSYS: so no thread that does little has to be allowed it.
 pub(super) const DISPENSABLE: &str = "dispensable";
-/// The kinds of threads that do much, and are allowed it.
-const AT_LARGE: [&str; 3] = ["vmm", "pager", "mover"];
+/// The kinds of threads that do much, and are allowed it; and the one whose work it is.
+const AT_LARGE: [&str; 4] = ["vmm", "pager", "mover", "balloon"];
 
 /// At a thread's end, to give back a stack that the next thread has anyway, and to hear no signals any more, of which these
 /// threads get none; and to let the other end of a channel go on that was interrupted, for which one may spin instead.

@@ -28,7 +28,7 @@ use crate::machine::disks::Wanted;
 use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, page_size};
 use crate::machine::state::{Counts, MachineState};
 use crate::machine::{PlatformError, check_compatible, renew_generation};
-use crate::memory::external::{self, ExternalError};
+use crate::memory::external::{self, ExternalError, Returns};
 use crate::memory::pager::{BringError, Pager};
 use crate::memory::restore::{self, SavedMemory};
 use crate::state::{Header, STATE_BYTES_MAX, State, StateError};
@@ -288,8 +288,12 @@ impl Job {
             }
             MemBackendType::Uffd => {
                 let mib = config.machine().mem_size_mib;
+                let returns = match config.balloon() {
+                    Some(_) => Returns::Some,
+                    None => Returns::None,
+                };
                 // Its guard stays, whatever becomes of what is returned.
-                let (memory, _guard) = external::restore_by(path, mib, pages)?;
+                let (memory, _guard) = external::restore_by(path, mib, pages, returns)?;
                 (memory, None)
             }
         };

@@ -56,6 +56,7 @@ fn the_socket_device_keeps_the_promises_of_every_device() {
         offer: |driver| {
             driver.offer_chain(&[Piece::Writable(BUFFERS, 64)]);
         },
+        writes_buffers: true,
     });
 }
 

@@ -270,6 +270,7 @@ static const struct verb {
 	{ "disk-write", 3, disk_write },
 	{ "disk-read", 3, disk_read },
 	{ "records", 3, records },
+	{ "use-memory", 1, use_memory },
 	{ "vsock-echo", 2, vsock_echo },
 	{ "vsock-send", 2, vsock_send },
 	{ "count", 1, count },

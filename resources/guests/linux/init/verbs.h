@@ -11,6 +11,7 @@ int devices(char **words);
 int disk_write(char **words);
 int disk_read(char **words);
 int records(char **words);
+int use_memory(char **words);
 int vsock_echo(char **words);
 int vsock_send(char **words);
 

@@ -98,6 +98,11 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
             let _ = stored.and_then(|()| mmds.patch(patch));
         }
         Verb::PutVsock(vsock) => config.set_vsock(vsock)?,
+        Verb::PutBalloon(balloon) => config.set_balloon(balloon)?,
+        Verb::PatchBalloon(patch) => config.patch_balloon(&patch)?,
+        Verb::PatchBalloonStatistics(patch) => config.patch_statistics(&patch)?,
+        Verb::GetBalloonStatistics => config.expect_statistics()?,
+        Verb::StartHinting(_) | Verb::GetHintingStatus | Verb::StopHinting => config.expect_hinting()?,
         Verb::PutEntropy(entropy) => config.set_entropy(entropy),
         Verb::PutSerial(serial) => config.set_serial(serial),
         Verb::PutLogger(logger) => config.set_logger(logger),
@@ -107,6 +112,7 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         | Verb::GetMachineConfig
         | Verb::GetMetrics
         | Verb::GetMmds
+        | Verb::GetBalloon
         | Verb::FlushMetrics
         | Verb::Start
         | Verb::SendCtrlAltDel

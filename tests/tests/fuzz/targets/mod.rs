@@ -127,6 +127,10 @@ pub(crate) const TARGETS: &[Target] = &[
         run: snapshot::run,
     },
     Target {
+        name: "virtio-balloon",
+        run: virtio::run_balloon,
+    },
+    Target {
         name: "virtio-blk",
         run: virtio::run_blk,
     },

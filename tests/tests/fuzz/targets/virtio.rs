@@ -11,14 +11,17 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 
 use coracle_devices::bus::BusDevice;
+use coracle_devices::virtio::balloon::{Balloon, BalloonConfig, Reclaim};
 use coracle_devices::virtio::blk::{Blk, DriveConfig};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
 use coracle_devices::virtio::net::{Net, NetworkInterfaceConfig, Tap};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig};
+use coracle_devices::virtio::segments;
 use coracle_devices::virtio::vsock::{Listener, Vsock, VsockConfig};
 use coracle_storage::engine::Engine;
 use coracle_storage::lease::{Lock, Owner, Succession};
+use coracle_storage::request::Segment;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::Input;
@@ -103,6 +106,31 @@ pub(crate) fn run_vsock(data: &[u8]) {
         }
         let (device, _counts) = Vsock::new(&config, listener).expect("a thread and a descriptor: none leaks");
         kept.borrow_mut().push((directory, called));
+        Box::new(device)
+    };
+    run(make, data);
+}
+
+/// Whatever is given back lies within the memory of the guest.
+pub(crate) fn run_balloon(data: &[u8]) {
+    struct Host;
+    impl Reclaim for Host {
+        fn reclaim(&mut self, segment: Segment) -> std::io::Result<u64> {
+            segments::scatter(&[segment], 0, &vec![0; segment.len_bytes()]);
+            Ok(segment.len_bytes() as u64)
+        }
+    }
+    let make: &Make = &|| {
+        let config = BalloonConfig {
+            amount_mib: 1,
+            deflate_on_oom: true,
+            stats_polling_interval_s: 1,
+            free_page_hinting: true,
+            free_page_reporting: true,
+        };
+        let (device, control) =
+            Balloon::new(&config, Box::new(Host)).expect("a thread and a descriptor: none leaks");
+        control.start_hinting(true);
         Box::new(device)
     };
     run(make, data);

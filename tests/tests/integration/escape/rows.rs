@@ -19,6 +19,7 @@ pub(super) const PLACES: &[&str] = &[
     "entropy",
     "net",
     "vsock",
+    "balloon",
     "pager",
     "mover",
 ];

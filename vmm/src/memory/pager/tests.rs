@@ -22,7 +22,7 @@ use crate::kvm::vcpu::{Outside, Vcpu};
 use crate::kvm::vm::{DirtyLog, Vm};
 use crate::memory::testing::{Snapshot, resident, touch, waits};
 use crate::memory::{Backing, MIB, PageSize, allocate};
-use crate::snapshot::memory::CHUNK_BYTES;
+use crate::snapshot::memory::{CHUNK_BYTES, PAGE_BYTES};
 
 /// Which chunks are meant.
 type Choice = fn(usize) -> bool;
@@ -207,6 +207,30 @@ fn a_hole_is_zeros_at_once_whatever_the_storage_does() {
         touch(&rig.memory, offset).recv_timeout(Duration::from_secs(5)),
         Ok(0)
     );
+}
+
+#[test]
+fn a_page_that_the_guest_has_given_back_is_zeros_while_others_are_still_to_come() {
+    let rig = Rig::new(&[]);
+    let saved = rig.snapshot.saved_chunks();
+    let (here, absent) = (
+        rig.snapshot.first_byte(saved[0]),
+        rig.snapshot.first_byte(saved[30]),
+    );
+    rig.answer(|chunk| chunk < 8);
+    let read = |offset| touch(&rig.memory, offset).recv_timeout(Duration::from_secs(5));
+    assert_eq!(read(here), Ok(rig.snapshot.bytes[here]));
+    let page_of = |offset: usize| (offset / PAGE_BYTES * PAGE_BYTES) as u64;
+    for offset in [here, absent] {
+        crate::memory::discard(&rig.memory, GuestAddress(page_of(offset)), PAGE_BYTES).unwrap();
+    }
+    assert_eq!(read(here), Ok(0));
+    // What is written there since stays, and what has not come yet comes as it was saved.
+    rig.memory.write_obj(0x5e_u8, GuestAddress(here as u64)).unwrap();
+    rig.answer(|_| true);
+    assert_eq!(read(absent), Ok(rig.snapshot.bytes[absent]));
+    assert_eq!(read(here), Ok(0x5e));
+    assert_eq!(rig.ending.announced(), None);
 }
 
 #[test]

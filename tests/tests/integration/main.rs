@@ -9,6 +9,7 @@ mod balloon;
 mod boot;
 mod clients;
 mod clone;
+mod conformance;
 mod crash;
 mod ctl;
 mod disk;
@@ -77,6 +78,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("disk", disk::CASES),
     ("drives", drives::CASES),
     ("api", api::CASES),
+    ("conformance", conformance::CASES),
     ("boot", boot::CASES),
     ("clients", clients::CASES),
     ("ctl", ctl::CASES),

@@ -268,7 +268,10 @@ pub(crate) enum CgroupError {
         source: io::Error,
     },
     /// A setting is not taken.
-    #[error("cannot write `{value}` to {}", path.display())]
+    #[error(
+        "cannot write `{value}` to {}; look whether the controller has such a setting and takes such a value",
+        path.display()
+    )]
     Write {
         /// Where.
         path: PathBuf,

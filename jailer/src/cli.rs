@@ -354,7 +354,7 @@ pub(crate) enum CliError {
         word: OsString,
     },
     /// A flag that has to be there.
-    #[error("--{flag} is missing")]
+    #[error("--{flag} is missing; see --help")]
     Missing {
         /// The flag.
         flag: &'static str,

@@ -68,7 +68,15 @@ pub(crate) struct Evidence {
     pub(crate) since_us: u64,
 }
 
+/// A monitor that a signal asks to end does so in order, with 128 and the number of the signal.
+const ASKED_TO_END: [u8; 4] = [128 + 1, 128 + 2, 128 + 3, 128 + 15];
+
 impl End {
+    /// Whether somebody has asked the monitor to end, by SIGHUP, SIGINT, SIGQUIT or SIGTERM, as `coraclectl stop` does.
+    pub(crate) fn was_asked_for(self) -> bool {
+        matches!(self, Self::Exited(status) if ASKED_TO_END.contains(&status))
+    }
+
     /// Of what `wait` has returned.
     pub(crate) fn of(status: WaitStatus) -> Self {
         let code = status.exit_status().and_then(|code| u8::try_from(code).ok());

@@ -315,7 +315,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> JailError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JailError {
     /// Something cannot be made.
-    #[error("cannot make {} in --chroot-base-dir", path.display())]
+    #[error("cannot make {} in --chroot-base-dir; it has to be a directory that you may write", path.display())]
     Make {
         /// Relative to the base.
         path: PathBuf,
@@ -324,7 +324,11 @@ pub(crate) enum JailError {
         source: io::Error,
     },
     /// Somebody made it before.
-    #[error("{} in --chroot-base-dir is there already; remove what an earlier jail left, or take another --id", path.display())]
+    #[error(
+        "{} in --chroot-base-dir is there already: a machine of this --id runs, or an earlier jail has left it, or --file gives \
+         something of that name; look which, and then remove it, or take another --id or NAME",
+        path.display()
+    )]
     IsThere {
         /// Relative to the base.
         path: PathBuf,

@@ -87,9 +87,13 @@ impl Plan {
     pub(crate) fn open(request: Request) -> Result<Self, PlanError> {
         let standing = Standing::of_this_process();
         standing.allows(&request)?;
-        let refused = |what| move |source| PlanError::Open { what, source };
-        let exec = File::open(&request.exec_file).map_err(refused("--exec-file"))?;
-        let metadata = exec.metadata().map_err(refused("--exec-file"))?;
+        let refused = |what, path: Option<&Path>| {
+            let path = path.map(Path::to_owned);
+            move |source| PlanError::Open { what, path, source }
+        };
+        let exec_file = Some(request.exec_file.as_path());
+        let exec = File::open(&request.exec_file).map_err(refused("--exec-file", exec_file))?;
+        let metadata = exec.metadata().map_err(refused("--exec-file", exec_file))?;
         let exec_mode = metadata.permissions().mode() & 0o777;
         if !metadata.is_file() || exec_mode & 0o111 == 0 {
             return Err(PlanError::NoProgram {
@@ -97,25 +101,31 @@ impl Plan {
             });
         }
         // The last part of what was opened, wherever a link has led.
-        let exec_name = last_part(&exec).map_err(refused("--exec-file"))?;
+        let exec_name = last_part(&exec).map_err(refused("--exec-file", exec_file))?;
         let base = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY)
             .open(&request.base)
-            .map_err(refused("--chroot-base-dir"))?;
+            .map_err(|source| PlanError::Base {
+                path: request.base.clone(),
+                source,
+            })?;
         let netns = request.netns.as_ref().map(File::open);
-        let netns = netns.transpose().map_err(refused("--netns"))?;
+        let netns = netns
+            .transpose()
+            .map_err(refused("--netns", request.netns.as_deref()))?;
         let mounts =
             match request.cgroups.is_empty() && request.cgroup_version == crate::cli::CgroupVersion::V1 {
                 true => String::new(),
-                false => fs::read_to_string("/proc/mounts").map_err(refused("/proc/mounts"))?,
+                false => fs::read_to_string("/proc/mounts").map_err(refused("/proc/mounts", None))?,
             };
         let groups = cgroup::planned(&request, &exec_name, &mounts)?;
         let record = request.supervision.as_ref().and_then(|s| s.record.as_ref());
-        let record = record
-            .map(|path| appended(path))
+        let record_path = record.map(PathBuf::as_path);
+        let record = record_path
+            .map(appended)
             .transpose()
-            .map_err(refused("--record"))?;
+            .map_err(refused("--record", record_path))?;
         Ok(Self {
             gifts: gifts(&request)?,
             nodes: nodes(standing),
@@ -299,6 +309,7 @@ fn gifts(request: &Request) -> Result<Vec<Gift>, PlanError> {
         };
         let refused = |source| PlanError::Open {
             what: "/proc/self/fd",
+            path: None,
             source,
         };
         let metadata = fs::metadata(own_path(source.as_fd())).map_err(refused)?;
@@ -390,14 +401,33 @@ fn appended(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// What to do about a link on the way.
+fn of_links(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ELOOP) => "; a symbolic link on the way is refused: give the path that it leads to",
+        _ => "",
+    }
+}
+
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
     /// Something cannot be opened.
-    #[error("cannot open {what}")]
+    #[error("cannot open {what}{}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
     Open {
         /// What.
         what: &'static str,
+        /// As asked.
+        path: Option<PathBuf>,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory of all jails is not there.
+    #[error("cannot open --chroot-base-dir {}; make that directory first, or name another", path.display())]
+    Base {
+        /// As asked, or /srv/jailer.
+        path: PathBuf,
         /// What the kernel says.
         #[source]
         source: io::Error,
@@ -409,7 +439,7 @@ pub(crate) enum PlanError {
         path: PathBuf,
     },
     /// A file that cannot be shown.
-    #[error("cannot open --file {}; a symbolic link on the way is refused: give the path that it leads to", path.display())]
+    #[error("cannot open --file {}{}", path.display(), of_links(source))]
     Shown {
         /// As asked.
         path: PathBuf,

@@ -201,7 +201,8 @@ impl Supervisor<'_> {
             in_a_row = if death.ran >= STEADY { 0 } else { in_a_row };
             let status = death.end.status();
             let may_restart = supervision.as_ref().filter(|supervision| {
-                status != 0 && !self.is_stopping && !self.is_orphan() && in_a_row < supervision.restarts_max
+                let is_failure = status != 0 && !death.end.was_asked_for();
+                is_failure && !self.is_stopping && !self.is_orphan() && in_a_row < supervision.restarts_max
             });
             let pause = may_restart.map(|supervision| backoff(supervision.delay, in_a_row));
             if supervision.is_some() {

@@ -155,7 +155,12 @@ impl Order {
         if let Some(bytes) = self.stack_bytes {
             builder = builder.stack_size(bytes);
         }
-        builder.spawn(self.work)
+        builder
+            .spawn(self.work)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EAGAIN) => io::Error::new(error.kind(), NONE_LEFT),
+                _ => error,
+            })
     }
 }
 
@@ -165,6 +170,10 @@ pub struct Thread<T> {
     handle: JoinHandle<()>,
     left: Arc<Mutex<Option<T>>>,
 }
+
+/// What EAGAIN says of a thread.
+const NONE_LEFT: &str = "the host gives this process no more threads: look at the limits on processes (`pids.max` of its \
+                         cgroup, `ulimit -u`)";
 
 const NO_PANIC: &str = "nobody panics while it is put down";
 

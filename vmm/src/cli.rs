@@ -300,13 +300,13 @@ struct Flags {
     #[arg(long, value_name = "BYTES")]
     mmds_size_limit: Option<usize>,
     /// Monotonic clock when the process was started, in microseconds
-    #[arg(long, value_name = "US")]
+    #[arg(long, value_name = "US", hide = true)]
     start_time_us: Option<u64>,
     /// CPU time when the process was started, in microseconds
-    #[arg(long, value_name = "US")]
+    #[arg(long, value_name = "US", hide = true)]
     start_time_cpu_us: Option<u64>,
     /// CPU time that the starter had used, in microseconds
-    #[arg(long, value_name = "US")]
+    #[arg(long, value_name = "US", hide = true)]
     parent_cpu_time_us: Option<u64>,
     /// Give the guest a device that logs its boot time: a byte 123 written to address 0xc0000000
     #[arg(long)]

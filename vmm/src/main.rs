@@ -56,10 +56,15 @@ fn run_by_arguments() -> u8 {
             return error.exit_status();
         }
     };
+    let has_log_file = arguments.logger.log_path.is_some();
     match run(arguments) {
         Ok(status) => status,
         Err(failure) => {
             eprintln!("coracle: {}", failure.text);
+            // A daemon's standard error is nowhere.
+            if has_log_file {
+                log::error!("{}", failure.text);
+            }
             failure.status
         }
     }

@@ -65,7 +65,7 @@ fn a_flag_that_is_needed_is_missed_by_name() {
         ("--gid", "--id a --exec-file a --uid 1"),
     ] {
         let text = parsed(words).expect_err(words).to_string();
-        assert_eq!(text, format!("{flag} is missing"));
+        assert_eq!(text, format!("{flag} is missing; see --help"));
     }
 }
 

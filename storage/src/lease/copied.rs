@@ -35,7 +35,11 @@ impl Lease {
             Err(error) => (Some(last.newest_of_ours().unwrap_or(last)), Err(error)),
         };
         let thread = StepThread::begin(leave, done);
-        self.mark = Mark::Coming(thread.map_err(|source| self.unlockable(source))?);
+        let no_thread = |source| LeaseError::Thread {
+            path: self.path.clone(),
+            source,
+        };
+        self.mark = Mark::Coming(thread.map_err(no_thread)?);
         Ok(())
     }
 

@@ -89,6 +89,15 @@ pub enum LeaseError {
         #[source]
         source: io::Error,
     },
+    /// There is no thread to record it.
+    #[error("cannot lease `{path}`")]
+    Thread {
+        /// The image.
+        path: String,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
     /// By nobody, but it has been written since.
     #[error("cannot go on with `{path}` as it was when the snapshot was made: {overtaken}")]
     Overtaken {

@@ -204,7 +204,7 @@ impl Lease {
             Err(error) => (Some(last), Err(error)),
         };
         let thread = StepThread::begin(raise, done);
-        self.mark = Mark::Coming(thread.map_err(|source| LeaseError::Unlockable { path, source })?);
+        self.mark = Mark::Coming(thread.map_err(|source| LeaseError::Thread { path, source })?);
         Ok(())
     }
 
@@ -374,7 +374,11 @@ impl Candidate<'_> {
             Err(error) => (None, Err(error)),
         };
         let thread = StepThread::begin(step, || ());
-        Ok(Mark::Coming(thread.map_err(|error| self.unlockable(error))?))
+        let no_thread = |source| LeaseError::Thread {
+            path: self.path.to_owned(),
+            source,
+        };
+        Ok(Mark::Coming(thread.map_err(no_thread)?))
     }
 
     /// Whether the image is still of the generation that a reader asks for, who makes no step. With the fence up: from now on

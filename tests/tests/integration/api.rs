@@ -166,15 +166,6 @@ fn difference(expected: &Exchange, found: &Exchange) -> Option<String> {
 
 fn what_is_not_offered_is_named(context: &Context) -> Outcome {
     let rows = [
-        (
-            "PUT",
-            "/balloon",
-            r#"{"amount_mib":1,"deflate_on_oom":false}"#,
-            "balloon",
-        ),
-        ("GET", "/balloon", "", "balloon"),
-        ("PATCH", "/balloon", r#"{"amount_mib":1}"#, "balloon"),
-        ("GET", "/balloon/statistics", "", "balloon"),
         ("PUT", "/pmem/p", r#"{"id":"p","path_on_host":"x"}"#, "pmem"),
         ("PUT", "/hotplug/memory", r#"{"total_size_mib":128}"#, "memory"),
     ];

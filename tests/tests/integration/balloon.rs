@@ -9,7 +9,7 @@ use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
 
-use super::snapshot::{Files, killed, loaded, saved, started};
+use super::snapshot::{Files, killed, loaded, saved, started, with};
 
 pub(crate) const CASES: &[Case] = &[
     Case {
@@ -146,7 +146,13 @@ fn grows_and_shrinks(context: &Context) -> Outcome {
     let balloon = json!({ "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1 });
     let words = format!("use-memory {USED_MIB} count 200 use-memory 40 exit 7");
     let (directory, machine) = machine(context, MEMORY_MIB, &words, balloon)?;
-    let first = started(context, &machine.config())?;
+    let config = with(
+        machine.config(),
+        "/machine-config",
+        "memory_backing",
+        json!("Memfd"),
+    );
+    let first = started(context, &config)?;
     first.console.wait_for("count 0", END_WITHIN)?;
     let before = resident_mib(&first, MEMORY_MIB)?;
     let grow = json!({ "amount_mib": AMOUNT_MIB });

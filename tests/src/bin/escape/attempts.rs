@@ -54,6 +54,8 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         log::warn!("a line");
         Ok(())
     }),
+    // What the heap ends with, to which the C library asks for more in the same way.
+    ("grow", |_| call(libc::SYS_brk, [0; 5]).map(drop)),
     ("yield", |_| call(libc::SYS_sched_yield, [0; 5]).map(drop)),
     ("panic", |_| panic!("as asked")),
     ("open-by-handle", open_by_handle),

@@ -104,6 +104,20 @@ pub(super) fn a_failed_monitor_is_started_again(context: &Context) -> Outcome {
     let records = self::records(&ended.errors)?;
     let signals: Vec<_> = records.iter().filter_map(|record| record.get("signal")).collect();
     ensure!(signals == [&Value::from("SIGKILL"), &Value::Null], "{records:?}");
+
+    // So does who asks the monitor itself, as `coraclectl stop` does.
+    let flags = "--supervise --cleanup --restart on-failure --restart-delay-ms 1";
+    let jail = Jail::new(&context.environment)?.flags(flags.split(' '));
+    let jailed = ticking(context, jail)?;
+    kill(jailed.process()?, Signal::TERM)?;
+    let ended = jailed.end(SOON)?;
+    ensure!(ended.status.code() == Some(143), "{ended:?}");
+    let records = self::records(&ended.errors)?;
+    let restarts: Vec<_> = records
+        .iter()
+        .filter_map(|record| record.get("restart_in_ms"))
+        .collect();
+    ensure!(restarts == [&Value::Null], "{records:?}");
     Ok(())
 }
 

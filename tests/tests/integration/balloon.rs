@@ -150,7 +150,7 @@ fn grows_and_shrinks(context: &Context) -> Outcome {
         machine.config(),
         "/machine-config",
         "memory_backing",
-        json!("Memfd"),
+        json!("memfd"),
     );
     let first = started(context, &config)?;
     first.console.wait_for("count 0", END_WITHIN)?;

@@ -330,7 +330,8 @@ fn it_asks_for_a_reset_when_a_ring_is_broken(mut bench: Bench) {
     bench.stop();
 }
 
-fn wait_until(mut condition: impl FnMut() -> bool, promise: &str) {
+/// Waits for what is promised, for a time.
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool, promise: &str) {
     let deadline = Instant::now() + Duration::from_millis(SERVED_MS_MAX);
     while !condition() {
         assert!(

@@ -35,11 +35,7 @@ impl Lease {
             Err(error) => (Some(last.newest_of_ours().unwrap_or(last)), Err(error)),
         };
         let thread = StepThread::begin(leave, done);
-        let no_thread = |source| LeaseError::Thread {
-            path: self.path.clone(),
-            source,
-        };
-        self.mark = Mark::Coming(thread.map_err(no_thread)?);
+        self.mark = Mark::Coming(thread.map_err(LeaseError::no_thread(&self.path))?);
         Ok(())
     }
 

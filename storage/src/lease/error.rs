@@ -172,6 +172,14 @@ pub enum LeaseError {
     },
 }
 
+impl LeaseError {
+    /// That there is no thread to record the lease of the image at `path`.
+    pub(super) fn no_thread(path: &str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Thread { path, source }
+    }
+}
+
 const OTHER_IMAGE: &str = ": no lease of it is recorded here, so it is another image; both hosts have to reach one image by one \
                            absolute path, or by its URL";
 

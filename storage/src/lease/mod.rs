@@ -204,7 +204,7 @@ impl Lease {
             Err(error) => (Some(last), Err(error)),
         };
         let thread = StepThread::begin(raise, done);
-        self.mark = Mark::Coming(thread.map_err(|source| LeaseError::Thread { path, source })?);
+        self.mark = Mark::Coming(thread.map_err(LeaseError::no_thread(&path))?);
         Ok(())
     }
 
@@ -374,11 +374,7 @@ impl Candidate<'_> {
             Err(error) => (None, Err(error)),
         };
         let thread = StepThread::begin(step, || ());
-        let no_thread = |source| LeaseError::Thread {
-            path: self.path.to_owned(),
-            source,
-        };
-        Ok(Mark::Coming(thread.map_err(no_thread)?))
+        Ok(Mark::Coming(thread.map_err(LeaseError::no_thread(self.path))?))
     }
 
     /// Whether the image is still of the generation that a reader asks for, who makes no step. With the fence up: from now on

@@ -11,9 +11,9 @@ use coracle_storage::request::Segment;
 use rustix::mm::{Advice, madvise};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-/// Bytes of a base page of the host.
-const PAGE_BYTES: usize = 4096;
-/// Of a page of hugetlbfs, of which no part is given back.
+use crate::snapshot::memory::PAGE_BYTES;
+
+/// Bytes of a page of hugetlbfs, of which no part is given back.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// How memory of one kind is given back.

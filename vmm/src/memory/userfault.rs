@@ -35,6 +35,17 @@ pub struct HostRange {
     pub len_bytes: u64,
 }
 
+impl HostRange {
+    /// The page that has `address`.
+    pub fn page_at(address: u64) -> Self {
+        let len_bytes = PAGE_BYTES as u64;
+        Self {
+            start: address / len_bytes * len_bytes,
+            len_bytes,
+        }
+    }
+}
+
 /// Why the host does not tell of absent pages.
 #[derive(Debug, thiserror::Error)]
 #[error("userfaultfd is not to be had: {call}")]

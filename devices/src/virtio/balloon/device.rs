@@ -10,7 +10,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use super::config::BalloonConfig;
 use super::hinting::HintingStatus;
 use super::statistics::BalloonStatistics;
-use super::worker::{BalloonCounts, Shared, Worker};
+use super::worker::{BalloonCounts, Shared, Worker, roles};
 use super::{BalloonState, PAGE_BYTES, Reclaim};
 use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice, read_space,
@@ -30,8 +30,6 @@ pub(super) const PAGE_REPORTING: u64 = 1 << 5;
 
 /// Each queue has the same size.
 const QUEUE_SIZES_MAX: [u16; 5] = [256; 5];
-/// Inflating and deflating, which are always there.
-const QUEUES_ALWAYS: usize = 2;
 /// Without the others the guest only gives back less.
 const QUEUES_NEEDED: usize = 1;
 
@@ -166,9 +164,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn queue_sizes_max(&self) -> &[u16] {
-        let has_queue = |feature: &u64| self.features & feature != 0;
-        let optional = [STATS_VQ, FREE_PAGE_HINT, PAGE_REPORTING];
-        let queues = QUEUES_ALWAYS + optional.iter().filter(|feature| has_queue(feature)).count();
+        let queues = roles(self.features).count();
         QUEUE_SIZES_MAX.get(..queues).unwrap_or(&QUEUE_SIZES_MAX)
     }
 

@@ -3,18 +3,17 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::virtio::conformance::{BUFFERS, Subject, conforms};
+use crate::virtio::conformance::{BUFFERS, Subject, conforms, wait_until};
 use crate::virtio::device::{ActiveQueue, INTERRUPT_CONFIGURATION, Interrupt, Session, VirtioDevice};
 use crate::virtio::ring::Virtqueue;
 use crate::virtio::testing::{DriverRing, Piece, memory};
 
-const SOON: Duration = Duration::from_secs(10);
 const PAGE: u32 = 4096;
 
 /// What the host was given: offsets into guest memory, and lengths.
@@ -130,7 +129,7 @@ impl Rig {
 
     fn wait_used(&self, queue: usize, count: u16) {
         let queue = self.queues.get(queue).unwrap();
-        wait_until("a buffer is given back", || queue.used_index() == count);
+        wait_until(|| queue.used_index() == count, "a buffer is given back");
     }
 
     fn write(&self, address: u64, bytes: &[u8]) {
@@ -149,21 +148,14 @@ impl Rig {
     }
 
     fn take_news(&self) {
-        wait_until("the driver hears of it", || {
-            self.status.swap(0, Ordering::SeqCst) & INTERRUPT_CONFIGURATION != 0
-        });
+        wait_until(
+            || self.status.swap(0, Ordering::SeqCst) & INTERRUPT_CONFIGURATION != 0,
+            "the driver hears of it",
+        );
     }
 
     fn given(&self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.given.lock().unwrap())
-    }
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_micros(200));
     }
 }
 
@@ -242,9 +234,10 @@ fn statistics_are_read_when_they_come_and_asked_for_by_giving_their_buffer_back(
     rig.write(BUFFERS, &entry);
     rig.offer(2, &[Piece::Readable(BUFFERS, 10)]);
     let told = |rig: &Rig, value| {
-        wait_until("they are read", || {
-            rig.control.statistics().free_memory == Some(value)
-        });
+        wait_until(
+            || rig.control.statistics().free_memory == Some(value),
+            "they are read",
+        );
     };
     told(&rig, 77);
     assert_eq!(rig.queues.get(2).unwrap().used_index(), 0, "not asked for");

@@ -82,7 +82,7 @@ impl Shared {
 
 /// What a queue is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Inflate,
     Deflate,
     Statistics,
@@ -90,8 +90,8 @@ enum Role {
     Reporting,
 }
 
-/// What the queues are for, by their numbers. Those of features that were not accepted are not numbered (5.5.2, and Linux).
-fn roles(features: u64) -> impl Iterator<Item = Role> {
+/// What the queues are for, by their numbers. Those of features that are not among these are not numbered (5.5.2, and Linux).
+pub(super) fn roles(features: u64) -> impl Iterator<Item = Role> {
     [
         (0, Role::Inflate),
         (0, Role::Deflate),

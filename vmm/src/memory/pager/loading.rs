@@ -19,7 +19,6 @@ use crate::memory::places::Places;
 use crate::memory::reading::{CheckedChunk, ChunkReader, DEPTH, Read, Saved, saved_chunks};
 use crate::memory::userfault::{HostRange, Userfault};
 use crate::memory::working_set::Recorder;
-use crate::snapshot::memory::PAGE_BYTES;
 
 /// How many chunks are read at a time if nobody waits for them; the rest of the room is for those that somebody waits for.
 const UNASKED_MAX: usize = DEPTH as usize / 2;
@@ -215,7 +214,7 @@ impl Loading {
                 Station::Lost => self.set_station(chunk, Station::LostWanted),
                 // It came while the fault was on its way here; or the guest has given the page back since (a balloon), and
                 // then it is one of zeros.
-                Station::There => self.userfault.zero(page_of(address))?,
+                Station::There => self.userfault.zero(HostRange::page_at(address))?,
                 Station::Wanted | Station::ReadingWanted | Station::LostWanted => {}
             }
         }
@@ -388,15 +387,6 @@ impl Loading {
         if let Some(place) = self.stations.get_mut(chunk) {
             *place = station;
         }
-    }
-}
-
-/// The page that has `address`.
-fn page_of(address: u64) -> HostRange {
-    let len_bytes = PAGE_BYTES as u64;
-    HostRange {
-        start: address / len_bytes * len_bytes,
-        len_bytes,
     }
 }
 

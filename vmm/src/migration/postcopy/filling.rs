@@ -102,10 +102,7 @@ impl Filling {
                     new.push(page);
                 }
             } else {
-                self.userfault.zero(HostRange {
-                    start: address / PAGE * PAGE,
-                    len_bytes: PAGE,
-                })?;
+                self.userfault.zero(HostRange::page_at(address))?;
             }
         }
         self.faults = faults;

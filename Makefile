@@ -89,7 +89,7 @@ soak: monitor unikernel linux venv ## Run every matrix in full; a run that was s
 audit-seccomp: monitor unikernel linux venv ## Run the integration tests under strace, and compare what monitors ask of the kernel with their filters (an hour)
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	cargo build -q -p coracle-tests --bin audit-seccomp
-	rm -rf $(TARGET)/audit && mkdir -p $(TARGET)/audit/traces && cp $(DEV)/audit-seccomp $(TARGET)/audit/coracle
+	rm -rf $(TARGET)/audit && mkdir -m 1777 -p $(TARGET)/audit/traces && cp $(DEV)/audit-seccomp $(TARGET)/audit/coracle
 	@echo "A test may fail for want of time under strace; what counts is the report. Jailed monitors are not traced."
 	-CORACLE_AUDIT=$(TARGET)/audit/traces CORACLE_AUDITED=$(RELEASE)/coracle CORACLE_BIN=$(TARGET)/audit/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl \
 		CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo test -p coracle-tests --test integration -- --skip jailer:: --skip seccomp:: --skip jail_to_jail

@@ -37,7 +37,7 @@ struct Condition {
 }
 
 /// One call of a trace.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Call<'a> {
     thread: &'a str,
     name: &'a str,
@@ -50,12 +50,20 @@ struct Call<'a> {
 struct Thread {
     has_ring: bool,
     has_records: bool,
-    has_random: bool,
-    has_socket: bool,
+    /// Its ring may do what sockets need.
+    has_sockets: bool,
+    /// It has sent by itself.
+    has_sent: bool,
 }
 
 /// Filters of the policy on a thread that has its own: the process's comes before it.
 const WITH_OWN: u32 = 2;
+/// `IORING_REGISTER_RESTRICTIONS`, of a ring that another thread enables later.
+const RESTRICT: u64 = 11;
+/// `IORING_REGISTER_ENABLE_RINGS`.
+const ENABLE: u64 = 12;
+/// How many restrictions a ring has that is for files alone (`storage/src/ring/restrictions.rs`).
+const RESTRICTIONS_OF_FILES: u64 = 10;
 /// `SECCOMP_SET_MODE_FILTER`.
 const SET_FILTER: u64 = 1;
 /// The flag of filters whose refusals are told in the log, as those that answer something are not.
@@ -93,7 +101,7 @@ impl Audit {
         let inherited = inherited(trace);
         let mut begun = BTreeMap::<&str, u32>::new();
         let mut is_filtered = false;
-        for call in trace.lines().filter_map(Call::read) {
+        for call in calls(trace) {
             let filters = begun.entry(call.thread).or_insert_with(|| {
                 let known = inherited.get(call.thread).copied();
                 known.unwrap_or(u32::from(is_filtered))
@@ -128,8 +136,7 @@ impl Audit {
                 && rule.is_met(&call.arguments, is_start)
             {
                 is_allowed = true;
-                // Without a lost connection, nothing tells a disk on a network from another.
-                rule.is_used |= rule.kind == kind || (kind == "io" && rule.kind == "io_network");
+                rule.is_used |= rule.kind == kind;
             }
         }
         if !is_allowed && !ANSWERED.contains(&call.syscall) {
@@ -284,6 +291,28 @@ impl<'a> Call<'a> {
     }
 }
 
+/// The calls of a trace; not what a thread is said to do last, while it is killed, in the words of the line before: of it strace
+/// has read nothing any more.
+fn calls(trace: &str) -> impl Iterator<Item = Call<'_>> {
+    let mut last = BTreeMap::new();
+    for (number, line) in trace.lines().enumerate() {
+        if let Some((thread, _)) = line.split_once('<') {
+            last.insert(thread, number);
+        }
+    }
+    let mut before: Option<Call<'_>> = None;
+    trace.lines().enumerate().filter_map(move |(number, line)| {
+        let read = Call::read(line);
+        let echoed = std::mem::replace(&mut before, read.clone());
+        let call = read?;
+        let is_last = line.ends_with(" <unfinished ...>") && last.get(call.thread) == Some(&number);
+        let is_same = |other: Call<'_>| {
+            call.thread != other.thread && call.syscall == other.syscall && call.arguments == other.arguments
+        };
+        (!(is_last && echoed.is_some_and(is_same))).then_some(call)
+    })
+}
+
 /// What strace writes for a process that was killed between the number of a call and the call.
 fn is_no_call(name: &str) -> bool {
     const LARGEST: u64 = 0x1000;
@@ -292,24 +321,24 @@ fn is_no_call(name: &str) -> bool {
 }
 
 /// How many filters of the policy each thread has had from whoever made it.
-fn inherited(trace: &str) -> BTreeMap<&str, u32> {
-    let mut inherited = BTreeMap::<&str, u32>::new();
+fn inherited(trace: &str) -> BTreeMap<String, u32> {
+    let mut inherited = BTreeMap::<String, u32>::new();
     let mut filters = BTreeMap::<&str, u32>::new();
     for line in trace.lines() {
         if let Some(call) = Call::read(line).filter(Call::is_filter) {
             let before = inherited.get(call.thread).copied().unwrap_or_default();
             *filters.entry(call.thread).or_insert(before) += 1;
         }
-        // `10<name> clone(…) = 11`, or `10<name> <... clone resumed>) = 11`.
+        // `10<name> clone(…) = 0xb`, or `10<name> <... clone resumed>) = 0xb`.
         let made = line.contains(" clone(") || line.contains(" clone3(") || line.contains("<... clone");
         if let (true, Some((parent, _)), Some((_, child))) =
             (made, line.split_once('<'), line.rsplit_once(" = "))
-            && !child.is_empty()
-            && child.bytes().all(|byte| byte.is_ascii_digit())
+            && let Some(child) = child.strip_prefix("0x")
+            && let Ok(child) = u32::from_str_radix(child, 16)
         {
             let of_parent = filters.get(parent).or_else(|| inherited.get(parent));
             let of_parent = of_parent.copied().unwrap_or_default();
-            inherited.insert(child, of_parent);
+            inherited.insert(child.to_string(), of_parent);
         }
     }
     inherited
@@ -318,12 +347,24 @@ fn inherited(trace: &str) -> BTreeMap<&str, u32> {
 /// What each thread of a trace has done that tells which kind it is.
 fn known(trace: &str) -> BTreeMap<&str, Thread> {
     let mut threads = BTreeMap::<&str, Thread>::new();
+    let mut restrictions = BTreeMap::new();
     for call in trace.lines().filter_map(Call::read) {
         let thread = threads.entry(call.thread).or_default();
+        if let ("io_uring_register", [ring, operation, _, count, ..]) =
+            (call.syscall, call.arguments.as_slice())
+        {
+            match *operation {
+                Some(RESTRICT) => drop(restrictions.insert(*ring, *count)),
+                Some(ENABLE) => {
+                    let count = restrictions.get(ring).copied().flatten();
+                    thread.has_sockets |= count.is_some_and(|count| count > RESTRICTIONS_OF_FILES);
+                }
+                _ => {}
+            }
+        }
         thread.has_ring |= call.syscall == "io_uring_enter";
         thread.has_records |= call.syscall == "openat";
-        thread.has_random |= call.syscall == "getrandom";
-        thread.has_socket |= call.syscall == "sendmsg";
+        thread.has_sent |= call.syscall == "sendmsg";
     }
     threads
 }
@@ -338,10 +379,10 @@ fn kind_of(name: &str, thread: Thread) -> &'static str {
         "vsock" => "vsock",
         "balloon" => "balloon",
         "pager" | "fetcher" => "pager",
-        "io" if !thread.has_ring && thread.has_socket => "io_plain_network",
+        "io" if !thread.has_ring && thread.has_sent => "io_plain_network",
         "io" if !thread.has_ring => "io_plain",
         "io" if thread.has_records => "io_recording",
-        "io" if thread.has_random => "io_network",
+        "io" if thread.has_sockets => "io_network",
         "io" => "io",
         _ => "mover",
     }
@@ -401,18 +442,21 @@ mod tests {
         let mut audit = Audit::new(POLICY).unwrap();
         audit.read(concat!(
             "10<coracle> seccomp(0x1, 0x2, 0x7ffc) = 0\n",
-            "10<coracle> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f) = 11\n",
+            "10<coracle> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f) = 0xb\n",
             "11<spawner> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f <unfinished ...>\n",
-            "11<spawner> <... clone resumed>) = 12\n",
+            "11<spawner> <... clone resumed>) = 0xc\n",
             "12<io d> seccomp(0x1, 0x2, 0x7ffc) = 0\n",
-            "12<io d> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f) = 13\n",
+            "12<io d> clone(0x3d0f00, 0x7f, 0x7f, 0x7f, 0x7f) = 0xd\n",
             "13<io d> io_uring_enter(0x4, 0x1, 0, 0x1, 0, 0x8) = 1\n",
             "13<io d> syscall_0xfffffffffffffff5(0x1, 0x2) = 1\n",
             "13<io d> ???( <unfinished ...>\n",
+            "11<spawner> ioctl(0x1a, 0xae82, 0 <unfinished ...>\n",
+            "13<io d> ioctl(0x1a, 0xae82, 0 <unfinished ...>\n",
         ));
         let (text, _) = audit.report();
         assert!(!text.contains("used io: io_uring_enter"), "{text}");
         assert!(!text.contains("syscall_0x") && !text.contains('?'), "{text}");
+        assert!(!text.contains("io has asked for ioctl"), "{text}");
         // What the thread that makes others asks for is the start's.
         assert!(text.contains("start has asked for clone"), "{text}");
     }

@@ -122,11 +122,7 @@ impl Outside {
     }
 
     /// What `attempts` come to outside of a jail, where there is no filter.
-    fn found_here(
-        &self,
-        attempts: &[&str],
-        by_way_of: &[&str],
-    ) -> Outcome<BTreeMap<(String, String), Found>> {
+    fn found_here(&self, attempts: &[&str], by_way_of: &[&str]) -> Outcome<Outcomes> {
         let here = self.directory.path().display().to_string();
         let task = self.task(attempts, &["bare"], &here)?.to_string();
         let program = self.directory.path().join("escape");
@@ -170,8 +166,10 @@ struct Line {
     said: String,
 }
 
-/// What each attempt has come to at each place.
-fn read(lines: &str) -> Outcome<BTreeMap<(String, String), Found>> {
+/// What has come of each attempt at each place.
+type Outcomes = BTreeMap<(String, String), Found>;
+
+fn read(lines: &str) -> Outcome<Outcomes> {
     let mut found = BTreeMap::new();
     for line in lines.lines().filter(|line| line.starts_with('{')) {
         let line: Line = serde_json::from_str(line)?;

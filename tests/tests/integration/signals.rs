@@ -54,9 +54,11 @@ fn a_signal_from_somebody_else_stops_no_vcpu(context: &Context) -> Outcome {
     let monitor = ticking(context, Launch::new(&context.environment)?)?;
     let thread = monitor.process().thread_named("vcpu 0")?;
     for _ in 0..20 {
-        // A thread's own number makes the kernel prefer it among the threads of its process.
-        let sent = Command::new("kill").arg(KICK).arg(thread.to_string()).status()?;
-        ensure!(sent.success(), "kill: {sent}");
+        // A thread's own number makes the kernel prefer it among the threads of its process: a vCPU, and the first.
+        for whose in [thread, monitor.process().0] {
+            let sent = Command::new("kill").arg(KICK).arg(whose.to_string()).status()?;
+            ensure!(sent.success(), "kill: {sent}");
+        }
     }
     goes_on(&monitor)?;
     monitor.set_state("Paused")?;

@@ -9,6 +9,9 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ptr;
+use std::time::Duration;
+
+use rustix::event::{Timespec, poll};
 
 use crate::World;
 
@@ -18,6 +21,8 @@ pub(super) type Attempt = fn(&World) -> io::Result<()>;
 /// How many files, processes or pieces of memory are asked for: more than a test allows.
 const MANY: usize = 256;
 const MEBIBYTE: usize = 1 << 20;
+/// How much time an attempt lets pass that is interrupted.
+const PASSED: Duration = Duration::from_millis(100);
 
 /// By the names that the test has for them, too.
 const ATTEMPTS: &[(&str, Attempt)] = &[
@@ -57,6 +62,16 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     // What the heap ends with, to which the C library asks for more in the same way.
     ("grow", |_| call(libc::SYS_brk, [0; 5]).map(drop)),
     ("yield", |_| call(libc::SYS_sched_yield, [0; 5]).map(drop)),
+    ("let-go", |_| call(libc::SYS_close, [0; 5]).map(drop)),
+    // The two ways to let time pass, of which a stop of the process has the first go on by `restart_syscall`.
+    ("wait", |_| {
+        std::thread::park_timeout(PASSED);
+        Ok(())
+    }),
+    ("rest", |_| {
+        let passed = Timespec::try_from(PASSED).map_err(io::Error::other)?;
+        poll(&mut [], Some(&passed)).map(drop).map_err(io::Error::from)
+    }),
     ("panic", |_| panic!("as asked")),
     ("open-by-handle", open_by_handle),
     ("change-root", |world| at_path(libc::SYS_chroot, &world.directory)),

@@ -15,8 +15,12 @@ mod places;
 
 use std::ffi::{c_char, c_int};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use coracle_vmm::{logger, process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -30,6 +34,9 @@ struct Task {
     /// Whether this process makes the attempt itself; there is one of each then.
     #[serde(default)]
     alone: bool,
+    /// Whether a child that makes an attempt is stopped and goes on, again and again.
+    #[serde(default)]
+    interrupted: bool,
     #[serde(flatten)]
     world: World,
 }
@@ -89,7 +96,7 @@ fn run() -> io::Result<u8> {
             if task.alone {
                 return made();
             }
-            let mut line = in_a_child(made)?;
+            let mut line = in_a_child(made, task.interrupted)?;
             if let Some(line) = line.as_object_mut() {
                 line.insert("attempt".to_owned(), json!(name));
                 line.insert("place".to_owned(), json!(place));
@@ -100,8 +107,21 @@ fn run() -> io::Result<u8> {
     Ok(0)
 }
 
+/// Stops the child and lets it go on, every few milliseconds until it says something or ends.
+fn interrupt(child: i32, words: &OwnedFd) -> io::Result<()> {
+    let child = Pid::from_raw(child).ok_or_else(|| io::Error::other("no child"))?;
+    let while_it_is_still = Timespec::try_from(Duration::from_millis(5)).map_err(io::Error::other)?;
+    while poll(&mut [PollFd::new(words, PollFlags::IN)], Some(&while_it_is_still))? == 0 {
+        kill_process(child, Signal::STOP)?;
+        // Each of its threads has to hear of it.
+        std::thread::sleep(Duration::from_millis(5));
+        kill_process(child, Signal::CONT)?;
+    }
+    Ok(())
+}
+
 /// Has a child make an attempt: its status, or the signal that ended it, and its last words.
-fn in_a_child(made: impl FnOnce() -> io::Result<u8>) -> io::Result<serde_json::Value> {
+fn in_a_child(made: impl FnOnce() -> io::Result<u8>, is_interrupted: bool) -> io::Result<serde_json::Value> {
     let (words, end) = rustix::pipe::pipe()?;
     // SAFETY: this process has one thread.
     let child = unsafe { libc::fork() };
@@ -118,6 +138,9 @@ fn in_a_child(made: impl FnOnce() -> io::Result<u8>) -> io::Result<serde_json::V
     drop(end);
     if child < 0 {
         return Err(io::Error::last_os_error());
+    }
+    if is_interrupted {
+        interrupt(child, &words)?;
     }
     let mut said = Vec::new();
     let mut words = std::fs::File::from(words);

@@ -9,6 +9,7 @@ use coracle_tests::case::Context;
 use coracle_tests::guest::Machine;
 use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{Hosts, SOON, merge};
@@ -76,8 +77,15 @@ fn asked(
         while !sending.is_finished() {
             // Before it begins there is one line, which says so.
             for status in events(source)? {
-                least = least.min(status.get("vcpu_permille").and_then(Value::as_u64).unwrap_or(0));
+                let share = status.get("vcpu_permille").and_then(Value::as_u64).unwrap_or(0);
+                least = least.min(share);
                 was_seen |= status.get("state") == Some(&json!("Sending"));
+            }
+            if least < 1000 && !sending.is_finished() {
+                // A vCPU that rests is stopped with its process as one that runs is, and goes on.
+                source.signal(Signal::STOP)?;
+                thread::sleep(Duration::from_millis(5));
+                source.signal(Signal::CONT)?;
             }
             thread::sleep(super::PERIOD);
         }

@@ -4,6 +4,7 @@ mod boot;
 mod double_start;
 mod faults;
 mod messages;
+mod overlay;
 mod peer;
 mod storage;
 
@@ -84,6 +85,11 @@ pub(crate) const CASES: &[Case] = &[
         "patterns_come_back_by_every_version_and_in_every_shape",
         Need::Kvm,
         peer::shapes,
+    ),
+    case(
+        "a_guest_on_an_overlay_goes_on_when_the_server_of_its_base_does",
+        Need::Kvm,
+        overlay::goes_on,
     ),
     case(
         "a_server_that_says_nothing_costs_the_api_nothing",

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::IMAGE;
 use crate::network::{drive, says, with};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const DISK_MIB: u64 = 32;
 const END_WITHIN: Duration = Duration::from_secs(60);
 
@@ -51,7 +51,7 @@ pub(super) fn reads_back(context: &Context) -> Outcome {
 }
 
 /// So many MiB of the guest's pattern.
-fn pattern(seed: u64, offset_mib: u64, mib: u64) -> Outcome<Vec<u8>> {
+pub(super) fn pattern(seed: u64, offset_mib: u64, mib: u64) -> Outcome<Vec<u8>> {
     let sectors = usize::try_from(mib * MIB)? / SECTOR_BYTES;
     let mut words = vec![0; sectors * SECTOR_WORDS];
     fill(&mut words, seed, offset_mib * MIB / u64::try_from(SECTOR_BYTES)?);

@@ -396,6 +396,12 @@ impl Virtqueue {
     /// Whether the driver's index says that there is something to pop.
     #[inline]
     pub fn has_available(&self) -> bool {
-        u16::from_le(self.avail.at(1).load(Ordering::Relaxed)) != self.next_avail
+        self.available() != 0
+    }
+
+    /// How many chains the driver's index says that there are to pop.
+    #[inline]
+    pub fn available(&self) -> u16 {
+        u16::from_le(self.avail.at(1).load(Ordering::Relaxed)).wrapping_sub(self.next_avail)
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::callers::Callers;
 use super::config::VsockConfig;
@@ -22,6 +22,21 @@ use crate::wait::{wait, wait_also};
 
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (5.10.6.7), as `struct virtio_vsock_event` has it.
 const TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
+
+/// How long the guest's driver may take to hear of a reset before programs of the host reach it all the same.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const SETTLE_LOOK: Duration = Duration::from_millis(2);
+
+/// A driver that was told of a reset and may not have heard of it: Linux ends the connections that it has when it does, also one
+/// that was made in between. It has heard of it when it gives its buffer back.
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    /// The buffers for events that it had given before.
+    buffers: u16,
+    /// When it is taken for one that gives none back.
+    until: Instant,
+}
 
 /// What one queue waits for when it has done what it could, besides the sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +72,7 @@ pub(super) struct Worker {
     complaints: Complaints,
     /// Since when nothing was served.
     stopped: Option<Instant>,
+    settling: Option<Settling>,
 }
 
 impl Worker {
@@ -70,6 +86,7 @@ impl Worker {
             event: Chain::default(),
             complaints: Complaints::default(),
             stopped: None,
+            settling: None,
             shared,
         }
     }
@@ -78,6 +95,7 @@ impl Worker {
     pub(super) fn forget(&mut self) {
         self.connections.clear();
         self.callers.clear();
+        self.settling = None;
     }
 
     /// Serves until the session is recalled.
@@ -129,7 +147,10 @@ impl Worker {
             let done = match index {
                 0 => self.receiver.turn(queue, &mut self.connections),
                 1 => self.sender.turn(queue, &mut self.connections),
-                _ => self.tell_of_reset(queue),
+                _ => {
+                    self.look_whether_settled(queue);
+                    self.tell_of_reset(queue)
+                }
             };
             queue.ring.publish();
             if queue.ring.needs_interrupt() {
@@ -140,6 +161,15 @@ impl Worker {
         Ok(next)
     }
 
+    fn look_whether_settled(&mut self, queue: &ActiveQueue) {
+        let is_settled = |settling: Settling| {
+            queue.ring.available() > settling.buffers || Instant::now() >= settling.until
+        };
+        if self.settling.is_some_and(is_settled) {
+            self.settling = None;
+        }
+    }
+
     fn tell_of_reset(&mut self, queue: &mut ActiveQueue) -> Result<Next, PopError> {
         while self.shared.owes_reset.load(SeqCst) {
             let head = match queue.ring.pop(&mut self.event) {
@@ -148,6 +178,10 @@ impl Worker {
                     segments::scatter(&self.event.writable, 0, &TRANSPORT_RESET);
                     queue.ring.push(self.event.head, 4);
                     self.shared.owes_reset.store(false, SeqCst);
+                    self.settling = Some(Settling {
+                        buffers: queue.ring.available(),
+                        until: Instant::now() + SETTLE_MAX,
+                    });
                     break;
                 }
                 Ok(true) => self.event.head,
@@ -179,7 +213,9 @@ impl Worker {
             }
         }
         let now = Instant::now();
-        let until = [self.connections.until(), self.callers.until()];
+        // Who calls waits at the socket until the guest has no connections of before any more.
+        let looks = self.settling.map(|_| now + SETTLE_LOOK);
+        let until = [self.connections.until(), self.callers.until(), looks];
         let until = if is_busy {
             Some(now)
         } else {
@@ -188,7 +224,9 @@ impl Worker {
         let timeout = until.map(|at| at.saturating_duration_since(now));
 
         let (keys, mut sockets): (Vec<Key>, Vec<_>) = self.connections.interests().unzip();
-        sockets.extend(self.callers.interests());
+        if self.settling.is_none() {
+            sockets.extend(self.callers.interests());
+        }
         let found = wait_also(&kicks, sockets, timeout);
 
         let now = Instant::now();
@@ -198,7 +236,9 @@ impl Worker {
                 self.connections.found(*key, *flags);
             }
         }
-        self.callers.found(of_callers, &mut self.connections, now);
+        if self.settling.is_none() {
+            self.callers.found(of_callers, &mut self.connections, now);
+        }
         self.connections.expire(now);
     }
 }

@@ -313,16 +313,20 @@ fn copy_named(value: &mut Value, to: &Path) -> Outcome {
     Ok(())
 }
 
-/// Nodes of KVM and of page faults that an ordinary user may open, and how a command line begins that has them in place of the
-/// host's, which stay as they are for everybody else.
+/// Nodes of KVM, of page faults and of taps that an ordinary user may open, and how a command line begins that has them in place
+/// of the host's, which stay as they are for everybody else.
 fn lent_nodes(to: &Path) -> Outcome<Vec<String>> {
     let mut script = String::new();
-    for name in ["kvm", "userfaultfd"] {
-        let host = Path::new("/dev").join(name);
+    for (name, host) in [
+        ("kvm", "/dev/kvm"),
+        ("userfaultfd", "/dev/userfaultfd"),
+        ("tun", "/dev/net/tun"),
+    ] {
+        let host = Path::new(host);
         if !host.exists() {
             continue;
         }
-        let device = rustix::fs::stat(&host)?.st_rdev;
+        let device = rustix::fs::stat(host)?.st_rdev;
         crate::ensure!(
             rustix::fs::major(device) == MISC_MAJOR,
             "{} is no device of that kind",

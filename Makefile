@@ -158,14 +158,15 @@ monitor-dev:
 	cargo build --workspace --bins
 
 monitor:
-	cargo build --release -p coracle-vmm -p coracle-jailer -p coracle-ctl --bins
+	cargo build --release -p coracle-vmm -p coracle-jailer -p coracle-agent -p coracle-ctl --bins
 
 unikernel:
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo build --release --bin unikernel
 
 linux:
+	cargo build --release -p coracle-agent
 	mkdir -p $(TARGET)/guests
-	ln -sfn "$$(resources/guests/linux/build.sh | tail -n 1)" $(LINUX)
+	ln -sfn "$$(CORACLE_AGENT=$(RELEASE)/coracle-agent resources/guests/linux/build.sh | tail -n 1)" $(LINUX)
 
 venv:
 	tests/tools/venv $(VENV)

@@ -9,6 +9,7 @@ mod confirm;
 mod deadline;
 mod discovery;
 mod disk;
+mod guest;
 mod http;
 mod info;
 mod ladder;
@@ -43,7 +44,7 @@ use self::pause::Phase;
 const EXIT_FAILURE: u8 = 1;
 /// The command line is wrong.
 const EXIT_USAGE: u8 = 2;
-/// `run` has failed by itself: a status that guests rarely use, and the one that container tools
+/// `run` or `exec` has failed by itself: a status that guests rarely use, and the one that container tools
 /// return in this case.
 const EXIT_RUN_FAILURE: u8 = 125;
 
@@ -58,7 +59,7 @@ Exit status:
   0    the verb has done what it says
   1    it has failed, or the machine's API has refused; standard error says why
   2    the command line is wrong
-`run` returns the guest's status, and 125 in place of 1 and 2: see `coraclectl run --help`."
+`run` returns the guest's status and `exec` the command's, and 125 in place of 1 and 2: see their --help."
 )]
 struct Cli {
     /// Print JSON: results on standard output, errors on standard error
@@ -79,6 +80,8 @@ enum Verb {
     /// Let a paused machine run again
     Resume(pause::PhaseArgs),
     Stop(stop::StopArgs),
+    Exec(Box<guest::ExecArgs>),
+    Cp(guest::CopyArgs),
     Lease(lease::LeaseArgs),
     Disk(disk::DiskArgs),
     Snapshot(snapshot::SnapshotArgs),
@@ -100,7 +103,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             output::report(error.as_ref(), format);
-            ExitCode::from(if matches!(cli.verb, Verb::Run(_)) {
+            ExitCode::from(if matches!(cli.verb, Verb::Run(_) | Verb::Exec(_)) {
                 EXIT_RUN_FAILURE
             } else {
                 EXIT_FAILURE
@@ -115,12 +118,14 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Box<dyn StdError>> {
         Verb::Snapshot(args) => return Ok(snapshot::snapshot(args, format)?),
         Verb::Clone(args) => return Ok(clone::clone(args, format)?),
         Verb::Receive(args) => return migrate::receive(args, format),
+        Verb::Exec(args) => return Ok(guest::exec(args, format)?),
         Verb::Api(args) => return Ok(api::api(args, format)?),
         Verb::Ps(args) => ps::ps(args, format)?,
         Verb::Info(args) => info::info(args, format)?,
         Verb::Pause(args) => pause::set_phase(args, Phase::Paused, format)?,
         Verb::Resume(args) => pause::set_phase(args, Phase::Resumed, format)?,
         Verb::Stop(args) => stop::stop(args, format)?,
+        Verb::Cp(args) => guest::copy(args, format)?,
         Verb::Lease(args) => lease::lease(args, format)?,
         Verb::Disk(args) => disk::disk(args, format)?,
         Verb::Migrate(args) => migrate::migrate(args, format)?,
@@ -181,12 +186,12 @@ fn one_line(message: &str) -> String {
     paragraphs.collect::<Vec<_>>().join("; ")
 }
 
-/// What a wrong command line returns: a `run` must not look like a guest that returned 2.
+/// What a wrong command line returns: a `run` must not look like a guest that returned 2, nor an `exec` like a command.
 fn usage_status(arguments: impl Iterator<Item = OsString>) -> u8 {
     let verb = arguments
         .skip(1)
         .find(|argument| !argument.as_encoded_bytes().starts_with(b"-"));
-    if verb.is_some_and(|verb| verb == "run") {
+    if verb.is_some_and(|verb| verb == "run" || verb == "exec") {
         EXIT_RUN_FAILURE
     } else {
         EXIT_USAGE
@@ -214,6 +219,7 @@ mod tests {
         let status = |line: &str| usage_status(line.split(' ').map(OsString::from));
         assert_eq!(status("coraclectl run --disk"), EXIT_RUN_FAILURE);
         assert_eq!(status("coraclectl --json run"), EXIT_RUN_FAILURE);
+        assert_eq!(status("coraclectl exec --wait x web ls"), EXIT_RUN_FAILURE);
         assert_eq!(status("coraclectl ps run"), EXIT_USAGE);
         assert_eq!(status("coraclectl"), EXIT_USAGE);
     }

@@ -22,6 +22,11 @@ impl Progress {
         Self::with_template(what, total, "{msg} {wide_bar} {pos} of {len}")
     }
 
+    /// A line for as many bytes of `what` as there turn out to be.
+    pub(crate) fn of_bytes(what: &'static str) -> Self {
+        Self::with_template(what, 0, "{msg} {bytes}, {bytes_per_sec}")
+    }
+
     fn with_template(what: &'static str, total: u64, template: &str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template(template).expect("the template is one");

@@ -22,7 +22,7 @@ const READ_BYTES: usize = 1024;
 
 /// Where the monitor's standard input comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Input {
+pub(crate) enum Input {
     /// It is ours: a file, a pipe.
     Inherited,
     /// A terminal that belongs to another job now: reading it would stop us.
@@ -35,7 +35,7 @@ pub(super) enum Input {
 
 impl Input {
     /// What this process has been started with.
-    pub(super) fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return Self::Inherited;

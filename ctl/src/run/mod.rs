@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use self::balloon::BalloonSpec;
-use self::console::Input;
+pub(crate) use self::console::Input;
 use self::disk::DiskSpec;
 use self::ended::Ended;
 use self::last_words::LastWords;

@@ -2,8 +2,9 @@
 # Builds the Linux guest: kernels from Debian's linux-source package, an ext4 root
 # filesystem with our init and busybox, and a manifest that says what is where.
 #
-#     build.sh [smp|acpi|native]…
+#     CORACLE_AGENT=PATH build.sh [smp|acpi|native]…
 #
+# PATH is coracle-agent, static: `make linux` builds it.
 # Without arguments: `smp` and `acpi`, and `native` where the processor can run it.
 # The result lies in a cache outside the clone and is built once for each set of
 # inputs. Says what it does on stderr; the last line, alone on stdout, is the
@@ -13,6 +14,7 @@ export LC_ALL=C
 unset MAKEFLAGS MFLAGS MAKELEVEL # a make that runs this has its own
 
 here=$(cd "$(dirname "$0")" && pwd)
+agent=${CORACLE_AGENT:?name the program coracle-agent, or run \`make linux\`, which builds it}
 cache=${CORACLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/coracle}/linux
 
 # shellcheck source=kernel.sh
@@ -142,7 +144,7 @@ tools="$(gcc -dumpfullversion) $(ld --version | head -n 1)"
 # shellcheck disable=SC2086 # a list of words
 kernels=kernels-$(key "$here/kernel.sh" "$here"/config/* "$here"/patches/* "$tools" \
     "$(dpkg-query -W "linux-source-$release")" $variants)
-rootfs=rootfs-$(key "$here/rootfs.sh" "$here"/init/* "$tools" "$(dpkg-query -W busybox-static e2fsprogs)")
+rootfs=rootfs-$(key "$agent" "$here/rootfs.sh" "$here"/init/* "$tools" "$(dpkg-query -W busybox-static e2fsprogs)")
 result=guest-$(key "$here/build.sh" "$cache" "$kernels" "$rootfs" "$host")
 
 # shellcheck disable=SC2086

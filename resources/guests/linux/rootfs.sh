@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # Makes the root filesystem, without mounting and without being root. Sourced by
-# build.sh; this file and init/ decide the cache's key.
+# build.sh; this file, init/ and the agent decide the cache's key.
 
 # Fixed, so that two builds from the same inputs name the same filesystem.
 root_uuid=c04ac1e0-0000-4000-8000-000000000001
@@ -16,6 +16,7 @@ build_rootfs() {
     say "making the root filesystem"
     mkdir -p root/bin root/sbin root/etc root/dev root/proc root/sys root/tmp root/root root/data
     build_init root/sbin/init
+    cp "$agent" root/sbin/coracle-agent
     cp /bin/busybox root/bin/busybox
     for applet in $(/bin/busybox --list); do
         [ -e "root/bin/$applet" ] || ln -s busybox "root/bin/$applet"

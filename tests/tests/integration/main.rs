@@ -18,6 +18,7 @@ mod drives;
 mod ends;
 mod errors;
 mod escape;
+mod exec;
 mod garbage;
 mod hostile;
 mod hosts;
@@ -103,6 +104,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("serial", serial::CASES),
     ("signals", signals::CASES),
     ("vsock", vsock::CASES),
+    ("exec", exec::CASES),
     ("working_set", working_set::CASES),
     ("attacks", attacks::CASES),
 ];

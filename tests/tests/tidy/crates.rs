@@ -76,13 +76,23 @@ impl Metadata {
 /// Each member of the workspace and the members that it may use. A new member gets a line here.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("coracle-jailer", &[]),
+    ("coracle-agent", &[]),
     ("coracle-storage", &[]),
     ("coracle-devices", &["coracle-storage"]),
     ("coracle-vmm", &["coracle-devices", "coracle-storage"]),
-    ("coracle-ctl", &["coracle-vmm", "coracle-storage"]),
+    (
+        "coracle-ctl",
+        &["coracle-agent", "coracle-vmm", "coracle-storage"],
+    ),
     (
         "coracle-tests",
-        &["coracle-storage", "coracle-devices", "coracle-vmm", "coracle-ctl"],
+        &[
+            "coracle-agent",
+            "coracle-storage",
+            "coracle-devices",
+            "coracle-vmm",
+            "coracle-ctl",
+        ],
     ),
 ];
 

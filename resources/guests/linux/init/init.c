@@ -113,27 +113,48 @@ static void set_signals(unsigned int how)
 		signals_fd = call(signalfd4, -1, &set, sizeof(set), O_CLOEXEC);
 }
 
-/* Runs busybox in a session of its own on the console; its status. */
-static int busybox(char *const arguments[])
+enum terminal { NO_TERMINAL, HAS_TERMINAL };
+
+/*
+ * Runs a program in a session of its own on the console; its status. Who has the
+ * console for its terminal takes along, when it ends, what the console has not
+ * printed yet: its last words can be lost.
+ */
+static int program(const char *path, char *const arguments[], enum terminal terminal)
 {
 	long child = call(fork);
 
 	if (child == 0) {
 		set_signals(SIG_UNBLOCK);
 		call(setsid);
-		call(ioctl, 0, TIOCSCTTY, 0);
-		long error = call(execve, "/bin/busybox", arguments, environment);
-		say("cannot run /bin/busybox: error %d", -error);
+		if (terminal == HAS_TERMINAL)
+			call(ioctl, 0, TIOCSCTTY, 0);
+		long error = call(execve, path, arguments, environment);
+		say("cannot run %s: error %d", path, -error);
 		call(exit_group, 127);
 	}
 	return child < 0 ? 127 : wait_child(child);
+}
+
+static int busybox(char *const arguments[], enum terminal terminal)
+{
+	return program("/bin/busybox", arguments, terminal);
 }
 
 static int shell(char **words)
 {
 	(void)words;
 	say("a shell; `exit N` ends the machine with status N");
-	return busybox((char *[]){ "sh", "-l", 0 });
+	return busybox((char *[]){ "sh", "-l", 0 }, HAS_TERMINAL);
+}
+
+/* Serves `coraclectl exec` and `cp` until the machine is asked to stop. */
+static int agent(char **words)
+{
+	(void)words;
+	call(mkdir, "/dev/pts", 0755);
+	call(mount, "devpts", "/dev/pts", "devpts", 0, "ptmxmode=0666");
+	return program("/sbin/coracle-agent", (char *[]){ "coracle-agent", 0 }, NO_TERMINAL);
 }
 
 /* Takes all the words that are left. */
@@ -153,7 +174,7 @@ static int run(char **words)
 		used += size;
 		command[used++] = ' ';
 	}
-	return busybox((char *[]){ "sh", "-c", command, 0 });
+	return busybox((char *[]){ "sh", "-c", command, 0 }, NO_TERMINAL);
 }
 
 static uint64_t online_cpus(uint64_t *first)
@@ -274,6 +295,7 @@ static const struct verb {
 	{ "vsock-echo", 2, vsock_echo },
 	{ "vsock-send", 2, vsock_send },
 	{ "count", 1, count },
+	{ "agent", 0, agent },
 	{ "shell", 0, shell },
 	{ "run", ALL_THE_REST, run },
 	{ "exit", 1, exit_with },

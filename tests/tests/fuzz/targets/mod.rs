@@ -3,6 +3,7 @@
 //! A target panics when a promise is broken; the fuzzer and the replay notice that, a run that does not end, and
 //! one that grows. `make fuzz` searches for such inputs, `make test` replays the known ones.
 
+mod agent;
 mod api;
 mod boot;
 mod configuration;
@@ -34,6 +35,14 @@ pub(crate) struct Target {
 
 /// All targets.
 pub(crate) const TARGETS: &[Target] = &[
+    Target {
+        name: "agent-archive",
+        run: agent::run_archive,
+    },
+    Target {
+        name: "agent-frames",
+        run: agent::run_frames,
+    },
     Target {
         name: "api",
         run: api::run,

@@ -1,0 +1,451 @@
+//! Files and directories as a tar archive, and back.
+//!
+//! An archive may be hostile. It is unpacked into a directory of its own beside the place that it is for, out of which nothing in
+//! it leads, and takes that place by a rename when it is whole: what is there before is as it was, or replaced.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use tar::{Archive, Builder, Entry, EntryType, Header};
+use thiserror::Error;
+
+/// Why files could not be taken along.
+#[derive(Debug, Error)]
+pub enum FilesError {
+    /// It is not there, or cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket, a device or the like.
+    #[error("{} is neither a file nor a directory nor a link, and is not copied", .0.display())]
+    Special(PathBuf),
+    /// It grew shorter in the meantime.
+    #[error("{} has become shorter while it was copied: try again when nobody writes it", .0.display())]
+    Shrunk(PathBuf),
+    /// The archive could not be passed on.
+    #[error("cannot pass {} on", path.display())]
+    Pass {
+        /// The file whose turn it was.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no directory for it.
+    #[error("there is no directory {} to copy into", .0.display())]
+    NoDirectory(PathBuf),
+    /// It has no name of its own.
+    #[error("`{0}` is no name that a copy can have")]
+    Name(String),
+    /// It must not be replaced.
+    #[error("{} is there and is a directory: remove it, or name another place", .0.display())]
+    InTheWay(PathBuf),
+    /// Nothing, or something else, is in the archive.
+    #[error("what came has no `{0}` in it")]
+    Lacks(String),
+    /// An archive that wants to write elsewhere, or has more than files, directories and links.
+    #[error("what came has `{}` in it, which is not copied", .0.display())]
+    Unwanted(PathBuf),
+    /// The archive is damaged, or its place is full.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// Where to.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a copy of `path` is called, wherever it goes; links at its end lead to what is copied.
+///
+/// # Errors
+///
+/// When there is no such thing, or it has no name, such as `/`.
+pub fn name_of(path: &Path) -> Result<String, FilesError> {
+    // A name is what was typed; `.` and `..` are asked for theirs.
+    let typed = path.file_name().map(ToOwned::to_owned);
+    let name = match typed {
+        Some(name) => Some(name),
+        None => real(path)?.file_name().map(ToOwned::to_owned),
+    };
+    let name = name.and_then(|name| name.into_string().ok());
+    name.ok_or_else(|| FilesError::Name(path.display().to_string()))
+}
+
+fn real(path: &Path) -> Result<PathBuf, FilesError> {
+    fs::canonicalize(path).map_err(|source| FilesError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes an archive of what is at `path`, in which it is called `name`.
+///
+/// # Errors
+///
+/// When something cannot be read or passed on, or is of a kind that cannot be copied.
+pub fn pack(path: &Path, name: &str, to: impl Write) -> Result<(), FilesError> {
+    let mut packer = Packer {
+        archive: Builder::new(to),
+    };
+    packer.take(&real(path)?, Path::new(name))?;
+    let pass = |source| FilesError::Pass {
+        path: path.to_owned(),
+        source,
+    };
+    let mut to = packer.archive.into_inner().map_err(pass)?;
+    to.flush().map_err(pass)
+}
+
+struct Packer<W: Write> {
+    archive: Builder<W>,
+}
+
+impl<W: Write> Packer<W> {
+    fn take(&mut self, path: &Path, name: &Path) -> Result<(), FilesError> {
+        let read = |source| FilesError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let metadata = fs::symlink_metadata(path).map_err(read)?;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            self.append(path, name, &metadata, (EntryType::Directory, 0), io::empty())?;
+            let mut names = Vec::new();
+            for entry in fs::read_dir(path).map_err(read)? {
+                names.push(entry.map_err(read)?.file_name());
+            }
+            names.sort();
+            for entry in names {
+                self.take(&path.join(&entry), &name.join(&entry))?;
+            }
+            Ok(())
+        } else if kind.is_file() {
+            let file = File::open(path).map_err(read)?;
+            // Of this file as it is now: another may have its name since.
+            let metadata = file.metadata().map_err(read)?;
+            let mut content = Content {
+                left: metadata.len(),
+                file,
+            };
+            let size = (EntryType::Regular, metadata.len());
+            let appended = self.append(path, name, &metadata, size, &mut content);
+            match appended {
+                Err(FilesError::Pass { .. }) if content.has_shrunk() => {
+                    Err(FilesError::Shrunk(path.to_owned()))
+                }
+                appended => appended,
+            }
+        } else if kind.is_symlink() {
+            let target = fs::read_link(path).map_err(read)?;
+            let mut header = header(&metadata, EntryType::Symlink, 0);
+            let appended = self.archive.append_link(&mut header, name, target);
+            appended.map_err(|source| FilesError::Pass {
+                path: path.to_owned(),
+                source,
+            })
+        } else {
+            Err(FilesError::Special(path.to_owned()))
+        }
+    }
+
+    fn append(
+        &mut self,
+        path: &Path,
+        name: &Path,
+        metadata: &Metadata,
+        (kind, bytes): (EntryType, u64),
+        content: impl Read,
+    ) -> Result<(), FilesError> {
+        let mut header = header(metadata, kind, bytes);
+        let appended = self.archive.append_data(&mut header, name, content);
+        appended.map_err(|source| FilesError::Pass {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+fn header(metadata: &Metadata, kind: EntryType, bytes: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(bytes);
+    header.set_mode(metadata.mode() & 0o777);
+    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or_default());
+    header
+}
+
+/// Exactly as many bytes of a file as its header says.
+struct Content {
+    file: File,
+    left: u64,
+}
+
+impl Content {
+    fn has_shrunk(&self) -> bool {
+        self.left > 0 && self.file.metadata().is_ok_and(|now| now.is_file())
+    }
+}
+
+impl Read for &mut Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.file.read(buffer.get_mut(..room).unwrap_or_default())?;
+        if read == 0 && self.left > 0 && room > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= u64::try_from(read).unwrap_or_default();
+        Ok(read)
+    }
+}
+
+/// Unpacks an archive of a thing called `name` to `path`: into the directory that is there, or as what is not there, or is a
+/// file, yet. Reads to the end of what comes, whose failure is one of the archive. Returns where it is now.
+///
+/// # Errors
+///
+/// When there is no room, no directory, or no such archive. Then what was there is there as before.
+pub fn unpack(from: impl Read, path: &Path, name: &str) -> Result<PathBuf, FilesError> {
+    if name.is_empty() || name == "." || name == ".." || name.contains('/') {
+        return Err(FilesError::Name(name.to_owned()));
+    }
+    let is_directory = path.is_dir();
+    let target = if is_directory {
+        path.join(name)
+    } else {
+        path.to_owned()
+    };
+    let parent = match target.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    if !parent.is_dir() || (!is_directory && path.as_os_str().as_encoded_bytes().ends_with(b"/")) {
+        return Err(FilesError::NoDirectory(if is_directory {
+            parent.to_owned()
+        } else {
+            path.to_owned()
+        }));
+    }
+    if is_directory && target.is_dir() {
+        return Err(FilesError::InTheWay(target));
+    }
+    let write = |source| FilesError::Write {
+        path: target.clone(),
+        source,
+    };
+    let draft = tempfile::Builder::new().prefix(".coracle-").tempdir_in(parent);
+    let draft = draft.map_err(write)?;
+    let mut archive = Archive::new(from);
+    archive.set_preserve_mtime(true);
+    let mut directories = Vec::new();
+    for entry in archive.entries().map_err(write)? {
+        let mut entry = entry.map_err(write)?;
+        directories.extend(unpack_one(&mut entry, draft.path(), &write)?);
+    }
+    // Who could not go on has ended its archive all the same, and says so behind it.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(write)?;
+    // Only now: nothing can be made in a directory that may not be written.
+    for (directory, mode) in directories.iter().rev() {
+        set_mode(draft.path(), directory, *mode).map_err(write)?;
+    }
+    let unpacked = draft.path().join(name);
+    if fs::symlink_metadata(&unpacked).is_err() {
+        return Err(FilesError::Lacks(name.to_owned()));
+    }
+    fs::rename(&unpacked, &target).map_err(write)?;
+    Ok(target)
+}
+
+/// A directory, and the mode that it is to have when all is in it.
+fn unpack_one(
+    entry: &mut Entry<'_, impl Read>,
+    draft: &Path,
+    write: &impl Fn(io::Error) -> FilesError,
+) -> Result<Option<(PathBuf, u32)>, FilesError> {
+    let path = entry.path().map_err(write)?.into_owned();
+    let kind = entry.header().entry_type();
+    let is_wanted = kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
+    if !is_wanted || !entry.unpack_in(draft).map_err(write)? {
+        return Err(FilesError::Unwanted(path));
+    }
+    if !kind.is_dir() {
+        return Ok(None);
+    }
+    let mode = entry.header().mode().map_err(write)? & 0o777;
+    set_mode(draft, &path, mode | 0o700).map_err(write)?;
+    Ok(Some((path, mode)))
+}
+
+/// Of a directory below `draft`, to which no link leads.
+fn set_mode(draft: &Path, directory: &Path, mode: u32) -> io::Result<()> {
+    let within = File::open(draft)?;
+    let opened = rustix::fs::openat2(
+        within,
+        directory,
+        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+    )?;
+    File::from(opened).set_permissions(fs::Permissions::from_mode(mode))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn packed(path: &Path, name: &str) -> Result<Vec<u8>, FilesError> {
+        let mut archive = Vec::new();
+        pack(path, name, &mut archive).map(|()| archive)
+    }
+
+    #[test]
+    fn a_tree_comes_out_as_it_went_in() {
+        let place = tempfile::tempdir().unwrap();
+        let from = place.path().join("from");
+        fs::create_dir_all(from.join("closed/empty")).unwrap();
+        fs::write(from.join("script"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(from.join("script"), fs::Permissions::from_mode(0o750)).unwrap();
+        fs::write(from.join("closed/large"), vec![5; 1 << 20]).unwrap();
+        symlink("../nowhere", from.join("link")).unwrap();
+        fs::set_permissions(from.join("closed"), fs::Permissions::from_mode(0o500)).unwrap();
+        let archive = packed(&from, "from").unwrap();
+
+        let to = place.path().join("to");
+        fs::create_dir(&to).unwrap();
+        // Into a directory; and as what is not there yet.
+        for (path, lands_at) in [
+            (to.clone(), to.join("from")),
+            (to.join("other"), to.join("other")),
+        ] {
+            assert_eq!(unpack(archive.as_slice(), &path, "from").unwrap(), lands_at);
+            let mode = |name: &str| fs::metadata(lands_at.join(name)).unwrap().mode() & 0o7777;
+            assert_eq!((mode("script"), mode("closed")), (0o750, 0o500));
+            assert_eq!(fs::read(lands_at.join("closed/large")).unwrap(), vec![5; 1 << 20]);
+            assert!(lands_at.join("closed/empty").is_dir());
+            assert_eq!(
+                fs::read_link(lands_at.join("link")).unwrap(),
+                Path::new("../nowhere")
+            );
+        }
+        let again = unpack(archive.as_slice(), &to, "from");
+        assert!(matches!(again, Err(FilesError::InTheWay(_))), "{again:?}");
+        // A directory is no file's successor, and a file is replaced.
+        fs::write(to.join("file"), "before").unwrap();
+        assert!(unpack(archive.as_slice(), &to.join("file"), "from").is_err());
+        assert_eq!(fs::read(to.join("file")).unwrap(), b"before");
+        let script = packed(&from.join("script"), "script").unwrap();
+        unpack(script.as_slice(), &to.join("file"), "script").unwrap();
+        assert_eq!(fs::read(to.join("file")).unwrap(), b"#!/bin/sh\n");
+        let left: Vec<_> = fs::read_dir(&to)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left.len(), 3, "{left:?}");
+    }
+
+    /// Who sends has something else to say.
+    struct Broken;
+
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_copied_is_told() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        let _socket = UnixListener::bind(path("socket")).unwrap();
+        assert!(matches!(packed(place.path(), "x"), Err(FilesError::Special(_))));
+        assert!(matches!(packed(&path("none"), "x"), Err(FilesError::Read { .. })));
+        fs::write(path("file"), "content").unwrap();
+        let archive = packed(&path("file"), "file").unwrap();
+        let failed = |to: &str, name: &str| unpack(archive.as_slice(), &path(to), name).unwrap_err();
+        assert!(matches!(failed("no/where", "file"), FilesError::NoDirectory(_)));
+        assert!(matches!(failed("copy/", "file"), FilesError::NoDirectory(_)));
+        assert!(matches!(failed("copy", "other"), FilesError::Lacks(_)));
+        assert!(matches!(failed("copy", "../file"), FilesError::Name(_)));
+        let cut = archive.get(..600).unwrap();
+        assert!(matches!(
+            unpack(cut, &path("copy"), "file"),
+            Err(FilesError::Write { .. })
+        ));
+        let broken = archive.as_slice().chain(Broken);
+        assert!(matches!(
+            unpack(broken, &path("copy"), "file"),
+            Err(FilesError::Write { .. })
+        ));
+        assert!(!path("copy").exists());
+        assert!(name_of(Path::new("/etc/..")).is_err());
+        assert_eq!(name_of(&path("file/")).unwrap(), "file");
+    }
+
+    #[test]
+    fn an_archive_that_leads_elsewhere_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let outside = place.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("secret"), "secret").unwrap();
+        fs::set_permissions(&outside, fs::Permissions::from_mode(0o755)).unwrap();
+        let to = place.path().join("to");
+        fs::create_dir(&to).unwrap();
+        let entry =
+            |archive: &mut Builder<Vec<u8>>, kind: EntryType, name: &str, link: &str, content: &str| {
+                let mut header = Header::new_gnu();
+                header.set_entry_type(kind);
+                header.set_mode(0o4777);
+                header.set_size(content.len() as u64);
+                // As it is: the library's own writer refuses what leads elsewhere.
+                let field = &mut header.as_old_mut().name;
+                field
+                    .get_mut(..name.len())
+                    .unwrap()
+                    .copy_from_slice(name.as_bytes());
+                let field = &mut header.as_old_mut().linkname;
+                field
+                    .get_mut(..link.len())
+                    .unwrap()
+                    .copy_from_slice(link.as_bytes());
+                header.set_cksum();
+                archive.append(&header, content.as_bytes()).unwrap();
+            };
+        let refused = |entries: &[(EntryType, &str, &str, &str)]| {
+            let mut archive = Builder::new(Vec::new());
+            for (kind, name, link, content) in entries {
+                entry(&mut archive, *kind, name, link, content);
+            }
+            let archive = archive.into_inner().unwrap();
+            unpack(archive.as_slice(), &to, "x").is_err()
+        };
+        let file = EntryType::Regular;
+        assert!(refused(&[(file, "../outside/a", "", "a")]));
+        assert!(refused(&[
+            (EntryType::Symlink, "x", "../../outside", ""),
+            (file, "x/a", "", "a")
+        ]));
+        assert!(refused(&[
+            (EntryType::Symlink, "x", "../../outside", ""),
+            (EntryType::Directory, "x", "", "")
+        ]));
+        assert!(refused(&[(EntryType::Link, "x", "../../outside/secret", "")]));
+        assert!(refused(&[(EntryType::Char, "x", "", "")]));
+        assert!(refused(&[(EntryType::Fifo, "x", "", "")]));
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o7777, 0o755);
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
+    }
+}

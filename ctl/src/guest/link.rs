@@ -1,0 +1,285 @@
+//! A connection to the agent of a guest: through the Unix socket of its vsock device, by Firecracker's convention.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use coracle_agent::wire::{Decoder, Encode, PORT, ToGuest, ToHost, VERSION, WireError};
+use rustix::event::{PollFd, PollFlags};
+use thiserror::Error;
+
+use crate::client::{Client, ClientError, REQUEST_WAIT, Request};
+use crate::deadline::{Deadline, wait_ready};
+use crate::discovery::{FindError, resolve};
+use crate::signals::{Signals, SignalsError};
+
+/// How long a monitor and an agent may take for their greetings.
+const GREETING_WAIT: Duration = Duration::from_secs(10);
+/// Between two attempts to reach an agent that is waited for.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
+/// `OK`, a space, ten digits and the end of the line.
+const LINE_BYTES_MAX: usize = 14;
+
+/// Where the agent listens, and whether it is waited for.
+#[derive(Debug, Args)]
+pub(crate) struct LinkArgs {
+    /// The vsock port on which the agent listens
+    #[arg(long, value_name = "N", default_value_t = PORT)]
+    port: u32,
+    /// How long to wait for an agent that does not listen yet
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86400))]
+    wait: u64,
+}
+
+/// Why the agent is not reached, or not any more.
+#[derive(Debug, Error)]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Find(#[from] FindError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
+    #[error(
+        "the machine has no vsock device, by which its agent is reached: start it with `coraclectl run --vsock PATH`, or with \
+         PUT /vsock before its start"
+    )]
+    NoVsock,
+    #[error("cannot connect to the vsock device at {}: is the machine running, and may this user use it?", path.display())]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "nobody listens on vsock port {port} of the guest: coracle-agent has to be running there; --wait SECONDS waits for it"
+    )]
+    NoAgent { port: u32 },
+    #[error("what listens on vsock port {port} of the guest is not coracle-agent")]
+    Stranger { port: u32 },
+    #[error(
+        "the guest's agent speaks version {0}, and this coraclectl version {VERSION}: use both of one release"
+    )]
+    Version(u32),
+    #[error("the guest has closed the connection: it has ended, or its agent was")]
+    Closed,
+    #[error("cannot talk to the guest's agent")]
+    Io(#[from] io::Error),
+    #[error("the guest's agent says what makes no sense")]
+    Wire(#[from] WireError),
+    #[error("it was interrupted by a signal")]
+    Interrupted(i32),
+}
+
+/// A connection on which the agent has said that it is one.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Link {
+    /// Reaches the agent of the machine `vm`, a name or the path of an API socket.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such machine, no device or no agent, or a signal comes first.
+    pub(super) fn open(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
+        let client = Client::new(&resolve(vm)?);
+        let path = path_of(&client)?;
+        let deadline = Deadline::after(Duration::from_secs(args.wait));
+        loop {
+            match Self::reach(&path, args.port, signals) {
+                Err(LinkError::NoAgent { .. }) if !deadline.passed() => thread::sleep(ATTEMPT_PAUSE),
+                reached => return reached,
+            }
+            if let Some(signal) = signals.take() {
+                return Err(LinkError::Interrupted(signal));
+            }
+        }
+    }
+
+    fn reach(path: &Path, port: u32, signals: &Signals) -> Result<Self, LinkError> {
+        let stream = UnixStream::connect(path).map_err(|source| LinkError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut link = Self {
+            stream,
+            decoder: Decoder::default(),
+        };
+        let deadline = Deadline::after(GREETING_WAIT);
+        link.stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            link.await_bytes(signals, deadline, port)?;
+            let mut byte = [0];
+            match (&link.stream).read(&mut byte) {
+                Ok(1) => line.extend(byte),
+                // The monitor closes a connection that the guest refuses.
+                Ok(_) => return Err(LinkError::NoAgent { port }),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(LinkError::NoAgent { port });
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if line.len() > LINE_BYTES_MAX {
+                return Err(LinkError::Stranger { port });
+            }
+        }
+        if !line.starts_with(b"OK ") {
+            return Err(LinkError::Stranger { port });
+        }
+        loop {
+            if let Some(frame) = link.decoder.take().map_err(|_| LinkError::Stranger { port })? {
+                return match ToHost::decode(&frame) {
+                    Ok(ToHost::Hello(VERSION)) => Ok(link),
+                    Ok(ToHost::Hello(other)) => Err(LinkError::Version(other)),
+                    _ => Err(LinkError::Stranger { port }),
+                };
+            }
+            link.await_bytes(signals, deadline, port)?;
+            if link.decoder.fill(&mut &link.stream)? == 0 {
+                return Err(LinkError::NoAgent { port });
+            }
+        }
+    }
+
+    /// Waits until something has come, until `deadline`.
+    fn await_bytes(&self, signals: &Signals, deadline: Deadline, port: u32) -> Result<(), LinkError> {
+        let mut watched = [
+            PollFd::new(&self.stream, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+        ];
+        if !wait_ready(&mut watched, Some(deadline))? {
+            return Err(LinkError::NoAgent { port });
+        }
+        match signals.take() {
+            Some(signal) => Err(LinkError::Interrupted(signal)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a message, and waits until it is on its way.
+    ///
+    /// # Errors
+    ///
+    /// When the guest is gone.
+    pub(super) fn send(&mut self, message: &ToGuest<'_>) -> Result<(), LinkError> {
+        message.write(&mut &self.stream).map_err(|error| gone(&error))
+    }
+
+    /// Sends what waits in `bytes`, as much as there is room for.
+    ///
+    /// # Errors
+    ///
+    /// When the guest is gone.
+    pub(super) fn send_some(&self, bytes: &mut Vec<u8>) -> Result<(), LinkError> {
+        self.stream.set_nonblocking(true)?;
+        let mut sent = 0;
+        let outcome = loop {
+            let left = bytes.get(sent..).unwrap_or_default();
+            if left.is_empty() {
+                break Ok(());
+            }
+            match (&self.stream).write(left) {
+                Ok(written) => sent += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(gone(&error)),
+            }
+        };
+        bytes.drain(..sent);
+        self.stream.set_nonblocking(false)?;
+        outcome
+    }
+
+    /// Reads once what has come; the connection is to be readable.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing more to come.
+    pub(super) fn fill(&mut self) -> Result<(), LinkError> {
+        match self.decoder.fill(&mut &self.stream) {
+            Ok(0) => Err(LinkError::Closed),
+            Ok(_) => Ok(()),
+            Err(error) => Err(gone(&error)),
+        }
+    }
+
+    /// The next message that has come whole.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub(super) fn take(&mut self) -> Result<Option<ToHost<'_>>, LinkError> {
+        let frame = self.decoder.take()?;
+        Ok(frame.map(|frame| ToHost::decode(&frame)).transpose()?)
+    }
+
+    /// Waits for more, or a signal.
+    ///
+    /// # Errors
+    ///
+    /// When a signal or the end of the connection has come.
+    pub(super) fn listen(&mut self, signals: &Signals) -> Result<(), LinkError> {
+        let mut watched = [
+            PollFd::new(&self.stream, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+        ];
+        wait_ready(&mut watched, None)?;
+        if let Some(signal) = signals.take() {
+            return Err(LinkError::Interrupted(signal));
+        }
+        self.fill()
+    }
+
+    /// Whether something has come that was not read.
+    ///
+    /// # Errors
+    ///
+    /// What `poll` reports.
+    pub(super) fn has_more(&self) -> io::Result<bool> {
+        let now = Deadline::after(Duration::ZERO);
+        wait_ready(&mut [PollFd::new(&self.stream, PollFlags::IN)], Some(now))
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+fn gone(error: &io::Error) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => LinkError::Closed,
+        kind => LinkError::Io(
+            error
+                .raw_os_error()
+                .map_or_else(|| kind.into(), io::Error::from_raw_os_error),
+        ),
+    }
+}
+
+/// The socket of the machine's vsock device, as this process reaches it.
+fn path_of(client: &Client<'_>) -> Result<PathBuf, LinkError> {
+    let config = client.read(Request::get("/vm/config"))?;
+    let path = config
+        .pointer("/vsock/uds_path")
+        .and_then(serde_json::Value::as_str);
+    let path = Path::new(path.ok_or(LinkError::NoVsock)?);
+    // It is the monitor's: relative to its directory and, in a jail, to its root.
+    let process = client.peer(REQUEST_WAIT)?.as_raw_nonzero();
+    let process = PathBuf::from(format!("/proc/{process}"));
+    let (root, here) = (std::fs::read_link(process.join("root")), Path::new("/"));
+    Ok(match path.strip_prefix("/") {
+        Ok(inside) if root.is_ok_and(|root| root != here) => process.join("root").join(inside),
+        Ok(_) => path.to_owned(),
+        Err(_) => process.join("cwd").join(path),
+    })
+}

@@ -26,6 +26,7 @@ NFS := ganesha.nfsd ganesha-vfs rpcbind nfs-cat qemu-img qemu-nfs
 # What the tests and benchmarks read; see tests/src/lib.rs.
 export CARGO_TARGET_DIR := $(TARGET)
 export CORACLE_CACHE := $(CACHE)
+export CORACLE_AGENT := $(RELEASE)/coracle-agent
 export CORACLE_UNIKERNEL := $(UNIKERNEL)
 export CORACLE_LINUX := $(LINUX)
 export CORACLE_CLIENT_PYTHON := $(VENV)/bin/python
@@ -166,7 +167,7 @@ unikernel:
 linux:
 	cargo build --release -p coracle-agent
 	mkdir -p $(TARGET)/guests
-	ln -sfn "$$(CORACLE_AGENT=$(RELEASE)/coracle-agent resources/guests/linux/build.sh | tail -n 1)" $(LINUX)
+	ln -sfn "$$(resources/guests/linux/build.sh | tail -n 1)" $(LINUX)
 
 venv:
 	tests/tools/venv $(VENV)

@@ -4,8 +4,11 @@
 //! coracle-agent [--port N]
 //! ```
 //!
+//! As the first process of a guest it mounts what programs expect, and the root that it is asked for (`boot.rs`).
+//!
 //! It serves until it is ended. Whoever reaches the device's Unix socket on the host has what the agent has: as root, the guest.
 
+mod boot;
 mod command;
 mod session;
 
@@ -35,6 +38,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(error) = boot::begin() {
+        eprintln!("coracle-agent: cannot begin as the first process: {error}");
+        return ExitCode::FAILURE;
+    }
     match serve(port) {
         Ok(never) => match never {},
         Err(error) => {

@@ -8,7 +8,7 @@ use std::path::Path;
 use coracle_agent::files;
 use coracle_agent::wire::{DATA_BYTES, Decoder, Encode, Request, ToGuest, ToHost, VERSION};
 
-use crate::command;
+use crate::{boot, command};
 
 /// What a shell gives where something cannot be done.
 const STATUS_FAILED: u8 = 1;
@@ -47,6 +47,14 @@ fn attend(stream: &mut impl Stream) -> io::Result<()> {
     };
     match request {
         Request::Exec(exec) => command::run(&exec, stream, decoder),
+        Request::Root { device } => match boot::enter(&device) {
+            Ok(()) => ToHost::End.write(stream),
+            Err(error) => fail(stream, &joined(&error)),
+        },
+        Request::Sync => {
+            rustix::fs::sync();
+            ToHost::End.write(stream)
+        }
         Request::Bring { path, name } => {
             ToHost::Started.write(stream)?;
             let mut archive = Archive {

@@ -15,6 +15,9 @@
 //! Signal, Resize ------------------------->
 //!            <-------------------------- Exited
 //!
+//! a root, and what is written to its disk:
+//!            <-------------------------- End
+//!
 //! files that are brought:               files that are fetched:
 //! Data, End ------------------------------>   <------------- Data, End
 //!            <-------------------------- End
@@ -50,6 +53,13 @@ const HEAD_BYTES: usize = 5;
 pub enum Request {
     /// Run a command.
     Exec(Exec),
+    /// Mount a disk and go on in it, if the agent is the first process of its guest.
+    Root {
+        /// Its device.
+        device: String,
+    },
+    /// Write all that was written to its disks.
+    Sync,
     /// Take files, as a tar archive, of which the first thing has the name `name`.
     Bring {
         /// Where to: a directory in which it will have its name, or what it will be called.
@@ -355,7 +365,7 @@ mod tests {
 
     use super::*;
 
-    fn requests() -> [Request; 3] {
+    fn requests() -> [Request; 5] {
         [
             Request::Exec(Exec {
                 command: vec!["sh".to_owned(), "-c".to_owned(), "exit 3".to_owned()],
@@ -366,6 +376,10 @@ mod tests {
                     columns: 80,
                 }),
             }),
+            Request::Root {
+                device: "/dev/vda".to_owned(),
+            },
+            Request::Sync,
             Request::Bring {
                 path: "/a".to_owned(),
                 name: "b".to_owned(),

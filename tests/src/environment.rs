@@ -17,6 +17,8 @@ pub struct Environment {
     pub coraclectl: PathBuf,
     /// The program that puts a monitor into a jail.
     pub jailer: PathBuf,
+    /// The agent for guests.
+    pub agent: PathBuf,
     /// The unikernel guest.
     pub unikernel: PathBuf,
     /// The directory of the Linux guest's manifest.
@@ -73,6 +75,7 @@ impl Environment {
             coracle: path("CORACLE_BIN", built.join("coracle")),
             coraclectl: path("CORACLECTL_BIN", built.join("coraclectl")),
             jailer: path("CORACLE_JAILER_BIN", built.join("coracle-jailer")),
+            agent: path("CORACLE_AGENT", built.join("coracle-agent")),
             unikernel: path("CORACLE_UNIKERNEL", built.join("unikernel")),
             linux: path("CORACLE_LINUX", built.join("linux")),
             client_python: path("CORACLE_CLIENT_PYTHON", PathBuf::from("python3")),

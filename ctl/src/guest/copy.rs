@@ -207,7 +207,12 @@ impl Write for &mut Sent<'_> {
     }
 }
 
-fn fetch(
+/// Fetches what is at `from` in the guest, which is called `name`; returns where it is now, and how many bytes came.
+///
+/// # Errors
+///
+/// When it is not there, or has no place here.
+pub(crate) fn fetch(
     mut link: Link,
     signals: &Signals,
     from: &str,

@@ -41,6 +41,18 @@ Exit status:
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     link: LinkArgs,
+    #[command(flatten)]
+    surroundings: Surroundings,
+    /// A machine's name, or the path of its API socket
+    vm: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// What a command finds around it in its guest.
+#[derive(Debug, Args)]
+pub(crate) struct Surroundings {
     /// A variable for the command; the value of one without `=` is ours
     #[arg(long, short, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -53,11 +65,6 @@ pub(crate) struct ExecArgs {
     /// Give the command no standard input
     #[arg(long, short, conflicts_with = "tty")]
     no_stdin: bool,
-    /// A machine's name, or the path of its API socket
-    vm: String,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
 }
 
 /// Why a command has no status.
@@ -88,31 +95,60 @@ impl From<io::Error> for ExecError {
 /// When the guest's agent is not reached, or is lost.
 pub(crate) fn exec(args: &ExecArgs, format: Format) -> Result<u8, ExecError> {
     let signals = Signals::watch().map_err(LinkError::from)?;
-    if args.tty && !io::stdin().is_terminal() {
-        return Err(ExecError::NoTerminal);
+    let request = args.surroundings.of(&args.command)?;
+    let link = Link::open(&args.vm, &args.link, &signals)?;
+    converse(link, &signals, request, args.surroundings.no_stdin, format)
+}
+
+impl Surroundings {
+    /// What an agent is to be asked for.
+    ///
+    /// # Errors
+    ///
+    /// When something that the command is to have is not there.
+    pub(crate) fn of(&self, command: &[String]) -> Result<Exec, ExecError> {
+        if self.tty && !io::stdin().is_terminal() {
+            return Err(ExecError::NoTerminal);
+        }
+        let environment = self.env.iter().map(|given| variable(given));
+        Ok(Exec {
+            command: command.to_owned(),
+            environment: environment.collect::<Result<_, _>>()?,
+            directory: Some(self.directory.clone()),
+            terminal: self.tty.then(size),
+        })
     }
-    let environment = args
-        .env
-        .iter()
-        .map(|given| variable(given))
-        .collect::<Result<_, _>>()?;
-    let request = Exec {
-        command: args.command.clone(),
-        environment,
-        directory: Some(args.directory.clone()),
-        terminal: args.tty.then(size),
-    };
-    let mut link = Link::open(&args.vm, &args.link, &signals)?;
+
+    /// Whether the command gets none of our standard input.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.no_stdin
+    }
+}
+
+/// Has the agent run a command, and stays between it and our own standard input, output and error until it has ended; returns its
+/// status.
+///
+/// # Errors
+///
+/// When the guest's agent is lost.
+pub(crate) fn converse(
+    mut link: Link,
+    signals: &Signals,
+    request: Exec,
+    is_deaf: bool,
+    format: Format,
+) -> Result<u8, ExecError> {
+    let size = request.terminal;
     link.send(&ToGuest::Request(wire::Request::Exec(request)))?;
     // Only now: until then Ctrl-C is for this program.
-    let _raw = args.tty.then(RawTerminal::enter).transpose()?;
+    let _raw = size.map(|_| RawTerminal::enter()).transpose()?;
     let mut pump = Pump {
         link,
-        signals: &signals,
+        signals,
         credit: WINDOW_BYTES,
         outgoing: Vec::new(),
-        reads: !args.no_stdin && Input::of_this_process() != Input::Nothing,
-        size: args.tty.then(size),
+        reads: !is_deaf && Input::of_this_process() != Input::Nothing,
+        size,
         asked: None,
     };
     if !pump.reads {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use coracle_agent::wire::{Decoder, Encode, PORT, ToGuest, ToHost, VERSION, WireError};
+use coracle_agent::wire::{self, Decoder, Encode, PORT, ToGuest, ToHost, VERSION, WireError};
 use rustix::event::{PollFd, PollFlags};
 use thiserror::Error;
 
@@ -77,7 +77,7 @@ pub(crate) enum LinkError {
 
 /// A connection on which the agent has said that it is one.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     stream: UnixStream,
     decoder: Decoder,
 }
@@ -88,7 +88,7 @@ impl Link {
     /// # Errors
     ///
     /// When there is no such machine, no device or no agent, or a signal comes first.
-    pub(super) fn open(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
+    pub(crate) fn open(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
         let client = Client::new(&resolve(vm)?);
         let path = path_of(&client)?;
         let deadline = Deadline::after(Duration::from_secs(args.wait));
@@ -103,7 +103,12 @@ impl Link {
         }
     }
 
-    fn reach(path: &Path, port: u32, signals: &Signals) -> Result<Self, LinkError> {
+    /// Reaches the agent at `port` by the socket of its machine's vsock device.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or a signal comes first.
+    pub(crate) fn reach(path: &Path, port: u32, signals: &Signals) -> Result<Self, LinkError> {
         let stream = UnixStream::connect(path).map_err(|source| LinkError::Connect {
             path: path.to_owned(),
             source,
@@ -169,7 +174,7 @@ impl Link {
     /// # Errors
     ///
     /// When the guest is gone.
-    pub(super) fn send(&mut self, message: &ToGuest<'_>) -> Result<(), LinkError> {
+    pub(crate) fn send(&mut self, message: &ToGuest<'_>) -> Result<(), LinkError> {
         message.write(&mut &self.stream).map_err(|error| gone(&error))
     }
 
@@ -178,7 +183,7 @@ impl Link {
     /// # Errors
     ///
     /// When the guest is gone.
-    pub(super) fn send_some(&self, bytes: &mut Vec<u8>) -> Result<(), LinkError> {
+    pub(crate) fn send_some(&self, bytes: &mut Vec<u8>) -> Result<(), LinkError> {
         self.stream.set_nonblocking(true)?;
         let mut sent = 0;
         let outcome = loop {
@@ -203,7 +208,7 @@ impl Link {
     /// # Errors
     ///
     /// When there is nothing more to come.
-    pub(super) fn fill(&mut self) -> Result<(), LinkError> {
+    pub(crate) fn fill(&mut self) -> Result<(), LinkError> {
         match self.decoder.fill(&mut &self.stream) {
             Ok(0) => Err(LinkError::Closed),
             Ok(_) => Ok(()),
@@ -216,9 +221,26 @@ impl Link {
     /// # Errors
     ///
     /// When it is none.
-    pub(super) fn take(&mut self) -> Result<Option<ToHost<'_>>, LinkError> {
+    pub(crate) fn take(&mut self) -> Result<Option<ToHost<'_>>, LinkError> {
         let frame = self.decoder.take()?;
         Ok(frame.map(|frame| ToHost::decode(&frame)).transpose()?)
+    }
+
+    /// Asks for something that is either done or not, and waits until it is.
+    ///
+    /// # Errors
+    ///
+    /// When the connection or a signal ends that.
+    pub(crate) fn settle(&mut self, request: wire::Request, signals: &Signals) -> Result<Done, LinkError> {
+        self.send(&ToGuest::Request(request))?;
+        loop {
+            match self.take()? {
+                Some(ToHost::End) => return Ok(Done::Yes),
+                Some(ToHost::Failed(_, why)) => return Ok(Done::No(why.to_owned())),
+                Some(_) => {}
+                None => self.listen(signals)?,
+            }
+        }
     }
 
     /// Waits for more, or a signal.
@@ -226,7 +248,7 @@ impl Link {
     /// # Errors
     ///
     /// When a signal or the end of the connection has come.
-    pub(super) fn listen(&mut self, signals: &Signals) -> Result<(), LinkError> {
+    pub(crate) fn listen(&mut self, signals: &Signals) -> Result<(), LinkError> {
         let mut watched = [
             PollFd::new(&self.stream, PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
@@ -243,10 +265,19 @@ impl Link {
     /// # Errors
     ///
     /// What `poll` reports.
-    pub(super) fn has_more(&self) -> io::Result<bool> {
+    pub(crate) fn has_more(&self) -> io::Result<bool> {
         let now = Deadline::after(Duration::ZERO);
         wait_ready(&mut [PollFd::new(&self.stream, PollFlags::IN)], Some(now))
     }
+}
+
+/// What has become of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It is done.
+    Yes,
+    /// It is not, for that reason.
+    No(String),
 }
 
 impl AsFd for Link {

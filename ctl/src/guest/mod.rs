@@ -4,5 +4,6 @@ mod copy;
 mod exec;
 mod link;
 
-pub(crate) use self::copy::{CopyArgs, copy};
-pub(crate) use self::exec::{ExecArgs, exec};
+pub(crate) use self::copy::{CopyArgs, CopyError, copy, fetch};
+pub(crate) use self::exec::{ExecArgs, ExecError, Surroundings, converse, exec};
+pub(crate) use self::link::{Done, Link, LinkError};

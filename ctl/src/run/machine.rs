@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::RunArgs;
 use super::balloon;
+use super::command::Disposable;
 use super::disk::{self, DiskError};
 use super::net::{self, NetError};
 use super::vsock;
@@ -17,6 +18,10 @@ use crate::client::LONG_REQUEST_WAIT;
 
 /// A CPU template longer than this would not fit into a request.
 const TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
+/// What the disk with the image is called, where there is one.
+const ROOT_ID: &str = "image";
+/// A disposable guest's; only it sees that.
+const GUEST_CID: u32 = 3;
 /// What a Linux guest needs for a console on the serial line, and to end the monitor when it ends.
 pub(super) const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=1";
 
@@ -61,7 +66,7 @@ pub(crate) enum MachineError {
 /// # Errors
 ///
 /// When disks contradict each other, or the CPU template cannot be read.
-pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
+pub(super) fn steps(args: &RunArgs, made: Option<&Disposable>) -> Result<Vec<Step>, MachineError> {
     let mut steps = Vec::new();
     let mut step = |part: &str, path: &str, body| {
         steps.push(Step {
@@ -80,8 +85,17 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
     if let Some(template) = &args.cpu_template {
         step("the CPU template", "/cpu-config", read_template(template)?);
     }
-    step("the kernel", "/boot-source", boot_source(args));
-    for (id, config) in disk::configs(&args.disk)? {
+    step("the kernel", "/boot-source", boot_source(args, made));
+    if let Some(made) = made {
+        let overlay = json!({ "base": made.image, "path": "memory" });
+        let root = json!({ "drive_id": ROOT_ID, "is_root_device": false, "overlay": overlay });
+        step("the image", &format!("/drives/{ROOT_ID}"), root);
+    }
+    for (id, mut config) in disk::configs(&args.disk)? {
+        if let (Some(_), Some(is_root)) = (made, config.get_mut("is_root_device")) {
+            // The kernel begins with the RAM disk, and its agent with the image.
+            *is_root = false.into();
+        }
         step(&format!("the disk {id}"), &format!("/drives/{id}"), config);
     }
     for (id, config) in net::configs(&args.net)? {
@@ -91,8 +105,13 @@ pub(super) fn steps(args: &RunArgs) -> Result<Vec<Step>, MachineError> {
             config,
         );
     }
-    if let Some(given) = &args.vsock {
-        step("the vsock device", "/vsock", vsock::config(given));
+    match (&args.vsock, made) {
+        (_, Some(made)) => {
+            let config = json!({ "guest_cid": GUEST_CID, "uds_path": made.vsock });
+            step("the vsock device", "/vsock", config);
+        }
+        (Some(given), None) => step("the vsock device", "/vsock", vsock::config(given)),
+        (None, None) => {}
     }
     if let Some(given) = &args.balloon {
         step("the balloon", "/balloon", balloon::config(given));
@@ -113,11 +132,12 @@ pub(super) fn start() -> Step {
     }
 }
 
-fn boot_source(args: &RunArgs) -> Value {
+fn boot_source(args: &RunArgs, made: Option<&Disposable>) -> Value {
     let mut boot = Map::new();
     boot.insert("kernel_image_path".to_owned(), args.kernel.as_str().into());
-    if let Some(initrd) = &args.initrd {
-        boot.insert("initrd_path".to_owned(), initrd.as_str().into());
+    let made = made.map(|made| made.initrd.display().to_string());
+    if let Some(initrd) = made.or_else(|| args.initrd.clone()) {
+        boot.insert("initrd_path".to_owned(), initrd.into());
     }
     boot.insert("boot_args".to_owned(), args.cmdline.as_str().into());
     Value::Object(boot)
@@ -183,7 +203,7 @@ mod tests {
             disk(",async,writeback,id=data"),
         ]);
         let mut file_of_config = Map::new();
-        for step in steps(&line.run).unwrap() {
+        for step in steps(&line.run, None).unwrap() {
             match step.path.strip_prefix("/drives/") {
                 None => drop(file_of_config.insert(step.path.trim_start_matches('/').to_owned(), step.body)),
                 Some(_) => {

@@ -1,10 +1,13 @@
 //! `coraclectl run`: a machine in the foreground, from its start to its exit status.
 
 mod balloon;
+mod command;
 mod console;
 mod disk;
 mod ended;
 mod escape;
+mod image;
+mod initrd;
 mod last_words;
 mod machine;
 mod memory;
@@ -26,6 +29,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use self::balloon::BalloonSpec;
+use self::command::{CommandError, Fetched};
 pub(crate) use self::console::Input;
 use self::disk::DiskSpec;
 use self::ended::Ended;
@@ -37,6 +41,7 @@ use self::monitor::{Files, Launch, Monitor, MonitorError, Tie};
 use self::net::NetSpec;
 use self::session::{Asked, Outcome, Session, SessionError};
 use self::vsock::VsockSpec;
+use crate::guest::Surroundings;
 use crate::name::Name;
 use crate::output::{Format, note, note_json};
 use crate::runtime_dir::{AtTheEnd, RuntimeDirError, RuntimeRoot};
@@ -49,11 +54,16 @@ const MONITOR_STATUS_MIN: u8 = 148;
 const LOG_TAIL_BYTES_MAX: u64 = 4096;
 const LOG_TAIL_LINES_MAX: usize = 10;
 
-/// Run a machine in the foreground: start it, show its console, end with its status
+/// Run a machine in the foreground: start it, show its console, end with its status; or a command in a guest made for it
 ///
 /// The serial console is standard input and output. On a terminal every key goes to the guest, except
 /// Ctrl-A x, which stops the machine. SIGINT, SIGTERM, SIGHUP and SIGQUIT stop it too: the guest is
 /// sent Ctrl-Alt-Del, then the monitor SIGTERM and SIGKILL; asking again goes on to the next step.
+///
+/// With an IMAGE, a guest is made for one command: a file system in a file (also nfs:// or iscsi://), a directory, or a tar
+/// archive is its root, which it may write and which stays as it is. Standard input, output and error are the command's,
+/// signals go to it, and its status is ours; the guest is gone when it has ended. The kernel has to have ext4 (or what the
+/// image is), initial RAM disks, virtio disks and vsock built in; nothing has to be in the image.
 ///
 /// With --json the last line on standard error is one JSON object with the status and what chose it,
 /// `ended`: guest_exit, power_off, reset, triple_fault, kvm_internal_error, entry_failed, run_failed,
@@ -79,10 +89,10 @@ A guest can give any of these too: the monitor says on standard error which it w
 says it as `ended`.")]
 pub(crate) struct RunArgs {
     /// The kernel: an ELF vmlinux or a bzImage
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "CORACLE_KERNEL")]
     kernel: String,
     /// The initial RAM disk
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "image")]
     initrd: Option<String>,
     /// A disk, by its path or an iscsi:// or nfs:// URL; the first is the root unless said otherwise. Options: ro, rw, root,
     /// noroot, sync, async, unsafe, writeback, id=ID, partuuid=UUID; a comma in the path is written twice
@@ -93,7 +103,7 @@ pub(crate) struct RunArgs {
     net: Vec<NetSpec>,
     /// A socket device: programs of this host reach the guest by the socket PATH, which is made, and the guest reaches those at
     /// PATH_1, PATH_2 and so on. Option: cid=N, the guest's address [default: 3]
-    #[arg(long, value_name = "PATH[,OPTION]")]
+    #[arg(long, value_name = "PATH[,OPTION]", conflicts_with = "image")]
     vsock: Option<VsockSpec>,
     /// A balloon of so much memory that the guest gives back to this host, such as 0 or 64M. Options: stats=SECONDS,
     /// reporting (what is free goes back by itself), hinting, keep (also when the guest runs out of memory)
@@ -119,6 +129,33 @@ pub(crate) struct RunArgs {
     entropy: bool,
     #[command(flatten)]
     foreground: ForegroundArgs,
+    #[command(flatten)]
+    disposable: DisposableArgs,
+    /// What a guest for one command begins with
+    image: Option<String>,
+    /// The command and its arguments
+    #[arg(last = true, requires = "image")]
+    command: Vec<String>,
+}
+
+/// What a guest for one command is given.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With an IMAGE")]
+struct DisposableArgs {
+    #[command(flatten)]
+    surroundings: Surroundings,
+    /// Copy a file or directory of the guest to PLACE [default: .] when the command has ended
+    #[arg(long, value_name = "PATH[:PLACE]", requires = "image")]
+    copy_out: Vec<Fetched>,
+    /// The guest's device with the root: the image itself, or a partition of it
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/vda", requires = "image")]
+    root_device: String,
+    /// How long the guest may take to boot
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    boot_timeout: u64,
+    /// The agent's program [default: `coracle-agent` beside coraclectl]
+    #[arg(long, value_name = "PATH", env = "CORACLE_AGENT")]
+    agent: Option<PathBuf>,
 }
 
 /// How a machine is run in the foreground, whatever it begins with.
@@ -154,6 +191,8 @@ pub(crate) enum RunError {
     Monitor(#[from] MonitorError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
 }
 
 /// Runs a machine until it ends; returns the exit status.
@@ -162,7 +201,10 @@ pub(crate) enum RunError {
 ///
 /// When it could not be started or watched. Nothing is left running or lying about in any case.
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
-    let steps = machine::steps(args)?;
+    if let Some(image) = &args.image {
+        return Ok(command::run(args, image, format)?);
+    }
+    let steps = machine::steps(args, None)?;
     foreground(&args.foreground, &steps, &machine::start(), format)
 }
 

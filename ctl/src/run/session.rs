@@ -136,6 +136,16 @@ impl<'a> Session<'a> {
         self.watch()
     }
 
+    /// Configures the machine by `steps` and lets it go by `start`; its monitor is the caller's then.
+    ///
+    /// # Errors
+    ///
+    /// When the machine does not start. The monitor has ended then.
+    pub(super) fn start(mut self, steps: &[Step], start: &Step) -> Result<Monitor, SessionError> {
+        self.begin(steps, start, Input::Nothing)?;
+        Ok(self.monitor)
+    }
+
     fn begin(&mut self, steps: &[Step], start: &Step, input: Input) -> Result<(), SessionError> {
         self.monitor.await_api(&self.client, self.signals)?;
         let client = self.client.clone().interrupted_by(self.signals.as_fd());

@@ -13,6 +13,7 @@ mod conformance;
 mod crash;
 mod ctl;
 mod disk;
+mod disposable;
 mod double_start;
 mod drives;
 mod ends;
@@ -105,6 +106,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("signals", signals::CASES),
     ("vsock", vsock::CASES),
     ("exec", exec::CASES),
+    ("disposable", disposable::CASES),
     ("working_set", working_set::CASES),
     ("attacks", attacks::CASES),
 ];

@@ -40,6 +40,7 @@ pub(crate) const UNJAILED: &[Unjailed] = &[
     both("jailer::", "it makes jails of its own"),
     both("escape::", "it makes jails of its own"),
     both("ctl::run_ends_with_the_guests_status", BY_THE_CLIENT),
+    both("disposable::", BY_THE_CLIENT),
     both(
         "ctl::a_running_machine_is_listed_paused_and_stopped",
         BY_THE_CLIENT,

@@ -1,0 +1,68 @@
+//! An initial RAM disk with one program in it, as the kernel unpacks it (initramfs, `newc`).
+
+use std::io::{self, Write};
+
+const DIRECTORY: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+/// The kernel reads a file in words of four bytes.
+const ALIGNMENT: usize = 4;
+
+/// Writes an archive in which `program` is `/init`.
+///
+/// # Errors
+///
+/// What `to` says, or when the program is too long for such an archive.
+pub(super) fn write(program: &[u8], to: &mut impl Write) -> io::Result<()> {
+    for (number, name) in ["dev", "proc", "sys"].into_iter().enumerate() {
+        entry(number + 1, name, DIRECTORY, &[], to)?;
+    }
+    entry(4, "init", PROGRAM, program, to)?;
+    entry(0, "TRAILER!!!", 0, &[], to)
+}
+
+fn entry(inode: usize, name: &str, mode: u32, content: &[u8], to: &mut impl Write) -> io::Result<()> {
+    let too_long = |_| io::Error::from(io::ErrorKind::FileTooLarge);
+    let size = u32::try_from(content.len()).map_err(too_long)?;
+    let inode = u32::try_from(inode).map_err(too_long)?;
+    let name_bytes = u32::try_from(name.len() + 1).map_err(too_long)?;
+    // Magic, then inode, mode, uid, gid, links, mtime, size, device and its own two numbers, length of the name, checksum.
+    let fields = [inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_bytes, 0];
+    let mut head = String::from("070701");
+    for field in fields {
+        head.push_str(&format!("{field:08X}"));
+    }
+    head.push_str(name);
+    head.push('\0');
+    to.write_all(head.as_bytes())?;
+    pad(head.len(), to)?;
+    to.write_all(content)?;
+    pad(content.len(), to)
+}
+
+fn pad(after: usize, to: &mut impl Write) -> io::Result<()> {
+    let short = after.next_multiple_of(ALIGNMENT) - after;
+    to.write_all([0; ALIGNMENT].get(..short).unwrap_or_default())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_begin_at_multiples_of_four_and_say_their_sizes() {
+        let mut archive = Vec::new();
+        write(b"program", &mut archive).unwrap();
+        assert_eq!(archive.len() % 4, 0);
+        let text = String::from_utf8(archive).unwrap();
+        let starts: Vec<usize> = text.match_indices("070701").map(|(at, _)| at).collect();
+        assert_eq!(starts.len(), 5);
+        assert!(starts.iter().all(|at| at % 4 == 0), "{starts:?}");
+        let init = starts.get(3).map(|at| &text[*at..]).unwrap();
+        assert_eq!(&init[14..22], "000081ED");
+        assert_eq!(&init[54..62], "00000007");
+        assert_eq!(&init[110..115], "init\0");
+        assert_eq!(&init[116..124], "program\0");
+        assert!(text.contains("TRAILER!!!"));
+    }
+}

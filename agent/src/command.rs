@@ -22,7 +22,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::session::{Stream, fail, joined};
 use coracle_agent::wire::{DATA_BYTES, Decoder, Encode, Exec, Exit, Size, ToGuest, ToHost, WINDOW_BYTES};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -32,6 +32,13 @@ use rustix::termios::{Winsize, tcsetwinsize};
 /// What a shell gives for a program that is not there, and for one that cannot be run.
 const STATUS_NOT_FOUND: u8 = 127;
 const STATUS_NOT_RUN: u8 = 126;
+/// What is in a terminal comes out of it a little later.
+const TERMINAL_STILL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+/// What is read at most of a terminal whose command has ended.
+const TERMINAL_BYTES_MAX: usize = 1 << 20;
 /// Where programs are, for an agent that was started without a PATH.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -342,23 +349,41 @@ impl Pump {
         }
     }
 
-    fn pass_output(&mut self, stream: &mut impl Stream) -> io::Result<bool> {
+    fn pass_output(&mut self, stream: &mut impl Stream) -> io::Result<usize> {
         pass(&mut self.ends.output, stream, |bytes| ToHost::Output(bytes))
     }
 
-    fn pass_errors(&mut self, stream: &mut impl Stream) -> io::Result<bool> {
+    fn pass_errors(&mut self, stream: &mut impl Stream) -> io::Result<usize> {
         pass(&mut self.ends.errors, stream, |bytes| ToHost::Errors(bytes))
+    }
+
+    /// Sends what a terminal still has to say: until nobody has it any more, it has been still for a while, or that is enough.
+    fn drain_terminal(&mut self, stream: &mut impl Stream) -> io::Result<()> {
+        let mut left = TERMINAL_BYTES_MAX;
+        while let Some(output) = &self.ends.output {
+            let mut polled = [PollFd::new(output, PollFlags::IN)];
+            if poll(&mut polled, Some(&TERMINAL_STILL)).is_ok_and(|ready| ready == 0) {
+                break;
+            }
+            left = left.saturating_sub(self.pass_output(stream)?);
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The command has ended: sends what its pipes hold, and how it has ended.
     fn finish(&mut self, stream: &mut impl Stream) -> io::Result<()> {
         let status = self.child.wait()?;
         self.has_ended = true;
-        for end in [&self.ends.output, &self.ends.errors].into_iter().flatten() {
-            rustix::io::ioctl_fionbio(end, true)?;
+        if self.ends.is_terminal {
+            self.drain_terminal(stream)?;
+        } else {
+            // As much as there is now: what the command has left running may write for ever.
+            drain(&mut self.ends.output, stream, |bytes| ToHost::Output(bytes))?;
+            drain(&mut self.ends.errors, stream, |bytes| ToHost::Errors(bytes))?;
         }
-        while self.pass_output(stream)? {}
-        while self.pass_errors(stream)? {}
         let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
         let exit = match (status.code(), status.signal()) {
             (Some(code), _) => Exit::Code(number(code)),
@@ -368,28 +393,47 @@ impl Pump {
     }
 }
 
-/// Reads once and sends what that was; false when there is no more, for now or for ever.
+/// Sends what a pipe holds now.
+fn drain(
+    end: &mut Option<File>,
+    stream: &mut impl Stream,
+    message: fn(&[u8]) -> ToHost<'_>,
+) -> io::Result<()> {
+    let mut left = match end {
+        Some(end) => usize::try_from(rustix::io::ioctl_fionread(end)?).unwrap_or_default(),
+        None => 0,
+    };
+    while left > 0 {
+        match pass(end, stream, message)? {
+            0 => break,
+            read => left = left.saturating_sub(read),
+        }
+    }
+    Ok(())
+}
+
+/// Reads once and sends what that was: so many bytes, none when there is no more, for now or for ever.
 fn pass(
     end: &mut Option<File>,
     stream: &mut impl Stream,
     message: fn(&[u8]) -> ToHost<'_>,
-) -> io::Result<bool> {
+) -> io::Result<usize> {
     let Some(open) = end else {
-        return Ok(false);
+        return Ok(0);
     };
     let mut bytes = [0; DATA_BYTES];
     match open.read(&mut bytes) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
         Ok(read) if read > 0 => {
-            let (read, _) = bytes.split_at(read);
-            message(read).write(stream)?;
-            Ok(true)
+            let (sent, _) = bytes.split_at(read);
+            message(sent).write(stream)?;
+            Ok(read)
         }
         // EIO is how a terminal says that nobody has it any more.
         Ok(_) | Err(_) => {
             *end = None;
-            Ok(false)
+            Ok(0)
         }
     }
 }

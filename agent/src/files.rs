@@ -3,12 +3,14 @@
 //! An archive may be hostile. It is unpacked into a directory of its own beside the place that it is for, out of which nothing in
 //! it leads, and takes that place by a rename when it is whole: what is there before is as it was, or replaced.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use tar::{Archive, Builder, Entry, EntryType, Header};
 use thiserror::Error;
 
@@ -46,7 +48,7 @@ pub enum FilesError {
     #[error("`{0}` is no name that a copy can have")]
     Name(String),
     /// It must not be replaced.
-    #[error("{} is there and is a directory: remove it, or name another place", .0.display())]
+    #[error("{} is there and is no file that could be replaced: remove it, or name another place", .0.display())]
     InTheWay(PathBuf),
     /// Nothing, or something else, is in the archive.
     #[error("what came has no `{0}` in it")]
@@ -235,8 +237,10 @@ pub fn unpack(from: impl Read, path: &Path, name: &str) -> Result<PathBuf, Files
             path.to_owned()
         }));
     }
-    if is_directory && target.is_dir() {
-        return Err(FilesError::InTheWay(target));
+    // What a rename would replace without a word: a directory by itself, and a device or the like by a file.
+    match fs::symlink_metadata(&target).map(|metadata| metadata.file_type()) {
+        Ok(kind) if !kind.is_file() && !kind.is_symlink() => return Err(FilesError::InTheWay(target)),
+        _ => {}
     }
     let write = |source| FilesError::Write {
         path: target.clone(),
@@ -244,24 +248,39 @@ pub fn unpack(from: impl Read, path: &Path, name: &str) -> Result<PathBuf, Files
     };
     let draft = tempfile::Builder::new().prefix(".coracle-").tempdir_in(parent);
     let draft = draft.map_err(write)?;
-    let mut archive = Archive::new(from);
+    let mut archive = Archive::new(Plain::new(from));
     archive.set_preserve_mtime(true);
-    let mut directories = Vec::new();
+    let mut directories = BTreeMap::new();
     for entry in archive.entries().map_err(write)? {
         let mut entry = entry.map_err(write)?;
-        directories.extend(unpack_one(&mut entry, draft.path(), &write)?);
+        directories.extend(unpack_one(&mut entry, draft.path(), name, &write)?);
     }
     // Who could not go on has ended its archive all the same, and says so behind it.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(write)?;
-    // Only now: nothing can be made in a directory that may not be written.
-    for (directory, mode) in directories.iter().rev() {
-        set_mode(draft.path(), directory, *mode).map_err(write)?;
-    }
     let unpacked = draft.path().join(name);
     if fs::symlink_metadata(&unpacked).is_err() {
         return Err(FilesError::Lacks(name.to_owned()));
     }
+    // Held until then, to which nobody else can put anything in its place.
+    let top = match directories.contains_key(Path::new(name)) {
+        true => {
+            Some(open_directory(&File::open(draft.path()).map_err(write)?, Path::new(name)).map_err(write)?)
+        }
+        false => None,
+    };
     fs::rename(&unpacked, &target).map_err(write)?;
+    // Only now, the inner ones first: nothing can be made or moved in a directory that may not be written.
+    if let Some(top) = top {
+        for (directory, mode) in directories.iter().rev() {
+            let within = directory.strip_prefix(name).unwrap_or(directory);
+            let mode = fs::Permissions::from_mode(*mode);
+            let set = match within == Path::new("") {
+                true => top.set_permissions(mode),
+                false => open_directory(&top, within).and_then(|inner| inner.set_permissions(mode)),
+            };
+            set.map_err(write)?;
+        }
+    }
     Ok(target)
 }
 
@@ -269,25 +288,44 @@ pub fn unpack(from: impl Read, path: &Path, name: &str) -> Result<PathBuf, Files
 fn unpack_one(
     entry: &mut Entry<'_, impl Read>,
     draft: &Path,
+    name: &str,
     write: &impl Fn(io::Error) -> FilesError,
 ) -> Result<Option<(PathBuf, u32)>, FilesError> {
     let path = entry.path().map_err(write)?.into_owned();
-    let kind = entry.header().entry_type();
-    let is_wanted = kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
-    if !is_wanted || !entry.unpack_in(draft).map_err(write)? {
+    let mut steps = path.components();
+    let is_within = steps.next() == Some(Component::Normal(name.as_ref()))
+        && steps.all(|step| matches!(step, Component::Normal(_)));
+    if !is_within {
         return Err(FilesError::Unwanted(path));
     }
-    if !kind.is_dir() {
-        return Ok(None);
+    if !entry.header().entry_type().is_dir() {
+        return match entry.unpack_in(draft).map_err(write)? {
+            true => Ok(None),
+            false => Err(FilesError::Unwanted(path)),
+        };
     }
+    let path: PathBuf = path.components().collect();
     let mode = entry.header().mode().map_err(write)? & 0o777;
-    set_mode(draft, &path, mode | 0o700).map_err(write)?;
+    make_directory(draft, &path).map_err(write)?;
     Ok(Some((path, mode)))
 }
 
-/// Of a directory below `draft`, to which no link leads.
-fn set_mode(draft: &Path, directory: &Path, mode: u32) -> io::Result<()> {
-    let within = File::open(draft)?;
+/// Makes a directory below `draft`, to which no link leads, unless it is there.
+fn make_directory(draft: &Path, directory: &Path) -> io::Result<()> {
+    let mut within = File::open(draft)?;
+    if let Some(parent) = directory.parent().filter(|parent| *parent != Path::new("")) {
+        within = open_directory(&within, parent)?;
+    }
+    let name = directory.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    match rustix::fs::mkdirat(&within, name, Mode::RWXU) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => open_directory(&within, Path::new(name)).map(drop),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A directory below another, to which no link leads.
+fn open_directory(within: &File, directory: &Path) -> io::Result<File> {
     let opened = rustix::fs::openat2(
         within,
         directory,
@@ -295,7 +333,88 @@ fn set_mode(draft: &Path, directory: &Path, mode: u32) -> io::Result<()> {
         Mode::empty(),
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
     )?;
-    File::from(opened).set_permissions(fs::Permissions::from_mode(mode))
+    Ok(File::from(opened))
+}
+
+/// An archive as it comes, as long as it has nothing in it but files, directories and links, and names of a bearable length: the
+/// library reads a name of any length into memory, and there are headers that mean another length than they say.
+struct Plain<R> {
+    from: R,
+    /// What is left of the header that was read last.
+    header: Vec<u8>,
+    /// What is left of the content behind it.
+    content: u64,
+    /// No header comes any more.
+    is_over: bool,
+}
+
+/// A path of the longest that Linux takes.
+const NAME_BYTES_MAX: u64 = 4096 + 1;
+const BLOCK_BYTES: usize = 512;
+
+impl<R: Read> Plain<R> {
+    fn new(from: R) -> Self {
+        Self {
+            from,
+            header: Vec::new(),
+            content: 0,
+            is_over: false,
+        }
+    }
+
+    /// Reads a header, and looks at it.
+    fn next(&mut self) -> io::Result<()> {
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        let wanted = u64::try_from(BLOCK_BYTES).unwrap_or_default();
+        (&mut self.from).take(wanted).read_to_end(&mut block)?;
+        if block.len() < BLOCK_BYTES || block.iter().all(|byte| *byte == 0) {
+            // The end; or it is cut off, which the reader tells.
+            self.is_over = true;
+            self.header = block;
+            return Ok(());
+        }
+        let header = Header::from_byte_slice(&block);
+        let bytes = header.entry_size()?;
+        let kind = header.entry_type();
+        let is_name = kind.is_gnu_longname() || kind.is_gnu_longlink();
+        let is_plain = kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_hard_link();
+        if !(is_plain || is_name && bytes <= NAME_BYTES_MAX) {
+            let what = format!(
+                "there is something in it that is neither a file nor a directory nor a link (kind {:#x})",
+                kind.as_byte()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let block_bytes = wanted;
+        self.content = bytes
+            .checked_next_multiple_of(block_bytes)
+            .ok_or(io::ErrorKind::InvalidData)?;
+        self.header = block;
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Plain<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.header.is_empty() && self.content == 0 && !self.is_over {
+            self.next()?;
+        }
+        if !self.header.is_empty() {
+            let read = self.header.as_slice().read(buffer)?;
+            self.header.drain(..read);
+            return Ok(read);
+        }
+        if self.is_over {
+            return self.from.read(buffer);
+        }
+        let room = usize::try_from(self.content)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let read = self.from.read(buffer.get_mut(..room).unwrap_or_default())?;
+        self.content -= u64::try_from(read).unwrap_or_default();
+        self.is_over |= read == 0 && room > 0;
+        Ok(read)
+    }
 }
 
 #[cfg(test)]
@@ -321,6 +440,7 @@ mod tests {
         fs::write(from.join("closed/large"), vec![5; 1 << 20]).unwrap();
         symlink("../nowhere", from.join("link")).unwrap();
         fs::set_permissions(from.join("closed"), fs::Permissions::from_mode(0o500)).unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o555)).unwrap();
         let archive = packed(&from, "from").unwrap();
 
         let to = place.path().join("to");
@@ -332,7 +452,7 @@ mod tests {
         ] {
             assert_eq!(unpack(archive.as_slice(), &path, "from").unwrap(), lands_at);
             let mode = |name: &str| fs::metadata(lands_at.join(name)).unwrap().mode() & 0o7777;
-            assert_eq!((mode("script"), mode("closed")), (0o750, 0o500));
+            assert_eq!((mode("script"), mode("closed"), mode(".")), (0o750, 0o500, 0o555));
             assert_eq!(fs::read(lands_at.join("closed/large")).unwrap(), vec![5; 1 << 20]);
             assert!(lands_at.join("closed/empty").is_dir());
             assert_eq!(
@@ -349,6 +469,19 @@ mod tests {
         let script = packed(&from.join("script"), "script").unwrap();
         unpack(script.as_slice(), &to.join("file"), "script").unwrap();
         assert_eq!(fs::read(to.join("file")).unwrap(), b"#!/bin/sh\n");
+        // What is no file is not replaced by one.
+        let device = to.join("device");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &device,
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        let replaced = unpack(script.as_slice(), &device, "script");
+        assert!(matches!(replaced, Err(FilesError::InTheWay(_))), "{replaced:?}");
+        fs::remove_file(device).unwrap();
         let left: Vec<_> = fs::read_dir(&to)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -377,7 +510,9 @@ mod tests {
         let failed = |to: &str, name: &str| unpack(archive.as_slice(), &path(to), name).unwrap_err();
         assert!(matches!(failed("no/where", "file"), FilesError::NoDirectory(_)));
         assert!(matches!(failed("copy/", "file"), FilesError::NoDirectory(_)));
-        assert!(matches!(failed("copy", "other"), FilesError::Lacks(_)));
+        assert!(matches!(failed("copy", "other"), FilesError::Unwanted(_)));
+        let empty = unpack([0; 1024].as_slice(), &path("copy"), "file");
+        assert!(matches!(empty, Err(FilesError::Lacks(_))), "{empty:?}");
         assert!(matches!(failed("copy", "../file"), FilesError::Name(_)));
         let cut = archive.get(..600).unwrap();
         assert!(matches!(
@@ -444,6 +579,21 @@ mod tests {
         assert!(refused(&[(EntryType::Link, "x", "../../outside/secret", "")]));
         assert!(refused(&[(EntryType::Char, "x", "", "")]));
         assert!(refused(&[(EntryType::Fifo, "x", "", "")]));
+        assert!(refused(&[
+            (EntryType::Directory, "./", "", ""),
+            (file, "x", "", "a")
+        ]));
+        assert!(refused(&[(file, "y", "", "a"), (file, "x", "", "a")]));
+        assert!(refused(&[
+            (EntryType::XHeader, "x", "", "30 size=1\n"),
+            (file, "x", "", "a")
+        ]));
+        // A name without end.
+        let long = "y".repeat(5000);
+        assert!(refused(&[
+            (EntryType::GNULongName, "x", "", &long),
+            (file, "x", "", "a")
+        ]));
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
         assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o7777, 0o755);
         assert_eq!(fs::read_dir(&to).unwrap().count(), 0);

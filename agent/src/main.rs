@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use coracle_agent::wire::{Encode, PORT, ToHost};
+use coracle_agent::wire::PORT;
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 /// How many errands may be under way.
@@ -29,6 +29,8 @@ const STATUS_BUSY: u8 = 126;
 const STACK_BYTES: usize = 256 << 10;
 /// How long it waits when a connection could not be taken, as without a descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long who is refused may take to hear of it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let port = match port_of(std::env::args().skip(1)) {
@@ -102,10 +104,12 @@ fn serve(port: u32) -> std::io::Result<std::convert::Infallible> {
     }
 }
 
-/// Who calls is told what it is, and why not, as far as that is possible.
+/// Who calls is told why not, as far as that is possible in a short time.
 fn refuse(mut stream: VsockStream, why: &str) {
-    let hello = ToHost::Hello(coracle_agent::wire::VERSION).write(&mut stream);
-    let _ = hello.and_then(|()| ToHost::Failed(STATUS_BUSY, why).write(&mut stream));
+    let limited = stream.set_read_timeout(Some(PATIENCE)).is_ok();
+    if limited && stream.set_write_timeout(Some(PATIENCE)).is_ok() {
+        session::refuse(&mut stream, STATUS_BUSY, why);
+    }
 }
 
 /// A place among the sessions, while it lives.

@@ -18,13 +18,26 @@ pub(super) trait Stream: Read + Write + AsFd {}
 
 impl<S: Read + Write + AsFd> Stream for S {}
 
+/// Tells who calls why nothing is done for it.
+pub(super) fn refuse(stream: &mut impl Stream, status: u8, why: &str) {
+    let told = ToHost::Hello(VERSION)
+        .write(stream)
+        .and_then(|()| ToHost::Failed(status, why).write(stream));
+    // Whoever is gone needs no answer.
+    let _ = told.map(|()| part(stream));
+}
+
+/// What was not read when a stream closes has it reset, and the last words with it.
+fn part(stream: &mut impl Stream) {
+    let _ = rustix::net::shutdown(&*stream, rustix::net::Shutdown::Write);
+    let _ = io::copy(stream, &mut io::sink());
+}
+
 /// Serves who calls, until it is content or gone.
 pub(super) fn serve(mut stream: impl Stream) {
     // Whoever is gone needs no answer.
     if attend(&mut stream).is_ok() {
-        // What was not read when a stream closes has it reset, and the last words with it.
-        let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write);
-        let _ = io::copy(&mut stream, &mut io::sink());
+        part(&mut stream);
     }
 }
 
@@ -299,6 +312,12 @@ mod tests {
             ("left\n", Some(Exit::Code(0)))
         );
         assert!(begun.elapsed() < SOON);
+        // Also one that never stops to write.
+        let noisy = Caller::runs(&["sh", "-c", "yes & echo $!; exit 3"]).hears_all();
+        assert_eq!(noisy.end, Some(Exit::Code(3)));
+        let noise = noisy.output.lines().find_map(|line| line.parse().ok());
+        let noise = noise.and_then(rustix::process::Pid::from_raw).unwrap();
+        rustix::process::kill_process(noise, rustix::process::Signal::KILL).unwrap();
         let much = Caller::runs(&["head", "-c", "3000000", "/dev/zero"]).hears_all();
         assert_eq!((much.output.len(), much.end), (3_000_000, Some(Exit::Code(0))));
     }
@@ -322,12 +341,12 @@ mod tests {
 
     #[test]
     fn a_command_that_closes_its_input_is_sent_no_more_of_it_and_goes_on() {
-        let mut caller = Caller::runs(&["sh", "-c", "exec 0<&-; echo closed; sleep 0.3; echo on"]);
+        let mut caller = Caller::runs(&["sh", "-c", "exec 0<&-; echo closed; exec sleep 1000"]);
         caller.hears(|heard| heard.output == "closed\n");
         caller.says(&ToGuest::Data(&vec![0; WINDOW_BYTES]));
-        let heard = caller.hears_all();
-        assert_eq!((heard.output.as_str(), heard.end), ("on\n", Some(Exit::Code(0))));
-        assert_eq!(usize::try_from(heard.taken).unwrap(), WINDOW_BYTES);
+        caller.hears(|heard| usize::try_from(heard.taken).unwrap() == WINDOW_BYTES);
+        caller.says(&ToGuest::Signal(15));
+        assert_eq!(caller.hears_all().end, Some(Exit::Signal(15)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -133,7 +133,7 @@ impl RuntimeRoot {
     pub(crate) fn remove_if_stale(&self, name: &Name) -> bool {
         let path = self.0.join(name.as_str());
         match lock(&path, name) {
-            Ok(Some(_lock)) => !is_answered(&self.socket(name)) && fs::remove_dir_all(&path).is_ok(),
+            Ok(Some(_lock)) => !is_answered(&self.socket(name)) && remove_tree(&path).is_ok(),
             Ok(None) | Err(_) => false,
         }
     }
@@ -186,7 +186,7 @@ impl Drop for RuntimeDir {
         // directory is gone and makes its own.
         if self.at_the_end == AtTheEnd::Remove {
             // What cannot be removed is found and reported by the next `ps`.
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = remove_tree(&self.path);
         }
     }
 }
@@ -253,9 +253,36 @@ fn is_answered(socket: &Path) -> bool {
 
 fn clear(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
-        fs::remove_file(entry?.path())?;
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
     }
     Ok(())
+}
+
+/// Removes a directory with all that is in it, also directories that may not be written.
+///
+/// # Errors
+///
+/// When something stays.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    if fs::remove_dir_all(path).is_ok() {
+        return Ok(());
+    }
+    let mut directories = vec![path.to_owned()];
+    while let Some(directory) = directories.pop() {
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 #[cfg(test)]

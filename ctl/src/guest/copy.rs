@@ -128,10 +128,11 @@ fn bring(
     to: &str,
     name: &str,
 ) -> Result<(String, u64), CopyError> {
-    link.send(&ToGuest::Request(Request::Bring {
+    let request = Request::Bring {
         path: to.to_owned(),
         name: name.to_owned(),
-    }))?;
+    };
+    link.send(&ToGuest::Request(request), signals)?;
     let mut sent = Sent {
         link,
         signals,
@@ -144,7 +145,7 @@ fn bring(
         return Err(ended);
     }
     packed?;
-    sent.link.send(&ToGuest::End)?;
+    sent.link.send(&ToGuest::End, signals)?;
     loop {
         match sent.link.take()? {
             Some(ToHost::End) => return Ok((to.to_owned(), sent.bytes)),
@@ -185,7 +186,7 @@ impl Sent<'_> {
                 }
             }
         }
-        Ok(self.link.send(&ToGuest::Data(piece))?)
+        Ok(self.link.send(&ToGuest::Data(piece), self.signals)?)
     }
 }
 
@@ -219,10 +220,11 @@ pub(crate) fn fetch(
     to: &Path,
     name: &str,
 ) -> Result<(String, u64), CopyError> {
-    link.send(&ToGuest::Request(Request::Fetch {
+    let request = Request::Fetch {
         path: from.to_owned(),
         name: name.to_owned(),
-    }))?;
+    };
+    link.send(&ToGuest::Request(request), signals)?;
     let mut come = Come {
         link,
         signals,

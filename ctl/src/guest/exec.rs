@@ -1,6 +1,6 @@
 //! `coraclectl exec`: a command in a guest, with its input, its outputs and its status.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use crate::run::Input;
 use crate::signals::Signals;
 use crate::terminal::{RawTerminal, TerminalError};
 
+/// As much as a pipe that polls as writable takes without blocking (POSIX's PIPE_BUF, as Linux has it).
+const PIPE_BYTES: usize = 4096;
 /// How often it is looked whether the terminal has another size.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -96,8 +98,46 @@ impl From<io::Error> for ExecError {
 pub(crate) fn exec(args: &ExecArgs, format: Format) -> Result<u8, ExecError> {
     let signals = Signals::watch().map_err(LinkError::from)?;
     let request = args.surroundings.of(&args.command)?;
-    let link = Link::open(&args.vm, &args.link, &signals)?;
-    converse(link, &signals, request, args.surroundings.no_stdin, format)
+    let ran = Link::open(&args.vm, &args.link, &signals)
+        .map_err(ExecError::from)
+        .and_then(|link| converse(link, &signals, request, args.surroundings.no_stdin, format));
+    match ran {
+        Err(ExecError::Link(LinkError::Interrupted(signal))) => Ok(status_of(signal)),
+        ran => ran.map(Ran::status),
+    }
+}
+
+/// What has become of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ran {
+    /// It has ended, or could not begin, with this status.
+    Ended(u8),
+    /// It was not waited for: this is our status.
+    GivenUp(u8),
+}
+
+impl Ran {
+    /// What a caller ends with.
+    pub(crate) fn status(self) -> u8 {
+        match self {
+            Self::Ended(status) | Self::GivenUp(status) => status,
+        }
+    }
+}
+
+/// What was heard of a command.
+enum Heard {
+    /// Nothing yet.
+    Nothing,
+    /// Something, and there is more to come.
+    More,
+    /// The last of it.
+    Last(Ran),
+}
+
+/// What a program ends with that a signal has ended.
+pub(crate) fn status_of(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
 impl Surroundings {
@@ -125,8 +165,8 @@ impl Surroundings {
     }
 }
 
-/// Has the agent run a command, and stays between it and our own standard input, output and error until it has ended; returns its
-/// status.
+/// Has the agent run a command, and stays between it and our own standard input, output and error until it has ended, or
+/// is given up.
 ///
 /// # Errors
 ///
@@ -137,9 +177,9 @@ pub(crate) fn converse(
     request: Exec,
     is_deaf: bool,
     format: Format,
-) -> Result<u8, ExecError> {
+) -> Result<Ran, ExecError> {
     let size = request.terminal;
-    link.send(&ToGuest::Request(wire::Request::Exec(request)))?;
+    link.send(&ToGuest::Request(wire::Request::Exec(request)), signals)?;
     // Only now: until then Ctrl-C is for this program.
     let _raw = size.map(|_| RawTerminal::enter()).transpose()?;
     let mut pump = Pump {
@@ -193,21 +233,21 @@ struct Pump<'a> {
 }
 
 impl Pump<'_> {
-    fn run(&mut self, format: Format) -> Result<u8, ExecError> {
+    fn run(&mut self, format: Format) -> Result<Ran, ExecError> {
         loop {
-            while let Some(status) = self.hear(format)? {
-                if let Some(status) = status {
-                    return Ok(status);
+            loop {
+                match self.hear(format)? {
+                    Heard::Nothing => break,
+                    Heard::More => {}
+                    Heard::Last(ran) => return Ok(ran),
                 }
             }
             self.link.send_some(&mut self.outgoing)?;
             let (comes, typed) = self.wait()?;
-            if let Some(signal) = self.signals.take() {
-                if self.asked.is_some() {
-                    return Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX));
-                }
-                self.asked = Some(signal);
-                ToGuest::Signal(u8::try_from(signal).unwrap_or_default()).encode(&mut self.outgoing);
+            if let Some(signal) = self.signals.take()
+                && let Some(ran) = self.pass_on(signal)
+            {
+                return Ok(ran);
             }
             if comes {
                 self.link.fill()?;
@@ -223,41 +263,75 @@ impl Pump<'_> {
         }
     }
 
-    /// Does what the next message says: nothing if none has come, the status if it was the last.
-    fn hear(&mut self, format: Format) -> Result<Option<Option<u8>>, ExecError> {
+    /// Does what the next message says.
+    fn hear(&mut self, format: Format) -> Result<Heard, ExecError> {
         let Some(message) = self.link.take()? else {
-            return Ok(None);
+            return Ok(Heard::Nothing);
         };
-        let written = match message {
+        let ran = match message {
             ToHost::Output(bytes) => {
-                let mut to = io::stdout().lock();
-                to.write_all(bytes).and_then(|()| to.flush())
+                let bytes = bytes.to_vec();
+                self.put(&io::stdout(), &bytes)?
             }
-            ToHost::Errors(bytes) => io::stderr().lock().write_all(bytes),
+            ToHost::Errors(bytes) => {
+                let bytes = bytes.to_vec();
+                self.put(&io::stderr(), &bytes)?
+            }
             ToHost::Taken(bytes) => {
                 let taken = usize::try_from(bytes).unwrap_or(usize::MAX);
                 self.credit = self.credit.saturating_add(taken).min(WINDOW_BYTES);
-                Ok(())
+                None
             }
-            ToHost::Exited(Exit::Code(code)) => return Ok(Some(Some(code))),
-            ToHost::Exited(Exit::Signal(number)) => return Ok(Some(Some(number.saturating_add(128)))),
+            ToHost::Exited(Exit::Code(code)) => Some(Ran::Ended(code)),
+            ToHost::Exited(Exit::Signal(number)) => Some(Ran::Ended(number.saturating_add(128))),
             ToHost::Failed(status, why) => {
                 match format {
                     Format::Text => note(format_args!("the guest's agent: {why}")),
                     Format::Json => note_json(&serde_json::json!({ "error": why, "causes": [] })),
                 }
-                return Ok(Some(Some(status)));
+                Some(Ran::Ended(status))
             }
-            ToHost::Hello(_) | ToHost::Started | ToHost::Data(_) | ToHost::End => Ok(()),
+            ToHost::Hello(_) | ToHost::Started | ToHost::Data(_) | ToHost::End => None,
         };
-        match written {
-            // Nobody reads it any more: as if the command had written there itself.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                Ok(Some(Some(u8::try_from(128 + libc::SIGPIPE).unwrap_or(u8::MAX))))
+        Ok(ran.map_or(Heard::More, Heard::Last))
+    }
+
+    /// Writes what the command has written, and hears signals while nobody reads it.
+    fn put(&mut self, to: &impl AsFd, bytes: &[u8]) -> Result<Option<Ran>, ExecError> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            let mut watched = [
+                PollFd::new(to, PollFlags::OUT),
+                PollFd::new(self.signals, PollFlags::IN),
+            ];
+            wait_ready(&mut watched, None)?;
+            if let Some(signal) = self.signals.take() {
+                if let Some(ran) = self.pass_on(signal) {
+                    return Ok(Some(ran));
+                }
+                self.link.send_some(&mut self.outgoing)?;
+                continue;
             }
-            Err(error) => Err(ExecError::Write(error)),
-            Ok(()) => Ok(Some(None)),
+            // A pipe that is ready takes so much without waiting.
+            let (piece, _) = left.split_at(left.len().min(PIPE_BYTES));
+            match rustix::io::write(to, piece) {
+                Ok(written) => left = left.get(written..).unwrap_or_default(),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // Nobody reads it any more: as if the command had written there itself.
+                Err(Errno::PIPE) => return Ok(Some(Ran::GivenUp(status_of(libc::SIGPIPE)))),
+                Err(errno) => return Err(ExecError::Write(errno.into())),
+            }
         }
+        Ok(None)
+    }
+
+    /// The first signal is the command's, and the next one ours.
+    fn pass_on(&mut self, signal: i32) -> Option<Ran> {
+        if self.asked.replace(signal).is_some() {
+            return Some(Ran::GivenUp(status_of(signal)));
+        }
+        ToGuest::Signal(u8::try_from(signal).unwrap_or_default()).encode(&mut self.outgoing);
+        None
     }
 
     /// Whether something comes, and whether there is something to read.

@@ -173,9 +173,24 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// When the guest is gone.
-    pub(crate) fn send(&mut self, message: &ToGuest<'_>) -> Result<(), LinkError> {
-        message.write(&mut &self.stream).map_err(|error| gone(&error))
+    /// When the guest is gone, or a signal comes first.
+    pub(crate) fn send(&mut self, message: &ToGuest<'_>, signals: &Signals) -> Result<(), LinkError> {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        loop {
+            self.send_some(&mut bytes)?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let mut watched = [
+                PollFd::new(&self.stream, PollFlags::OUT),
+                PollFd::new(signals, PollFlags::IN),
+            ];
+            wait_ready(&mut watched, None)?;
+            if let Some(signal) = signals.take() {
+                return Err(LinkError::Interrupted(signal));
+            }
+        }
     }
 
     /// Sends what waits in `bytes`, as much as there is room for.
@@ -232,7 +247,7 @@ impl Link {
     ///
     /// When the connection or a signal ends that.
     pub(crate) fn settle(&mut self, request: wire::Request, signals: &Signals) -> Result<Done, LinkError> {
-        self.send(&ToGuest::Request(request))?;
+        self.send(&ToGuest::Request(request), signals)?;
         loop {
             match self.take()? {
                 Some(ToHost::End) => return Ok(Done::Yes),

@@ -9,11 +9,12 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ChildStdout, Stdio};
 use std::str::FromStr;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use coracle_agent::wire::{PORT, Request};
@@ -23,17 +24,20 @@ use super::image::{self, ImageError};
 use super::machine::{self, MachineError};
 use super::monitor::{self, Files, Launch, Monitor, MonitorError, Tie};
 use super::session::{Session, SessionError};
-use super::{RunArgs, initrd, log_tail, unused_name};
+use super::{RunArgs, initrd, last_lines, unused_name};
 use crate::client::Client;
 use crate::deadline::Deadline;
-use crate::guest::{CopyError, Done, ExecError, Link, LinkError, converse, fetch};
+use crate::guest::{CopyError, Done, ExecError, Link, LinkError, Ran, converse, fetch, status_of};
 use crate::ladder::Rung;
-use crate::output::{Format, note, note_json};
+use crate::output::{Format, note, note_json, report};
 use crate::runtime_dir::{AtTheEnd, RuntimeDir, RuntimeDirError, RuntimeRoot};
 use crate::signals::{Signals, SignalsError};
 
 /// Between two attempts to reach the agent of a guest that boots.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(10);
+/// How much of the console is worth keeping, and how long the rest of it may take.
+const TAIL_BYTES: usize = 4096;
+const TAIL_WAIT: Duration = Duration::from_millis(200);
 const AGENT: &str = "coracle-agent";
 
 /// What the machine has that is made for its command.
@@ -133,19 +137,17 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
     let dir = RuntimeRoot::of_this_user().create(&name)?.then(at_the_end);
     let made = Disposable {
         initrd: write_initrd(args, dir.path())?,
-        image: image::prepare(image, dir.path())?,
+        image: match image::prepare(image, dir.path(), &signals) {
+            Err(ImageError::Interrupted(signal)) => return Ok(status_of(signal)),
+            prepared => prepared?,
+        },
         vsock: dir.path().join("vsock"),
     };
     let steps = machine::steps(args, Some(&made))?;
-    let console = dir.path().join("console");
-    let write = |source| CommandError::Write {
-        path: console.clone(),
-        source,
-    };
     let program = monitor::program(args.foreground.monitor.as_deref());
     let files = Files {
         input: Stdio::null(),
-        output: File::create(&console).map_err(write)?.into(),
+        output: Stdio::piped(),
         errors: match format {
             Format::Json => Stdio::null(),
             Format::Text => Stdio::inherit(),
@@ -159,21 +161,25 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
         more_arguments: more,
         tie: Tie::Child,
     };
-    let started = Monitor::start(launch, files)?;
+    let mut started = Monitor::start(launch, files)?;
+    let console = started.take_stdout().map(Tail::listen);
     let guest_wait = Duration::from_secs(args.foreground.stop_timeout);
     let session = Session::new(started, &dir.socket(), &signals, guest_wait);
     // From here whatever ends this function kills the machine.
-    let mut monitor = session.start(&steps, &machine::start())?;
-    let mut guest = Guest {
+    let monitor = match (session.start(&steps, &machine::start()), signals.take()) {
+        (Err(_), Some(signal)) => return Ok(status_of(signal)),
+        (started, _) => started?,
+    };
+    let guest = Guest {
         args,
         dir: &dir,
         vsock: &made.vsock,
         signals: &signals,
-        monitor: &mut monitor,
+        monitor: &monitor,
     };
     let ran = guest.run(request, format);
-    if matches!(ran, Err(CommandError::GuestEnded | CommandError::NotThere(_))) {
-        for line in log_tail(&console) {
+    if ran.as_ref().is_err_and(CommandError::is_of_the_guest) {
+        for line in console.map(Tail::lines).unwrap_or_default() {
             match format {
                 Format::Json => note_json(&serde_json::json!({ "console": line })),
                 Format::Text => note(format_args!("guest's console: {line}")),
@@ -183,7 +189,67 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
     if args.foreground.keep {
         note(format_args!("kept {}", dir.path().display()));
     }
-    ran
+    match ran {
+        Err(error) => error.signal().map_or(Err(error), |signal| Ok(status_of(signal))),
+        ran => ran,
+    }
+}
+
+/// The last of what a guest says on its console, whatever that is: nobody is waited for, and nothing else is kept.
+struct Tail {
+    said: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Tail {
+    fn listen(mut console: ChildStdout) -> Self {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let theirs = Arc::clone(&said);
+        let reader = thread::spawn(move || {
+            let mut piece = [0; TAIL_BYTES];
+            while let Ok(read @ 1..) = console.read(&mut piece) {
+                let mut said = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                said.extend(piece.iter().take(read));
+                let excess = said.len().saturating_sub(TAIL_BYTES);
+                said.drain(..excess);
+            }
+        });
+        Self { said, reader }
+    }
+
+    /// Its last lines; all that an ended monitor has passed on.
+    fn lines(self) -> Vec<String> {
+        let limit = Deadline::after(TAIL_WAIT);
+        while !self.reader.is_finished() && !limit.passed() {
+            thread::sleep(ATTEMPT_PAUSE);
+        }
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        last_lines(&String::from_utf8_lossy(&said))
+    }
+}
+
+impl CommandError {
+    /// Whether the guest's console may say more.
+    fn is_of_the_guest(&self) -> bool {
+        matches!(
+            self,
+            Self::GuestEnded
+                | Self::NotThere(_)
+                | Self::Link(LinkError::Closed)
+                | Self::Exec(ExecError::Link(LinkError::Closed))
+                | Self::Copy(CopyError::Link(LinkError::Closed))
+        )
+    }
+
+    /// What has interrupted it, if it was that.
+    fn signal(&self) -> Option<i32> {
+        match self {
+            Self::Link(LinkError::Interrupted(signal))
+            | Self::Exec(ExecError::Link(LinkError::Interrupted(signal)))
+            | Self::Copy(CopyError::Link(LinkError::Interrupted(signal))) => Some(*signal),
+            _ => None,
+        }
+    }
 }
 
 fn write_initrd(args: &RunArgs, place: &Path) -> Result<PathBuf, CommandError> {
@@ -212,11 +278,11 @@ struct Guest<'a> {
     dir: &'a RuntimeDir,
     vsock: &'a Path,
     signals: &'a Signals,
-    monitor: &'a mut Monitor,
+    monitor: &'a Monitor,
 }
 
 impl Guest<'_> {
-    fn run(&mut self, request: coracle_agent::wire::Exec, format: Format) -> Result<u8, CommandError> {
+    fn run(&self, request: coracle_agent::wire::Exec, format: Format) -> Result<u8, CommandError> {
         let given = &self.args.disposable;
         let device = given.root_device.clone();
         let root = Request::Root {
@@ -226,29 +292,56 @@ impl Guest<'_> {
         if let Done::No(why) = link.settle(root, self.signals)? {
             return Err(CommandError::Root { device, why });
         }
-        let status = converse(
+        let ran = converse(
             self.reach()?,
             self.signals,
             request,
             given.surroundings.is_deaf(),
             format,
-        )?;
-        for Fetched { from, to } in &given.copy_out {
+        );
+        // Each of these whatever has become of the other, and of the command.
+        let copied = match ran {
+            Ok(Ran::Ended(_)) => self.copy_out(),
+            _ => Ok(()),
+        };
+        let synced = self.sync_disks();
+        let status = ran?.status();
+        match copied.and(synced) {
+            Err(error) if status != 0 => {
+                report(&error, format);
+                Ok(status)
+            }
+            done => done.map(|()| status),
+        }
+    }
+
+    fn copy_out(&self) -> Result<(), CommandError> {
+        let mut first = Ok(());
+        for Fetched { from, to } in &self.args.disposable.copy_out {
             let name = Path::new(from).file_name().and_then(|name| name.to_str());
-            fetch(self.reach()?, self.signals, from, to, name.unwrap_or_default())?;
+            let link = self.reach()?;
+            let fetched = fetch(link, self.signals, from, to, name.unwrap_or_default());
+            first = first.and(fetched.map(drop).map_err(CommandError::from));
         }
-        if !self.args.disk.is_empty() {
-            if let Done::No(why) = self.reach()?.settle(Request::Sync, self.signals)? {
-                return Err(CommandError::NotSynced(why));
-            }
-            // It drains its disks.
-            let (rung, client) = (Rung::Monitor, Client::new(&self.dir.socket()));
-            if rung.take(&client, self.monitor.process()).is_ok() {
-                let limit = Deadline::after(rung.wait(Duration::ZERO));
-                self.monitor.process().wait(limit).map_err(MonitorError::from)?;
-            }
+        first
+    }
+
+    /// What was written to disks that stay is on them when this is done.
+    fn sync_disks(&self) -> Result<(), CommandError> {
+        if self.args.disk.is_empty() {
+            return Ok(());
         }
-        Ok(status)
+        let mut link = Link::reach(self.vsock, PORT, self.signals)?;
+        if let Done::No(why) = link.settle(Request::Sync, self.signals)? {
+            return Err(CommandError::NotSynced(why));
+        }
+        // It drains its disks.
+        let (rung, client) = (Rung::Monitor, Client::new(&self.dir.socket()));
+        if rung.take(&client, self.monitor.process()).is_ok() {
+            let limit = Deadline::after(rung.wait(Duration::ZERO));
+            self.monitor.process().wait(limit).map_err(MonitorError::from)?;
+        }
+        Ok(())
     }
 
     /// The agent, when it is there.
@@ -271,6 +364,9 @@ impl Guest<'_> {
             }
             if deadline.passed() {
                 return Err(CommandError::NotThere(seconds));
+            }
+            if let Some(signal) = self.signals.take() {
+                return Err(LinkError::Interrupted(signal).into());
             }
             thread::sleep(ATTEMPT_PAUSE);
         }

@@ -6,7 +6,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
+
+use super::{last_lines, monitor};
+use crate::deadline::wait_ready;
+use crate::runtime_dir::remove_tree;
+use crate::signals::Signals;
 
 /// Ends of names of archives that `tar` reads.
 const ARCHIVES: [&str; 7] = [
@@ -36,6 +43,8 @@ pub(crate) enum ImageError {
         #[source]
         source: io::Error,
     },
+    #[error("it was interrupted by a signal")]
+    Interrupted(i32),
     #[error("{program} has made no image of {}: {said}", path.display())]
     Failed {
         program: &'static str,
@@ -49,7 +58,7 @@ pub(crate) enum ImageError {
 /// # Errors
 ///
 /// When it cannot be read, or nothing can be made of it.
-pub(super) fn prepare(given: &str, place: &Path) -> Result<String, ImageError> {
+pub(super) fn prepare(given: &str, place: &Path, signals: &Signals) -> Result<String, ImageError> {
     if given.contains("://") {
         return Ok(given.to_owned());
     }
@@ -74,7 +83,7 @@ pub(super) fn prepare(given: &str, place: &Path) -> Result<String, ImageError> {
             .arg(path)
             .arg("--directory")
             .arg(&files);
-        done("tar", "tar", path, tar)?;
+        done(("tar", "tar"), path, tar, place, signals)?;
         files
     } else {
         return Ok(given.to_owned());
@@ -99,10 +108,10 @@ pub(super) fn prepare(given: &str, place: &Path) -> Result<String, ImageError> {
         .arg(&files)
         .arg(&image)
         .arg(format!("{}k", (bytes + bytes / 8 + ROOM_BYTES) >> 10));
-    done("mke2fs", "e2fsprogs", path, mke2fs)?;
+    done(("mke2fs", "e2fsprogs"), path, mke2fs, place, signals)?;
     if files != path {
         // The image has them now.
-        let _ = fs::remove_dir_all(&files);
+        let _ = remove_tree(&files);
     }
     Ok(image.display().to_string())
 }
@@ -129,29 +138,51 @@ fn size(files: &Path) -> Result<(u64, u64), ImageError> {
     Ok((bytes, count))
 }
 
+/// Runs a program to its end, or until a signal comes.
 fn done(
-    program: &'static str,
-    package: &'static str,
+    (program, package): (&'static str, &'static str),
     path: &Path,
     mut command: Command,
+    place: &Path,
+    signals: &Signals,
 ) -> Result<(), ImageError> {
-    // `mke2fs` is where an ordinary user's PATH may not lead.
-    let paths = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{paths}:/usr/sbin:/sbin"));
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(|source| ImageError::NoProgram {
+    let no_program = |source| ImageError::NoProgram {
         program,
         package,
         path: path.to_owned(),
         source,
-    })?;
-    if output.status.success() {
+    };
+    let said = place.join("said");
+    // `mke2fs` is where an ordinary user's PATH may not lead.
+    let paths = std::env::var("PATH").unwrap_or_default();
+    command
+        .env("PATH", format!("{paths}:/usr/sbin:/sbin"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&said).map_err(no_program)?);
+    monitor::tie(&mut command);
+    let mut child = command.spawn().map_err(no_program)?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(pid.expect("a child's number is positive"), PidfdFlags::empty());
+    let process = process.map_err(|errno| no_program(errno.into()))?;
+    let mut watched = [
+        PollFd::new(&process, PollFlags::IN),
+        PollFd::new(signals, PollFlags::IN),
+    ];
+    let waited = wait_ready(&mut watched, None);
+    if let (Ok(_), Some(signal)) = (&waited, signals.take()) {
+        // It is of no use any more, and its group has nobody else.
+        let _ = child.kill().and_then(|()| child.wait());
+        return Err(ImageError::Interrupted(signal));
+    }
+    let status = waited.and_then(|_| child.wait()).map_err(no_program)?;
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let said = fs::read_to_string(&said).unwrap_or_default();
     Err(ImageError::Failed {
         program,
         path: path.to_owned(),
-        said,
+        said: last_lines(&said).join("; "),
     })
 }

@@ -92,6 +92,9 @@ pub(super) fn steps(args: &RunArgs, made: Option<&Disposable>) -> Result<Vec<Ste
         step("the image", &format!("/drives/{ROOT_ID}"), root);
     }
     for (id, mut config) in disk::configs(&args.disk)? {
+        if made.is_some() && id == ROOT_ID {
+            return Err(DiskError::SameId(id).into());
+        }
         if let (Some(_), Some(is_root)) = (made, config.get_mut("is_root_device")) {
             // The kernel begins with the RAM disk, and its agent with the image.
             *is_root = false.into();

@@ -329,8 +329,12 @@ fn print_log_tail(log: &Path, format: Format) {
 
 /// The last lines of a monitor's log; none of one that could not even open it, and has said so on standard error.
 pub(crate) fn log_tail(log: &Path) -> Vec<String> {
-    let tail = last_bytes(log).unwrap_or_default();
-    let lines: Vec<&str> = tail.lines().collect();
+    last_lines(&last_bytes(log).unwrap_or_default())
+}
+
+/// So many of the last lines as are worth showing.
+fn last_lines(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
     let skipped = lines.len().saturating_sub(LOG_TAIL_LINES_MAX);
     let last = lines.get(skipped..).unwrap_or_default();
     last.iter().copied().map(str::to_owned).collect()

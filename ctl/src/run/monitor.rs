@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal, setsid};
@@ -122,6 +122,15 @@ pub(crate) struct Monitor {
     is_left: bool,
 }
 
+/// Has a program run in a process group of its own, and get SIGTERM when this process dies of anything.
+pub(super) fn tie(command: &mut Command) {
+    command.process_group(0);
+    let parent = getpid();
+    // SAFETY: the closure makes two system calls and touches neither memory nor a lock of the parent; `Command` runs it in the
+    // child alone, between fork and exec.
+    unsafe { command.pre_exec(move || die_with(parent)) };
+}
+
 impl Monitor {
     /// Starts a program with its socket and its log in its directory.
     ///
@@ -151,13 +160,7 @@ impl Monitor {
             .stdout(files.output)
             .stderr(files.errors);
         match launch.tie {
-            Tie::Child => {
-                command.process_group(0);
-                let parent = getpid();
-                // SAFETY: the closure makes two system calls and touches neither memory nor a lock of the
-                // parent; `Command` runs it in the child alone, between fork and exec.
-                unsafe { command.pre_exec(move || die_with(parent)) };
-            }
+            Tie::Child => tie(&mut command),
             Tie::Alone => {
                 // SAFETY: as above, with one system call.
                 unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
@@ -222,6 +225,11 @@ impl Monitor {
     /// The pipe that is the monitor's standard input, once, if it has one.
     pub(crate) fn take_stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
+    }
+
+    /// The guest's console, once, if it was to be a pipe.
+    pub(super) fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
     }
 
     /// The pipe that is the monitor's standard error, once, if it has one.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use coracle_tests::case::{Case, Context};
@@ -12,6 +12,7 @@ use coracle_tests::environment::Need;
 use coracle_tests::guest::{Linux, unikernel_words};
 use coracle_tests::process::processes_with;
 use coracle_tests::{Outcome, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) const CASES: &[Case] = &[
     Case {
@@ -20,7 +21,7 @@ pub(crate) const CASES: &[Case] = &[
         run: a_command,
     },
     Case {
-        name: "a_guest_whose_coraclectl_is_killed_is_gone",
+        name: "a_guest_whose_coraclectl_is_ended_or_killed_is_gone",
         need: Need::Kvm,
         run: killed,
     },
@@ -127,6 +128,7 @@ fn a_command(context: &Context) -> Outcome {
     for _ in 0..context.count(1, 50) {
         let script = "cat > result; echo $A; ls; echo wrong >&2; exit 7";
         let words = [
+            "--copy-out=/srv/none",
             "--copy-out=/srv/result:out",
             "-C",
             "/srv",
@@ -148,6 +150,8 @@ fn a_command(context: &Context) -> Outcome {
         drop(input);
         let output = child.wait_with_output()?;
         says(&output, "wrong\n", 7)?;
+        // What cannot be copied hides no status of the command.
+        says(&output, "cannot read /srv/none", 7)?;
         ensure!(output.stdout == b"b c\nresult\n", "{output:?}");
         ensure!(
             fs::read(place.path("out"))? == b"input",
@@ -164,16 +168,14 @@ fn a_command(context: &Context) -> Outcome {
 
 fn killed(context: &Context) -> Outcome {
     let place = Place::new(context)?;
-    let mut child = place
-        .in_linux(&["--name=d", &place.image(), "--", "sh"])
-        .stderr(Stdio::null())
-        .spawn()?;
-    let begun = Instant::now();
-    while !place.path("coracle/d/vsock").exists() {
-        ensure!(begun.elapsed() < SOON, "its guest has not started");
-        ensure!(child.try_wait()?.is_none(), "it has ended");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    // Asked to end while its guest boots, it does at once, as who was ended by that.
+    let mut child = begun(&place)?;
+    let pid = Pid::from_raw(i32::try_from(child.id())?).ok_or("it has a number")?;
+    kill_process(pid, Signal::TERM)?;
+    ensure!(child.wait()?.code() == Some(143), "it was not ended by SIGTERM");
+    place.nothing_is_left()?;
+
+    let mut child = begun(&place)?;
     child.kill()?;
     child.wait()?;
     let begun = Instant::now();
@@ -189,6 +191,21 @@ fn killed(context: &Context) -> Outcome {
         .output()?;
     ensure!(looked.status.success(), "{looked:?}");
     place.nothing_is_left()
+}
+
+/// One whose guest has started to boot.
+fn begun(place: &Place<'_>) -> Outcome<Child> {
+    let mut child = place
+        .in_linux(&["--name=d", &place.image(), "--", "sh"])
+        .stderr(Stdio::null())
+        .spawn()?;
+    let begun = Instant::now();
+    while !place.path("coracle/d/vsock").exists() {
+        ensure!(begun.elapsed() < SOON, "its guest has not started");
+        ensure!(child.try_wait()?.is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(child)
 }
 
 fn refused(context: &Context) -> Outcome {
@@ -207,6 +224,9 @@ fn refused(context: &Context) -> Outcome {
     let ended = place.run(&words).output()?;
     says(&ended, "the guest has ended before its agent was there", 125)?;
     says(&ended, "guest's console: hello from", 125)?;
+    let disk = format!("--disk={image}/bin/busybox,id=image");
+    let words = ["--kernel", &unikernel, &disk, &image, "--", "true"];
+    says(&place.run(&words).output()?, "two disks have the id image", 125)?;
     let words = ["--kernel", &unikernel, "--agent=none", &image, "--", "true"];
     says(&place.run(&words).output()?, "cannot read the agent none", 125)?;
     place.nothing_is_left()

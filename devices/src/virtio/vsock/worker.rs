@@ -110,6 +110,9 @@ impl Worker {
             let pause = stopped.elapsed();
             self.connections.postpone(pause);
             self.callers.postpone(pause);
+            if let Some(settling) = &mut self.settling {
+                settling.until += pause;
+            }
         }
         let mut is_broken = false;
         while !mailbox.is_recalled() {

@@ -10,7 +10,7 @@
     reason = "it forks before there is any other thread, and waits for children that are not its own"
 )]
 
-use std::ffi::CString;
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -159,6 +159,6 @@ fn mount_root(device: &str) -> Result<(), RootError> {
 }
 
 fn mounted(source: &str, at: &str, kind: &str) -> io::Result<()> {
-    let options: Option<CString> = None;
-    Ok(mount(source, at, kind, MountFlags::empty(), options.as_deref())?)
+    let options: Option<&CStr> = None;
+    Ok(mount(source, at, kind, MountFlags::empty(), options)?)
 }

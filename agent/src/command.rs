@@ -20,7 +20,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 
-use crate::session::{Stream, fail, joined};
 use coracle_agent::wire::{DATA_BYTES, Decoder, Encode, Exec, Exit, Size, ToGuest, ToHost, WINDOW_BYTES};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -28,6 +27,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::session::{Stream, fail, joined};
 
 /// What a shell gives for a program that is not there, and for one that cannot be run.
 const STATUS_NOT_FOUND: u8 = 127;
@@ -185,8 +186,7 @@ enum Caller {
 
 impl Pump {
     fn new(mut child: Child, ends: Ends) -> io::Result<Self> {
-        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let group = group.ok_or(io::ErrorKind::InvalidInput)?;
+        let group = Pid::from_child(&child);
         let process = match pidfd_open(group, PidfdFlags::empty()) {
             Ok(process) => process,
             Err(errno) => {
@@ -423,8 +423,9 @@ fn pass(
     };
     let mut bytes = [0; DATA_BYTES];
     match open.read(&mut bytes) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {
+            Ok(0)
+        }
         Ok(read) if read > 0 => {
             let (sent, _) = bytes.split_at(read);
             message(sent).write(stream)?;

@@ -231,11 +231,7 @@ pub fn unpack(from: impl Read, path: &Path, name: &str) -> Result<PathBuf, Files
         _ => Path::new("."),
     };
     if !parent.is_dir() || (!is_directory && path.as_os_str().as_encoded_bytes().ends_with(b"/")) {
-        return Err(FilesError::NoDirectory(if is_directory {
-            parent.to_owned()
-        } else {
-            path.to_owned()
-        }));
+        return Err(FilesError::NoDirectory(path.to_owned()));
     }
     // What a rename would replace without a word: a directory by itself, and a device or the like by a file.
     match fs::symlink_metadata(&target).map(|metadata| metadata.file_type()) {
@@ -350,7 +346,7 @@ struct Plain<R> {
 
 /// A path of the longest that Linux takes.
 const NAME_BYTES_MAX: u64 = 4096 + 1;
-const BLOCK_BYTES: usize = 512;
+const BLOCK_BYTES: u64 = 512;
 
 impl<R: Read> Plain<R> {
     fn new(from: R) -> Self {
@@ -364,10 +360,9 @@ impl<R: Read> Plain<R> {
 
     /// Reads a header, and looks at it.
     fn next(&mut self) -> io::Result<()> {
-        let mut block = Vec::with_capacity(BLOCK_BYTES);
-        let wanted = u64::try_from(BLOCK_BYTES).unwrap_or_default();
-        (&mut self.from).take(wanted).read_to_end(&mut block)?;
-        if block.len() < BLOCK_BYTES || block.iter().all(|byte| *byte == 0) {
+        let mut block = Vec::new();
+        let read = (&mut self.from).take(BLOCK_BYTES).read_to_end(&mut block)?;
+        if (read as u64) < BLOCK_BYTES || block.iter().all(|byte| *byte == 0) {
             // The end; or it is cut off, which the reader tells.
             self.is_over = true;
             self.header = block;
@@ -385,9 +380,8 @@ impl<R: Read> Plain<R> {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
-        let block_bytes = wanted;
         self.content = bytes
-            .checked_next_multiple_of(block_bytes)
+            .checked_next_multiple_of(BLOCK_BYTES)
             .ok_or(io::ErrorKind::InvalidData)?;
         self.header = block;
         Ok(())

@@ -76,8 +76,7 @@ fn attend(stream: &mut impl Stream) -> io::Result<()> {
                 left: Vec::new(),
                 is_over: false,
             };
-            let brought = files::unpack(&mut archive, Path::new(&path), &name);
-            match brought {
+            match files::unpack(&mut archive, Path::new(&path), &name) {
                 Ok(_) => ToHost::End.write(stream),
                 Err(error) => fail(stream, &joined(&error)),
             }

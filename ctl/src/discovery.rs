@@ -149,15 +149,20 @@ fn monitor_at(process: &Path) -> Option<Found> {
         return None;
     }
     let (id, socket) = api_of(&fs::read(process.join("cmdline")).ok()?)?;
-    // A path of a process is relative to its own directory and, in a jail, to its own root.
+    let socket = path_of(process, &socket);
+    socket.exists().then_some(Found { id, socket })
+}
+
+/// How this process reaches a path of the one whose directory in `/proc` is `process`: it is relative to that one's own directory
+/// and, in a jail, to its own root.
+pub(crate) fn path_of(process: &Path, path: &Path) -> PathBuf {
     let root = process.join("root");
     let jailed = fs::read_link(&root).is_ok_and(|target| target != Path::new("/"));
-    let socket = match (socket.strip_prefix("/"), jailed) {
+    match (path.strip_prefix("/"), jailed) {
         (Ok(inside), true) => root.join(inside),
-        (Ok(_), false) => socket,
-        (Err(_), _) => process.join("cwd").join(socket),
-    };
-    socket.exists().then_some(Found { id, socket })
+        (Ok(_), false) => path.to_owned(),
+        (Err(_), _) => process.join("cwd").join(path),
+    }
 }
 
 /// The id and the socket in a monitor's command line; `None` when it has no API.

@@ -77,6 +77,11 @@ impl Signals {
     }
 }
 
+/// What a program ends with that a signal has ended.
+pub(crate) fn status_of(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
 impl AsFd for Signals {
     /// Readable while a signal waits to be taken.
     fn as_fd(&self) -> BorrowedFd<'_> {

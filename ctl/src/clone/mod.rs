@@ -28,7 +28,7 @@ use crate::name::{Name, NameError};
 use crate::output::{Format, OutputError, causes, joined, note, note_json, path_text, print, print_json};
 use crate::run::monitor;
 use crate::runtime_dir::{RuntimeDirError, RuntimeRoot};
-use crate::signals::{Signals, SignalsError};
+use crate::signals::{Signals, SignalsError, status_of};
 use crate::snapshot::load::{Load, LoadOptions, VerifyMode};
 use crate::snapshot::memory_path;
 use crate::snapshot::progress::shown;
@@ -156,7 +156,7 @@ pub(crate) fn clone(args: &CloneArgs, format: Format) -> Result<u8, CloneError> 
     if let Some(signal) = signals.take() {
         note("interrupted: the clones are stopped");
         fleet::stop(started.running);
-        return Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX));
+        return Ok(status_of(signal));
     }
     settle(args, format, started)
 }

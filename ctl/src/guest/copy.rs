@@ -122,7 +122,7 @@ pub(crate) fn copy(args: &CopyArgs, format: Format) -> Result<(), CopyError> {
 }
 
 fn bring(
-    mut link: Link,
+    link: Link,
     signals: &Signals,
     from: &Path,
     to: &str,
@@ -214,7 +214,7 @@ impl Write for &mut Sent<'_> {
 ///
 /// When it is not there, or has no place here.
 pub(crate) fn fetch(
-    mut link: Link,
+    link: Link,
     signals: &Signals,
     from: &str,
     to: &Path,

@@ -15,7 +15,7 @@ use super::link::{Link, LinkArgs, LinkError};
 use crate::deadline::{Deadline, wait_ready};
 use crate::output::{Format, note, note_json};
 use crate::run::Input;
-use crate::signals::Signals;
+use crate::signals::{Signals, status_of};
 use crate::terminal::{RawTerminal, TerminalError};
 
 /// As much as a pipe that polls as writable takes without blocking (POSIX's PIPE_BUF, as Linux has it).
@@ -135,11 +135,6 @@ enum Heard {
     Last(Ran),
 }
 
-/// What a program ends with that a signal has ended.
-pub(crate) fn status_of(signal: i32) -> u8 {
-    u8::try_from(128 + signal).unwrap_or(u8::MAX)
-}
-
 impl Surroundings {
     /// What an agent is to be asked for.
     ///
@@ -172,7 +167,7 @@ impl Surroundings {
 ///
 /// When the guest's agent is lost.
 pub(crate) fn converse(
-    mut link: Link,
+    link: Link,
     signals: &Signals,
     request: Exec,
     is_deaf: bool,
@@ -255,10 +250,11 @@ impl Pump<'_> {
             if typed {
                 self.read()?;
             }
-            let now = size();
-            if self.size.is_some_and(|before| before != now) {
-                self.size = Some(now);
-                ToGuest::Resize(now).encode(&mut self.outgoing);
+            if let Some(before) = &mut self.size {
+                let now = size();
+                if std::mem::replace(before, now) != now {
+                    ToGuest::Resize(now).encode(&mut self.outgoing);
+                }
             }
         }
     }

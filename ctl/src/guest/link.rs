@@ -10,11 +10,13 @@ use std::time::Duration;
 use clap::Args;
 use coracle_agent::wire::{self, Decoder, Encode, PORT, ToGuest, ToHost, VERSION, WireError};
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use thiserror::Error;
 
 use crate::client::{Client, ClientError, REQUEST_WAIT, Request};
 use crate::deadline::{Deadline, wait_ready};
-use crate::discovery::{FindError, resolve};
+use crate::discovery::{FindError, path_of, resolve};
 use crate::signals::{Signals, SignalsError};
 
 /// How long a monitor and an agent may take for their greetings.
@@ -90,7 +92,7 @@ impl Link {
     /// When there is no such machine, no device or no agent, or a signal comes first.
     pub(crate) fn open(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
         let client = Client::new(&resolve(vm)?);
-        let path = path_of(&client)?;
+        let path = socket_of(&client)?;
         let deadline = Deadline::after(Duration::from_secs(args.wait));
         loop {
             match Self::reach(&path, args.port, signals) {
@@ -156,16 +158,29 @@ impl Link {
 
     /// Waits until something has come, until `deadline`.
     fn await_bytes(&self, signals: &Signals, deadline: Deadline, port: u32) -> Result<(), LinkError> {
+        match self.is_ready(PollFlags::IN, Some(deadline), signals)? {
+            true => Ok(()),
+            false => Err(LinkError::NoAgent { port }),
+        }
+    }
+
+    /// Waits until the connection is ready for `events`; false when the deadline came first.
+    fn is_ready(
+        &self,
+        events: PollFlags,
+        deadline: Option<Deadline>,
+        signals: &Signals,
+    ) -> Result<bool, LinkError> {
         let mut watched = [
-            PollFd::new(&self.stream, PollFlags::IN),
+            PollFd::new(&self.stream, events),
             PollFd::new(signals, PollFlags::IN),
         ];
-        if !wait_ready(&mut watched, Some(deadline))? {
-            return Err(LinkError::NoAgent { port });
+        if !wait_ready(&mut watched, deadline)? {
+            return Ok(false);
         }
         match signals.take() {
             Some(signal) => Err(LinkError::Interrupted(signal)),
-            None => Ok(()),
+            None => Ok(true),
         }
     }
 
@@ -174,7 +189,7 @@ impl Link {
     /// # Errors
     ///
     /// When the guest is gone, or a signal comes first.
-    pub(crate) fn send(&mut self, message: &ToGuest<'_>, signals: &Signals) -> Result<(), LinkError> {
+    pub(crate) fn send(&self, message: &ToGuest<'_>, signals: &Signals) -> Result<(), LinkError> {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
         loop {
@@ -182,14 +197,7 @@ impl Link {
             if bytes.is_empty() {
                 return Ok(());
             }
-            let mut watched = [
-                PollFd::new(&self.stream, PollFlags::OUT),
-                PollFd::new(signals, PollFlags::IN),
-            ];
-            wait_ready(&mut watched, None)?;
-            if let Some(signal) = signals.take() {
-                return Err(LinkError::Interrupted(signal));
-            }
+            self.is_ready(PollFlags::OUT, None, signals)?;
         }
     }
 
@@ -199,22 +207,20 @@ impl Link {
     ///
     /// When the guest is gone.
     pub(crate) fn send_some(&self, bytes: &mut Vec<u8>) -> Result<(), LinkError> {
-        self.stream.set_nonblocking(true)?;
         let mut sent = 0;
         let outcome = loop {
             let left = bytes.get(sent..).unwrap_or_default();
             if left.is_empty() {
                 break Ok(());
             }
-            match (&self.stream).write(left) {
-                Ok(written) => sent += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Err(gone(&error)),
+            match rustix::net::send(&self.stream, left, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(more) => sent += more,
+                Err(Errno::AGAIN) => break Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => break Err(gone(errno.into())),
             }
         };
         bytes.drain(..sent);
-        self.stream.set_nonblocking(false)?;
         outcome
     }
 
@@ -227,7 +233,7 @@ impl Link {
         match self.decoder.fill(&mut &self.stream) {
             Ok(0) => Err(LinkError::Closed),
             Ok(_) => Ok(()),
-            Err(error) => Err(gone(&error)),
+            Err(error) => Err(gone(error)),
         }
     }
 
@@ -264,14 +270,7 @@ impl Link {
     ///
     /// When a signal or the end of the connection has come.
     pub(crate) fn listen(&mut self, signals: &Signals) -> Result<(), LinkError> {
-        let mut watched = [
-            PollFd::new(&self.stream, PollFlags::IN),
-            PollFd::new(signals, PollFlags::IN),
-        ];
-        wait_ready(&mut watched, None)?;
-        if let Some(signal) = signals.take() {
-            return Err(LinkError::Interrupted(signal));
-        }
+        self.is_ready(PollFlags::IN, None, signals)?;
         self.fill()
     }
 
@@ -301,31 +300,20 @@ impl AsFd for Link {
     }
 }
 
-fn gone(error: &io::Error) -> LinkError {
+fn gone(error: io::Error) -> LinkError {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => LinkError::Closed,
-        kind => LinkError::Io(
-            error
-                .raw_os_error()
-                .map_or_else(|| kind.into(), io::Error::from_raw_os_error),
-        ),
+        _ => LinkError::Io(error),
     }
 }
 
 /// The socket of the machine's vsock device, as this process reaches it.
-fn path_of(client: &Client<'_>) -> Result<PathBuf, LinkError> {
+fn socket_of(client: &Client<'_>) -> Result<PathBuf, LinkError> {
     let config = client.read(Request::get("/vm/config"))?;
     let path = config
         .pointer("/vsock/uds_path")
         .and_then(serde_json::Value::as_str);
     let path = Path::new(path.ok_or(LinkError::NoVsock)?);
-    // It is the monitor's: relative to its directory and, in a jail, to its root.
     let process = client.peer(REQUEST_WAIT)?.as_raw_nonzero();
-    let process = PathBuf::from(format!("/proc/{process}"));
-    let (root, here) = (std::fs::read_link(process.join("root")), Path::new("/"));
-    Ok(match path.strip_prefix("/") {
-        Ok(inside) if root.is_ok_and(|root| root != here) => process.join("root").join(inside),
-        Ok(_) => path.to_owned(),
-        Err(_) => process.join("cwd").join(path),
-    })
+    Ok(path_of(Path::new(&format!("/proc/{process}")), path))
 }

@@ -7,7 +7,6 @@
 //! standard input, output, error, signals ◄────────────┘
 //! ```
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -22,16 +21,16 @@ use thiserror::Error;
 
 use super::image::{self, ImageError};
 use super::machine::{self, MachineError};
-use super::monitor::{self, Files, Launch, Monitor, MonitorError, Tie};
+use super::monitor::{Files, Monitor, MonitorError};
 use super::session::{Session, SessionError};
-use super::{RunArgs, initrd, last_lines, unused_name};
+use super::{RunArgs, initrd, last_lines};
 use crate::client::Client;
 use crate::deadline::Deadline;
-use crate::guest::{CopyError, Done, ExecError, Link, LinkError, Ran, converse, fetch, status_of};
+use crate::guest::{CopyError, Done, ExecError, Link, LinkError, Ran, converse, fetch};
 use crate::ladder::Rung;
 use crate::output::{Format, note, note_json, report};
-use crate::runtime_dir::{AtTheEnd, RuntimeDir, RuntimeDirError, RuntimeRoot};
-use crate::signals::{Signals, SignalsError};
+use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::signals::{Signals, SignalsError, status_of};
 
 /// Between two attempts to reach the agent of a guest that boots.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(10);
@@ -127,24 +126,23 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
         return Err(CommandError::NoCommand);
     }
     let signals = Signals::watch()?;
+    match begin(args, image, format, &signals) {
+        Err(error) => error
+            .signal(&signals)
+            .map_or(Err(error), |signal| Ok(status_of(signal))),
+        ran => ran,
+    }
+}
+
+fn begin(args: &RunArgs, image: &str, format: Format, signals: &Signals) -> Result<u8, CommandError> {
     let request = args.disposable.surroundings.of(&args.command)?;
-    let name = args.foreground.name.clone().unwrap_or_else(unused_name);
-    let at_the_end = if args.foreground.keep {
-        AtTheEnd::Keep
-    } else {
-        AtTheEnd::Remove
-    };
-    let dir = RuntimeRoot::of_this_user().create(&name)?.then(at_the_end);
+    let (name, dir) = args.foreground.place()?;
     let made = Disposable {
         initrd: write_initrd(args, dir.path())?,
-        image: match image::prepare(image, dir.path(), &signals) {
-            Err(ImageError::Interrupted(signal)) => return Ok(status_of(signal)),
-            prepared => prepared?,
-        },
+        image: image::prepare(image, dir.path(), signals)?,
         vsock: dir.path().join("vsock"),
     };
     let steps = machine::steps(args, Some(&made))?;
-    let program = monitor::program(args.foreground.monitor.as_deref());
     let files = Files {
         input: Stdio::null(),
         output: Stdio::piped(),
@@ -153,28 +151,17 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
             Format::Text => Stdio::inherit(),
         },
     };
-    let more: &[OsString] = &args.foreground.monitor_arg;
-    let launch = Launch {
-        program: &program,
-        dir: &dir,
-        name: &name,
-        more_arguments: more,
-        tie: Tie::Child,
-    };
-    let mut started = Monitor::start(launch, files)?;
+    let mut started = args.foreground.start(&name, &dir, files)?;
     let console = started.take_stdout().map(Tail::listen);
     let guest_wait = Duration::from_secs(args.foreground.stop_timeout);
-    let session = Session::new(started, &dir.socket(), &signals, guest_wait);
+    let session = Session::new(started, &dir.socket(), signals, guest_wait);
     // From here whatever ends this function kills the machine.
-    let monitor = match (session.start(&steps, &machine::start()), signals.take()) {
-        (Err(_), Some(signal)) => return Ok(status_of(signal)),
-        (started, _) => started?,
-    };
+    let monitor = session.start(&steps, &machine::start())?;
     let guest = Guest {
         args,
         dir: &dir,
         vsock: &made.vsock,
-        signals: &signals,
+        signals,
         monitor: &monitor,
     };
     let ran = guest.run(request, format);
@@ -186,13 +173,8 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
             }
         }
     }
-    if args.foreground.keep {
-        note(format_args!("kept {}", dir.path().display()));
-    }
-    match ran {
-        Err(error) => error.signal().map_or(Err(error), |signal| Ok(status_of(signal))),
-        ran => ran,
-    }
+    args.foreground.tell_what_is_kept(&dir);
+    ran
 }
 
 /// The last of what a guest says on its console, whatever that is: nobody is waited for, and nothing else is kept.
@@ -242,11 +224,14 @@ impl CommandError {
     }
 
     /// What has interrupted it, if it was that.
-    fn signal(&self) -> Option<i32> {
+    fn signal(&self, signals: &Signals) -> Option<i32> {
         match self {
-            Self::Link(LinkError::Interrupted(signal))
+            Self::Image(ImageError::Interrupted(signal))
+            | Self::Link(LinkError::Interrupted(signal))
             | Self::Exec(ExecError::Link(LinkError::Interrupted(signal)))
             | Self::Copy(CopyError::Link(LinkError::Interrupted(signal))) => Some(*signal),
+            // Its requests are broken off by a signal, which nobody has taken.
+            Self::Session(_) => signals.take(),
             _ => None,
         }
     }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 use thiserror::Error;
 
 use super::{last_lines, monitor};
 use crate::deadline::wait_ready;
+use crate::process::Process;
 use crate::runtime_dir::remove_tree;
 use crate::signals::Signals;
 
@@ -162,9 +163,7 @@ fn done(
         .stderr(fs::File::create(&said).map_err(no_program)?);
     monitor::tie(&mut command);
     let mut child = command.spawn().map_err(no_program)?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let process = pidfd_open(pid.expect("a child's number is positive"), PidfdFlags::empty());
-    let process = process.map_err(|errno| no_program(errno.into()))?;
+    let process = Process::open(Pid::from_child(&child)).map_err(no_program)?;
     let mut watched = [
         PollFd::new(&process, PollFlags::IN),
         PollFd::new(signals, PollFlags::IN),

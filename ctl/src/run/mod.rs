@@ -44,7 +44,7 @@ use self::vsock::VsockSpec;
 use crate::guest::Surroundings;
 use crate::name::Name;
 use crate::output::{Format, note, note_json};
-use crate::runtime_dir::{AtTheEnd, RuntimeDirError, RuntimeRoot};
+use crate::runtime_dir::{AtTheEnd, RuntimeDir, RuntimeDirError, RuntimeRoot};
 use crate::signals::{Signals, SignalsError};
 
 /// From here a status is a monitor's own, or one of the few guests' that are as high: then the log, which
@@ -220,15 +220,8 @@ pub(crate) fn foreground(
     format: Format,
 ) -> Result<u8, RunError> {
     let signals = Signals::watch()?;
-    let name = args.name.clone().unwrap_or_else(unused_name);
-    let at_the_end = if args.keep {
-        AtTheEnd::Keep
-    } else {
-        AtTheEnd::Remove
-    };
-    let dir = RuntimeRoot::of_this_user().create(&name)?.then(at_the_end);
+    let (name, dir) = args.place()?;
     let input = Input::of_this_process();
-    let program = monitor::program(args.monitor.as_deref());
     let started = Instant::now();
     // Programs are told what chose the status, and only the monitor can say; people read it themselves.
     let errors = match format {
@@ -240,14 +233,7 @@ pub(crate) fn foreground(
         output: Stdio::inherit(),
         errors,
     };
-    let launch = Launch {
-        program: &program,
-        dir: &dir,
-        name: &name,
-        more_arguments: &args.monitor_arg,
-        tie: Tie::Child,
-    };
-    let mut monitor = Monitor::start(launch, files)?;
+    let mut monitor = args.start(&name, &dir, files)?;
     let last_words = monitor.take_stderr().map(LastWords::listen);
     let pid = monitor.process().pid();
     let guest_wait = Duration::from_secs(args.stop_timeout);
@@ -256,9 +242,7 @@ pub(crate) fn foreground(
     if ended.as_ref().map_or_else(is_unexplained, has_failed) {
         print_log_tail(&dir.log(), format);
     }
-    if args.keep {
-        note(format_args!("kept {}", dir.path().display()));
-    }
+    args.tell_what_is_kept(&dir);
     let outcome = ended?;
     if format == Format::Text
         && has_failed(&outcome)
@@ -275,6 +259,38 @@ pub(crate) fn foreground(
         note_json(&summary(&outcome, ended, &name, pid, seconds));
     }
     Ok(outcome.status())
+}
+
+impl ForegroundArgs {
+    /// The machine's name, and a runtime directory for it.
+    fn place(&self) -> Result<(Name, RuntimeDir), RuntimeDirError> {
+        let name = self.name.clone().unwrap_or_else(unused_name);
+        let at_the_end = if self.keep {
+            AtTheEnd::Keep
+        } else {
+            AtTheEnd::Remove
+        };
+        let dir = RuntimeRoot::of_this_user().create(&name)?.then(at_the_end);
+        Ok((name, dir))
+    }
+
+    /// Starts a monitor that ends with this process.
+    fn start(&self, name: &Name, dir: &RuntimeDir, files: Files) -> Result<Monitor, MonitorError> {
+        let launch = Launch {
+            program: &monitor::program(self.monitor.as_deref()),
+            dir,
+            name,
+            more_arguments: &self.monitor_arg,
+            tie: Tie::Child,
+        };
+        Monitor::start(launch, files)
+    }
+
+    fn tell_what_is_kept(&self, dir: &RuntimeDir) {
+        if self.keep {
+            note(format_args!("kept {}", dir.path().display()));
+        }
+    }
 }
 
 fn unused_name() -> Name {

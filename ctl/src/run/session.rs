@@ -22,7 +22,7 @@ use crate::client::{Client, ClientError, Request};
 use crate::deadline::{Deadline, wait_ready};
 use crate::ladder::Rung;
 use crate::output::note;
-use crate::signals::Signals;
+use crate::signals::{Signals, status_of};
 use crate::terminal::TerminalError;
 
 /// How long a monitor that has closed its connection may take to end.
@@ -73,11 +73,10 @@ impl Outcome {
     /// The status that `run` ends with: 128 and the signal if a signal has ended it, else the monitor's,
     /// which is the guest's.
     pub(super) fn status(&self) -> u8 {
-        let by_signal = |signal: i32| u8::try_from(128 + signal).unwrap_or(u8::MAX);
         match (self.asked, self.monitor.code()) {
-            (Some(Asked::BySignal(signal)), _) => by_signal(signal),
+            (Some(Asked::BySignal(signal)), _) => status_of(signal),
             (_, Some(code)) => u8::try_from(code).unwrap_or(u8::MAX),
-            (_, None) => by_signal(self.monitor.signal().unwrap_or_default()),
+            (_, None) => status_of(self.monitor.signal().unwrap_or_default()),
         }
     }
 }

@@ -170,8 +170,7 @@ fn killed(context: &Context) -> Outcome {
     let place = Place::new(context)?;
     // Asked to end while its guest boots, it does at once, as who was ended by that.
     let mut child = begun(&place)?;
-    let pid = Pid::from_raw(i32::try_from(child.id())?).ok_or("it has a number")?;
-    kill_process(pid, Signal::TERM)?;
+    kill_process(Pid::from_child(&child), Signal::TERM)?;
     ensure!(child.wait()?.code() == Some(143), "it was not ended by SIGTERM");
     place.nothing_is_left()?;
 

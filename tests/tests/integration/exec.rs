@@ -132,7 +132,7 @@ fn ended_from_outside(context: &Context, monitor: &Monitor) -> Outcome {
     .stdout(Stdio::piped())
     .spawn()?;
     await_line(&mut waits)?;
-    signal(&waits, Signal::TERM)?;
+    kill_process(Pid::from_child(&waits), Signal::TERM)?;
     ensure!(waits.wait()?.code() == Some(143), "it was not ended by SIGTERM");
 
     // One whose output nobody reads hears signals all the same.
@@ -143,7 +143,7 @@ fn ended_from_outside(context: &Context, monitor: &Monitor) -> Outcome {
     let begun = Instant::now();
     let status = loop {
         std::thread::sleep(Duration::from_millis(300));
-        signal(&stuck, Signal::TERM)?;
+        kill_process(Pid::from_child(&stuck), Signal::TERM)?;
         if let Some(status) = stuck.try_wait()? {
             break status;
         }
@@ -199,11 +199,6 @@ fn await_line(child: &mut Child) -> Outcome {
     BufReader::new(stdout).read_line(&mut line)?;
     ensure!(line == "begun\n", "{line:?}");
     Ok(())
-}
-
-fn signal(child: &Child, signal: Signal) -> Outcome {
-    let pid = Pid::from_raw(i32::try_from(child.id())?).ok_or("it has a number")?;
-    Ok(kill_process(pid, signal)?)
 }
 
 fn files(context: &Context) -> Outcome {

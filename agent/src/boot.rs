@@ -7,28 +7,50 @@
 //! ```
 #![expect(
     unsafe_code,
-    reason = "it forks before there is any other thread, and waits for children that are not its own"
+    reason = "it forks before there is any other thread, waits for children that are not its own, and asks the kernel for what has no \
+              safe form"
 )]
 
 use std::ffi::CStr;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coracle_agent::wire::{Root, SEED_BYTES};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::time::{ClockId, Timespec, clock_settime};
 use thiserror::Error;
 
 /// How long a disk may take to be found.
 const DISK_WAIT: Duration = Duration::from_secs(5);
-const DISK_LOOK: Duration = Duration::from_millis(5);
+const DISK_LOOK: Duration = Duration::from_millis(1);
+/// A disk of no more is none yet: one that holds the place of another, which the guest has yet to hear of.
+const PLACEHOLDER_SECTORS: u64 = 1;
+/// Where the kernel says which disks there are, and what the names of the virtio disks begin with.
+const DISKS: &str = "/sys/block";
+const VIRTIO_DISK: &str = "vd";
+/// `_IO(0x12, 95)` of linux/fs.h.
+const BLKRRPART: libc::Ioctl = 0x125f;
+/// `_IOW('R', 3, int [2])` and `_IO('R', 7)` of linux/random.h.
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 const ROOT: &str = "/newroot";
 /// What the agent has mounted itself, and takes along.
 const TAKEN: [&str; 3] = ["dev", "proc", "sys"];
+
+/// `struct rand_pool_info` of linux/random.h.
+#[repr(C)]
+struct Entropy {
+    bits: i32,
+    bytes: i32,
+    seed: [u8; SEED_BYTES],
+}
 
 static IS_FIRST: AtomicBool = AtomicBool::new(false);
 static HAS_ROOT: Mutex<bool> = Mutex::new(false);
@@ -95,12 +117,12 @@ fn reap_until(child: i32) -> ! {
     }
 }
 
-/// Mounts `device` and moves this process, all of it, into it.
+/// Mounts the root's device and moves this process, all of it, into it.
 ///
 /// # Errors
 ///
 /// When it is no root, or there is one already.
-pub(super) fn enter(device: &str) -> Result<(), RootError> {
+pub(super) fn enter(root: &Root) -> Result<(), RootError> {
     if !IS_FIRST.load(Ordering::Relaxed) {
         return Err(RootError::NotFirst);
     }
@@ -108,14 +130,24 @@ pub(super) fn enter(device: &str) -> Result<(), RootError> {
     if *has_root {
         return Err(RootError::Twice);
     }
+    let device = root.device.as_str();
     let failed = |what: String| move |source: io::Error| RootError::Failed { what, source };
     let begun = Instant::now();
+    let is_late = || begun.elapsed() > DISK_WAIT;
+    while disks().any(|disk| is_placeholder(&disk)) && !is_late() {
+        thread::sleep(DISK_LOOK);
+    }
+    if !Path::new(device).exists() {
+        // A disk that was put in the place of another has other partitions.
+        disks().for_each(|disk| find_partitions(&disk));
+    }
     while !Path::new(device).exists() {
-        if begun.elapsed() > DISK_WAIT {
+        if is_late() {
             return Err(RootError::NoDisk(device.to_owned()));
         }
         thread::sleep(DISK_LOOK);
     }
+    begin_anew(root);
     fs::create_dir_all(ROOT).map_err(failed(format!("make {ROOT}")))?;
     mount_root(device)?;
     for name in TAKEN {
@@ -137,6 +169,63 @@ pub(super) fn enter(device: &str) -> Result<(), RootError> {
         let _ = fs::create_dir(at).and_then(|()| mounted(kind, at, kind));
     }
     Ok(())
+}
+
+/// Has the guest have random numbers of its own, and the time.
+fn begin_anew(root: &Root) {
+    let seeded = fs::File::open("/dev/urandom").and_then(|pool| {
+        let bytes = i32::try_from(SEED_BYTES).expect("it is small");
+        let seed = Entropy {
+            bits: 8 * bytes,
+            bytes,
+            seed: root.seed,
+        };
+        // SAFETY: the kernel reads as many bytes of the structure as it says that it has.
+        let added = unsafe { libc::ioctl(pool.as_raw_fd(), RNDADDENTROPY, &raw const seed) };
+        // SAFETY: the request has no argument.
+        let used = unsafe { libc::ioctl(pool.as_raw_fd(), RNDRESEEDCRNG) };
+        if added == 0 && used == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    });
+    if let Err(error) = seeded {
+        eprintln!("coracle-agent: random numbers may be those of another guest: {error}");
+    }
+    let now = Timespec {
+        tv_sec: (root.unix_ns / 1_000_000_000) as i64,
+        tv_nsec: (root.unix_ns % 1_000_000_000) as i64,
+    };
+    if let Err(errno) = clock_settime(ClockId::Realtime, now) {
+        eprintln!("coracle-agent: cannot set the clock: {errno}");
+    }
+}
+
+/// The names of the virtio disks.
+fn disks() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(DISKS).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(VIRTIO_DISK))
+}
+
+fn is_placeholder(disk: &str) -> bool {
+    let sectors = fs::read_to_string(format!("{DISKS}/{disk}/size"));
+    sectors.is_ok_and(|sectors| holds_a_place(&sectors))
+}
+
+fn holds_a_place(sectors: &str) -> bool {
+    let sectors = sectors.trim().parse::<u64>();
+    sectors.is_ok_and(|sectors| sectors <= PLACEHOLDER_SECTORS)
+}
+
+/// Has the kernel look for the partitions of a disk again.
+fn find_partitions(disk: &str) {
+    let Ok(file) = fs::File::open(format!("/dev/{disk}")) else {
+        return;
+    };
+    // SAFETY: the request has no argument. A disk that is in use, or has none, stays as it is.
+    unsafe { libc::ioctl(file.as_raw_fd(), BLKRRPART) };
 }
 
 fn mount_root(device: &str) -> Result<(), RootError> {
@@ -161,4 +250,15 @@ fn mount_root(device: &str) -> Result<(), RootError> {
 fn mounted(source: &str, at: &str, kind: &str) -> io::Result<()> {
     let options: Option<&CStr> = None;
     Ok(mount(source, at, kind, MountFlags::empty(), options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_of_a_sector_holds_the_place_of_another() {
+        assert!(holds_a_place("0\n") && holds_a_place("1\n"));
+        assert!(!holds_a_place("2\n") && !holds_a_place("262144\n") && !holds_a_place(""));
+    }
 }

@@ -60,7 +60,7 @@ fn attend(stream: &mut impl Stream) -> io::Result<()> {
     };
     match request {
         Request::Exec(exec) => command::run(&exec, stream, decoder),
-        Request::Root { device } => match boot::enter(&device) {
+        Request::Root(root) => match boot::enter(&root) {
             Ok(()) => ToHost::End.write(stream),
             Err(error) => fail(stream, &joined(&error)),
         },

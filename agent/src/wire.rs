@@ -37,11 +37,13 @@ use thiserror::Error;
 /// The vsock port on which the agent listens, unless it was told another; one that only root can have.
 pub const PORT: u32 = 1023;
 /// The version of what is described here.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The longest payload: a request may have all the arguments that a command may have.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// How much data one frame carries at most when it is sent.
 pub const DATA_BYTES: usize = 32 << 10;
+/// How many random bytes a guest is given.
+pub const SEED_BYTES: usize = 32;
 /// How much of standard input may be on its way.
 pub const WINDOW_BYTES: usize = 64 << 10;
 
@@ -54,10 +56,7 @@ pub enum Request {
     /// Run a command.
     Exec(Exec),
     /// Mount a disk and go on in it, if the agent is the first process of its guest.
-    Root {
-        /// Its device.
-        device: String,
-    },
+    Root(Root),
     /// Write all that was written to its disks.
     Sync,
     /// Take files, as a tar archive, of which the first thing has the name `name`.
@@ -74,6 +73,18 @@ pub enum Request {
         /// What it is called where it goes.
         name: String,
     },
+}
+
+/// What a guest begins with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Root {
+    /// The device of the disk.
+    pub device: String,
+    /// Random bytes, for a guest that may remember the same as another.
+    pub seed: [u8; SEED_BYTES],
+    /// What time it is, in nanoseconds since 1970: a guest that goes on from a snapshot, or has no clock of its own, does not know.
+    pub unix_ns: u64,
 }
 
 /// A command to run.
@@ -376,9 +387,11 @@ mod tests {
                     columns: 80,
                 }),
             }),
-            Request::Root {
+            Request::Root(Root {
                 device: "/dev/vda".to_owned(),
-            },
+                seed: [0xa5; SEED_BYTES],
+                unix_ns: u64::MAX,
+            }),
             Request::Sync,
             Request::Bring {
                 path: "/a".to_owned(),

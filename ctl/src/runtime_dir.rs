@@ -4,7 +4,7 @@
 //! is free and whose socket nobody listens on is what a killed `run`, or a machine that was left to itself, has left behind.
 
 use std::env;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -107,10 +107,10 @@ impl RuntimeRoot {
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             return Err(RuntimeDirError::PathTooLong(socket));
         }
-        make_private(&self.0)?;
+        private(&self.0)?;
         let path = self.0.join(name.as_str());
         for _ in 0..CREATE_ATTEMPTS_MAX {
-            make_private(&path)?;
+            private(&path)?;
             if let Some(lock) = lock(&path, name)? {
                 if is_answered(&socket) {
                     return Err(RuntimeDirError::InUse(name.clone()));
@@ -191,54 +191,103 @@ impl Drop for RuntimeDir {
     }
 }
 
-/// Makes `path` with mode 0700, or checks that the one that is there is as private.
-fn make_private(path: &Path) -> Result<(), RuntimeDirError> {
-    let create_error = |source| RuntimeDirError::Create {
+fn private(path: &Path) -> Result<(), RuntimeDirError> {
+    let made = make_private(path).map_err(|source| RuntimeDirError::Create {
         path: path.to_owned(),
         source,
-    };
+    })?;
+    match made {
+        Made::Private => Ok(()),
+        Made::Open => Err(RuntimeDirError::NotPrivate(path.to_owned())),
+    }
+}
+
+fn lock(path: &Path, name: &Name) -> Result<Option<OwnedFd>, RuntimeDirError> {
+    let locked = lock_directory(path).map_err(|source| RuntimeDirError::Lock {
+        path: path.to_owned(),
+        source,
+    })?;
+    match locked {
+        Locked::Ours(directory) => Ok(Some(directory)),
+        Locked::Gone => Ok(None),
+        Locked::Others => Err(RuntimeDirError::InUse(name.clone())),
+    }
+}
+
+/// What a directory is that was to be private.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// Only this user can write it.
+    Private,
+    /// It is no directory, or others can write it.
+    Open,
+}
+
+/// Makes `path` with mode 0700, or looks whether the one that is there is as private.
+///
+/// # Errors
+///
+/// When there is none, and it cannot be made.
+pub(crate) fn make_private(path: &Path) -> io::Result<Made> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return Ok(Made::Private),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(create_error(error)),
+        Err(error) => return Err(error),
     }
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         // Removed by its owner between the two calls; the caller tries again.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(create_error(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Made::Private),
+        Err(error) => return Err(error),
     };
-    let private = metadata.is_dir() && metadata.uid() == getuid().as_raw() && metadata.mode() & 0o022 == 0;
-    if private {
-        Ok(())
+    Ok(if is_private(&metadata) {
+        Made::Private
     } else {
-        Err(RuntimeDirError::NotPrivate(path.to_owned()))
-    }
+        Made::Open
+    })
 }
 
-/// Locks the directory at `path`; `None` when it was removed meanwhile.
-fn lock(path: &Path, name: &Name) -> Result<Option<OwnedFd>, RuntimeDirError> {
-    let lock_error = |errno: Errno| RuntimeDirError::Lock {
-        path: path.to_owned(),
-        source: errno.into(),
-    };
+/// Whether that is a directory that only this user can write.
+pub(crate) fn is_private(metadata: &Metadata) -> bool {
+    metadata.is_dir() && metadata.uid() == getuid().as_raw() && metadata.mode() & 0o022 == 0
+}
+
+/// Whose a directory is that was to be locked.
+#[derive(Debug)]
+pub(crate) enum Locked {
+    /// Ours, until the descriptor is closed.
+    Ours(OwnedFd),
+    /// Another process'.
+    Others,
+    /// Nobody's: it is not there any more.
+    Gone,
+}
+
+/// Locks the directory that others find by `path`, if nobody else has.
+///
+/// # Errors
+///
+/// When it cannot be opened or locked.
+pub(crate) fn lock_directory(path: &Path) -> io::Result<Locked> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(directory) => directory,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(lock_error(errno)),
+        Err(Errno::NOENT) => return Ok(Locked::Gone),
+        Err(errno) => return Err(errno.into()),
     };
     match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err(RuntimeDirError::InUse(name.clone())),
-        Err(errno) => return Err(lock_error(errno)),
+        Err(Errno::WOULDBLOCK) => return Ok(Locked::Others),
+        Err(errno) => return Err(errno.into()),
     }
     // The lock is worth something only on the directory that others find by this path.
-    let locked = rustix::fs::fstat(&directory).map_err(lock_error)?;
+    let locked = rustix::fs::fstat(&directory)?;
     match rustix::fs::lstat(path) {
-        Ok(found) if (found.st_dev, found.st_ino) == (locked.st_dev, locked.st_ino) => Ok(Some(directory)),
-        Ok(_) | Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(lock_error(errno)),
+        Ok(found) if (found.st_dev, found.st_ino) == (locked.st_dev, locked.st_ino) => {
+            Ok(Locked::Ours(directory))
+        }
+        Ok(_) | Err(Errno::NOENT) => Ok(Locked::Gone),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -251,7 +300,12 @@ fn is_answered(socket: &Path) -> bool {
     )
 }
 
-fn clear(path: &Path) -> io::Result<()> {
+/// Removes all that is in a directory.
+///
+/// # Errors
+///
+/// When something stays.
+pub(crate) fn clear(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

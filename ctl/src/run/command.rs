@@ -3,33 +3,36 @@
 //! ```text
 //! IMAGE ──► overlay in memory ──► disk vda ─┐
 //! coracle-agent ──► initial RAM disk ──► kernel ──► agent: mounts vda, moves into it ──► runs COMMAND
-//!                                                     ▲ vsock
-//! standard input, output, error, signals ◄────────────┘
+//!                       (or a warm snapshot) ─────────┘ ▲ vsock
+//! standard input, output, error, signals ◄──────────────┘
 //! ```
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Stdio};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use coracle_agent::wire::{PORT, Request};
+use coracle_agent::wire::{PORT, Request, SEED_BYTES};
 use thiserror::Error;
 
 use super::image::{self, ImageError};
-use super::machine::{self, MachineError};
+use super::machine::{self, MachineError, Step};
 use super::monitor::{Files, Monitor, MonitorError};
 use super::session::{Session, SessionError};
-use super::{RunArgs, initrd, last_lines};
+use super::warm::{Making, Warm, WarmError};
+use super::{RunArgs, initrd, last_lines, unused_name};
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::guest::{CopyError, Done, ExecError, Link, LinkError, Ran, converse, fetch};
 use crate::ladder::Rung;
+use crate::name::Name;
 use crate::output::{Format, note, note_json, report};
-use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::runtime_dir::{RuntimeDir, RuntimeDirError, RuntimeRoot};
 use crate::signals::{Signals, SignalsError, status_of};
 
 /// Between two attempts to reach the agent of a guest that boots.
@@ -38,15 +41,25 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(10);
 const TAIL_BYTES: usize = 4096;
 const TAIL_WAIT: Duration = Duration::from_millis(200);
 const AGENT: &str = "coracle-agent";
+/// No file system fits, so the agent waits for more.
+const PLACEHOLDER_BYTES: u64 = 512;
 
 /// What the machine has that is made for its command.
 pub(super) struct Disposable {
     /// An initial RAM disk with the agent in it.
     pub(super) initrd: PathBuf,
-    /// The base of its root.
-    pub(super) image: String,
+    /// Its root.
+    pub(super) root: Root,
     /// The socket of its vsock device.
     pub(super) vsock: PathBuf,
+}
+
+/// The root of a machine that is made for its command.
+pub(super) enum Root {
+    /// An overlay over this image.
+    Image(String),
+    /// Not there yet: a disk that holds its place.
+    Placeholder(PathBuf),
 }
 
 /// What is fetched from the guest when the command has ended.
@@ -94,6 +107,8 @@ pub(crate) enum CommandError {
     Monitor(#[from] MonitorError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    #[error(transparent)]
+    Warm(#[from] WarmError),
     #[error("cannot read the agent {}: name it with --agent, or put it beside coraclectl", path.display())]
     NoAgent {
         path: PathBuf,
@@ -112,6 +127,8 @@ pub(crate) enum CommandError {
     NotThere(u64),
     #[error("the guest cannot use {device} as its root: {why}")]
     Root { device: String, why: String },
+    #[error("there are no random numbers for the guest")]
+    Random(#[source] io::Error),
     #[error("what was written is not safe: {0}")]
     NotSynced(String),
 }
@@ -137,44 +154,118 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
 fn begin(args: &RunArgs, image: &str, format: Format, signals: &Signals) -> Result<u8, CommandError> {
     let request = args.disposable.surroundings.of(&args.command)?;
     let (name, dir) = args.foreground.place()?;
-    let made = Disposable {
-        initrd: write_initrd(args, dir.path())?,
-        image: image::prepare(image, dir.path(), signals)?,
-        vsock: dir.path().join("vsock"),
-    };
-    let steps = machine::steps(args, Some(&made))?;
-    let files = Files {
-        input: Stdio::null(),
-        output: Stdio::piped(),
-        errors: match format {
-            Format::Json => Stdio::null(),
-            Format::Text => Stdio::inherit(),
-        },
-    };
-    let mut started = args.foreground.start(&name, &dir, files)?;
-    let console = started.take_stdout().map(Tail::listen);
-    let guest_wait = Duration::from_secs(args.foreground.stop_timeout);
-    let session = Session::new(started, &dir.socket(), signals, guest_wait);
-    // From here whatever ends this function kills the machine.
-    let monitor = session.start(&steps, &machine::start())?;
-    let guest = Guest {
+    let (image, vsock) = (
+        image::prepare(image, dir.path(), signals)?,
+        dir.path().join("vsock"),
+    );
+    let warm = args.disposable.warm.as_deref();
+    let warm = warm.map(|directory| Warm::new(args, directory)).transpose()?;
+    if let Some(warm) = &warm
+        && let Some(making) = warm.claim(signals)?
+    {
+        warm.remove_stale();
+        save(args, &making, format, signals)?;
+        making.finish()?;
+    }
+    let machine = Machine {
         args,
         dir: &dir,
-        vsock: &made.vsock,
+        vsock: &vsock,
         signals,
-        monitor: &monitor,
+        format,
     };
-    let ran = guest.run(request, format);
-    if ran.as_ref().is_err_and(CommandError::is_of_the_guest) {
-        for line in console.map(Tail::lines).unwrap_or_default() {
-            match format {
-                Format::Json => note_json(&serde_json::json!({ "console": line })),
-                Format::Text => note(format_args!("guest's console: {line}")),
-            }
-        }
-    }
+    let (steps, start) = match &warm {
+        Some(warm) => (Vec::new(), warm.load(args, &image, &vsock)?),
+        None => (machine.boots(Root::Image(image))?, machine::start()),
+    };
+    let ran = machine.live(&name, &steps, &start, |guest| guest.run(request));
     args.foreground.tell_what_is_kept(&dir);
     ran
+}
+
+/// Boots a guest until its agent waits for a root, and saves it.
+fn save(args: &RunArgs, making: &Making, format: Format, signals: &Signals) -> Result<(), CommandError> {
+    let name = unused_name("warm");
+    let dir = RuntimeRoot::of_this_user().create(&name)?;
+    let disk = dir.path().join("disk");
+    let written = File::create(&disk).and_then(|file| file.set_len(PLACEHOLDER_BYTES));
+    written.map_err(|source| CommandError::Write {
+        path: disk.clone(),
+        source,
+    })?;
+    let machine = Machine {
+        args,
+        dir: &dir,
+        vsock: &dir.path().join("vsock"),
+        signals,
+        format,
+    };
+    let steps = machine.boots(Root::Placeholder(disk))?;
+    machine.live(&name, &steps, &machine::start(), |guest| {
+        drop(guest.reach()?);
+        let client = Client::new(&dir.socket());
+        Ok(making.save(&client.interrupted_by(signals.as_fd()))?)
+    })
+}
+
+/// A machine that is to be started.
+#[derive(Clone, Copy)]
+struct Machine<'a> {
+    args: &'a RunArgs,
+    dir: &'a RuntimeDir,
+    vsock: &'a Path,
+    signals: &'a Signals,
+    format: Format,
+}
+
+impl Machine<'_> {
+    /// The requests after which it can boot.
+    fn boots(&self, root: Root) -> Result<Vec<Step>, CommandError> {
+        let made = Disposable {
+            initrd: write_initrd(self.args, self.dir.path())?,
+            root,
+            vsock: self.vsock.to_owned(),
+        };
+        Ok(machine::steps(self.args, Some(&made))?)
+    }
+
+    /// Lives for as long as `work` takes. If that ends with its guest, what the guest has said last is told.
+    fn live<T>(
+        self,
+        name: &Name,
+        steps: &[Step],
+        start: &Step,
+        work: impl FnOnce(&Guest<'_>) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let files = Files {
+            input: Stdio::null(),
+            output: Stdio::piped(),
+            errors: match self.format {
+                Format::Json => Stdio::null(),
+                Format::Text => Stdio::inherit(),
+            },
+        };
+        let foreground = &self.args.foreground;
+        let mut started = foreground.start(name, self.dir, files)?;
+        let console = started.take_stdout().map(Tail::listen);
+        let guest_wait = Duration::from_secs(foreground.stop_timeout);
+        let session = Session::new(started, &self.dir.socket(), self.signals, guest_wait);
+        // From here whatever ends this function kills the machine.
+        let guest = Guest {
+            machine: self,
+            monitor: session.start(steps, start)?,
+        };
+        let done = work(&guest);
+        if done.as_ref().is_err_and(CommandError::is_of_the_guest) {
+            for line in console.map(Tail::lines).unwrap_or_default() {
+                match self.format {
+                    Format::Json => note_json(&serde_json::json!({ "console": line })),
+                    Format::Text => note(format_args!("guest's console: {line}")),
+                }
+            }
+        }
+        done
+    }
 }
 
 /// The last of what a guest says on its console, whatever that is: nobody is waited for, and nothing else is kept.
@@ -230,20 +321,37 @@ impl CommandError {
             | Self::Link(LinkError::Interrupted(signal))
             | Self::Exec(ExecError::Link(LinkError::Interrupted(signal)))
             | Self::Copy(CopyError::Link(LinkError::Interrupted(signal))) => Some(*signal),
+            Self::Warm(WarmError::Interrupted(signal)) => Some(*signal),
             // Its requests are broken off by a signal, which nobody has taken.
-            Self::Session(_) => signals.take(),
+            Self::Session(_) | Self::Warm(WarmError::Save(_)) => signals.take(),
             _ => None,
         }
     }
 }
 
-fn write_initrd(args: &RunArgs, place: &Path) -> Result<PathBuf, CommandError> {
+fn random() -> io::Result<[u8; SEED_BYTES]> {
+    let mut bytes = [0; SEED_BYTES];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn unix_ns() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The agent's program: the one that was named, or the one beside this program.
+pub(super) fn agent(args: &RunArgs) -> PathBuf {
     let beside = || {
         let agent = std::env::current_exe().ok()?.with_file_name(AGENT);
         agent.is_file().then_some(agent)
     };
     let given = args.disposable.agent.clone();
-    let agent = given.or_else(beside).unwrap_or_else(|| PathBuf::from(AGENT));
+    given.or_else(beside).unwrap_or_else(|| PathBuf::from(AGENT))
+}
+
+fn write_initrd(args: &RunArgs, place: &Path) -> Result<PathBuf, CommandError> {
+    let agent = agent(args);
     let program = fs::read(&agent).map_err(|source| CommandError::NoAgent { path: agent, source })?;
     let path = place.join("initrd");
     let write = |source| CommandError::Write {
@@ -257,29 +365,34 @@ fn write_initrd(args: &RunArgs, place: &Path) -> Result<PathBuf, CommandError> {
     Ok(path)
 }
 
-/// A machine that has been started.
+/// The guest of a machine that has been started.
 struct Guest<'a> {
-    args: &'a RunArgs,
-    dir: &'a RuntimeDir,
-    vsock: &'a Path,
-    signals: &'a Signals,
-    monitor: &'a Monitor,
+    machine: Machine<'a>,
+    monitor: Monitor,
 }
 
 impl Guest<'_> {
-    fn run(&self, request: coracle_agent::wire::Exec, format: Format) -> Result<u8, CommandError> {
-        let given = &self.args.disposable;
+    fn run(&self, request: coracle_agent::wire::Exec) -> Result<u8, CommandError> {
+        let Machine {
+            args,
+            signals,
+            format,
+            ..
+        } = self.machine;
+        let given = &args.disposable;
         let device = given.root_device.clone();
-        let root = Request::Root {
+        let root = Request::Root(coracle_agent::wire::Root {
             device: device.clone(),
-        };
+            seed: random().map_err(CommandError::Random)?,
+            unix_ns: unix_ns(),
+        });
         let mut link = self.reach()?;
-        if let Done::No(why) = link.settle(root, self.signals)? {
+        if let Done::No(why) = link.settle(root, signals)? {
             return Err(CommandError::Root { device, why });
         }
         let ran = converse(
             self.reach()?,
-            self.signals,
+            signals,
             request,
             given.surroundings.is_deaf(),
             format,
@@ -302,10 +415,11 @@ impl Guest<'_> {
 
     fn copy_out(&self) -> Result<(), CommandError> {
         let mut first = Ok(());
-        for Fetched { from, to } in &self.args.disposable.copy_out {
+        let Machine { args, signals, .. } = self.machine;
+        for Fetched { from, to } in &args.disposable.copy_out {
             let name = Path::new(from).file_name().and_then(|name| name.to_str());
             let link = self.reach()?;
-            let fetched = fetch(link, self.signals, from, to, name.unwrap_or_default());
+            let fetched = fetch(link, signals, from, to, name.unwrap_or_default());
             first = first.and(fetched.map(drop).map_err(CommandError::from));
         }
         first
@@ -313,15 +427,22 @@ impl Guest<'_> {
 
     /// What was written to disks that stay is on them when this is done.
     fn sync_disks(&self) -> Result<(), CommandError> {
-        if self.args.disk.is_empty() {
+        let Machine {
+            args,
+            dir,
+            vsock,
+            signals,
+            ..
+        } = self.machine;
+        if args.disk.is_empty() {
             return Ok(());
         }
-        let mut link = Link::reach(self.vsock, PORT, self.signals)?;
-        if let Done::No(why) = link.settle(Request::Sync, self.signals)? {
+        let mut link = Link::reach(vsock, PORT, signals)?;
+        if let Done::No(why) = link.settle(Request::Sync, signals)? {
             return Err(CommandError::NotSynced(why));
         }
         // It drains its disks.
-        let (rung, client) = (Rung::Monitor, Client::new(&self.dir.socket()));
+        let (rung, client) = (Rung::Monitor, Client::new(&dir.socket()));
         if rung.take(&client, self.monitor.process()).is_ok() {
             let limit = Deadline::after(rung.wait(Duration::ZERO));
             self.monitor.process().wait(limit).map_err(MonitorError::from)?;
@@ -331,10 +452,13 @@ impl Guest<'_> {
 
     /// The agent, when it is there.
     fn reach(&self) -> Result<Link, CommandError> {
-        let seconds = self.args.disposable.boot_timeout;
+        let Machine {
+            args, vsock, signals, ..
+        } = self.machine;
+        let seconds = args.disposable.boot_timeout;
         let deadline = Deadline::after(Duration::from_secs(seconds));
         loop {
-            match Link::reach(self.vsock, PORT, self.signals) {
+            match Link::reach(vsock, PORT, signals) {
                 Err(
                     LinkError::NoAgent { .. }
                     | LinkError::Closed
@@ -350,7 +474,7 @@ impl Guest<'_> {
             if deadline.passed() {
                 return Err(CommandError::NotThere(seconds));
             }
-            if let Some(signal) = self.signals.take() {
+            if let Some(signal) = signals.take() {
                 return Err(LinkError::Interrupted(signal).into());
             }
             thread::sleep(ATTEMPT_PAUSE);

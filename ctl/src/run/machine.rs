@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::RunArgs;
 use super::balloon;
-use super::command::Disposable;
+use super::command::{Disposable, Root};
 use super::disk::{self, DiskError};
 use super::net::{self, NetError};
 use super::vsock;
@@ -19,7 +19,7 @@ use crate::client::LONG_REQUEST_WAIT;
 /// A CPU template longer than this would not fit into a request.
 const TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
 /// What the disk with the image is called, where there is one.
-const ROOT_ID: &str = "image";
+pub(super) const ROOT_ID: &str = "image";
 /// A disposable guest's; only it sees that.
 const GUEST_CID: u32 = 3;
 /// What a Linux guest needs for a console on the serial line, and to end the monitor when it ends.
@@ -87,8 +87,11 @@ pub(super) fn steps(args: &RunArgs, made: Option<&Disposable>) -> Result<Vec<Ste
     }
     step("the kernel", "/boot-source", boot_source(args, made));
     if let Some(made) = made {
-        let overlay = json!({ "base": made.image, "path": "memory" });
-        let root = json!({ "drive_id": ROOT_ID, "is_root_device": false, "overlay": overlay });
+        let (member, value) = match &made.root {
+            Root::Image(base) => ("overlay", json!({ "base": base, "path": "memory" })),
+            Root::Placeholder(path) => ("path_on_host", json!(path)),
+        };
+        let root = json!({ "drive_id": ROOT_ID, "is_root_device": false, member: value });
         step("the image", &format!("/drives/{ROOT_ID}"), root);
     }
     for (id, mut config) in disk::configs(&args.disk)? {

@@ -15,6 +15,7 @@ pub(crate) mod monitor;
 mod net;
 mod session;
 mod vsock;
+mod warm;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -150,6 +151,10 @@ struct DisposableArgs {
     /// The guest's device with the root: the image itself, or a partition of it
     #[arg(long, value_name = "DEVICE", default_value = "/dev/vda", requires = "image")]
     root_device: String,
+    /// Begin with a snapshot of a guest that has booted: one that is kept in DIRECTORY, and is made there if none fits. Kernel, agent,
+    /// monitor, memory, vCPUs and devices of the guest have to be the same, and this host not to have booted since
+    #[arg(long, value_name = "DIRECTORY", requires = "image", conflicts_with = "disk")]
+    warm: Option<PathBuf>,
     /// How long the guest may take to boot
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
     boot_timeout: u64,
@@ -264,7 +269,7 @@ pub(crate) fn foreground(
 impl ForegroundArgs {
     /// The machine's name, and a runtime directory for it.
     fn place(&self) -> Result<(Name, RuntimeDir), RuntimeDirError> {
-        let name = self.name.clone().unwrap_or_else(unused_name);
+        let name = self.name.clone().unwrap_or_else(|| unused_name("vm"));
         let at_the_end = if self.keep {
             AtTheEnd::Keep
         } else {
@@ -293,8 +298,8 @@ impl ForegroundArgs {
     }
 }
 
-fn unused_name() -> Name {
-    let name = format!("vm-{}", std::process::id());
+fn unused_name(kind: &str) -> Name {
+    let name = format!("{kind}-{}", std::process::id());
     name.parse().expect("letters, a hyphen and digits are a name")
 }
 

@@ -14,7 +14,7 @@ use crate::disk::Progress;
 use crate::signals::Signals;
 
 /// How long a snapshot may take: memory of a TiB on a slow disk.
-pub(super) const SNAPSHOT_WAIT: Duration = Duration::from_hours(24);
+pub(crate) const SNAPSHOT_WAIT: Duration = Duration::from_hours(24);
 /// How often it is asked how far it is.
 const PERIOD: Duration = Duration::from_millis(50);
 

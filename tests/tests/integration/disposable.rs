@@ -1,11 +1,12 @@
 //! Commands in guests that are made for them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
@@ -19,6 +20,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_command_in_a_guest_of_its_own_leaves_its_outputs_and_nothing_else",
         need: Need::Kvm,
         run: a_command,
+    },
+    Case {
+        name: "guests_that_begin_with_a_warm_snapshot_have_their_own_image_time_and_random_numbers",
+        need: Need::Kvm,
+        run: warm,
     },
     Case {
         name: "a_guest_whose_coraclectl_is_ended_or_killed_is_gone",
@@ -45,12 +51,7 @@ impl Place<'_> {
     fn new(context: &Context) -> Outcome<Place<'_>> {
         let directory = tempfile::tempdir()?;
         let image = directory.path().join("image");
-        fs::create_dir_all(image.join("bin"))?;
-        fs::create_dir(image.join("srv"))?;
-        fs::copy("/bin/busybox", image.join("bin/busybox"))?;
-        for applet in ["sh", "cat", "ls"] {
-            symlink("busybox", image.join("bin").join(applet))?;
-        }
+        root_in(&image)?;
         let scratch = tempfile::tempdir()?;
         let config = Linux::read(&context.environment)?
             .machine("smp", scratch.path(), "nothing")?
@@ -99,6 +100,16 @@ impl Place<'_> {
     fn in_linux(&self, words: &[&str]) -> Command {
         let kernel: Vec<&str> = self.kernel.iter().map(String::as_str).collect();
         self.run(&[&kernel, words].concat())
+    }
+
+    /// Whoever looks removes what one that was killed could not.
+    fn is_looked_at(&self) -> Outcome {
+        let looked = Command::new(&self.context.environment.coraclectl)
+            .arg("ps")
+            .env("XDG_RUNTIME_DIR", self.directory.path())
+            .output()?;
+        ensure!(looked.status.success(), "{looked:?}");
+        Ok(())
     }
 
     /// No process of the machine, and none of what it was made of.
@@ -166,6 +177,126 @@ fn a_command(context: &Context) -> Outcome {
     Ok(())
 }
 
+/// What a guest says of random numbers, of the time, and of its image.
+#[derive(Debug)]
+struct Told {
+    random: String,
+    unix_s: u64,
+    image: String,
+}
+
+impl Told {
+    fn of(output: &Output) -> Outcome<Self> {
+        says(output, "", 0)?;
+        let text = String::from_utf8(output.stdout.clone())?;
+        let [random, unix_s, image] = text.lines().collect::<Vec<_>>()[..] else {
+            return Err(format!("{output:?}").into());
+        };
+        Ok(Self {
+            random: random.to_owned(),
+            unix_s: unix_s.parse()?,
+            image: image.to_owned(),
+        })
+    }
+}
+
+fn warm(context: &Context) -> Outcome {
+    let place = Place::new(context)?;
+    let other = place.path("other");
+    root_in(&other)?;
+    fs::write(other.join("srv/other"), "")?;
+    fs::write(place.path("image/srv/first"), "")?;
+    let kept = format!("--warm={}", place.path("warm").display());
+    let asks = |words: &[&str], image: &Path| {
+        let script = "cat /proc/sys/kernel/random/uuid; busybox date +%s; ls /srv";
+        let image = image.display().to_string();
+        let words = [&[kept.as_str()], words, &[&image, "--", "sh", "-c", script]].concat();
+        let mut command = place.in_linux(&words);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    // Who makes the snapshot is killed, and whoever comes next makes it.
+    let mut killed = asks(&[], &other).spawn()?;
+    let warming = format!("coracle/warm-{}/vsock", killed.id());
+    starts(&mut killed, &place.path(&warming))?;
+    killed.kill()?;
+    killed.wait()?;
+
+    // Of two at a time one makes it.
+    let first = asks(&[], &place.path("image")).spawn()?;
+    let second = asks(&[], &other).spawn()?;
+    let mut told = vec![
+        Told::of(&first.wait_with_output()?)?,
+        Told::of(&second.wait_with_output()?)?,
+    ];
+    // A file system in a partition, of which the kernel in the snapshot has not heard.
+    let partitioned = partitioned(&place, &other)?;
+    let begun = Instant::now();
+    told.push(Told::of(
+        &asks(&["--root-device=/dev/vda1"], &partitioned).output()?,
+    )?);
+    println!("{:?} from a warm snapshot", begun.elapsed());
+
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    for (told, image) in told.iter().zip(["first", "other", "other"]) {
+        ensure!(told.image == image, "{told:?}: not the image {image}");
+        ensure!(
+            told.unix_s.abs_diff(now) < SOON.as_secs(),
+            "{told:?}: now is {now}"
+        );
+    }
+    let drawn: HashSet<&String> = told.iter().map(|told| &told.random).collect();
+    ensure!(drawn.len() == told.len(), "{told:?}");
+    // One has booted for all.
+    let made = fs::read_dir(place.path("warm"))?.count();
+    ensure!(made == 1, "{made} snapshots were made");
+
+    // Of one that is damaged its name is told.
+    for entry in fs::read_dir(place.path("warm"))? {
+        fs::write(entry?.path().join("state"), "nothing")?;
+    }
+    let damaged = asks(&[], &other).output()?;
+    says(&damaged, "which is made anew once it is removed", 125)?;
+    place.is_looked_at()?;
+    place.nothing_is_left()
+}
+
+/// Makes a directory with what a root needs for a command.
+fn root_in(directory: &Path) -> Outcome {
+    fs::create_dir_all(directory.join("bin"))?;
+    fs::create_dir(directory.join("srv"))?;
+    fs::copy("/bin/busybox", directory.join("bin/busybox"))?;
+    for applet in ["sh", "cat", "ls"] {
+        symlink("busybox", directory.join("bin").join(applet))?;
+    }
+    Ok(())
+}
+
+/// A disk whose only partition has the files of a directory.
+fn partitioned(place: &Place<'_>, files: &Path) -> Outcome<PathBuf> {
+    const FIRST_SECTOR: u32 = 2048;
+    const SECTORS: u32 = 64 << 11;
+    let (system, path) = (place.path("system"), place.path("disk"));
+    fs::File::create(&system)?.set_len(u64::from(SECTORS) * 512)?;
+    let made = Command::new("mke2fs")
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .args(["-q", "-t", "ext4", "-d"])
+        .args([files, &system])
+        .status()?;
+    ensure!(made.success(), "mke2fs: {made}");
+    // The first entry of a master boot record: its type, where it begins, how long it is.
+    let mut disk = vec![0; 446];
+    disk.extend([0, 0, 0, 0, 0x83, 0, 0, 0]);
+    disk.extend(FIRST_SECTOR.to_le_bytes());
+    disk.extend(SECTORS.to_le_bytes());
+    disk.resize(510, 0);
+    disk.extend([0x55, 0xaa]);
+    disk.resize(usize::try_from(FIRST_SECTOR)? * 512, 0);
+    disk.extend(fs::read(&system)?);
+    fs::write(&path, disk)?;
+    Ok(path)
+}
+
 fn killed(context: &Context) -> Outcome {
     let place = Place::new(context)?;
     // Asked to end while its guest boots, it does at once, as who was ended by that.
@@ -183,12 +314,7 @@ fn killed(context: &Context) -> Outcome {
         ensure!(begun.elapsed() < SOON, "its monitor runs on");
         std::thread::sleep(Duration::from_millis(5));
     }
-    // Whoever looks next removes what it could not.
-    let looked = Command::new(&context.environment.coraclectl)
-        .arg("ps")
-        .env("XDG_RUNTIME_DIR", place.directory.path())
-        .output()?;
-    ensure!(looked.status.success(), "{looked:?}");
+    place.is_looked_at()?;
     place.nothing_is_left()
 }
 
@@ -198,13 +324,19 @@ fn begun(place: &Place<'_>) -> Outcome<Child> {
         .in_linux(&["--name=d", &place.image(), "--", "sh"])
         .stderr(Stdio::null())
         .spawn()?;
+    starts(&mut child, &place.path("coracle/d/vsock"))?;
+    Ok(child)
+}
+
+/// Waits until a guest has started whose device has this socket.
+fn starts(child: &mut Child, vsock: &Path) -> Outcome {
     let begun = Instant::now();
-    while !place.path("coracle/d/vsock").exists() {
+    while !vsock.exists() {
         ensure!(begun.elapsed() < SOON, "its guest has not started");
         ensure!(child.try_wait()?.is_none(), "it has ended");
         std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(child)
+    Ok(())
 }
 
 fn refused(context: &Context) -> Outcome {

@@ -45,6 +45,11 @@ pub(crate) const CASES: &[Case] = &[
         run: survives_a_kill,
     },
     Case {
+        name: "a_load_says_where_disks_are_now_or_which_others_there_are",
+        need: Need::Kvm,
+        run: goes_on_elsewhere,
+    },
+    Case {
         name: "a_snapshot_that_cannot_include_its_disks_is_refused_with_the_remedy",
         need: Need::Kvm,
         run: refuses_what_cannot_be_included,
@@ -315,6 +320,73 @@ fn goes_on_detached(context: &Context) -> Outcome {
     ensure!(
         fs::read(&path)? == content,
         "the detached machine has written the disk"
+    );
+    Ok(())
+}
+
+fn goes_on_elsewhere(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("test-disk");
+    blank_image(&path, MIB)?;
+    let place = Place {
+        directory: directory.path().to_owned(),
+        is_one: false,
+    };
+    killed(saved(context, disk(&path), &place)?)?;
+    // The disk goes elsewhere, with the records of its lease.
+    let elsewhere = directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere)?;
+    for entry in fs::read_dir(directory.path())? {
+        let name = entry?.file_name();
+        if name.to_string_lossy().starts_with("test-disk") {
+            fs::rename(directory.path().join(&name), elsewhere.join(&name))?;
+        }
+    }
+    let at = |id: &str, path: &Path, disks: &str| {
+        let mut load = place.load(Some(disks));
+        put(
+            &mut load,
+            "drive_overrides",
+            json!([{ "drive_id": id, "path_on_host": path }]),
+        );
+        load
+    };
+    let moved = elsewhere.join("test-disk");
+    refused(context, &place.load(None), "there is no image")?;
+    let part = "drive_overrides names drive `x`, which the machine does not have";
+    refused(context, &at("x", &moved, "Continue"), part)?;
+    ends_well(loaded(context, &at("d", &moved, "Clone"))?)?;
+    ends_well(loaded(context, &at("d", &moved, "Continue"))?)?;
+    // It is known by what it is, and not by where: it was written since.
+    let part = "it was of generation 1 then, and is of 2 now";
+    refused(context, &at("d", &moved, "Continue"), part)?;
+
+    // Another one is no disk to go on with, but one to begin with; the guest finds its size, and not what it has written.
+    let other = elsewhere.join("test-other");
+    blank_image(&other, 2 * MIB)?;
+    refused(context, &at("d", &other, "Continue"), "generation")?;
+    let monitor = started(
+        context,
+        &Machine::unikernel(
+            &context.environment,
+            "do=hello do=tick:ms=20,count=30 do=capacity do=pattern-write:seed=9 do=pattern-verify:seed=9",
+        )
+        .memory_mib(32)
+        .drive(disk(&moved))
+        .config(),
+    )?;
+    monitor.console.wait_for("tick: n=1 ", SOON)?;
+    monitor.set_state("Paused")?;
+    monitor.must("PUT", "/snapshot/create", Some(&place.create()))?;
+    killed(monitor)?;
+    let ended = loaded(context, &at("d", &other, "Detached"))?.wait(SOON)?;
+    ended.expect(0)?;
+    let sectors = format!("capacity: sectors={} ", (2 * MIB) << 11);
+    ensure!(ended.console.contains(&sectors), "{}", ended.console);
+    let content = fs::read(&other)?;
+    ensure!(
+        content.iter().all(|byte| *byte == 0),
+        "the other disk was written"
     );
     Ok(())
 }

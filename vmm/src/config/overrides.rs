@@ -1,10 +1,10 @@
-//! What of a machine has another name on the host that receives it.
+//! What of a machine has another name on the host where it goes on.
 
 use coracle_devices::virtio::blk::DriveConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{NetworkOverride, VsockOverride};
+use super::{Config, NetworkOverride, VsockOverride};
 
 /// What of a machine has another name on the host that receives it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -21,7 +21,8 @@ pub struct Overrides {
     pub vsock: Option<VsockOverride>,
 }
 
-/// Where a drive is on the host that receives it: the same image, by another path, address or secret.
+/// Where a drive is on the host where its machine goes on: the same image, by another path, address or secret. (Of a load with
+/// `disks` `Detached`, it may be another image.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DriveOverride {
@@ -45,15 +46,15 @@ pub struct DriveOverride {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the text of an error is its documentation")]
 pub enum OverrideError {
-    #[error("`overrides` names drive `{0}`, which the machine does not have")]
+    #[error("names drive `{0}`, which the machine does not have")]
     NoDrive(String),
-    #[error("`overrides` names drive `{0}` twice: say all of it in one")]
+    #[error("names drive `{0}` twice: say all of it in one")]
     Twice(String),
     #[error(
-        "`overrides` gives drive `{0}` a `path_on_host`, and it is an overlay: give it an `overlay_base` or an `overlay_path`"
+        "gives drive `{0}` a `path_on_host`, and it is an overlay: give it an `overlay_base` or an `overlay_path`"
     )]
     NoImage(String),
-    #[error("`overrides` gives drive `{0}` an overlay, and it has none: give it a `path_on_host`")]
+    #[error("gives drive `{0}` an overlay, and it has none: give it a `path_on_host`")]
     NoOverlay(String),
 }
 
@@ -62,20 +63,25 @@ impl Overrides {
     pub fn is_empty(&self) -> bool {
         self.drives.is_empty() && self.networks.is_empty() && self.vsock.is_none()
     }
+}
 
-    /// Has `drives` be where this host has them.
+impl Config {
+    /// Has drives be where this host has them, as `overrides` say it.
     ///
     /// # Errors
     ///
     /// Every override that does not fit them.
-    pub fn apply(&self, drives: &mut [DriveConfig]) -> Result<(), Vec<OverrideError>> {
+    pub fn override_drives(&mut self, overrides: &[DriveOverride]) -> Result<(), Vec<OverrideError>> {
         let mut errors = Vec::new();
-        for (number, given) in self.drives.iter().enumerate() {
+        for (number, given) in overrides.iter().enumerate() {
             let is_same = |other: &DriveOverride| other.drive_id == given.drive_id;
-            let drive = drives.iter_mut().find(|drive| drive.drive_id == given.drive_id);
+            let drive = self
+                .drives
+                .iter_mut()
+                .find(|drive| drive.drive_id == given.drive_id);
             let id = given.drive_id.clone();
             match drive {
-                _ if self.drives.iter().take(number).any(is_same) => errors.push(OverrideError::Twice(id)),
+                _ if overrides.iter().take(number).any(is_same) => errors.push(OverrideError::Twice(id)),
                 None => errors.push(OverrideError::NoDrive(id)),
                 Some(drive) => errors.extend(given.apply(drive).err()),
             }
@@ -127,8 +133,11 @@ mod tests {
 
     fn applied(overrides: &str) -> Result<Vec<DriveConfig>, Vec<OverrideError>> {
         let overrides: Overrides = serde_json::from_str(overrides).unwrap();
-        let mut drives = drives();
-        overrides.apply(&mut drives).map(|()| drives)
+        let mut config = Config {
+            drives: drives(),
+            ..Config::default()
+        };
+        config.override_drives(&overrides.drives).map(|()| config.drives)
     }
 
     #[test]

@@ -6,7 +6,7 @@ use coracle_storage::open::is_remote;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::KeyPlace;
+use super::{DriveOverride, KeyPlace};
 use crate::snapshot::disks::MEMORY_FILE;
 
 /// The body of `PUT /snapshot/create`.
@@ -116,6 +116,10 @@ pub struct SnapshotLoad {
     /// Whether the guest runs on at once.
     #[serde(default)]
     pub resume_vm: bool,
+    /// Drives whose images have another name than when the snapshot was made; or are other images, if `disks` is `Detached`. (Not
+    /// in Firecracker.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drive_overrides: Vec<DriveOverride>,
     /// Interfaces that are on other taps than when the snapshot was made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_overrides: Vec<NetworkOverride>,
@@ -151,7 +155,8 @@ pub enum Disks {
     /// time, and nobody writes the disk meanwhile. An overlay that was kept is copied into the temporary one: that of the
     /// snapshot, if it includes its disks.
     Clone,
-    /// The same for disks that may have been written since: what the guest remembers of them may not be so any more.
+    /// The same for disks that may have been written since, or are others: what the guest remembers of them may not be so any more.
+    /// It is told to look at their sizes again.
     Detached,
 }
 

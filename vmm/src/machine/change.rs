@@ -136,6 +136,15 @@ impl<P> Machine<P> {
         self.parts.balloon.as_ref()
     }
 
+    /// Tells the guest to look again at the size of each disk of which `is_reshaped` says so by its name.
+    pub fn announce_disks(&self, is_reshaped: impl Fn(&str) -> bool) {
+        for drive in self.parts.drives.iter().filter(|drive| is_reshaped(&drive.id)) {
+            if let Some(slot) = self.parts.devices.get(drive.at) {
+                slot.lock().announce_configuration();
+            }
+        }
+    }
+
     /// Changes the limits that `patch` names of a network interface, if there is one of that name.
     pub fn limit_network(&self, patch: &PartialNetworkInterface) {
         let network = self

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::join::Token;
 use super::wire::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
-use crate::config::{Config, HugePages, MachineConfig, OverrideError, Overrides, STREAMS_MAX};
+use crate::config::{Config, HugePages, MachineConfig, Overrides, STREAMS_MAX};
 use crate::kvm::state::CpuidEntryState;
 use crate::machine::check_processors;
 use crate::machine::disks::Course;
@@ -338,8 +338,8 @@ impl Hello {
             .config()
             .map_err(|error| vec![crate::api::chain(&error)])?;
         let mut problems = Vec::new();
-        if let Err(errors) = overrides.apply(config.drives_mut()) {
-            problems.extend(errors.iter().map(OverrideError::to_string));
+        if let Err(errors) = config.override_drives(&overrides.drives) {
+            problems.extend(errors.iter().map(|error| format!("`overrides` {error}")));
         }
         if let Err(error) = config.override_networks(&overrides.networks) {
             problems.push(format!("`overrides`: {error}"));

@@ -202,7 +202,12 @@ impl Monitor {
         opening: Opening<Result<Box<Loaded>, LoadError>>,
         resume: bool,
     ) -> Course {
-        let Loaded { plan, config, ending } = match opening.poll() {
+        let Loaded {
+            plan,
+            config,
+            reshaped,
+            ending,
+        } = match opening.poll() {
             None => return Course::Pending(Work::Load(opening, resume), None),
             Some(Err(error)) => return Course::Over(Err(load_fault(&error))),
             Some(Ok(loaded)) => *loaded,
@@ -215,6 +220,7 @@ impl Monitor {
             }
         };
         self.config = config;
+        machine.announce_disks(|id| reshaped.has(id));
         self.event_loop.watch(Source::Ending(ending.clone()));
         self.memory_ending = Some(ending);
         self.attend(&machine);

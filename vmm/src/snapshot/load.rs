@@ -19,8 +19,8 @@ use super::unopened::{self, Part, UnopenedError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
 use crate::config::{
-    Config, ConfigFileError, MemBackendType, NetworkError, SnapshotLoad, SnapshotLoadError, Verify,
-    VsockError,
+    Config, ConfigFileError, Disks, MemBackendType, NetworkError, OverrideError, SnapshotLoad,
+    SnapshotLoadError, Verify, VsockError,
 };
 use crate::end::{End, Ending};
 use crate::keys::{KeyError, PublicKey, ReadingKeys, TrustedKeys};
@@ -53,8 +53,29 @@ pub struct Loaded {
     pub plan: Plan,
     /// Its configuration.
     pub config: Config,
+    /// The disks that may have another size than its guest remembers.
+    pub reshaped: Reshaped,
     /// Where it is announced that some of its memory is lost.
     pub ending: Ending,
+}
+
+/// The disks of a machine that may have another size than its guest remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reshaped {
+    /// Any of them.
+    All,
+    /// Those of these drives.
+    Drives(Vec<String>),
+}
+
+impl Reshaped {
+    /// Whether that of drive `id` may.
+    pub fn has(&self, id: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Drives(ids) => ids.iter().any(|reshaped| reshaped == id),
+        }
+    }
 }
 
 /// Why a snapshot is not loaded. No image was leased, unless the error is of one.
@@ -63,6 +84,9 @@ pub enum LoadError {
     /// What was asked for makes no sense.
     #[error(transparent)]
     Asked(#[from] SnapshotLoadError),
+    /// Other images for drives that it does not have, or has otherwise.
+    #[error("drive_overrides {}", joined(.0))]
+    Drives(Vec<OverrideError>),
     /// Other taps for interfaces that it does not have.
     #[error("network_overrides")]
     Network(#[from] NetworkError),
@@ -262,6 +286,9 @@ impl Job {
         check_compatible(&snapshot.state)?;
         let mut config = snapshot.config.continued_by(&self.process);
         config.track_dirty_pages(self.load.tracks_dirty_pages());
+        config
+            .override_drives(&self.load.drive_overrides)
+            .map_err(LoadError::Drives)?;
         config.override_networks(&self.load.network_overrides)?;
         config.override_vsock(self.load.vsock_override.as_ref())?;
         let wanted = Wanted {
@@ -312,8 +339,19 @@ impl Job {
         Ok(Loaded {
             plan,
             config,
+            reshaped: self.reshaped(),
             ending: self.ending,
         })
+    }
+
+    fn reshaped(&self) -> Reshaped {
+        match self.load.disks {
+            Disks::Detached => Reshaped::All,
+            Disks::Continue | Disks::Clone => {
+                let given = self.load.drive_overrides.iter();
+                Reshaped::Drives(given.map(|given| given.drive_id.clone()).collect())
+            }
+        }
     }
 
     /// Has there what the host itself touches when it builds the machine: on the thread that does that nobody may wait for a
@@ -370,4 +408,9 @@ impl Job {
             }),
         }
     }
+}
+
+fn joined(errors: &[OverrideError]) -> String {
+    let errors: Vec<String> = errors.iter().map(OverrideError::to_string).collect();
+    errors.join("; ")
 }

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit test-integration test-jailed sim soak audit-seccomp fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
-	build monitor-dev monitor unikernel linux venv
+	build monitor-dev monitor unikernel linux clients
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 CACHE := $(abspath $(or $(CORACLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coracle))
@@ -30,6 +30,7 @@ export CORACLE_AGENT := $(RELEASE)/coracle-agent
 export CORACLE_UNIKERNEL := $(UNIKERNEL)
 export CORACLE_LINUX := $(LINUX)
 export CORACLE_CLIENT_PYTHON := $(VENV)/bin/python
+export CORACLE_CLIENT_SDK := $(TARGET)/clients/$(TRIPLE)/debug/coracle-client-sdk
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,13 +58,13 @@ test-unit:
 	cargo test -p coracle-tests --lib --test fuzz --test planted
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
-test-integration: monitor-dev unikernel linux venv
+test-integration: monitor-dev unikernel linux clients
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl CORACLE_JAILER_BIN=$(DEV)/coracle-jailer \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 
 # Each mode says what it has left out and why; the second runs whatever the first comes to, and both have to be well.
-test-jailed: monitor-dev unikernel linux venv ## Run the integration tests with every monitor in a jail, made by root and by an ordinary user (half an hour)
+test-jailed: monitor-dev unikernel linux clients ## Run the integration tests with every monitor in a jail, made by root and by an ordinary user (half an hour)
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	@status=0; for mode in $(if $(filter 0,$(shell id -u)),root) rootless; do \
 		echo "jails of mode $$mode:"; \
@@ -81,13 +82,13 @@ sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes
 	SEEDS=$(or $(SEEDS),10000) cargo test -p coracle-storage --test sim -- --skip every_image --nocapture
 	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
-soak: monitor unikernel linux venv ## Run every matrix in full; a run that was stopped goes on where it was (hours)
+soak: monitor unikernel linux clients ## Run every matrix in full; a run that was stopped goes on where it was (hours)
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 	PROPTEST_CASES=$(or $(CASES),20000) MUTATIONS=100000 cargo test --release --workspace --exclude coracle-tests
 
-audit-seccomp: monitor unikernel linux venv ## Run the integration tests under strace, and compare what monitors ask of the kernel with their filters (an hour)
+audit-seccomp: monitor unikernel linux clients ## Run the integration tests under strace, and compare what monitors ask of the kernel with their filters (an hour)
 	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	cargo build -q -p coracle-tests --bin audit-seccomp
 	rm -rf $(TARGET)/audit && mkdir -m 1777 -p $(TARGET)/audit/traces && cp $(DEV)/audit-seccomp $(TARGET)/audit/coracle
@@ -109,6 +110,7 @@ check: ## Formatting, lints, documentation, licences and duplicate versions, the
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	cd resources/guests/unikernel && export CARGO_TARGET_DIR=$(TARGET)/guests/unikernel && \
 		cargo fmt --check && cargo clippy --all-targets -- -D warnings
+	cd tests/clients/sdk && export CARGO_TARGET_DIR=$(TARGET)/clients && cargo fmt --check && cargo clippy --locked -- -D warnings
 	cargo test -p coracle-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; fi
 
@@ -169,5 +171,6 @@ linux:
 	mkdir -p $(TARGET)/guests
 	ln -sfn "$$(resources/guests/linux/build.sh | tail -n 1)" $(LINUX)
 
-venv:
+clients:
 	tests/tools/venv $(VENV)
+	cd tests/clients/sdk && CARGO_TARGET_DIR=$(TARGET)/clients cargo build --locked

@@ -1,4 +1,5 @@
-"""drive.py SOCKET KERNEL DISK OTHER_DISK DIRECTORY: drives a monitor through every resource in scope.
+"""drive.py SOCKET KERNEL DISK OTHER_DISK DIRECTORY [TAP]: drives a monitor through every resource; those of a network only with a
+tap for it.
 
 It leaves the machine paused, and in DIRECTORY the snapshot that load.py goes on from.
 
@@ -52,8 +53,28 @@ def create(api, directory, name, kind):
         snapshot_path=f"{directory}/{name}.state", mem_file_path=f"{directory}/{name}.memory", snapshot_type=kind)
 
 
+def put_network(api, tap):
+    """What a guest has with a network, in the order and with the fields of the published client's own `MicroVM.create`."""
+    api.network.put(iface_id="eth0", host_dev_name=tap, guest_mac="06:00:ac:10:00:02")
+    api.mmds_config.put(version="V2", ipv4_address="169.254.170.2", network_interfaces=["eth0"])
+    api.mmds.put(latest={"meta-data": {"instance-id": "one", "local-hostname": "one"}})
+    assert api.mmds.get().json()["latest"]["meta-data"]["instance-id"] == "one"
+    refused(api.socket, lambda api: api.mmds_config.put(version="V3", network_interfaces=["eth0"]))
+    refused(api.socket, lambda api: api.network.put(iface_id="eth1", host_dev_name=tap, guest_mac="no"))
+
+
+def change_network(api):
+    """The same, while the guest runs."""
+    api.network.patch(iface_id="eth0", rx_rate_limiter={"bandwidth": {"size": 1 << 20, "refill_time": 100}})
+    api.mmds.patch(latest={"meta-data": {"instance-id": "two"}})
+    told = api.mmds.get().json()["latest"]["meta-data"]
+    assert told == {"instance-id": "two", "local-hostname": "one"}, told
+    refused(api.socket, lambda api: api.network.patch(iface_id="eth7"))
+
+
 def main():
-    socket, kernel, disk, other_disk, directory = sys.argv[1:]
+    socket, kernel, disk, other_disk, directory = sys.argv[1:6]
+    tap = sys.argv[6] if len(sys.argv) > 6 else None
     api = published_api()[0](socket)
 
     assert api.describe.get().json()["state"] == "Not started"
@@ -73,8 +94,13 @@ def main():
         "/entropy": {},
         "/serial": {},
         "/metrics": {"metrics_path": f"{directory}/test-metrics"},
+        "/balloon": {"amount_mib": 1, "deflate_on_oom": True, "stats_polling_interval_s": 1},
     }.items():
         api.actions.request("PUT", path, **body)
+    api.vsock.put(guest_cid=3, uds_path=f"{directory}/test-vsock")
+    if tap:
+        api = renewed(api)
+        put_network(api, tap)
 
     refused(socket, lambda api: api.boot.put(kernel_image_path="/nowhere"))
     refused(socket, lambda api: api.machine_config.put(vcpu_count=33, mem_size_mib=64))
@@ -99,6 +125,13 @@ def main():
     config = api.vm_config.get().json()
     assert config["machine-config"]["vcpu_count"] == 2, config
     assert config["drives"][0]["path_on_host"] == other_disk, config
+    assert config["vsock"]["guest_cid"] == 3, config
+    api.actions.request("PATCH", "/balloon", amount_mib=2)
+    api.actions.request("PATCH", "/balloon/statistics", stats_polling_interval_s=2)
+    if tap:
+        assert config["network-interfaces"][0]["host_dev_name"] == tap, config
+        api = renewed(api)
+        change_network(api)
     api.actions.put(action_type="FlushMetrics")
     refused(socket, lambda api: create(api, directory, "running", "Full"))
     api = renewed(api)

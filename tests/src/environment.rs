@@ -25,6 +25,8 @@ pub struct Environment {
     pub linux: PathBuf,
     /// A Python with the pinned Firecracker client.
     pub client_python: PathBuf,
+    /// A program around the pinned Firecracker client in Rust.
+    pub client_sdk: PathBuf,
     /// A Firecracker to compare with.
     pub firecracker: Option<PathBuf>,
     /// How monitors are put into jails, if this run has them there.
@@ -79,6 +81,7 @@ impl Environment {
             unikernel: path("CORACLE_UNIKERNEL", built.join("unikernel")),
             linux: path("CORACLE_LINUX", built.join("linux")),
             client_python: path("CORACLE_CLIENT_PYTHON", PathBuf::from("python3")),
+            client_sdk: path("CORACLE_CLIENT_SDK", built.join("coracle-client-sdk")),
             firecracker: std::env::var_os("FIRECRACKER")
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),

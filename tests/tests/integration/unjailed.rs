@@ -34,6 +34,8 @@ const NO_DESCRIPTORS: &str = "the jailer closes every descriptor that is handed 
 const LOOP_DEVICE: &str = "the node of its loop device is not the jail's user's to open";
 const BY_THE_CLIENT: &str = "coraclectl starts the monitor, and makes no jails";
 
+const BY_ANOTHER_CLIENT: &str = "the client starts the monitor itself, and makes no jails";
+
 /// All of them.
 pub(crate) const UNJAILED: &[Unjailed] = &[
     both("landlock::", "it is about monitors that have no jail"),
@@ -41,6 +43,11 @@ pub(crate) const UNJAILED: &[Unjailed] = &[
     both("escape::", "it makes jails of its own"),
     both("ctl::run_ends_with_the_guests_status", BY_THE_CLIENT),
     both("disposable::", BY_THE_CLIENT),
+    both("clients::a_published_client_in_rust_drives_it", BY_ANOTHER_CLIENT),
+    both(
+        "clients::a_published_client_in_rust_puts_it_into_a_jail",
+        "it makes a jail of its own",
+    ),
     both(
         "ctl::a_running_machine_is_listed_paused_and_stopped",
         BY_THE_CLIENT,

@@ -195,13 +195,14 @@ fn parse_head(head: &[u8]) -> Result<Head, HttpError> {
         Err(httparse::Error::TooManyHeaders) => return Err(HttpError::TooManyHeaders),
         Err(_) => return Err(HttpError::Malformed),
     }
-    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
+    let (Some(method), Some(target)) = (parsed.method, parsed.path) else {
         return Err(HttpError::Malformed);
     };
     let method = Method::parse(method).ok_or_else(|| HttpError::Method {
         name: method.to_owned(),
     })?;
-    let mut keep_alive = version == 1;
+    // Of HTTP/1.0, too: there are clients that speak it and keep their connection, since Firecracker does.
+    let mut keep_alive = true;
     let mut expects_continue = false;
     let mut body_bytes = None;
     for header in parsed.headers.iter() {

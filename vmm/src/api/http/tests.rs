@@ -56,21 +56,17 @@ fn a_client_that_waits_is_told_to_go_on() {
 
 #[test]
 fn a_client_that_will_close_is_understood() {
-    for head in [
-        "GET / HTTP/1.0\r\n\r\n",
-        "GET / HTTP/1.1\r\nConnection: Close\r\n\r\n",
+    for (head, stays) in [
+        ("GET / HTTP/1.0\r\n\r\n", true),
+        ("GET / HTTP/1.1\r\n\r\n", true),
+        ("GET / HTTP/1.0\r\nConnection: close\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n", false),
     ] {
         let events = decode(&[head.as_bytes()]).unwrap();
-        assert!(
-            matches!(
-                events.as_slice(),
-                [Event::Request(Request {
-                    keep_alive: false,
-                    ..
-                })]
-            ),
-            "{head}"
-        );
+        let [Event::Request(Request { keep_alive, .. })] = events.as_slice() else {
+            panic!("{head}: {events:?}");
+        };
+        assert_eq!(*keep_alive, stays, "{head}");
     }
 }
 

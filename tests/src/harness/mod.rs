@@ -8,5 +8,6 @@ pub mod jail;
 pub mod matrix;
 pub mod nfs;
 pub mod oracle;
+pub mod peer;
 pub mod proxy;
 pub mod receiver;

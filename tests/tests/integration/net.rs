@@ -11,6 +11,7 @@ use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
 use coracle_tests::guest::{Linux, Machine, run};
 use coracle_tests::harness::hosts::Star;
+use coracle_tests::harness::peer::{Part, Peer};
 use coracle_tests::monitor::Launch;
 use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
@@ -22,6 +23,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "linux_fetches_a_file_from_its_host_and_sends_it_back",
         need: Need::KvmAndHosts,
         run: fetches_and_sends,
+    },
+    Case {
+        name: "streams_of_both_directions_arrive_whole_and_questions_are_answered",
+        need: Need::KvmAndHosts,
+        run: streams,
     },
     Case {
         name: "a_connection_goes_on_when_its_guest_does_on_another_tap",
@@ -113,6 +119,43 @@ fn fetches_and_sends(context: &Context) -> Outcome {
         .inside(|| run(launch, &machine, END_WITHIN))??;
     ended.expect(0)?;
     network.has_come_back()
+}
+
+fn streams(context: &Context) -> Outcome {
+    let star = Star::new(0)?;
+    star.server.bridge(HOST, &["tap0"])?;
+    let mib = context.count(64, 4096);
+    let bytes = usize::try_from(mib)? << 20;
+    let peers = star.server.inside(|| -> Outcome<_> {
+        Ok([
+            Peer::new(HOST, Part::Takes)?,
+            Peer::new(HOST, Part::Gives(bytes))?,
+            Peer::new(HOST, Part::Answers)?,
+        ])
+    })??;
+    let words: Vec<String> = peers
+        .iter()
+        .zip(["role=send", "role=receive", "role=ask,count=500"])
+        .map(|(peer, role)| {
+            let port = peer.port();
+            format!("do=tcp:{role},ip=172.16.0.2,host={HOST},port={port},mib={mib}")
+        })
+        .collect();
+    let machine = Machine::unikernel(&context.environment, &words.join(" ")).part(
+        "network-interfaces",
+        json!([{ "iface_id": "eth0", "host_dev_name": "tap0" }]),
+    );
+    let launch = Launch::new(&context.environment)?;
+    let ended = star.server.inside(|| run(launch, &machine, END_WITHIN))??;
+    let lines = ended.console.lines().filter(|line| line.starts_with("tcp: "));
+    lines.for_each(|line| println!("{line}"));
+    ended.expect(0)?;
+    let told = format!("role=receive bytes={bytes} ");
+    ensure!(ended.console.contains(&told), "{}", ended.console);
+    let [taken, given, answered] = peers.map(Peer::ended);
+    let passed = (taken?, given?, answered?);
+    ensure!(passed == (bytes, bytes, 500 * 64), "{passed:?}");
+    Ok(())
 }
 
 fn goes_on_on_another_tap(context: &Context) -> Outcome {

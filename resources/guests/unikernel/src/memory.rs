@@ -266,6 +266,17 @@ impl Buffer {
         unsafe { slice::from_raw_parts_mut(self.base as *mut u8, self.bytes) }
     }
 
+    /// `count` of its bytes from byte `first` on. Not while a device may write these.
+    pub fn slice_mut(&mut self, first: usize, count: usize) -> &mut [u8] {
+        assert!(
+            first + count <= self.bytes,
+            "every caller sizes its buffer for its slices"
+        );
+        let start = (self.base as *mut u8).wrapping_add(first);
+        // SAFETY: the bytes lie in the range that was taken for this buffer alone.
+        unsafe { slice::from_raw_parts_mut(start, count) }
+    }
+
     /// `count` of its 64-bit words from word `first` on. Not while a device may write these.
     pub fn words_mut(&mut self, first: usize, count: usize) -> &mut [u64] {
         assert!(

@@ -8,12 +8,13 @@ use instrument::width::{low8, low16, low32, size};
 use super::ports;
 use crate::virtio::blk::kind;
 use crate::virtio::feature;
-use crate::virtio::mmio::{QueueAddresses, Transport, register, status};
-use crate::virtio::queue::Descriptor;
+use crate::virtio::mmio::{Kind, QueueAddresses, Transport, register, status};
+use crate::virtio::queue::{Descriptor, flag};
 
 /// A device under assault.
 pub struct Assault {
     transport: Transport,
+    device: Kind,
     garbage: Garbage,
     sandbox: Sandbox,
     queues: [Target; QUEUES],
@@ -32,8 +33,10 @@ struct Target {
     avail_index: u16,
 }
 
-/// Queues that are set up: one or two exist.
-const QUEUES: usize = 3;
+/// Queues that are set up: fewer exist.
+const QUEUES: usize = 6;
+/// Of the letters, what a balloon takes for lists of pages: no ring is among them.
+const PAGE_LISTS_BYTES: u64 = LETTERS_BYTES / 2;
 /// Operations of one kind before another has its turn.
 const BATCH: u64 = 64;
 /// Registers that mean something, for half of the blind writes.
@@ -67,7 +70,7 @@ const KNOWN_KINDS: [u32; 6] = [
 
 impl Assault {
     /// The assault of `seed`. The sandbox belongs to it.
-    pub fn new(transport: Transport, seed: u64, sandbox: Sandbox) -> Self {
+    pub fn new(transport: Transport, device: Kind, seed: u64, sandbox: Sandbox) -> Self {
         let mut garbage = Garbage::new(seed, sandbox);
         // Zero to begin with: what earlier commands left behind could pass for descriptors.
         for address in (sandbox.letters..sandbox.end).step_by(8) {
@@ -80,6 +83,7 @@ impl Assault {
         }; QUEUES];
         Self {
             transport,
+            device,
             garbage,
             sandbox,
             queues,
@@ -226,7 +230,10 @@ impl Assault {
             1 => 1 << self.garbage.below(9),
             _ => size_max,
         };
-        let avail = self.garbage.letter() & !u64::from(!self.garbage.once_in(16));
+        let mut avail = self.garbage.letter() & !u64::from(!self.garbage.once_in(16));
+        if self.device == Kind::Balloon {
+            avail = avail.max(self.sandbox.letters + PAGE_LISTS_BYTES);
+        }
         let table = self.garbage.table();
         let addresses = QueueAddresses {
             descriptors: table,
@@ -251,6 +258,12 @@ impl Assault {
             flags,
             next,
         } = self.garbage.chunk(queue.size);
+        let is_read = flags & (flag::WRITE | flag::INDIRECT) == 0;
+        let (address, bytes) = if self.device == Kind::Balloon && is_read {
+            self.page_list(address, bytes)
+        } else {
+            (address, bytes)
+        };
         let descriptor = Descriptor {
             address,
             bytes,
@@ -273,6 +286,56 @@ impl Assault {
 
     /// A request header, or what may pass for one.
     fn put_letter(&mut self) {
+        let letter = self.letter();
+        let bytes = if self.device == Kind::Balloon {
+            PAGE_LISTS_BYTES
+        } else {
+            LETTERS_BYTES
+        };
+        let place = self.sandbox.letters + 16 * self.garbage.below(bytes / 16);
+        // SAFETY: among the letters of the sandbox, at a multiple of 16.
+        unsafe { (place as *mut [u64; 2]).write_volatile(letter) };
+    }
+
+    fn letter(&mut self) -> [u64; 2] {
+        match self.device {
+            Kind::Block | Kind::Entropy => self.block_letter(),
+            Kind::Balloon => [self.pages(), self.pages()],
+            Kind::Network | Kind::Vsock => [self.small(), self.small()],
+        }
+    }
+
+    /// The same for a balloon, which takes what it reads there for numbers of pages: where it finds any, they are harmless ones.
+    fn page_list(&mut self, address: u64, bytes: u32) -> (u64, u32) {
+        if address >= self.sandbox.end {
+            return (address, bytes);
+        }
+        let at = 4 * self.garbage.below(PAGE_LISTS_BYTES / 4);
+        let left = low32(PAGE_LISTS_BYTES - at);
+        (self.sandbox.letters + at, bytes.min(left))
+    }
+
+    /// Two numbers of pages, of the sandbox or of no RAM: a device that is told of others takes them from the guest.
+    fn pages(&mut self) -> u64 {
+        let first = (self.sandbox.scribble >> 12) + 1;
+        let page = first + self.garbage.below((self.sandbox.end >> 12) - first);
+        let far = 0xf000_0000 | self.garbage.below(1 << 28);
+        match self.garbage.below(3) {
+            0 => page << 32 | page,
+            1 => far << 32 | page,
+            _ => far << 32 | far,
+        }
+    }
+
+    /// Eight bytes of a header: half of them of small fields that mean something.
+    fn small(&mut self) -> u64 {
+        if self.garbage.once_in(2) {
+            return self.garbage.value();
+        }
+        (0..4).fold(0, |word, _| word << 16 | self.garbage.below(20))
+    }
+
+    fn block_letter(&mut self) -> [u64; 2] {
         let kind = if self.garbage.once_in(2) {
             self.pick(&KNOWN_KINDS)
         } else {
@@ -283,9 +346,7 @@ impl Assault {
         } else {
             self.garbage.below(4096)
         };
-        let place = self.sandbox.letters + 16 * self.garbage.below(LETTERS_BYTES / 16);
-        // SAFETY: among the letters of the sandbox, at a multiple of 16.
-        unsafe { (place as *mut [u64; 2]).write_volatile([u64::from(kind), sector]) };
+        [u64::from(kind), sector]
     }
 
     /// Entries of the available ring, its flags, and an index that need not follow from them.

@@ -28,6 +28,7 @@ mod ports;
 mod registers;
 mod requests;
 mod stamp;
+mod tcp;
 
 /// Why a command ends the run.
 #[derive(Debug)]
@@ -195,6 +196,7 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "echo" => echo::echo(command),
         "hostile" => hostile::hostile(machine, command),
         "load" => load::load(machine, command),
+        "tcp" => tcp::tcp(machine, command),
         _ => Err(Failure::UnknownVerb),
     }
 }

@@ -24,10 +24,16 @@ pub struct Transport {
 /// The kinds of devices that the guest drives: their virtio device identifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A network interface.
+    Network = 1,
     /// A block device.
     Block = 2,
     /// An entropy source.
     Entropy = 4,
+    /// A balloon.
+    Balloon = 5,
+    /// A socket device.
+    Vsock = 19,
 }
 
 /// Where the three parts of a queue lie.
@@ -100,8 +106,11 @@ impl Transport {
             index_left -= 1;
         }
         let kind = match kind {
+            Kind::Network => "network",
             Kind::Block => "block",
             Kind::Entropy => "entropy",
+            Kind::Balloon => "balloon",
+            Kind::Vsock => "vsock",
         };
         Err(Error::NoDevice { kind, index })
     }

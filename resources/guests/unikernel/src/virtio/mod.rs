@@ -6,6 +6,7 @@ use crate::memory::OutOfMemory;
 
 pub mod blk;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration test-jailed sim soak audit-seccomp fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer demo record-api record-snapshot record-migration clean \
+.PHONY: help run test test-unit test-integration test-jailed sim soak audit-seccomp fuzz check check-deny bench bench-start bench-disk bench-snapshot bench-migration bench-iscsi bench-nfs bench-jailer bench-net demo record-api record-snapshot record-migration clean \
 	build monitor-dev monitor unikernel linux clients
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -143,6 +143,10 @@ bench-nfs: monitor unikernel ## Disks on an NFS server beside QEMU's client on t
 
 bench-jailer: monitor ## Starts in jails, beside Firecracker's if FIRECRACKER and FIRECRACKER_JAILER are set (a minute; root)
 	CORACLE_BIN=$(RELEASE)/coracle CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo run --release -p coracle-tests --bin bench-jailer
+
+bench-net: monitor unikernel ## Networks and sockets, beside Firecracker if FIRECRACKER is set: speed, answers, host CPU (5 minutes; root)
+	tests/tools/need ip
+	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-net
 
 record-api: unikernel ## Record what the Firecracker at FIRECRACKER= answers, for the comparison in the tests
 	cargo run -p coracle-tests --bin record-api

@@ -24,6 +24,8 @@ pub enum Figure {
     LatencyTail,
     /// Time of all threads of the monitor but the vCPUs', for each request.
     HostCpu,
+    /// The same for each gigabyte (10^9 bytes).
+    HostCpuOfGigabyte,
     /// Time of the vCPUs' threads inside the kernel: notifications and exits, but also what the guest itself costs.
     VcpuSystem,
     /// Interrupts that the guest took, for each request.
@@ -31,12 +33,13 @@ pub enum Figure {
 }
 
 /// All figures.
-pub const FIGURES: [Figure; 7] = [
+pub const FIGURES: [Figure; 8] = [
     Figure::Iops,
     Figure::Bandwidth,
     Figure::LatencyMedian,
     Figure::LatencyTail,
     Figure::HostCpu,
+    Figure::HostCpuOfGigabyte,
     Figure::VcpuSystem,
     Figure::Interrupts,
 ];
@@ -50,6 +53,7 @@ impl Figure {
             Self::LatencyMedian => "lat_us_p50",
             Self::LatencyTail => "lat_us_p999",
             Self::HostCpu => "host_cpu_us_per_request",
+            Self::HostCpuOfGigabyte => "host_cpu_ms_per_gb",
             Self::VcpuSystem => "vcpu_system_us_per_request",
             Self::Interrupts => "interrupts_per_request",
         }
@@ -63,6 +67,7 @@ impl Figure {
             Self::LatencyMedian => "p50 us",
             Self::LatencyTail => "p99.9 us",
             Self::HostCpu => "host us/req",
+            Self::HostCpuOfGigabyte => "host ms/GB",
             Self::VcpuSystem => "vcpu sys us/req",
             Self::Interrupts => "irq/req",
         }
@@ -71,7 +76,7 @@ impl Figure {
     /// Digits behind the point that mean something.
     pub fn decimals(self) -> usize {
         match self {
-            Self::Iops | Self::Bandwidth => 0,
+            Self::Iops | Self::Bandwidth | Self::HostCpuOfGigabyte => 0,
             Self::LatencyMedian | Self::LatencyTail => 1,
             Self::HostCpu | Self::VcpuSystem | Self::Interrupts => 2,
         }

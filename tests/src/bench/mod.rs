@@ -7,6 +7,7 @@ pub mod idle;
 pub mod image;
 pub mod measurement;
 pub mod migration;
+pub mod net;
 pub mod program;
 pub mod qemu;
 pub mod remote;

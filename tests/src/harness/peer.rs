@@ -1,7 +1,9 @@
-//! Whom a guest talks to by TCP: one connection, on a thread.
+//! Whom a guest talks to, by TCP or by the socket of its vsock device: one connection, on a thread.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use crate::Outcome;
@@ -20,7 +22,7 @@ pub enum Part {
 /// A listener that serves whoever comes first.
 #[derive(Debug)]
 pub struct Peer {
-    address: SocketAddr,
+    port: u16,
     serves: JoinHandle<std::io::Result<usize>>,
 }
 
@@ -35,15 +37,29 @@ impl Peer {
     /// When that is not possible.
     pub fn new(address: IpAddr, part: Part) -> Outcome<Self> {
         let listener = TcpListener::bind((address, 0))?;
-        Ok(Self {
-            address: listener.local_addr()?,
-            serves: thread::spawn(move || serve(&listener, part)),
-        })
+        let port = listener.local_addr()?.port();
+        let serves = thread::spawn(move || {
+            let (stream, _) = listener.accept()?;
+            stream.set_nodelay(true)?;
+            serve(stream, part)
+        });
+        Ok(Self { port, serves })
+    }
+
+    /// Listens at `port` of the host for the guest whose device has this socket.
+    ///
+    /// # Errors
+    ///
+    /// When that is not possible.
+    pub fn of_device(socket: &Path, port: u16, part: Part) -> Outcome<Self> {
+        let listener = UnixListener::bind(format!("{}_{port}", socket.display()))?;
+        let serves = thread::spawn(move || serve(listener.accept()?.0, part));
+        Ok(Self { port, serves })
     }
 
     /// Where it listens.
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.port
     }
 
     /// Waits for its end; returns how many bytes it has read, or written if it only does that.
@@ -57,35 +73,24 @@ impl Peer {
     }
 }
 
-fn serve(listener: &TcpListener, part: Part) -> std::io::Result<usize> {
-    let (mut stream, _) = listener.accept()?;
-    stream.set_nodelay(true)?;
+fn serve(mut stream: impl Read + Write, part: Part) -> std::io::Result<usize> {
     let mut piece = vec![0xa5; PIECE_BYTES];
-    match part {
-        Part::Takes => pass(&mut stream, &mut piece, |_, _| Ok(())),
-        Part::Answers => pass(&mut stream, &mut piece, |stream, bytes| stream.write_all(bytes)),
-        Part::Gives(bytes) => {
-            let mut left = bytes;
-            while left > 0 {
-                left -= stream.write(piece.get(..left.min(PIECE_BYTES)).unwrap_or_default())?;
-            }
-            Ok(bytes)
+    if let Part::Gives(bytes) = part {
+        let mut left = bytes;
+        while left > 0 {
+            left -= stream.write(piece.get(..left.min(PIECE_BYTES)).unwrap_or_default())?;
         }
+        return Ok(bytes);
     }
-}
-
-fn pass(
-    stream: &mut TcpStream,
-    piece: &mut [u8],
-    then: impl Fn(&mut TcpStream, &[u8]) -> std::io::Result<()>,
-) -> std::io::Result<usize> {
     let mut total = 0;
     loop {
-        let read = stream.read(piece)?;
+        let read = stream.read(&mut piece)?;
         if read == 0 {
             return Ok(total);
         }
         total += read;
-        then(stream, piece.get(..read).unwrap_or_default())?;
+        if part == Part::Answers {
+            stream.write_all(piece.get(..read).unwrap_or_default())?;
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
 use coracle_tests::guest::{Linux, Machine};
+use coracle_tests::harness::peer::{Part, Peer};
 use coracle_tests::monitor::Launch;
 use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
@@ -21,6 +22,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "linux_and_programs_of_its_host_exchange_a_mebibyte_each_way",
         need: Need::Kvm,
         run: exchanges,
+    },
+    Case {
+        name: "streams_to_programs_of_the_host_arrive_whole_and_questions_are_answered",
+        need: Need::Kvm,
+        run: streams,
     },
     Case {
         name: "a_connection_is_reset_where_its_guest_goes_on_elsewhere_and_a_new_one_works",
@@ -119,6 +125,35 @@ fn exchanges(context: &Context) -> Outcome {
     ensure!(echo == content, "{} bytes came back, and others", echo.len());
     monitor.wait(END_WITHIN)?.expect(7)?;
     ensure!(!path.exists(), "the socket is left over");
+    Ok(())
+}
+
+fn streams(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("test-v");
+    let mib = context.count(64, 4096);
+    let bytes = usize::try_from(mib)? << 20;
+    let parts = [Part::Takes, Part::Gives(bytes), Part::Answers];
+    let peers: Vec<Peer> = (700..)
+        .zip(parts)
+        .map(|(port, part)| Peer::of_device(&socket, port, part))
+        .collect::<Outcome<_>>()?;
+    let words: Vec<String> = peers
+        .iter()
+        .zip(["role=send", "role=receive", "role=ask,count=500"])
+        .map(|(peer, role)| format!("do=vsock:{role},port={},mib={mib}", peer.port()))
+        .collect();
+    let machine = Machine::unikernel(&context.environment, &words.join(" "))
+        .part("vsock", json!({ "guest_cid": 3, "uds_path": socket }));
+    let launch = Launch::new(&context.environment)?.without_api();
+    let ended = launch.config(&machine.config())?.spawn()?.wait(END_WITHIN)?;
+    let lines = ended.console.lines().filter(|line| line.starts_with("vsock: "));
+    lines.for_each(|line| println!("{line}"));
+    ended.expect(0)?;
+    let told = format!("role=receive bytes={bytes} ");
+    ensure!(ended.console.contains(&told), "{}", ended.console);
+    let passed: Vec<usize> = peers.into_iter().map(Peer::ended).collect::<Outcome<_>>()?;
+    ensure!(passed == [bytes, bytes, 500 * 64], "{passed:?}");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use crate::virtio::blk::{DISKS_MAX, Disk, DiskMemory, Setup};
 use crate::virtio::net::{INTERFACES_MAX, NetMemory};
 use crate::virtio::queue::QueueMemory;
 use crate::virtio::rng::SOURCES_MAX;
+use crate::virtio::vsock::VsockMemory;
 use crate::wait::{Mode, Wait};
 use crate::{clock, ending, say};
 
@@ -24,6 +25,8 @@ pub struct Machine {
     pub disk_memory: [DiskMemory; DISKS_MAX],
     /// Memory of entropy sources, by index.
     pub entropy_memory: [Option<QueueMemory>; SOURCES_MAX],
+    /// Memory of the socket device.
+    pub vsock_memory: Option<VsockMemory>,
     /// Memory of network interfaces, by index.
     pub net_memory: [Option<NetMemory>; INTERFACES_MAX],
     disks: [Option<Disk>; DISKS_MAX],
@@ -48,6 +51,7 @@ pub fn run(line: CommandLine<'static>, memory: Memory, rsdp_address: u64) -> ! {
         rsdp_address,
         disk_memory: [const { DiskMemory::EMPTY }; DISKS_MAX],
         entropy_memory: [const { None }; SOURCES_MAX],
+        vsock_memory: None,
         net_memory: [const { None }; INTERFACES_MAX],
         disks: [const { None }; DISKS_MAX],
         clock: None,

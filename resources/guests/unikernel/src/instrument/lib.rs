@@ -11,6 +11,7 @@ pub mod pattern;
 pub mod random;
 pub mod ring;
 pub mod stamp;
+pub mod stream;
 pub mod tcp;
 pub mod time;
 pub mod width;

@@ -28,7 +28,9 @@ mod ports;
 mod registers;
 mod requests;
 mod stamp;
+mod talk;
 mod tcp;
+mod vsock;
 
 /// Why a command ends the run.
 #[derive(Debug)]
@@ -197,6 +199,7 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "hostile" => hostile::hostile(machine, command),
         "load" => load::load(machine, command),
         "tcp" => tcp::tcp(machine, command),
+        "vsock" => vsock::vsock(machine, command),
         _ => Err(Failure::UnknownVerb),
     }
 }

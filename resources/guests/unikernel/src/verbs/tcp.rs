@@ -4,25 +4,14 @@ use instrument::cmdline::{ArgumentError, Command};
 use instrument::histogram::Histogram;
 use instrument::packet::{self, End, Heard, Ip, Segment};
 use instrument::tcp::{Connection, DATA_BYTES_MAX, MSS};
-use instrument::time::Microseconds;
 use instrument::width::{low16, low32, size};
 
 use super::Failure;
+use super::talk::{self, Role};
+use crate::cpu;
 use crate::machine::Machine;
 use crate::virtio::net::{Net, Sent, feature};
 use crate::wait::Wait;
-use crate::{cpu, say};
-
-/// What is done with the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// So many bytes go to the host.
-    Send(u64),
-    /// Whatever the host sends is taken, until it has no more.
-    Receive,
-    /// So many times so many bytes go there, and come back.
-    Ask(u64, u64),
-}
 
 struct Talk {
     net: Net,
@@ -42,13 +31,12 @@ const KEYS: [&str; 9] = [
 ];
 /// How long something may be unanswered until it is said again.
 const PATIENCE_MS: u64 = 200;
-const MIB: u64 = 1 << 20;
 
 /// Makes one connection and prints one line.
 pub fn tcp(machine: &mut Machine, command: &Command<'static>) -> Result<(), Failure> {
     command.allow(&KEYS)?;
     let clock = machine.clock()?;
-    let role = role(command)?;
+    let role = talk::role(command)?;
     let (ip, host) = (address(command, "ip")?, address(command, "host")?);
     let port = low16(command.within("port", 0, 1..=65535, "1 to 65535")?);
     let wait = machine.wait(command)?;
@@ -85,46 +73,18 @@ pub fn tcp(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
     let ticks = talk.run(role, &mut latency)?;
     let interrupts = wait.interrupts(&talk.net.transport) - interrupts_before;
     talk.net.transport.reset()?;
-    let nanoseconds = u128::from(clock.nanoseconds(ticks)).max(1);
-    let bytes = match role {
-        Role::Send(bytes) => bytes,
-        Role::Receive | Role::Ask(..) => talk.connection.received(),
+    let told = talk::Told {
+        verb: "tcp",
+        role,
+        received: talk.connection.received(),
+        ticks,
+        packets: talk.segments,
+        repeats: talk.connection.repeats,
+        interrupts,
+        features: talk.net.features,
     };
-    let microseconds = |ticks: u64| Microseconds(clock.nanoseconds(ticks));
-    say!(
-        "tcp: role={} bytes={bytes} mb_per_s={} lat_us_p50={} lat_us_p99={} lat_us_p999={} lat_us_max={} turns={} segments={} \
-         repeats={} irqs={interrupts} ms={} features={:#x}\n",
-        command.text("role").unwrap_or("send"),
-        u128::from(bytes) * 1000 / nanoseconds,
-        microseconds(latency.percentile(500)),
-        microseconds(latency.percentile(990)),
-        microseconds(latency.percentile(999)),
-        microseconds(latency.max()),
-        latency.count(),
-        talk.segments,
-        talk.connection.repeats,
-        nanoseconds / 1_000_000,
-        talk.net.features,
-    );
+    told.print(&latency, clock);
     Ok(())
-}
-
-fn role(command: &Command<'static>) -> Result<Role, Failure> {
-    let bytes = command.number("mib", 64)?.saturating_mul(MIB);
-    match command.text("role") {
-        None | Some("send") => Ok(Role::Send(bytes)),
-        Some("receive") => Ok(Role::Receive),
-        Some("ask") => Ok(Role::Ask(
-            command.number("count", 1000)?,
-            command.within("bytes", 64, 1..=u64::from(MSS), "1 to 1460")?,
-        )),
-        Some(value) => Err(ArgumentError::Impossible {
-            key: "role",
-            value,
-            choices: "send, receive, ask",
-        }
-        .into()),
-    }
 }
 
 fn address(command: &Command<'static>, key: &'static str) -> Result<Ip, Failure> {

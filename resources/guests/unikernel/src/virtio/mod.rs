@@ -9,6 +9,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 
 /// What goes wrong between the guest and a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod deadline;
 mod discovery;
 mod disk;
 mod guest;
+mod here;
 mod http;
 mod info;
 mod ladder;

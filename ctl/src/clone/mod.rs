@@ -141,6 +141,7 @@ pub(crate) fn clone(args: &CloneArgs, format: Format) -> Result<u8, CloneError> 
         // It was checked above, and nobody has changed it since.
         verify: VerifyMode::Off,
         disks: Disks::Clone,
+        here: None,
         keys: None,
         options: &args.options,
     };

@@ -7,13 +7,15 @@ use serde_json::{Map, Value, json};
 use super::keys::ReadingArgs;
 use super::memory_path;
 use crate::client::LONG_REQUEST_WAIT;
+use crate::here::HereArgs;
 use crate::output::Format;
 use crate::run::{ForegroundArgs, RunError, Step, foreground};
 
 /// Go on from a snapshot in the foreground: show the machine's console, end with its status
 ///
 /// Its disks have to be as they were when the snapshot was made, so a snapshot with writable disks is gone on from once, unless
-/// they stay as they are: `--clone`, `--detached`. Console, signals and exit status are as with `run`.
+/// they stay as they are: `--clone`, `--detached`. They are known by what they are: where they are now, `--disk` says (with
+/// `--detached` it may be another one). Console, signals and exit status are as with `run`.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// The state file: a path, or nfs://HOST/EXPORT/FILE; or the directory of a snapshot that includes its disks
@@ -29,6 +31,8 @@ pub(crate) struct LoadArgs {
     /// The same, even if the disks have been written since: what the guest remembers of them may not be so any more
     #[arg(long)]
     detached: bool,
+    #[command(flatten)]
+    here: HereArgs,
     #[command(flatten)]
     keys: ReadingArgs,
     #[command(flatten)]
@@ -62,6 +66,8 @@ pub(crate) struct Load<'a> {
     pub(crate) verify: VerifyMode,
     /// How the disks are gone on with.
     pub(crate) disks: Disks,
+    /// What is elsewhere now, if something was said of that.
+    pub(crate) here: Option<&'a HereArgs>,
     /// What it is read with, if something was said of that.
     pub(crate) keys: Option<&'a ReadingArgs>,
     /// What else was said.
@@ -96,6 +102,7 @@ fn asked(args: &LoadArgs) -> Load<'_> {
             (true, _) => Disks::Clone,
             (_, true) => Disks::Detached,
         },
+        here: Some(&args.here),
         keys: Some(&args.keys),
         options: &args.options,
     }
@@ -123,6 +130,9 @@ impl Load<'_> {
         }
         if self.verify == VerifyMode::Off {
             put("verify", "off".into());
+        }
+        for (part, value) in self.here.into_iter().flat_map(HereArgs::overrides) {
+            put(part.of_load(), value);
         }
         if let Some(path) = self.keys.and_then(|keys| keys.trusted_keys.as_ref()) {
             put("trusted_keys", json!(path));
@@ -168,6 +178,25 @@ mod tests {
             assert_eq!(body.trusted_keys, (!is_plain).then(|| "t".into()));
             assert_eq!(body.encryption_key, (!is_plain).then_some(KeyPlace::Fd(7)));
             assert_eq!(body.disks, Disks::Continue);
+        }
+    }
+
+    #[test]
+    fn what_is_elsewhere_is_said_as_the_monitor_takes_it() {
+        let line = "load /s /m --disk d=nfs://nas/d --disk e=/e --net eth0=tap7 --vsock /v";
+        let load = Line::parse_from(line.split(' ')).load;
+        let body: SnapshotLoad = serde_json::from_value(asked(&load).step().body).unwrap();
+        let drives: Vec<_> = body
+            .drive_overrides
+            .iter()
+            .map(|given| (given.drive_id.as_str(), given.path_on_host.as_deref()))
+            .collect();
+        assert_eq!(drives, [("d", Some("nfs://nas/d")), ("e", Some("/e"))]);
+        assert_eq!(body.network_overrides.first().unwrap().host_dev_name, "tap7");
+        assert_eq!(body.vsock_override.unwrap().uds_path, "/v");
+        for wrong in ["d", "=x", "d="] {
+            let words = ["load", "/s", "/m", "--disk", wrong];
+            assert!(Line::try_parse_from(words).is_err(), "{wrong}");
         }
     }
 

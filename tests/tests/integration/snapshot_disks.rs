@@ -356,6 +356,20 @@ fn goes_on_elsewhere(context: &Context) -> Outcome {
     let part = "drive_overrides names drive `x`, which the machine does not have";
     refused(context, &at("x", &moved, "Continue"), part)?;
     ends_well(loaded(context, &at("d", &moved, "Clone"))?)?;
+    if context.environment.jailing.is_none() {
+        let (state, memory) = (place.state(), directory.path().join("memory"));
+        let (state, memory) = (state.to_string_lossy(), memory.to_string_lossy());
+        let disk = format!("d={}", moved.display());
+        let words = ["load", &state, &memory, "--clone", "--disk", &disk];
+        let loaded = coraclectl(context, directory.path(), &words)?;
+        ensure!(
+            loaded.status.success() && said(&loaded).matches("pattern-verify: ok").count() == 2,
+            "{}",
+            said(&loaded)
+        );
+    } else {
+        println!("not in a jail: the load by coraclectl, which starts the monitor itself");
+    }
     ends_well(loaded(context, &at("d", &moved, "Continue"))?)?;
     // It is known by what it is, and not by where: it was written since.
     let part = "it was of generation 1 then, and is of 2 now";

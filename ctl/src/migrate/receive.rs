@@ -12,8 +12,8 @@ use crate::run::{ForegroundArgs, RunError, Step, foreground};
 
 /// Wait for a machine that is sent here, and go on with it in the foreground: show its console, end with its status
 ///
-/// What is on this host by another path, address or tap, `--disk`, `--net` and `--vsock` say. It has to be the very same image, or,
-/// where one goes along (`migrate --copy-disk`), the new file that it becomes.
+/// What is on this host by another path, address or tap, `--disk`, `--net` and `--vsock` say. It has to be the very same image,
+/// or, where one goes along (`migrate --copy-disk`), the new file that it becomes.
 ///
 /// Console, signals and exit status are as with `run`.
 #[derive(Debug, Args)]

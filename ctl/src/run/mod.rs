@@ -151,8 +151,8 @@ struct DisposableArgs {
     /// The guest's device with the root: the image itself, or a partition of it
     #[arg(long, value_name = "DEVICE", default_value = "/dev/vda", requires = "image")]
     root_device: String,
-    /// Begin with a snapshot of a guest that has booted: one that is kept in DIRECTORY, and is made there if none fits. Kernel, agent,
-    /// monitor, memory, vCPUs and devices of the guest have to be the same, and this host not to have booted since
+    /// Begin with a snapshot of a guest that has booted: one that is kept in DIRECTORY, and is made there if none fits. Kernel,
+    /// agent, monitor, memory, vCPUs and devices of the guest have to be the same, and this host not to have booted since
     #[arg(long, value_name = "DIRECTORY", requires = "image", conflicts_with = "disk")]
     warm: Option<PathBuf>,
     /// How long the guest may take to boot

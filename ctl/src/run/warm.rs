@@ -53,7 +53,8 @@ pub(crate) enum WarmError {
         source: io::Error,
     },
     #[error(
-        "{} is not a directory that only this user can write, so nothing in it can be trusted with a guest: choose another for --warm",
+        "{} is not a directory that only this user can write, so nothing in it can be trusted with a guest: \
+         choose another for --warm",
         .0.display()
     )]
     NotPrivate(PathBuf),

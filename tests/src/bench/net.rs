@@ -90,8 +90,8 @@ impl Talk {
     }
 }
 
-/// Has a guest of `program`, which has Firecracker's command line, do it once, waiting as `wait` says, and adds the figures. On a host
-/// with a bridge at [`HOST`] and [`TAP`] on it.
+/// Has a guest of `program`, which has Firecracker's command line, do it once, waiting as `wait` says, and adds the figures. On
+/// a host with a bridge at [`HOST`] and [`TAP`] on it.
 ///
 /// # Errors
 ///

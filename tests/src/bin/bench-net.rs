@@ -1,5 +1,5 @@
-//! How fast a guest talks with its host and what that costs, beside Firecracker (`FIRECRACKER=`): by TCP over a tap, and by streams of
-//! the socket device.
+//! How fast a guest talks with its host and what that costs, beside Firecracker (`FIRECRACKER=`): by TCP over a tap, and by
+//! streams of the socket device.
 //!
 //! The guest is the unikernel, with every offload that the device has; its host is a network namespace. Each figure is the median
 //! of alternating runs; the results are printed as tables and written as JSON to `target/bench/net.json`.

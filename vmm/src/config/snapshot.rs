@@ -155,8 +155,8 @@ pub enum Disks {
     /// time, and nobody writes the disk meanwhile. An overlay that was kept is copied into the temporary one: that of the
     /// snapshot, if it includes its disks.
     Clone,
-    /// The same for disks that may have been written since, or are others: what the guest remembers of them may not be so any more.
-    /// It is told to look at their sizes again.
+    /// The same for disks that may have been written since, or are others: what the guest remembers of them may not be so any
+    /// more. It is told to look at their sizes again.
     Detached,
 }
 

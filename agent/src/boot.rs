@@ -7,8 +7,8 @@
 //! ```
 #![expect(
     unsafe_code,
-    reason = "it forks before there is any other thread, waits for children that are not its own, and asks the kernel for what has no \
-              safe form"
+    reason = "it forks before there is any other thread, waits for children that are not its own, and asks the kernel for \
+              what has no safe form"
 )]
 
 use std::ffi::CStr;

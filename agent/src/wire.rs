@@ -83,7 +83,8 @@ pub struct Root {
     pub device: String,
     /// Random bytes, for a guest that may remember the same as another.
     pub seed: [u8; SEED_BYTES],
-    /// What time it is, in nanoseconds since 1970: a guest that goes on from a snapshot, or has no clock of its own, does not know.
+    /// What time it is, in nanoseconds since 1970: a guest that goes on from a snapshot, or has no clock of its own, does not
+    /// know.
     pub unix_ns: u64,
 }
 

@@ -5,7 +5,7 @@ use instrument::histogram::Histogram;
 use instrument::time::{Clock, Microseconds};
 
 use super::Failure;
-use crate::say;
+use crate::{cpu, say};
 
 /// What is done with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,54 @@ pub fn role(command: &Command<'static>) -> Result<Role, Failure> {
             choices: "send, receive, ask",
         }
         .into()),
+    }
+}
+
+/// A connection that is being made, or used.
+pub trait Talk {
+    /// Takes in what has come, and says what there is to say; returns whether there was anything.
+    fn turn(&mut self) -> Result<bool, Failure>;
+
+    /// Waits for a while, or until something has come; `start` is when the waiting began.
+    fn pause(&mut self, start: u64) -> Result<(), Failure>;
+
+    /// Why there is no connection, if there will be none.
+    fn refusal(&self) -> Option<&'static str>;
+
+    /// Has so many bytes more to send.
+    fn send(&mut self, bytes: u64);
+
+    /// How many bytes have come.
+    fn received(&self) -> u64;
+
+    /// Goes on until something is so.
+    fn until(&mut self, is_so: impl Fn(&Self) -> bool) -> Result<(), Failure> {
+        let mut progress = cpu::ticks();
+        loop {
+            let has_moved = self.turn()?;
+            if let Some(why) = self.refusal() {
+                return Err(Failure::Check(why));
+            }
+            if is_so(self) {
+                return Ok(());
+            }
+            if has_moved {
+                progress = cpu::ticks();
+            } else {
+                self.pause(progress)?;
+            }
+        }
+    }
+
+    /// Sends so many times so many bytes, and waits for as many each time.
+    fn ask(&mut self, count: u64, bytes: u64, latency: &mut Histogram) -> Result<(), Failure> {
+        for turn in 1..=count {
+            let asked = cpu::ticks();
+            self.send(bytes);
+            self.until(|talk| talk.received() >= turn * bytes)?;
+            latency.record(cpu::ticks().saturating_sub(asked));
+        }
+        Ok(())
     }
 }
 

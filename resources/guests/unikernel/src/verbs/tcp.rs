@@ -7,13 +7,13 @@ use instrument::tcp::{Connection, DATA_BYTES_MAX, MSS};
 use instrument::width::{low16, low32, size};
 
 use super::Failure;
-use super::talk::{self, Role};
+use super::talk::{self, Role, Talk};
 use crate::cpu;
 use crate::machine::Machine;
 use crate::virtio::net::{Net, Sent, feature};
 use crate::wait::Wait;
 
-struct Talk {
+struct Call {
     net: Net,
     wait: Wait,
     ours: End,
@@ -53,7 +53,7 @@ pub fn tcp(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         // Another one each time, or the host would take it for the last.
         port: low16(begun) | 0x8000,
     };
-    let mut talk = Talk {
+    let mut call = Call {
         ours,
         theirs: End {
             ip: host,
@@ -68,20 +68,20 @@ pub fn tcp(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         net,
         wait,
     };
-    let interrupts_before = wait.interrupts(&talk.net.transport);
+    let interrupts_before = wait.interrupts(&call.net.transport);
     let mut latency = machine.memory.hold(Histogram::new())?;
-    let ticks = talk.run(role, &mut latency)?;
-    let interrupts = wait.interrupts(&talk.net.transport) - interrupts_before;
-    talk.net.transport.reset()?;
+    let ticks = call.run(role, &mut latency)?;
+    let interrupts = wait.interrupts(&call.net.transport) - interrupts_before;
+    call.net.transport.reset()?;
     let told = talk::Told {
         verb: "tcp",
         role,
-        received: talk.connection.received(),
+        received: call.connection.received(),
         ticks,
-        packets: talk.segments,
-        repeats: talk.connection.repeats,
+        packets: call.segments,
+        repeats: call.connection.repeats,
         interrupts,
-        features: talk.net.features,
+        features: call.net.features,
     };
     told.print(&latency, clock);
     Ok(())
@@ -99,87 +99,28 @@ fn address(command: &Command<'static>, key: &'static str) -> Result<Ip, Failure>
     })
 }
 
-impl Talk {
+impl Call {
     /// Does all of it; returns how long the data took, in ticks.
     fn run(&mut self, role: Role, latency: &mut Histogram) -> Result<u64, Failure> {
-        self.until(|talk| talk.connection.is_open())?;
+        self.until(|call| call.connection.is_open())?;
         let begun = cpu::ticks();
         match role {
             Role::Send(bytes) => {
                 self.connection.send(bytes);
                 self.connection.end();
-                self.until(|talk| talk.connection.is_done())?;
+                self.until(|call| call.connection.is_done())?;
             }
             Role::Receive => {
-                self.until(|talk| talk.connection.has_ended())?;
+                self.until(|call| call.connection.has_ended())?;
             }
-            Role::Ask(count, bytes) => {
-                for turn in 1..=count {
-                    let asked = cpu::ticks();
-                    self.connection.send(bytes);
-                    self.until(|talk| talk.connection.received() >= turn * bytes)?;
-                    latency.record(cpu::ticks().saturating_sub(asked));
-                }
-            }
+            Role::Ask(count, bytes) => self.ask(count, bytes, latency)?,
         }
         let ticks = cpu::ticks().saturating_sub(begun);
         self.connection.end();
-        self.until(|talk| talk.connection.is_done() && talk.connection.has_ended())?;
+        self.until(|call| call.connection.is_done() && call.connection.has_ended())?;
         // The acknowledgement of the host's end.
         self.turn()?;
         Ok(ticks)
-    }
-
-    fn until(&mut self, is_so: impl Fn(&Self) -> bool) -> Result<(), Failure> {
-        let mut progress = cpu::ticks();
-        loop {
-            let has_moved = self.turn()?;
-            if self.connection.is_refused() {
-                return Err(Failure::Check("the host refuses the connection"));
-            }
-            if is_so(self) {
-                return Ok(());
-            }
-            if has_moved {
-                progress = cpu::ticks();
-            } else {
-                self.wait.pause(&mut self.net.receives, progress)?;
-            }
-        }
-    }
-
-    /// Takes in what has come, and says what there is to say; returns whether there was anything.
-    fn turn(&mut self) -> Result<bool, Failure> {
-        let mut has_moved = false;
-        while let Some(packet) = self.net.receive()? {
-            has_moved = true;
-            let heard = packet::read(self.net.frame(packet));
-            self.net.give_back(packet);
-            self.take(&heard)?;
-        }
-        let now = cpu::ticks();
-        if !self.knows_theirs {
-            if now.wrapping_sub(self.asked) > self.patience {
-                self.asked = now;
-                let (ours, ip) = (self.ours, self.theirs.ip);
-                self.say(Sent::Whole, |frame| {
-                    packet::ask(frame, &ours, ip);
-                    packet::ARP_BYTES
-                })?;
-            }
-            self.net.kick();
-            return Ok(has_moved);
-        }
-        // A slot first: what the connection says, it takes for said.
-        while self.net.slot_to_send()?.is_some() {
-            let Some(segment) = self.connection.next(now) else {
-                break;
-            };
-            has_moved = true;
-            self.say_segment(&segment)?;
-        }
-        self.net.kick();
-        Ok(has_moved)
     }
 
     fn take(&mut self, heard: &Heard) -> Result<(), Failure> {
@@ -229,5 +170,57 @@ impl Talk {
             self.net.send(slot, bytes, how);
         }
         Ok(())
+    }
+}
+
+impl Talk for Call {
+    fn pause(&mut self, start: u64) -> Result<(), Failure> {
+        Ok(self.wait.pause(&mut self.net.receives, start)?)
+    }
+
+    fn refusal(&self) -> Option<&'static str> {
+        let is_refused = self.connection.is_refused();
+        is_refused.then_some("the host refuses the connection")
+    }
+
+    fn send(&mut self, bytes: u64) {
+        self.connection.send(bytes);
+    }
+
+    fn received(&self) -> u64 {
+        self.connection.received()
+    }
+
+    fn turn(&mut self) -> Result<bool, Failure> {
+        let mut has_moved = false;
+        while let Some(packet) = self.net.receive()? {
+            has_moved = true;
+            let heard = packet::read(self.net.frame(packet));
+            self.net.give_back(packet);
+            self.take(&heard)?;
+        }
+        let now = cpu::ticks();
+        if !self.knows_theirs {
+            if now.wrapping_sub(self.asked) > self.patience {
+                self.asked = now;
+                let (ours, ip) = (self.ours, self.theirs.ip);
+                self.say(Sent::Whole, |frame| {
+                    packet::ask(frame, &ours, ip);
+                    packet::ARP_BYTES
+                })?;
+            }
+            self.net.kick();
+            return Ok(has_moved);
+        }
+        // A slot first: what the connection says, it takes for said.
+        while self.net.slot_to_send()?.is_some() {
+            let Some(segment) = self.connection.next(now) else {
+                break;
+            };
+            has_moved = true;
+            self.say_segment(&segment)?;
+        }
+        self.net.kick();
+        Ok(has_moved)
     }
 }

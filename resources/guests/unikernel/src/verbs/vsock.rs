@@ -6,13 +6,13 @@ use instrument::stream::Stream;
 use instrument::width::low32;
 
 use super::Failure;
-use super::talk::{self, Role};
+use super::talk::{self, Role, Talk};
 use crate::cpu;
 use crate::machine::Machine;
 use crate::virtio::vsock::Vsock;
 use crate::wait::Wait;
 
-struct Talk {
+struct Call {
     vsock: Vsock,
     wait: Wait,
     stream: Stream,
@@ -27,24 +27,24 @@ pub fn vsock(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fa
     let wait = machine.wait(command)?;
     let vsock = Vsock::open(machine)?;
     wait.prepare(&vsock.transport, 1)?;
-    let mut talk = Talk {
+    let mut call = Call {
         // Another one each time.
         stream: Stream::new(vsock.cid(), low32(cpu::ticks()) | 1 << 31, port),
         vsock,
         wait,
         packets: 0,
     };
-    let interrupts_before = wait.interrupts(&talk.vsock.transport);
+    let interrupts_before = wait.interrupts(&call.vsock.transport);
     let mut latency = machine.memory.hold(Histogram::new())?;
-    let ticks = talk.run(role, &mut latency)?;
-    let interrupts = wait.interrupts(&talk.vsock.transport) - interrupts_before;
-    talk.vsock.transport.reset()?;
+    let ticks = call.run(role, &mut latency)?;
+    let interrupts = wait.interrupts(&call.vsock.transport) - interrupts_before;
+    call.vsock.transport.reset()?;
     let told = talk::Told {
         verb: "vsock",
         role,
-        received: talk.stream.received(),
+        received: call.stream.received(),
         ticks,
-        packets: talk.packets,
+        packets: call.packets,
         repeats: 0,
         interrupts,
         features: 0,
@@ -53,53 +53,46 @@ pub fn vsock(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fa
     Ok(())
 }
 
-impl Talk {
+impl Call {
     /// Does all of it; returns how long the data took, in ticks.
     fn run(&mut self, role: Role, latency: &mut Histogram) -> Result<u64, Failure> {
-        self.until(Stream::is_open)?;
+        self.until(|call| call.stream.is_open())?;
         let begun = cpu::ticks();
         match role {
             Role::Send(bytes) => {
                 // Nobody has to say that all was taken, but that both ends are over.
                 self.stream.send(bytes);
                 self.stream.end();
-                self.until(Stream::is_over)?;
+                self.until(|call| call.stream.is_over())?;
             }
-            Role::Receive => self.until(Stream::has_ended)?,
-            Role::Ask(count, bytes) => {
-                for turn in 1..=count {
-                    let asked = cpu::ticks();
-                    self.stream.send(bytes);
-                    self.until(|stream| stream.received() >= turn * bytes)?;
-                    latency.record(cpu::ticks().saturating_sub(asked));
-                }
-            }
+            Role::Receive => self.until(|call| call.stream.has_ended())?,
+            Role::Ask(count, bytes) => self.ask(count, bytes, latency)?,
         }
         let ticks = cpu::ticks().saturating_sub(begun);
         self.stream.end();
-        self.until(Stream::is_over)?;
+        self.until(|call| call.stream.is_over())?;
         Ok(ticks)
     }
+}
 
-    fn until(&mut self, is_so: impl Fn(&Stream) -> bool) -> Result<(), Failure> {
-        let mut progress = cpu::ticks();
-        loop {
-            let has_moved = self.turn()?;
-            if self.stream.is_refused() {
-                return Err(Failure::Check("nobody listens at that port of the host"));
-            }
-            if is_so(&self.stream) {
-                return Ok(());
-            }
-            if has_moved {
-                progress = cpu::ticks();
-            } else {
-                self.wait.pause(&mut self.vsock.receives, progress)?;
-            }
-        }
+impl Talk for Call {
+    fn pause(&mut self, start: u64) -> Result<(), Failure> {
+        Ok(self.wait.pause(&mut self.vsock.receives, start)?)
     }
 
-    /// Takes in what has come, and says what there is to say; returns whether there was anything.
+    fn refusal(&self) -> Option<&'static str> {
+        let is_refused = self.stream.is_refused();
+        is_refused.then_some("nobody listens at that port of the host")
+    }
+
+    fn send(&mut self, bytes: u64) {
+        self.stream.send(bytes);
+    }
+
+    fn received(&self) -> u64 {
+        self.stream.received()
+    }
+
     fn turn(&mut self) -> Result<bool, Failure> {
         let mut has_moved = false;
         while let Some(packet) = self.vsock.receive()? {

@@ -162,12 +162,8 @@ impl Net {
     }
 
     fn offer(&mut self, slot: u16) {
-        let part = Part {
-            address: self.received.address() + (usize::from(slot) * RECEIVE_BYTES) as u64,
-            bytes: low32(RECEIVE_BYTES as u64),
-            device_writes: true,
-        };
-        self.receives.submit(slot, &[part]);
+        self.receives
+            .offer(slot, &self.received, low32(RECEIVE_BYTES as u64));
     }
 
     /// What has come, if anything; what is behind the first slot of a packet is dropped.

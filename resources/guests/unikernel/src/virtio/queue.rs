@@ -177,6 +177,16 @@ impl Queue {
         self.avail = self.avail.wrapping_add(1);
     }
 
+    /// Lets the device write the place of a free slot in `buffer`, where each has `bytes`.
+    pub fn offer(&mut self, slot: u16, buffer: &Buffer, bytes: u32) {
+        let part = Part {
+            address: buffer.address() + u64::from(slot) * u64::from(bytes),
+            bytes,
+            device_writes: true,
+        };
+        self.submit(slot, &[part]);
+    }
+
     /// Publishes what was submitted and notifies the device if it wants that.
     pub fn kick(&mut self) {
         if self.avail == self.published {

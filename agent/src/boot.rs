@@ -69,6 +69,8 @@ pub(super) enum RootError {
          such as /dev/vda1"
     )]
     NoFileSystem { device: String, kinds: String },
+    #[error("its random numbers would be those of another guest: this kernel does not take a seed")]
+    Seed(#[source] io::Error),
     #[error("cannot {what}")]
     Failed {
         what: String,
@@ -132,22 +134,21 @@ pub(super) fn enter(root: &Root) -> Result<(), RootError> {
     }
     let device = root.device.as_str();
     let failed = |what: String| move |source: io::Error| RootError::Failed { what, source };
-    let begun = Instant::now();
-    let is_late = || begun.elapsed() > DISK_WAIT;
-    while disks().any(|disk| is_placeholder(&disk)) && !is_late() {
-        thread::sleep(DISK_LOOK);
+    let asked = Instant::now();
+    let disk = disks().find(|disk| is_on(device, disk));
+    if let Some(disk) = &disk {
+        wait_while(|| is_placeholder(disk));
     }
-    if !Path::new(device).exists() {
+    if !Path::new(device).exists()
+        && let Some(disk) = &disk
+    {
         // A disk that was put in the place of another has other partitions.
-        disks().for_each(|disk| find_partitions(&disk));
+        find_partitions(disk);
     }
-    while !Path::new(device).exists() {
-        if is_late() {
-            return Err(RootError::NoDisk(device.to_owned()));
-        }
-        thread::sleep(DISK_LOOK);
+    if !wait_while(|| !Path::new(device).exists()) {
+        return Err(RootError::NoDisk(device.to_owned()));
     }
-    begin_anew(root);
+    begin_anew(root, asked.elapsed())?;
     fs::create_dir_all(ROOT).map_err(failed(format!("make {ROOT}")))?;
     mount_root(device)?;
     for name in TAKEN {
@@ -171,8 +172,20 @@ pub(super) fn enter(root: &Root) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Has the guest have random numbers of its own, and the time.
-fn begin_anew(root: &Root) {
+/// Waits as long as something is so; false if that has taken too long.
+fn wait_while(is_so: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while is_so() {
+        if begun.elapsed() > DISK_WAIT {
+            return false;
+        }
+        thread::sleep(DISK_LOOK);
+    }
+    true
+}
+
+/// Has the guest have random numbers of its own, and the time, which was told so long ago.
+fn begin_anew(root: &Root, ago: Duration) -> Result<(), RootError> {
     let seeded = fs::File::open("/dev/urandom").and_then(|pool| {
         let bytes = i32::try_from(SEED_BYTES).expect("it is small");
         let seed = Entropy {
@@ -190,16 +203,20 @@ fn begin_anew(root: &Root) {
             Err(io::Error::last_os_error())
         }
     });
-    if let Err(error) = seeded {
-        eprintln!("coracle-agent: random numbers may be those of another guest: {error}");
+    match seeded {
+        Err(source) if root.is_one_of_many => return Err(RootError::Seed(source)),
+        Err(error) => eprintln!("coracle-agent: no seed for random numbers: {error}"),
+        Ok(()) => {}
     }
+    let now = Duration::from_nanos(root.unix_ns) + ago;
     let now = Timespec {
-        tv_sec: (root.unix_ns / 1_000_000_000) as i64,
-        tv_nsec: (root.unix_ns % 1_000_000_000) as i64,
+        tv_sec: now.as_secs().cast_signed(),
+        tv_nsec: now.subsec_nanos().into(),
     };
     if let Err(errno) = clock_settime(ClockId::Realtime, now) {
         eprintln!("coracle-agent: cannot set the clock: {errno}");
     }
+    Ok(())
 }
 
 /// The names of the virtio disks.
@@ -207,6 +224,14 @@ fn disks() -> impl Iterator<Item = String> {
     let entries = fs::read_dir(DISKS).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.starts_with(VIRTIO_DISK))
+}
+
+/// Whether a device is a disk, or a partition of it.
+fn is_on(device: &str, disk: &str) -> bool {
+    let name = device
+        .strip_prefix("/dev/")
+        .and_then(|name| name.strip_prefix(disk));
+    name.is_some_and(|partition| partition.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 fn is_placeholder(disk: &str) -> bool {
@@ -255,6 +280,12 @@ fn mounted(source: &str, at: &str, kind: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partition_is_on_its_disk_and_no_other() {
+        assert!(is_on("/dev/vda", "vda") && is_on("/dev/vda12", "vda"));
+        assert!(!is_on("/dev/vdaa", "vda") && !is_on("/dev/vdb1", "vda") && !is_on("vda", "vda"));
+    }
 
     #[test]
     fn a_disk_of_a_sector_holds_the_place_of_another() {

@@ -81,7 +81,9 @@ pub enum Request {
 pub struct Root {
     /// The device of the disk.
     pub device: String,
-    /// Random bytes, for a guest that may remember the same as another.
+    /// Whether other guests remember the same: then it has to have random numbers of its own.
+    pub is_one_of_many: bool,
+    /// Random bytes for that.
     pub seed: [u8; SEED_BYTES],
     /// What time it is, in nanoseconds since 1970: a guest that goes on from a snapshot, or has no clock of its own, does not
     /// know.
@@ -390,6 +392,7 @@ mod tests {
             }),
             Request::Root(Root {
                 device: "/dev/vda".to_owned(),
+                is_one_of_many: true,
                 seed: [0xa5; SEED_BYTES],
                 unix_ns: u64::MAX,
             }),

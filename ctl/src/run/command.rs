@@ -165,7 +165,7 @@ fn begin(args: &RunArgs, image: &str, format: Format, signals: &Signals) -> Resu
     {
         warm.remove_stale();
         save(args, &making, format, signals)?;
-        making.finish()?;
+        making.finish(args, warm)?;
     }
     let machine = Machine {
         args,
@@ -381,12 +381,14 @@ impl Guest<'_> {
         } = self.machine;
         let given = &args.disposable;
         let device = given.root_device.clone();
+        let mut link = self.reach()?;
+        // Now, and not when it began to boot.
         let root = Request::Root(coracle_agent::wire::Root {
             device: device.clone(),
+            is_one_of_many: given.warm.is_some(),
             seed: random().map_err(CommandError::Random)?,
             unix_ns: unix_ns(),
         });
-        let mut link = self.reach()?;
         if let Done::No(why) = link.settle(root, signals)? {
             return Err(CommandError::Root { device, why });
         }

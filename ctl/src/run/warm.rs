@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIRECTORY/<host>-<boot>-<what it is made of>/       state, memory: whole, and never changed
-//! DIRECTORY/<host>-<boot>-<what it is made of>.new/   locked by who is making it
+//! DIRECTORY/<host>-<boot>-<what it is made of>.new/   locked by who is making it, in a directory named by its process
 //! ```
 //!
 //! In the snapshot the image is a disk of one sector. A guest that goes on from it has its own in that place, and is told that
@@ -10,14 +10,15 @@
 
 use std::env;
 use std::fmt::{self, Display, Formatter};
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::getuid;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -58,6 +59,20 @@ pub(crate) enum WarmError {
         .0.display()
     )]
     NotPrivate(PathBuf),
+    #[error(
+        "others can write {}, so nothing below it can be trusted with a guest: choose another place for --warm",
+        .0.display()
+    )]
+    Open(PathBuf),
+    #[error("the name {} is no text: choose another for --warm", .0.display())]
+    NoText(PathBuf),
+    #[error(
+        "with --warm, say the MAC address of {0} (`--net TAP,mac=ADDRESS`): guests of one snapshot would have the one that its \
+         kernel has drawn"
+    )]
+    NoMac(String),
+    #[error("what the guest is made of has changed while its snapshot was made: try again")]
+    Changed,
     #[error("cannot tell which {what} this is")]
     Unknown {
         what: &'static str,
@@ -101,8 +116,8 @@ struct Here {
 #[derive(Debug)]
 pub(super) struct Making {
     path: PathBuf,
-    whole: PathBuf,
-    is_whole: bool,
+    /// In it, what becomes the snapshot.
+    place: PathBuf,
     _lock: OwnedFd,
 }
 
@@ -117,9 +132,27 @@ impl Warm {
             path: directory.to_owned(),
             source,
         };
-        let directory = absolute(directory).map_err(place)?;
-        if make_private(&directory).map_err(place)? == Made::Open {
+        if make_private(directory).map_err(place)? == Made::Open {
+            return Err(WarmError::NotPrivate(directory.to_owned()));
+        }
+        // From here on without links, and below what nobody else can put another in the place of.
+        let directory = fs::canonicalize(directory).map_err(place)?;
+        if directory.to_str().is_none() {
+            return Err(WarmError::NoText(directory));
+        }
+        let found = fs::symlink_metadata(&directory).map_err(place)?;
+        if !is_private(&found) {
             return Err(WarmError::NotPrivate(directory));
+        }
+        for above in directory.ancestors().skip(1) {
+            if !is_kept(&fs::symlink_metadata(above).map_err(place)?) {
+                return Err(WarmError::Open(above.to_owned()));
+            }
+        }
+        for (id, config) in net::configs(&args.net)? {
+            if config.get("guest_mac").is_none() {
+                return Err(WarmError::NoMac(id));
+            }
         }
         let here = Here::read()?;
         let made_of = short(&made_of(args)?.to_string(), LONG_DIGITS);
@@ -156,9 +189,8 @@ impl Warm {
             match lock_directory(&path).map_err(place)? {
                 Locked::Ours(lock) => {
                     let making = Making {
+                        place: path.join(std::process::id().to_string()),
                         path: path.clone(),
-                        whole: self.path(),
-                        is_whole: false,
                         _lock: lock,
                     };
                     // Whoever had the lock may have finished it after we looked.
@@ -166,6 +198,8 @@ impl Warm {
                         return Ok(None);
                     }
                     clear(&making.path).map_err(place)?;
+                    // A monitor whose coraclectl was killed may write into another for a while.
+                    make_private(&making.place).map_err(place)?;
                     return Ok(Some(making));
                 }
                 Locked::Gone => {}
@@ -191,17 +225,15 @@ impl Warm {
 
     /// Removes what this host has left in the directory before it booted, and cannot use any more.
     pub(super) fn remove_stale(&self) {
-        let stale = |name: &str| {
-            let of_host = name.strip_prefix(&self.here.host);
-            of_host.is_some_and(|rest| rest.starts_with('-')) && !name.starts_with(&self.here.to_string())
-        };
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_some_and(stale) {
-                // Nothing that we have not made: what stays for another reason stays.
-                for part in [STATE, MEMORY] {
-                    let _ = fs::remove_file(entry.path().join(part));
-                }
-                let _ = fs::remove_dir(entry.path());
+            let path = entry.path();
+            let is_stale = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| self.here.is_past(name));
+            // What stays for another reason stays.
+            if is_stale && let Ok(Locked::Ours(_lock)) = lock_directory(&path) {
+                let _ = remove_tree(&path);
             }
         }
     }
@@ -249,8 +281,8 @@ impl Making {
     pub(super) fn save(&self, client: &Client<'_>) -> Result<(), WarmError> {
         Phase::Paused.bring(client).map_err(WarmError::Save)?;
         let body = json!({
-            "snapshot_path": self.path.join(STATE),
-            "mem_file_path": self.path.join(MEMORY),
+            "snapshot_path": self.place.join(STATE),
+            "mem_file_path": self.place.join(MEMORY),
         });
         let saved = client.call(Request {
             method: "PUT",
@@ -261,27 +293,30 @@ impl Making {
         saved.map(drop).map_err(WarmError::Save)
     }
 
-    /// Lets others find it.
+    /// Lets others find it as `warm`, if that is still what `args` ask for.
     ///
     /// # Errors
     ///
-    /// When the directory does not take it.
-    pub(super) fn finish(mut self) -> Result<(), WarmError> {
-        fs::rename(&self.path, &self.whole).map_err(|source| WarmError::Place {
-            path: self.whole.clone(),
+    /// When it is not, or the directory does not take it.
+    pub(super) fn finish(self, args: &RunArgs, warm: &Warm) -> Result<(), WarmError> {
+        if Warm::new(args, &warm.directory)?.name != warm.name {
+            return Err(WarmError::Changed);
+        }
+        self.take_place(&warm.path())
+    }
+
+    fn take_place(&self, whole: &Path) -> Result<(), WarmError> {
+        fs::rename(&self.place, whole).map_err(|source| WarmError::Place {
+            path: whole.to_owned(),
             source,
-        })?;
-        self.is_whole = true;
-        Ok(())
+        })
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        if !self.is_whole {
-            // What stays is taken over by who makes it next.
-            let _ = remove_tree(&self.path);
-        }
+        // What stays is taken over by who makes it next.
+        let _ = remove_tree(&self.path);
     }
 }
 
@@ -291,10 +326,30 @@ impl Here {
             Ok(text) => Ok(short(&text, SHORT_DIGITS)),
             Err(source) => Err(WarmError::Unknown { what, source }),
         };
+        // Hosts that share a directory may have one name, and not every host has a number.
+        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let host = read("/proc/sys/kernel/hostname", "host")?;
         Ok(Self {
-            host: read("/proc/sys/kernel/hostname", "host")?,
+            host: short(&format!("{host} {machine}"), SHORT_DIGITS),
             boot: read("/proc/sys/kernel/random/boot_id", "boot of the host")?,
         })
+    }
+}
+
+impl Here {
+    /// Whether that is the name of one, whole or not, that was made on this host before it booted.
+    fn is_past(&self, name: &str) -> bool {
+        let name = name.strip_suffix(NEW).unwrap_or(name);
+        let parts: Vec<&str> = name.split('-').collect();
+        let is_hash =
+            |text: &str, digits| text.len() == digits && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        match parts[..] {
+            [host, boot, made_of] => {
+                let is_one = is_hash(boot, SHORT_DIGITS) && is_hash(made_of, LONG_DIGITS);
+                is_one && host == self.host && boot != self.boot
+            }
+            _ => false,
+        }
     }
 }
 
@@ -302,6 +357,13 @@ impl Display for Here {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}-", self.host, self.boot)
     }
+}
+
+/// Whether nobody but root and this user can put something else in the place of what is in a directory.
+fn is_kept(directory: &Metadata) -> bool {
+    let is_sticky = directory.mode() & 0o1000 != 0;
+    let is_ours = [0, getuid().as_raw()].contains(&directory.uid());
+    is_ours && (directory.mode() & 0o022 == 0 || is_sticky)
 }
 
 /// All that two guests must have in common to begin with one snapshot.
@@ -442,7 +504,8 @@ mod tests {
         let (warm, signals) = (place.warm(""), Signals::watch().unwrap());
         let making = warm.claim(&signals).unwrap().unwrap();
         let made = making.path.clone();
-        fs::write(made.join(STATE), "half").unwrap();
+        fs::write(making.place.join(STATE), "half").unwrap();
+        fs::write(making.path.join("left"), "by somebody else").unwrap();
         drop(making);
         assert!(!made.exists());
 
@@ -451,8 +514,9 @@ mod tests {
             let waits = scope.spawn(|| warm.claim(&signals).unwrap().is_none());
             thread::sleep(3 * ATTEMPT_PAUSE);
             assert!(!waits.is_finished());
-            fs::write(made.join(STATE), "whole").unwrap();
-            making.finish().unwrap();
+            fs::write(making.place.join(STATE), "whole").unwrap();
+            making.take_place(&warm.path()).unwrap();
+            drop(making);
             assert!(waits.join().unwrap());
         });
         assert_eq!(fs::read(warm.path().join(STATE)).unwrap(), b"whole");
@@ -463,23 +527,30 @@ mod tests {
     fn what_is_left_of_another_boot_is_removed_and_nothing_else() {
         let place = Place::new();
         let warm = place.warm("");
-        let host = &warm.here.host;
-        let (stale, kept) = (format!("{host}-00000000-1"), format!("{host}-00000000-2"));
-        let now = format!("{}1", warm.here);
-        for (name, file) in [
-            (stale.as_str(), STATE),
-            (&kept, "mine"),
-            (&now, STATE),
-            ("00000000-00000000-1", STATE),
-        ] {
+        let (host, made_of) = (&warm.here.host, "0".repeat(LONG_DIGITS));
+        let stale = format!("{host}-00000000-{made_of}");
+        let half = format!("{stale}{NEW}");
+        let kept = [
+            format!("{}{made_of}", warm.here),
+            format!("00000000-00000000-{made_of}"),
+            format!("{host}-00000000-mine"),
+            format!("{host}-00000000"),
+        ];
+        for name in [&stale, &half].into_iter().chain(&kept) {
             let directory = place.path("warm").join(name);
             fs::create_dir(&directory).unwrap();
-            fs::write(directory.join(file), "").unwrap();
+            fs::write(directory.join("memory.0123456789abcdef.draft"), "").unwrap();
         }
+        let busy = format!("{host}-11111111-{made_of}{NEW}");
+        fs::create_dir(place.path("warm").join(&busy)).unwrap();
+        let lock = lock_directory(&place.path("warm").join(&busy)).unwrap();
         warm.remove_stale();
-        let is_there = |name: &str| place.path("warm").join(name).exists();
-        assert!(!is_there(&stale));
-        assert!(is_there(&kept) && is_there(&now) && is_there("00000000-00000000-1"));
+        let is_there = |name: &String| place.path("warm").join(name).exists();
+        assert!(!is_there(&stale) && !is_there(&half));
+        assert!(kept.iter().all(is_there) && is_there(&busy));
+        drop(lock);
+        warm.remove_stale();
+        assert!(!is_there(&busy));
     }
 
     #[test]
@@ -492,6 +563,18 @@ mod tests {
         let refused = Warm::new(&place.args(""), &place.path("open"));
         assert!(matches!(refused, Err(WarmError::NotPrivate(_))), "{refused:?}");
 
+        let below = place.path("open/below");
+        let refused = Warm::new(&place.args(""), &below);
+        assert!(
+            matches!(&refused, Err(WarmError::Open(above)) if *above == place.path("open")),
+            "{refused:?}"
+        );
+        std::os::unix::fs::symlink(&below, place.path("link")).unwrap();
+        for link in ["link", "link/"] {
+            let refused = Warm::new(&place.args(""), &place.path(link));
+            assert!(refused.is_err(), "{link}");
+        }
+
         let warm = place.warm("");
         fs::create_dir(warm.path()).unwrap();
         fs::set_permissions(warm.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -500,9 +583,19 @@ mod tests {
     }
 
     #[test]
+    fn guests_of_one_snapshot_are_told_their_addresses() {
+        let place = Place::new();
+        let refused = Warm::new(&place.args("--net=tap0,id=lan"), &place.path("warm"));
+        assert!(
+            matches!(&refused, Err(WarmError::NoMac(id)) if id == "lan"),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
     fn the_monitor_takes_the_load() {
         let place = Place::new();
-        let words = "--net=tap3,id=lan --track-dirty-pages";
+        let words = "--net=tap3,id=lan,mac=06:00:00:00:00:01 --track-dirty-pages";
         let load = place
             .warm(words)
             .load(&place.args(words), "nfs://nas/image", Path::new("/v"));

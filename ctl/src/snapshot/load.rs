@@ -14,8 +14,8 @@ use crate::run::{ForegroundArgs, RunError, Step, foreground};
 /// Go on from a snapshot in the foreground: show the machine's console, end with its status
 ///
 /// Its disks have to be as they were when the snapshot was made, so a snapshot with writable disks is gone on from once, unless
-/// they stay as they are: `--clone`, `--detached`. They are known by what they are: where they are now, `--disk` says (with
-/// `--detached` it may be another one). Console, signals and exit status are as with `run`.
+/// they stay as they are: `--clone`, `--detached`. With `--detached`, `--disk` says where one is now, or which other there is.
+/// Console, signals and exit status are as with `run`.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// The state file: a path, or nfs://HOST/EXPORT/FILE; or the directory of a snapshot that includes its disks

@@ -21,8 +21,8 @@ pub struct Overrides {
     pub vsock: Option<VsockOverride>,
 }
 
-/// Where a drive is on the host where its machine goes on: the same image, by another path, address or secret. (Of a load with
-/// `disks` `Detached`, it may be another image.)
+/// Where a drive is on the host where its machine goes on: the same image, by another path, address or secret; of a load it may
+/// be another image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DriveOverride {

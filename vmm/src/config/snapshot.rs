@@ -116,8 +116,8 @@ pub struct SnapshotLoad {
     /// Whether the guest runs on at once.
     #[serde(default)]
     pub resume_vm: bool,
-    /// Drives whose images have another name than when the snapshot was made; or are other images, if `disks` is `Detached`. (Not
-    /// in Firecracker.)
+    /// Other images for drives, or other names of theirs. Only with `disks` `Detached`: nothing in a snapshot says which image it
+    /// was. (Not in Firecracker.)
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drive_overrides: Vec<DriveOverride>,
     /// Interfaces that are on other taps than when the snapshot was made.
@@ -249,6 +249,11 @@ pub enum SnapshotStage {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the text of an error is its documentation")]
 pub enum SnapshotLoadError {
+    #[error(
+        "`drive_overrides` can name another image than the guest remembers, and nothing in the snapshot says which it was: set \
+         `disks` to `Detached` if you know"
+    )]
+    OtherDisks,
     #[error("missing field: either `mem_backend` or `mem_file_path` is required")]
     NoMemory,
     #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")]
@@ -280,6 +285,18 @@ impl SnapshotLoad {
             (Some(_), Some(_)) => Err(SnapshotLoadError::TwoMemories),
             (None, Some(path)) => Ok((path, MemBackendType::File)),
             (Some(backend), None) => Ok((&backend.backend_path, backend.backend_type)),
+        }
+    }
+
+    /// Says whether the other fields fit each other.
+    ///
+    /// # Errors
+    ///
+    /// Those that do not.
+    pub fn check(&self) -> Result<(), SnapshotLoadError> {
+        match (&self.drive_overrides[..], self.disks) {
+            ([], _) | (_, Disks::Detached) => Ok(()),
+            (_, Disks::Continue | Disks::Clone) => Err(SnapshotLoadError::OtherDisks),
         }
     }
 

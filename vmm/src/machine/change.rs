@@ -136,9 +136,9 @@ impl<P> Machine<P> {
         self.parts.balloon.as_ref()
     }
 
-    /// Tells the guest to look again at the size of each disk of which `is_reshaped` says so by its name.
-    pub fn announce_disks(&self, is_reshaped: impl Fn(&str) -> bool) {
-        for drive in self.parts.drives.iter().filter(|drive| is_reshaped(&drive.id)) {
+    /// Tells the guest to look again at the size of each disk.
+    pub fn announce_disks(&self) {
+        for drive in &self.parts.drives {
             if let Some(slot) = self.parts.devices.get(drive.at) {
                 slot.lock().announce_configuration();
             }

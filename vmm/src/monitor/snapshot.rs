@@ -11,7 +11,7 @@ use super::opening::Opening;
 use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::{Data, Fault};
-use crate::config::{SnapshotCreate, SnapshotLoad, SnapshotProgress, SnapshotStage, SnapshotType};
+use crate::config::{Disks, SnapshotCreate, SnapshotLoad, SnapshotProgress, SnapshotStage, SnapshotType};
 use crate::end::Ending;
 use crate::event_loop::Source;
 use crate::machine::{Machine, Paused, Progress, Round};
@@ -182,6 +182,7 @@ impl Monitor {
             ));
         }
         load.memory().map_err(|error| load_fault(&error))?;
+        load.check().map_err(|error| load_fault(&error))?;
         let resume = load.resume_vm;
         // What a load that fails has announced is for nobody.
         let ending = Ending::new().map_err(|error| load_fault(&error))?;
@@ -205,7 +206,7 @@ impl Monitor {
         let Loaded {
             plan,
             config,
-            reshaped,
+            disks,
             ending,
         } = match opening.poll() {
             None => return Course::Pending(Work::Load(opening, resume), None),
@@ -220,7 +221,9 @@ impl Monitor {
             }
         };
         self.config = config;
-        machine.announce_disks(|id| reshaped.has(id));
+        if disks == Disks::Detached {
+            machine.announce_disks();
+        }
         self.event_loop.watch(Source::Ending(ending.clone()));
         self.memory_ending = Some(ending);
         self.attend(&machine);

@@ -53,29 +53,10 @@ pub struct Loaded {
     pub plan: Plan,
     /// Its configuration.
     pub config: Config,
-    /// The disks that may have another size than its guest remembers.
-    pub reshaped: Reshaped,
+    /// How its disks are gone on with.
+    pub disks: Disks,
     /// Where it is announced that some of its memory is lost.
     pub ending: Ending,
-}
-
-/// The disks of a machine that may have another size than its guest remembers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reshaped {
-    /// Any of them.
-    All,
-    /// Those of these drives.
-    Drives(Vec<String>),
-}
-
-impl Reshaped {
-    /// Whether that of drive `id` may.
-    pub fn has(&self, id: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::Drives(ids) => ids.iter().any(|reshaped| reshaped == id),
-        }
-    }
 }
 
 /// Why a snapshot is not loaded. No image was leased, unless the error is of one.
@@ -339,19 +320,9 @@ impl Job {
         Ok(Loaded {
             plan,
             config,
-            reshaped: self.reshaped(),
+            disks: self.load.disks,
             ending: self.ending,
         })
-    }
-
-    fn reshaped(&self) -> Reshaped {
-        match self.load.disks {
-            Disks::Detached => Reshaped::All,
-            Disks::Continue | Disks::Clone => {
-                let given = self.load.drive_overrides.iter();
-                Reshaped::Drives(given.map(|given| given.drive_id.clone()).collect())
-            }
-        }
     }
 
     /// Has there what the host itself touches when it builds the machine: on the thread that does that nobody may wait for a

@@ -141,8 +141,11 @@ impl Group {
         write(&path, "0").map_err(|source| CgroupError::Enter { path, source })
     }
 
-    /// How many processes of it the kernel has killed for want of memory, if it counts that.
+    /// How many processes of it the kernel has killed for want of memory, if it counts that, and all of them are this jail's.
     pub(crate) fn oom_kills(&self) -> Option<u64> {
+        if self.is_given {
+            return None;
+        }
         let name = match self.version {
             CgroupVersion::V1 => "memory.oom_control",
             CgroupVersion::V2 => "memory.events",

@@ -162,6 +162,18 @@ impl Death {
     }
 }
 
+/// The line of a monitor that is not started again, and why not.
+pub(crate) fn no_start(id: &str, number: u32, why: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!(
+        "{{\"id\":{},\"incarnation\":{number},\"pid\":null,\"cause\":\"start\",\"status\":null,\"signal\":null,\
+         \"syscall\":null,\"detail\":{},\"ran_ms\":0,\"ended_at_ms\":{},\"restart_in_ms\":null}}\n",
+        quoted(id),
+        quoted(why),
+        now.as_millis(),
+    )
+}
+
 /// Names of the signals from 1 on, as in signal(7).
 const SIGNALS: &str = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP \
                        TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS";

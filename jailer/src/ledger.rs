@@ -11,7 +11,8 @@
 #![expect(unsafe_code, reason = "memory that processes share is mapped")]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -172,6 +173,34 @@ impl Ledger {
             first = first.and(removed);
         }
         first
+    }
+
+    /// Removes the sockets in a directory that was made for the jail which nobody listens on any more: a monitor that is killed
+    /// leaves that of its vsock device, and the next one could not make its own.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be read.
+    pub(crate) fn remove_dead_sockets(&self, path: &Path) -> io::Result<()> {
+        let is_made = |slot: &Slot| slot.state.load(Ordering::SeqCst) == MADE;
+        if !self.slot(path).is_some_and(|(_, slot)| is_made(slot)) {
+            return Ok(());
+        }
+        let directory = place::directory(&self.base, path)?;
+        let here = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        for entry in std::fs::read_dir(&here)? {
+            let name = PathBuf::from(entry?.file_name());
+            let found = place::identity(&directory, &name)?;
+            let is_socket = found.is_some_and(|found| u32::from(found.kind) == libc::S_IFSOCK);
+            let is_dead = || match UnixStream::connect(Path::new(&here).join(&name)) {
+                Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+                Ok(_) => false,
+            };
+            if is_socket && is_dead() {
+                unlinkat(&directory, &name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
     }
 
     fn remove_one(&self, item: &Item, slot: &Slot) -> io::Result<()> {

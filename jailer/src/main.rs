@@ -57,8 +57,10 @@ fn run(request: Request, times: Times) -> Result<ExitCode, Failure> {
         })
         .collect();
     process::close_all_but(&kept).map_err(|source| Failure::Descriptors { source })?;
+    // Before this process opens anything itself: what it has at a number must not pass for what was given.
+    let given = plan::given(&kept)?;
     let is_to_stay = request.cleanup || request.supervision.is_some();
-    let plan = Plan::open(request)?;
+    let plan = Plan::open(request, &given)?;
     Ok(if is_to_stay {
         supervise::stay(&plan, times)?
     } else {

@@ -79,12 +79,12 @@ const USERFAULTFD: &str = "dev/userfaultfd";
 const API_SOCKET: &str = "/run/firecracker.socket";
 
 impl Plan {
-    /// Opens all that the request names.
+    /// Opens all that the request names; what it names by descriptors is among `given`.
     ///
     /// # Errors
     ///
     /// When something of it is not there, or is not for this user.
-    pub(crate) fn open(request: Request) -> Result<Self, PlanError> {
+    pub(crate) fn open(request: Request, given: &[Given]) -> Result<Self, PlanError> {
         let standing = Standing::of_this_process();
         standing.allows(&request)?;
         let refused = |what, path: Option<&Path>| {
@@ -127,7 +127,7 @@ impl Plan {
             .transpose()
             .map_err(refused("--record", record_path))?;
         Ok(Self {
-            gifts: gifts(&request)?,
+            gifts: gifts(&request, given)?,
             nodes: nodes(standing),
             standing,
             exec,
@@ -294,7 +294,36 @@ fn userfaultfd_minor() -> Option<u32> {
     })
 }
 
-fn gifts(request: &Request) -> Result<Vec<Gift>, PlanError> {
+/// What was handed in as a descriptor, opened as a path.
+#[derive(Debug)]
+pub(crate) struct Given {
+    number: i32,
+    file: OwnedFd,
+}
+
+/// The files of inherited descriptors, which are closed: they themselves would keep locks alive, and be open in every later process.
+///
+/// # Errors
+///
+/// One of the numbers is not open.
+pub(crate) fn given(numbers: &[i32]) -> Result<Vec<Given>, PlanError> {
+    let refused = |number| move |source| PlanError::Fd { number, source };
+    // All before the first is opened, which may get the number of one that is not there.
+    for number in numbers {
+        fs::symlink_metadata(format!("/proc/self/fd/{number}")).map_err(refused(*number))?;
+    }
+    let opened = numbers.iter().map(|&number| {
+        let file = as_a_path(number).map_err(refused(number))?;
+        Ok(Given { number, file })
+    });
+    let opened = opened.collect::<Result<Vec<_>, PlanError>>()?;
+    for number in numbers {
+        close(*number);
+    }
+    Ok(opened)
+}
+
+fn gifts(request: &Request, given: &[Given]) -> Result<Vec<Gift>, PlanError> {
     let mut gifts: Vec<Gift> = Vec::new();
     for shown in &request.files {
         let source = match &shown.source {
@@ -302,10 +331,16 @@ fn gifts(request: &Request) -> Result<Vec<Gift>, PlanError> {
                 path: path.clone(),
                 source,
             })?,
-            Source::Fd(number) => as_a_path(*number).map_err(|source| PlanError::Fd {
-                number: *number,
-                source,
-            })?,
+            Source::Fd(number) => {
+                let given = given.iter().find(|given| given.number == *number);
+                let file = given.map_or(Err(io::ErrorKind::NotFound.into()), |given| {
+                    given.file.try_clone()
+                });
+                file.map_err(|source| PlanError::Fd {
+                    number: *number,
+                    source,
+                })?
+            }
         };
         let refused = |source| PlanError::Open {
             what: "/proc/self/fd",
@@ -325,12 +360,6 @@ fn gifts(request: &Request) -> Result<Vec<Gift>, PlanError> {
             is_directory: metadata.is_dir(),
             name,
         });
-    }
-    // The descriptors themselves would keep locks alive, and be open in every later process.
-    for shown in &request.files {
-        if let Source::Fd(number) = shown.source {
-            close(number);
-        }
     }
     Ok(gifts)
 }

@@ -21,7 +21,7 @@ use rustix::process::{
 use crate::cgroup::Group;
 use crate::chain;
 use crate::cli::RESTART_DELAY_MS_MAX;
-use crate::death::{Cause, Death, End, Evidence};
+use crate::death::{self, Cause, Death, End, Evidence};
 use crate::jail;
 use crate::launch::{self, LaunchError, Times};
 use crate::ledger::Ledger;
@@ -96,10 +96,8 @@ pub(crate) fn stay(plan: &Plan, times: Times) -> Result<ExitCode, LaunchError> {
     if plan.request.cleanup {
         end_children();
     }
-    if plan.request.cleanup
-        && let Err(error) = supervisor.ledger.remove()
-    {
-        complain(&chain(&error));
+    if plan.request.cleanup {
+        supervisor.tidy_up();
     }
     match (ended, supervisor.teller.take()) {
         (Err(error), Some(mut teller)) => {
@@ -197,7 +195,15 @@ impl Supervisor<'_> {
         let supervision = self.plan.request.supervision.clone();
         let (mut in_a_row, mut number) = (0, 1);
         loop {
-            let death = self.one_life()?;
+            let death = match self.one_life() {
+                Err(error) if number > 1 => {
+                    // Whoever reads the record waits for this one.
+                    let id = &self.plan.request.id;
+                    self.write_record(&death::no_start(id, number, &chain(&error)));
+                    return Err(error);
+                }
+                death => death?,
+            };
             in_a_row = if death.ran >= STEADY { 0 } else { in_a_row };
             let status = death.end.status();
             let may_restart = supervision.as_ref().filter(|supervision| {
@@ -216,11 +222,21 @@ impl Supervisor<'_> {
                 return Ok(ExitCode::from(status));
             }
             // What the last one's jail was made of would be in the way of the next one's.
-            if let Err(error) = self.ledger.remove() {
-                complain(&chain(&error));
-            }
+            self.tidy_up();
             (in_a_row, number) = (in_a_row + 1, number + 1);
             self.times = Times::now();
+        }
+    }
+
+    /// Takes away what the jail was made of, when all that was in it has ended.
+    fn tidy_up(&self) {
+        let root = self.plan.root();
+        for folder in [root.clone(), root.join("run")] {
+            // One that cannot be looked into is left as it is.
+            let _ = self.ledger.remove_dead_sockets(&folder);
+        }
+        if let Err(error) = self.ledger.remove() {
+            complain(&chain(&error));
         }
     }
 

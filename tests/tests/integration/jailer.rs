@@ -63,6 +63,16 @@ pub(crate) const CASES: &[Case] = &[
         run: supervised::a_failed_monitor_is_started_again,
     },
     Case {
+        name: "sockets_of_a_killed_monitor_are_not_in_the_way_of_the_next",
+        need: Need::KvmAndRoot,
+        run: supervised::sockets_of_a_killed_monitor_are_not_in_the_way,
+    },
+    Case {
+        name: "a_restart_that_fails_is_recorded",
+        need: Need::KvmAndRoot,
+        run: supervised::a_restart_that_fails_is_recorded,
+    },
+    Case {
         name: "a_daemon_tells_of_its_start_and_ends_by_a_signal",
         need: Need::KvmAndRoot,
         run: supervised::a_daemon_tells_of_its_start,

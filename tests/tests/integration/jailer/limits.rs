@@ -20,7 +20,7 @@ pub(super) fn the_monitor_has_nothing_but_what_it_needs(context: &Context) -> Ou
     let machine = Machine::unikernel(&context.environment, "do=tick:ms=20,count=1000000");
     let memory = memory_limit(MEMORY_BYTES).ok_or("this host has the controller")?;
     // A careless parent: descriptors, variables, groups and capabilities to inherit.
-    let careless = "exec 7</etc/passwd 9>/dev/null; export SECRET=1; exec \"$@\"";
+    let careless = "exec 7</etc/passwd 9>/dev/null; export SECRET=1; exec setpriv --groups 4,6 \"$@\"";
     let jailed = Jail::new(&context.environment)?
         .flags(["--cleanup", "--new-pid-ns", "--netns", &netns])
         .flags([
@@ -135,6 +135,7 @@ pub(super) fn has_no_rights(jailed: &Jailed, user: u32) -> Outcome {
     let four = [user; 4].map(|id| id.to_string()).join(" ");
     let none = "0000000000000000".to_owned();
     let mut expected = vec![("Uid", four.clone()), ("Gid", four), ("NoNewPrivs", "1".into())];
+    expected.push(("Groups", String::new()));
     expected.extend(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|name| (name, none.clone())));
     for (name, value) in expected {
         ensure!(

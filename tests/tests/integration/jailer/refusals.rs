@@ -194,7 +194,12 @@ pub(super) fn what_is_in_the_way(context: &Context) -> Outcome {
         jail()?.flags(["--chroot-base-dir", "/nowhere"]),
         "--chroot-base-dir is given more than once",
     )?;
-    refused(jail()?.flags(["--fd", "77"]), "--fd 77 is not open")?;
+    // None that this program has opened for itself, either.
+    for number in [3, 4, 5, 6, 7, 8, 9, 77] {
+        let number = number.to_string();
+        let words = ["--file", "/etc/passwd:a", "--fd", &number];
+        refused(jail()?.flags(words), &format!("--fd {number} is not open"))?;
+    }
     refused(
         jail()?.flags(["--file", "/nowhere/x"]),
         "cannot open --file /nowhere/x",

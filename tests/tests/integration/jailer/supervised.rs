@@ -9,7 +9,7 @@ use coracle_tests::harness::jail::{Jail, Jailed, vanishes};
 use coracle_tests::process::copy_program;
 use coracle_tests::{Outcome, ensure};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{SOON, kill};
 
@@ -118,6 +118,64 @@ pub(super) fn a_failed_monitor_is_started_again(context: &Context) -> Outcome {
         .filter_map(|record| record.get("restart_in_ms"))
         .collect();
     ensure!(restarts == [&Value::Null], "{records:?}");
+    Ok(())
+}
+
+/// A guest that counts, with a socket device in the jail.
+fn with_a_socket(context: &Context, jail: Jail) -> Outcome<Jailed> {
+    let machine = Machine::unikernel(&context.environment, "do=tick:ms=10,count=1000000")
+        .part("vsock", json!({ "guest_cid": 3, "uds_path": "/run/v.sock" }));
+    let jailed = jail.machine(&machine)?.start()?;
+    jailed.monitor.console.wait_for("tick: n=1", SOON)?;
+    Ok(jailed)
+}
+
+pub(super) fn sockets_of_a_killed_monitor_are_not_in_the_way(context: &Context) -> Outcome {
+    let jail = Jail::new(&context.environment)?.flags(["--supervise", "--cleanup"]);
+    let jailed = with_a_socket(context, jail)?;
+    kill(jailed.process()?, Signal::KILL)?;
+    // Nothing is left then.
+    let ended = jailed.end(SOON)?;
+    ensure!(ended.status.code() == Some(137), "{ended:?}");
+
+    let flags = "--supervise --cleanup --restart on-failure --restart-delay-ms 1";
+    let jail = Jail::new(&context.environment)?.flags(flags.split(' '));
+    let jailed = with_a_socket(context, jail)?;
+    kill(jailed.process()?, Signal::KILL)?;
+    jailed
+        .monitor
+        .console
+        .wait_until("a second start", SOON, |console| {
+            (console.matches("tick: n=0 ").count() == 2).then_some(())
+        })?;
+    jailed.monitor.signal(Signal::TERM)?;
+    let ended = jailed.end(SOON)?;
+    let records = records(&ended.errors)?;
+    let signals: Vec<_> = records.iter().filter_map(|record| record.get("signal")).collect();
+    ensure!(signals == [&Value::from("SIGKILL"), &Value::Null], "{records:?}");
+    Ok(())
+}
+
+pub(super) fn a_restart_that_fails_is_recorded(context: &Context) -> Outcome {
+    let flags = "--supervise --restart on-failure --restart-delay-ms 1";
+    let jail = Jail::new(&context.environment)?.flags(flags.split(' '));
+    let node = jail.root().join("dev/urandom");
+    let mut jailed = ticking(context, jail)?;
+    // What is not the jailer's any more it does not remove, and cannot make again.
+    std::fs::remove_file(&node)?;
+    std::fs::write(&node, "")?;
+    kill(jailed.process()?, Signal::KILL)?;
+    jailed.ends(SOON)?;
+    let ended = jailed.monitor.wait(SOON)?;
+    ensure!(ended.status.code() == Some(1), "{ended:?}");
+    let records = records(&ended.errors)?;
+    let causes: Vec<_> = records.iter().filter_map(|record| record.get("cause")).collect();
+    ensure!(causes == ["signal", "start"], "{records:?}");
+    let detail = records.last().and_then(|record| record.get("detail")?.as_str());
+    ensure!(
+        detail.is_some_and(|detail| detail.contains("dev/urandom")),
+        "{records:?}"
+    );
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! From a policy to programs for the kernel. The build script compiles the built-in one by this file, too.
 //!
 //! A policy is JSON as seccompiler has it, with a filter for each kind of thread, and one, `start`, for what the process does
-//! before its guest runs. What any of them allows, the process may do at most: that is a filter of its own.
+//! before its guest runs. What any of them allows, the process may do at most, with the same arguments: that is a filter of its
+//! own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -178,16 +179,31 @@ fn add_rules(filter: &mut Value, added: impl IntoIterator<Item = Value>) {
     }
 }
 
-/// What any of the filters allows, whatever the arguments.
+/// What any of the filters allows: a call with the arguments that one of them wants, if none allows it whatever they are.
 fn process(policy: &Map<String, Value>) -> Value {
     let rules = policy
         .values()
         .filter_map(|filter| filter.get("filter")?.as_array());
-    let names: BTreeSet<&str> = rules
-        .flatten()
-        .filter_map(|rule| rule.get("syscall")?.as_str())
-        .collect();
-    let rules: Vec<Value> = names.iter().map(|name| json!({ "syscall": name })).collect();
+    let mut calls: BTreeMap<&str, Vec<Option<&Value>>> = BTreeMap::new();
+    for rule in rules.flatten() {
+        if let Some(name) = rule.get("syscall").and_then(Value::as_str) {
+            let known = calls.entry(name).or_default();
+            let wanted = rule.get("args");
+            if !known.contains(&wanted) {
+                known.push(wanted);
+            }
+        }
+    }
+    let rules = calls.into_iter().flat_map(|(name, wanted)| -> Vec<Value> {
+        if wanted.contains(&None) {
+            return vec![json!({ "syscall": name })];
+        }
+        let wanted = wanted.into_iter().flatten();
+        wanted
+            .map(|args| json!({ "syscall": name, "args": args }))
+            .collect()
+    });
+    let rules: Vec<Value> = rules.collect();
     let action = |name| {
         let first = policy.get("start").and_then(|filter| filter.get(name));
         first.cloned().unwrap_or_default()

@@ -27,7 +27,7 @@ const LIMITS: &[(&str, &str, &str)] = &[
     ("raise-a-limit", "main", "the filter of `main`, for prlimit64"),
     ("raise-a-limit", "mover", "the filter of `mover`, for prlimit64"),
     ("fork-bomb", "bare", "EAGAIN"),
-    ("fork-bomb", "main", "EAGAIN"),
+    ("fork-bomb", "main", "the filter of `main`, for clone"),
     ("fork-bomb", "mover", "the filter of `mover`, for clone"),
     ("fork-bomb", "vcpu", "the filter of `vcpu`, for clone"),
     ("thread-bomb", "bare", "EAGAIN"),

@@ -301,7 +301,8 @@ pub(crate) struct Given {
     file: OwnedFd,
 }
 
-/// The files of inherited descriptors, which are closed: they themselves would keep locks alive, and be open in every later process.
+/// The files of inherited descriptors, which are closed: they themselves would keep locks alive, and be open in every later
+/// process.
 ///
 /// # Errors
 ///

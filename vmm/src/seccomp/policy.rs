@@ -1,8 +1,7 @@
 //! From a policy to programs for the kernel. The build script compiles the built-in one by this file, too.
 //!
 //! A policy is JSON as seccompiler has it, with a filter for each kind of thread, and one, `start`, for what the process does
-//! before its guest runs. What any of them allows, the process may do at most, with the same arguments: that is a filter of its
-//! own.
+//! before its guest runs. What any of them allows, the process may do at most: that is a filter of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -179,7 +178,12 @@ fn add_rules(filter: &mut Value, added: impl IntoIterator<Item = Value>) {
     }
 }
 
-/// What any of the filters allows: a call with the arguments that one of them wants, if none allows it whatever they are.
+/// Calls by which a thread that was taken over would begin: namespaces and processes, signals, code, sockets of any kind. At the
+/// start, too, nothing asks for more of them than the threads do.
+const HELD: [&str; 5] = ["clone", "kill", "mmap", "mprotect", "socket"];
+
+/// What any of the filters allows, whatever the arguments; but of [`HELD`] with the arguments that one of them wants, if none
+/// allows it whatever they are.
 fn process(policy: &Map<String, Value>) -> Value {
     let rules = policy
         .values()
@@ -188,7 +192,7 @@ fn process(policy: &Map<String, Value>) -> Value {
     for rule in rules.flatten() {
         if let Some(name) = rule.get("syscall").and_then(Value::as_str) {
             let known = calls.entry(name).or_default();
-            let wanted = rule.get("args");
+            let wanted = rule.get("args").filter(|_| HELD.contains(&name));
             if !known.contains(&wanted) {
                 known.push(wanted);
             }
@@ -241,6 +245,11 @@ mod tests {
         };
         for (kind, filter) in &policy {
             assert!(names(filter).is_subset(&names(&process)), "{kind}");
+        }
+        for held in HELD {
+            let rules = process.get("filter").unwrap().as_array().unwrap();
+            let mut of_it = rules.iter().filter(|rule| rule.get("syscall").unwrap() == held);
+            assert!(of_it.all(|rule| rule.get("args").is_some()), "{held}");
         }
         for never in [
             "execve",

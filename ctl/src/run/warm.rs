@@ -334,9 +334,7 @@ impl Here {
             boot: read("/proc/sys/kernel/random/boot_id", "boot of the host")?,
         })
     }
-}
 
-impl Here {
     /// Whether that is the name of one, whole or not, that was made on this host before it booted.
     fn is_past(&self, name: &str) -> bool {
         let name = name.strip_suffix(NEW).unwrap_or(name);

@@ -256,6 +256,14 @@ fn coraclectl(context: &Context, directory: &Path, arguments: &[&str]) -> Outcom
         .output()?)
 }
 
+/// Of a snapshot in two files.
+fn load_by_coraclectl(context: &Context, place: &Place, flags: &[&str]) -> Outcome<Output> {
+    let (state, memory) = (place.state(), place.directory.join("memory"));
+    let (state, memory) = (state.to_string_lossy(), memory.to_string_lossy());
+    let words = [&["load", &*state, &*memory], flags].concat();
+    coraclectl(context, &place.directory, &words)
+}
+
 fn said(output: &Output) -> String {
     let (out, errors) = (&output.stdout, &output.stderr);
     format!(
@@ -301,9 +309,7 @@ fn goes_on_detached(context: &Context) -> Outcome {
         "it was of generation 3 then, and is of 4 now",
     )?;
     let content = fs::read(&path)?;
-    let (state, memory) = (place.state(), directory.path().join("memory"));
-    let (state, memory) = (state.to_string_lossy(), memory.to_string_lossy());
-    let load = |flag: &str| coraclectl(context, directory.path(), &["load", &state, &memory, flag]);
+    let load = |flag| load_by_coraclectl(context, &place, &[flag]);
     let cloned = load("--clone")?;
     ensure!(
         !cloned.status.success() && said(&cloned).contains("generation 3"),
@@ -354,11 +360,8 @@ fn goes_on_elsewhere(context: &Context) -> Outcome {
     refused(context, &at("x", &moved, "Detached"), part)?;
     ends_well(loaded(context, &at("d", &moved, "Detached"))?)?;
     if context.environment.jailing.is_none() {
-        let (state, memory) = (place.state(), directory.path().join("memory"));
-        let (state, memory) = (state.to_string_lossy(), memory.to_string_lossy());
         let disk = format!("d={}", moved.display());
-        let words = ["load", &state, &memory, "--detached", "--disk", &disk];
-        let loaded = coraclectl(context, directory.path(), &words)?;
+        let loaded = load_by_coraclectl(context, &place, &["--detached", "--disk", &disk])?;
         ensure!(
             loaded.status.success() && said(&loaded).matches("pattern-verify: ok").count() == 2,
             "{}",

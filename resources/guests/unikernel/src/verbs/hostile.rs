@@ -3,6 +3,7 @@
 use instrument::cmdline::{ArgumentError, Command};
 use instrument::garbage::{SANDBOX_BYTES, Sandbox};
 use instrument::packet::{self, End};
+use instrument::stream::Stream;
 use instrument::width::low32;
 
 use super::Failure;
@@ -14,15 +15,10 @@ use crate::virtio::mmio::{Kind, Transport};
 use crate::virtio::net::{Net, Sent};
 use crate::virtio::queue::{Part, Queue, QueueMemory};
 use crate::virtio::rng::Entropy;
+use crate::virtio::vsock::Vsock;
 use crate::wait::Wait;
 use crate::{cpu, say, serial};
 
-/// `struct virtio_vsock_hdr`, and one from CID 3, port 1024, to port 1 of CID 2 that asks for a stream (virtio 1.2, 5.10.6).
-const VSOCK_HEADER_BYTES: usize = 44;
-const VSOCK_REQUEST: [u8; 40] = [
-    3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0,
-    0, 0, 0, 1, 0,
-];
 /// Bytes of the honest request.
 const HONEST_BYTES: u32 = 512;
 
@@ -127,50 +123,44 @@ fn honest(
             net.kick();
             net.flush(&wait)?;
         }
-        // A page that is given away, and a packet to a port where nobody listens.
         Kind::Balloon => {
             let page = low32(buffer.address() >> 12).to_le_bytes();
-            served(machine, device, index, (3, 0), &page, &wait)?;
+            inflates(machine, index, &page, &wait)?;
         }
         Kind::Vsock => {
-            let mut packet = [0; VSOCK_HEADER_BYTES];
-            packet[..40].copy_from_slice(&VSOCK_REQUEST);
-            served(machine, device, index, (3, 1), &packet, &wait)?;
+            let mut vsock = Vsock::open(machine)?;
+            // To a port where nobody listens.
+            let mut stream = Stream::new(vsock.cid(), 1024, 1);
+            let call = stream
+                .due()
+                .ok_or(Failure::Check("a fresh stream calls nobody"))?;
+            let place = vsock
+                .place_to_send()?
+                .ok_or(Failure::Check("a fresh queue is full"))?;
+            vsock.send(place, &call);
+            vsock.kick();
+            vsock.flush(&wait)?;
         }
     }
     Ok(())
 }
 
-/// Sets a device of so many queues up, and has one of them take what is in `bytes`.
-fn served(
-    machine: &mut Machine,
-    device: Kind,
-    index: u64,
-    (queues, asked): (u16, u16),
-    bytes: &[u8],
-    wait: &Wait,
-) -> Result<(), Failure> {
-    let transport = Transport::find(machine.line, device, index)?;
+/// Sets a balloon up without its features, and gives it the pages of a list.
+fn inflates(machine: &mut Machine, index: u64, pages: &[u8], wait: &Wait) -> Result<(), Failure> {
+    let transport = Transport::find(machine.line, Kind::Balloon, index)?;
     let features = transport.negotiate(ring_feature::INDIRECT | ring_feature::EVENT_IDX)?;
-    let mut queue = None;
-    // A balloon has no more than two without its features.
-    for number in 0..queues {
-        if transport.queue_size_max(number) == 0 {
-            continue;
-        }
-        let mut memory = QueueMemory::new(&mut machine.memory)?;
-        let set_up = Queue::new(transport, number, features, &mut memory)?;
-        if number == asked {
-            queue = Some(set_up);
-        }
-    }
-    let mut queue = queue.ok_or(Failure::Check("the queue is not there"))?;
+    let [mut inflates, mut deflates] = [
+        QueueMemory::new(&mut machine.memory)?,
+        QueueMemory::new(&mut machine.memory)?,
+    ];
+    let mut queue = Queue::new(transport, 0, features, &mut inflates)?;
+    Queue::new(transport, 1, features, &mut deflates)?;
     transport.start();
-    let mut buffer = machine.memory.allocate(bytes.len())?;
-    buffer.bytes_mut().copy_from_slice(bytes);
+    let mut buffer = machine.memory.allocate(pages.len())?;
+    buffer.bytes_mut().copy_from_slice(pages);
     let part = Part {
         address: buffer.address(),
-        bytes: low32(bytes.len() as u64),
+        bytes: low32(pages.len() as u64),
         device_writes: false,
     };
     queue.submit(0, &[part]);

@@ -100,11 +100,11 @@ impl Talk for Call {
             self.stream.heard(&packet);
         }
         // A place first: what the stream says, it takes for said.
-        while self.vsock.has_place()? {
+        while let Some(place) = self.vsock.place_to_send()? {
             let Some(packet) = self.stream.due() else { break };
             has_moved = true;
             self.packets += 1;
-            self.vsock.send(&packet);
+            self.vsock.send(place, &packet);
         }
         self.vsock.kick();
         Ok(has_moved)

@@ -7,6 +7,7 @@ use crate::memory::OutOfMemory;
 pub mod blk;
 pub mod mmio;
 pub mod net;
+pub mod outbox;
 pub mod queue;
 pub mod rng;
 pub mod vsock;

@@ -1,12 +1,12 @@
 //! A virtio network interface (virtio 1.2, section 5.1).
 
 use instrument::packet::{CHECKSUM_AT, Mac, TCP_AT};
-use instrument::width::{low8, low16, low32, size};
+use instrument::width::{low8, low32, size};
 
 use super::mmio::{Kind, Transport};
+use super::outbox::{Outbox, PLACES};
 use super::queue::{Part, Queue, QueueMemory, SIZE_MAX};
 use super::{Error, feature as ring_feature};
-use crate::cpu;
 use crate::machine::Machine;
 use crate::memory::Buffer;
 use crate::wait::Wait;
@@ -20,13 +20,11 @@ pub struct Net {
     pub receives: Queue,
     /// The features agreed on.
     pub features: u64,
-    transmits: Queue,
+    transmits: Outbox,
     /// [`RECEIVE_BYTES`] for each slot.
     received: Buffer,
     /// [`TRANSMIT_BYTES`] for each slot.
     transmitted: Buffer,
-    /// The slots of the transmit queue that the device does not have.
-    free: u64,
 }
 
 /// The memory of an interface's queues.
@@ -46,8 +44,6 @@ pub struct Packet {
 
 /// Interfaces that can be used.
 pub const INTERFACES_MAX: usize = 2;
-/// Frames that can be on their way out.
-pub const TRANSMITS_MAX: u16 = 32;
 
 /// Bits of the feature word (section 5.1.3).
 pub mod feature {
@@ -133,12 +129,9 @@ impl Net {
             transport,
             features,
             received: machine.memory.allocate(usize::from(SIZE_MAX) * RECEIVE_BYTES)?,
-            transmitted: machine
-                .memory
-                .allocate(usize::from(TRANSMITS_MAX) * TRANSMIT_BYTES)?,
-            free: (1 << TRANSMITS_MAX) - 1,
+            transmitted: machine.memory.allocate(usize::from(PLACES) * TRANSMIT_BYTES)?,
             receives,
-            transmits,
+            transmits: Outbox::new(transmits),
         };
         transport.start();
         for slot in 0..net.receives.slots() {
@@ -209,11 +202,7 @@ impl Net {
 
     /// A slot for a frame, if there is one.
     pub fn slot_to_send(&mut self) -> Result<Option<u16>, Error> {
-        while let Some(used) = self.transmits.poll()? {
-            self.free |= 1 << used.slot;
-        }
-        let slot = low16(u64::from(self.free.trailing_zeros()));
-        Ok((slot < TRANSMITS_MAX).then_some(slot))
+        self.transmits.place()
     }
 
     /// Where the frame of a free slot goes.
@@ -255,18 +244,12 @@ impl Net {
             bytes: low32((HEADER_BYTES + bytes) as u64),
             device_writes: false,
         };
-        self.free &= !(1 << slot);
-        self.transmits.submit(slot, &[part]);
+        self.transmits.send(slot, &[part]);
     }
 
     /// Waits until all that was sent is on its way.
     pub fn flush(&mut self, wait: &Wait) -> Result<(), Error> {
-        let start = cpu::ticks();
-        while self.free != (1 << TRANSMITS_MAX) - 1 {
-            wait.pause(&mut self.transmits, start)?;
-            self.slot_to_send()?;
-        }
-        Ok(())
+        self.transmits.flush(wait)
     }
 
     /// Tells the device of all that was sent and given back.

@@ -1,13 +1,15 @@
 //! A virtio socket device (virtio 1.2, section 5.10).
 
 use instrument::stream::{DATA_BYTES_MAX, HEADER_BYTES, Packet};
-use instrument::width::{low16, low32, size};
+use instrument::width::{low32, size};
 
 use super::mmio::{Kind, Transport};
+use super::outbox::{Outbox, PLACES};
 use super::queue::{Part, Queue, QueueMemory};
 use super::{Error, feature as ring_feature};
 use crate::machine::Machine;
 use crate::memory::Buffer;
+use crate::wait::Wait;
 
 /// A device that is set up.
 #[derive(Debug)]
@@ -16,12 +18,10 @@ pub struct Vsock {
     pub transport: Transport,
     /// What comes.
     pub receives: Queue,
-    transmits: Queue,
+    transmits: Outbox,
     received: Buffer,
     headers: Buffer,
     data: Buffer,
-    /// The slots of the transmit queue that the device does not have.
-    free: u64,
 }
 
 /// The memory of its queues.
@@ -31,8 +31,6 @@ pub struct VsockMemory([QueueMemory; 3]);
 const RECEIVES: u16 = 0;
 const TRANSMITS: u16 = 1;
 const EVENTS: u16 = 2;
-/// Packets that can be on their way out.
-const TRANSMITS_MAX: u16 = 32;
 /// What Linux gives: a page for header and data.
 const RECEIVE_BYTES: usize = 4096;
 const RECEIVES_MAX: u16 = 128;
@@ -58,15 +56,12 @@ impl Vsock {
         let mut vsock = Self {
             transport,
             receives,
-            transmits,
+            transmits: Outbox::new(transmits),
             received: machine
                 .memory
                 .allocate(usize::from(RECEIVES_MAX) * RECEIVE_BYTES)?,
-            headers: machine
-                .memory
-                .allocate(usize::from(TRANSMITS_MAX) * HEADER_BYTES)?,
+            headers: machine.memory.allocate(usize::from(PLACES) * HEADER_BYTES)?,
             data: machine.memory.allocate(size(u64::from(DATA_BYTES_MAX)))?,
-            free: (1 << TRANSMITS_MAX) - 1,
         };
         transport.start();
         for slot in 0..vsock.receives.slots().min(RECEIVES_MAX) {
@@ -97,18 +92,14 @@ impl Vsock {
         Ok(packet)
     }
 
-    /// Whether there is a place for a packet.
-    pub fn has_place(&mut self) -> Result<bool, Error> {
-        while let Some(used) = self.transmits.poll()? {
-            self.free |= 1 << used.slot;
-        }
-        Ok(self.free != 0)
+    /// A place for a packet, if there is one.
+    pub fn place_to_send(&mut self) -> Result<Option<u16>, Error> {
+        self.transmits.place()
     }
 
-    /// Sends a packet, for which there is a place, with whatever its data are.
-    pub fn send(&mut self, packet: &Packet) {
-        let slot = low16(u64::from(self.free.trailing_zeros()));
-        let at = usize::from(slot) * HEADER_BYTES;
+    /// Sends a packet from a free place, with whatever its data are.
+    pub fn send(&mut self, place: u16, packet: &Packet) {
+        let at = usize::from(place) * HEADER_BYTES;
         self.headers
             .slice_mut(at, HEADER_BYTES)
             .copy_from_slice(&packet.header());
@@ -122,13 +113,17 @@ impl Vsock {
             bytes: packet.data_bytes,
             device_writes: false,
         };
-        self.free &= !(1 << slot);
         let parts: &[Part] = if packet.data_bytes > 0 {
             &[header, data]
         } else {
             &[header]
         };
-        self.transmits.submit(slot, parts);
+        self.transmits.send(place, parts);
+    }
+
+    /// Waits until all that was sent is on its way.
+    pub fn flush(&mut self, wait: &Wait) -> Result<(), Error> {
+        self.transmits.flush(wait)
     }
 
     /// Tells the device of all that was sent and given back.

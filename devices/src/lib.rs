@@ -6,6 +6,7 @@
 pub mod boot_timer;
 pub mod bus;
 mod complaints;
+pub mod hotplug;
 pub mod i8042;
 pub mod mmds;
 pub mod power;

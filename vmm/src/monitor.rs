@@ -7,12 +7,14 @@ mod balloon;
 mod migration;
 mod opening;
 mod operation;
+mod plug;
 mod postcopy;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod wakeup;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 use coracle_devices::mmds::Mmds;
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::device::Patience;
-use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface, Tap};
+use coracle_devices::virtio::net::PartialNetworkInterface;
 use coracle_devices::virtio::vsock::Listener;
 use coracle_storage::lease::Owner;
 use serde_json::Value;
@@ -34,18 +36,18 @@ use crate::api::verbs::{permitted, permitted_meanwhile};
 use crate::api::{Answer, Calls, Data, Fault, Verb};
 use crate::cli::StartTimes;
 use crate::config::{
-    Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, MigrationStage, NetworkError,
-    RateLimiterGroup, Version, VsockConfig, VsockError,
+    Config, ConfigError, FullConfig, InstanceInfo, MetricsConfig, MigrationStage, RateLimiterGroup, Version,
+    VsockConfig, VsockError,
 };
 use crate::console::{Console, Input};
 use crate::end::{End, Ending};
-use crate::event_loop::{EventLoop, Message, Source};
+use crate::event_loop::{EventLoop, Message, Source, Watch};
 use crate::keys::TrustedKeys;
 use crate::logger;
 use crate::machine::handover::Yielded;
 use crate::machine::plan::Plan;
 use crate::machine::report;
-use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Refused, Running, Stranded};
+use crate::machine::{self, Drives, Machine, Pause, Paused, Pausing, Plugged, Refused, Running, Stranded};
 use crate::metrics::{ProcessReport, Registry, Section, WRITE_PERIOD_S};
 use crate::migration::stream::Stream;
 use crate::migration::wire::Wire;
@@ -112,6 +114,8 @@ pub struct Monitor {
     guest_end: Arc<EndSignal>,
     event_loop: EventLoop,
     wakeup: Wakeup,
+    /// What tells of the loss of each drive.
+    losses: BTreeMap<String, Watch>,
     calls: Option<Calls>,
     console: Option<Console>,
     metrics: Registry,
@@ -183,6 +187,7 @@ impl Monitor {
             guest_end,
             event_loop,
             wakeup,
+            losses: BTreeMap::new(),
             calls: None,
             console: None,
             metrics,
@@ -300,7 +305,11 @@ impl Monitor {
         }
         match verb {
             Verb::Start => self.start(),
+            Verb::PutDrive(drive) => self.put_drive(drive),
             Verb::PatchDrive(patch) => self.patch_drive(patch),
+            Verb::DeleteDrive(id) => self.unplug(Plugged::Drive, &id),
+            Verb::PutNetworkInterface(network) => self.put_network(network),
+            Verb::DeleteNetworkInterface(id) => self.unplug(Plugged::Network, &id),
             Verb::Pause => Ok(self.pause()),
             Verb::Resume => self.begin_to_resume(),
             Verb::CreateSnapshot(files) => self.create_snapshot(files),
@@ -347,16 +356,8 @@ impl Monitor {
                 source.open().map_err(ConfigError::from)?;
                 self.config.set_boot_source(source)?;
             }
-            Verb::PutDrive(drive) => {
-                // Opened and leased at the start; likewise.
-                drive
-                    .check_image(&self.owner)
-                    .map_err(|error| Fault::from_error(&error))?;
-                self.config.insert_drive(drive)?;
-            }
             Verb::PutRateLimiterGroup(group) => self.config.insert_group(group)?,
             Verb::PatchRateLimiterGroup(patch) => self.patch_group(&patch)?,
-            Verb::PutNetworkInterface(network) => self.put_network(network)?,
             Verb::PatchNetworkInterface(patch) => self.patch_network(&patch)?,
             Verb::PutMmdsConfig(mmds) => self.config.set_mmds(mmds)?,
             Verb::PutMmds(content) => self.put_metadata(content)?,
@@ -395,7 +396,11 @@ impl Monitor {
             | Verb::GetMigration
             | Verb::WatchMigration => unreachable!("what only asks is told"),
             Verb::Start
+            | Verb::PutDrive(_)
             | Verb::PatchDrive(_)
+            | Verb::DeleteDrive(_)
+            | Verb::PutNetworkInterface(_)
+            | Verb::DeleteNetworkInterface(_)
             | Verb::Pause
             | Verb::Resume
             | Verb::CreateSnapshot(_)
@@ -442,7 +447,8 @@ impl Monitor {
         ));
         machine.register(&mut self.metrics);
         for loss in machine.loss_signals() {
-            self.event_loop.watch(Source::Loss(Arc::clone(loss)));
+            let watch = self.event_loop.watch(Source::Loss(Arc::clone(loss)));
+            self.losses.insert(loss.drive_id().to_owned(), watch);
         }
     }
 
@@ -484,12 +490,6 @@ impl Monitor {
         Listener::check(&path).map_err(|error| ConfigError::from(VsockError::from(error)))?;
         self.config = config;
         Ok(())
-    }
-
-    fn put_network(&mut self, network: NetworkInterfaceConfig) -> Result<(), Fault> {
-        // Opened again at the start, like a kernel.
-        Tap::open(&network.host_dev_name).map_err(|error| ConfigError::from(NetworkError::from(error)))?;
-        Ok(self.config.insert_network(network)?)
     }
 
     fn patch_network(&mut self, patch: &PartialNetworkInterface) -> Result<(), Fault> {

@@ -22,6 +22,7 @@ mod registers;
 mod state;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::io;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ use registers::{Registers, register, status};
 
 pub use pause::{Pause, TransportError};
 pub use state::{NotPaused, RestoreError, TransportQueueState, TransportState};
+pub use window::Window;
 
 /// How many addresses one device takes: the registers, and as much configuration space again and more.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -175,6 +177,11 @@ impl MmioTransport {
         if !matches!(self.life, Life::Idle | Life::Resetting) {
             self.interrupt().configuration_changed();
         }
+    }
+
+    /// Whether no driver has the device: none has come yet, or it has let go of it by a reset.
+    pub fn is_released(&self) -> bool {
+        matches!(self.life, Life::Idle) && self.registers.status & status::DRIVER == 0
     }
 
     fn interrupt(&self) -> Interrupt {

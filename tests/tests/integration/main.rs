@@ -23,6 +23,7 @@ mod exec;
 mod garbage;
 mod hostile;
 mod hosts;
+mod hotplug;
 mod iscsi;
 mod iscsi_ctl;
 mod jailer;
@@ -89,6 +90,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("escape", escape::CASES),
     ("garbage", garbage::CASES),
     ("hosts", hosts::CASES),
+    ("hotplug", hotplug::CASES),
     ("iscsi", iscsi::CASES),
     ("iscsi_ctl", iscsi_ctl::CASES),
     ("jailer", jailer::CASES),

@@ -120,7 +120,9 @@ mod tests {
             | VerbKind::GetSnapshot
             | VerbKind::GetMigration
             | VerbKind::WatchMigration
-            | VerbKind::CancelMigration => "",
+            | VerbKind::CancelMigration
+            | VerbKind::DeleteDrive
+            | VerbKind::DeleteNetworkInterface => "",
             VerbKind::SendMigration => r#"{"to": "b:1", "tls": {"certificate": "c", "key": "k", "ca": "a"}}"#,
             VerbKind::RecoverMigration => r#"{"to": "b:1"}"#,
             VerbKind::ReceiveMigration => {

@@ -113,7 +113,7 @@ pub static ROUTES: &[Route] = &[
     Route {
         method: Method::Put,
         path: "/drives/{drive_id}",
-        summary: "Adds a drive, or replaces the one of that name.",
+        summary: "Adds a drive, or replaces the one of that name; while the guest runs, plugs it in.",
         body: Some("DriveConfig"),
         answer: AnswerShape::Empty,
         kinds: &[VerbKind::PutDrive],
@@ -127,6 +127,15 @@ pub static ROUTES: &[Route] = &[
         answer: AnswerShape::Empty,
         kinds: &[VerbKind::PatchDrive],
         parse: patch_drive,
+    },
+    Route {
+        method: Method::Delete,
+        path: "/drives/{drive_id}",
+        summary: "Takes a drive out of a guest that runs and whose driver has let go of it.",
+        body: None,
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::DeleteDrive],
+        parse: |id, _| Ok(Verb::DeleteDrive(id.to_owned())),
     },
     Route {
         method: Method::Put,
@@ -163,6 +172,15 @@ pub static ROUTES: &[Route] = &[
         answer: AnswerShape::Empty,
         kinds: &[VerbKind::PatchNetworkInterface],
         parse: patch_network,
+    },
+    Route {
+        method: Method::Delete,
+        path: "/network-interfaces/{iface_id}",
+        summary: "Takes a network interface out of a guest that runs and whose driver has let go of it.",
+        body: None,
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::DeleteNetworkInterface],
+        parse: |id, _| Ok(Verb::DeleteNetworkInterface(id.to_owned())),
     },
     Route {
         method: Method::Put,

@@ -35,6 +35,8 @@ pub enum Verb {
     PutDrive(DriveConfig),
     /// Change a drive's image or limits.
     PatchDrive(PartialDrive),
+    /// Take a drive out.
+    DeleteDrive(String),
     /// Add or replace a group of drives that share limits.
     PutRateLimiterGroup(RateLimiterGroup),
     /// Change the limits of a group.
@@ -43,6 +45,8 @@ pub enum Verb {
     PutNetworkInterface(NetworkInterfaceConfig),
     /// Change the limits of a network interface.
     PatchNetworkInterface(PartialNetworkInterface),
+    /// Take a network interface out.
+    DeleteNetworkInterface(String),
     /// Let the guest ask for its metadata.
     PutMmdsConfig(MmdsConfig),
     /// Replace the metadata.
@@ -126,10 +130,12 @@ pub enum VerbKind {
     PutBootSource,
     PutDrive,
     PatchDrive,
+    DeleteDrive,
     PutRateLimiterGroup,
     PatchRateLimiterGroup,
     PutNetworkInterface,
     PatchNetworkInterface,
+    DeleteNetworkInterface,
     PutMmdsConfig,
     PutMmds,
     PatchMmds,
@@ -179,10 +185,12 @@ impl Verb {
             Self::PutBootSource(_) => VerbKind::PutBootSource,
             Self::PutDrive(_) => VerbKind::PutDrive,
             Self::PatchDrive(_) => VerbKind::PatchDrive,
+            Self::DeleteDrive(_) => VerbKind::DeleteDrive,
             Self::PutRateLimiterGroup(_) => VerbKind::PutRateLimiterGroup,
             Self::PatchRateLimiterGroup(_) => VerbKind::PatchRateLimiterGroup,
             Self::PutNetworkInterface(_) => VerbKind::PutNetworkInterface,
             Self::PatchNetworkInterface(_) => VerbKind::PatchNetworkInterface,
+            Self::DeleteNetworkInterface(_) => VerbKind::DeleteNetworkInterface,
             Self::PutMmdsConfig(_) => VerbKind::PutMmdsConfig,
             Self::PutMmds(_) => VerbKind::PutMmds,
             Self::PatchMmds(_) => VerbKind::PatchMmds,
@@ -245,6 +253,15 @@ pub fn permitted(phase: Phase, verb: VerbKind) -> Result<(), Fault> {
         (Phase::Paused, VerbKind::SendMigration) => Err(Fault::bad_request(
             "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`, `coraclectl resume`).",
         )),
+        (
+            Phase::Paused,
+            VerbKind::PutDrive
+            | VerbKind::DeleteDrive
+            | VerbKind::PutNetworkInterface
+            | VerbKind::DeleteNetworkInterface,
+        ) => Err(Fault::bad_request(
+            "Hot-plug error: devices come and go while the guest runs: let it run first (PATCH /vm with state `Resumed`).",
+        )),
         _ => match (phase, time_of(verb)) {
             (_, Time::Always)
             | (Phase::NotStarted, Time::BeforeStart)
@@ -272,6 +289,8 @@ fn time_of(verb: VerbKind) -> Time {
         V::GetInstance
         | V::GetVersion
         | V::GetMachineConfig
+        | V::PutDrive
+        | V::PutNetworkInterface
         | V::GetConfig
         | V::GetMetrics
         | V::PutMmds
@@ -290,9 +309,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PatchMachineConfig
         | V::PutCpuConfig
         | V::PutBootSource
-        | V::PutDrive
         | V::PutRateLimiterGroup
-        | V::PutNetworkInterface
         | V::PutMmdsConfig
         | V::PutVsock
         | V::PutBalloon
@@ -308,8 +325,10 @@ fn time_of(verb: VerbKind) -> Time {
         | V::GetHintingStatus
         | V::StopHinting
         | V::PatchDrive
+        | V::DeleteDrive
         | V::PatchRateLimiterGroup
         | V::PatchNetworkInterface
+        | V::DeleteNetworkInterface
         | V::FlushMetrics
         | V::SendCtrlAltDel
         | V::Pause
@@ -328,6 +347,8 @@ pub enum Underway {
     Pause,
     /// A drive is being given another image or size.
     DriveChange,
+    /// A device comes or goes.
+    Plug,
     /// A snapshot is being made.
     SnapshotCreate,
     /// A snapshot is being loaded.
@@ -340,10 +361,11 @@ pub enum Underway {
 
 impl Underway {
     /// All of them, for tables over them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Start,
         Self::Pause,
         Self::DriveChange,
+        Self::Plug,
         Self::SnapshotCreate,
         Self::SnapshotLoad,
         Self::Resume,
@@ -356,6 +378,7 @@ impl Underway {
             Self::Start => "a start",
             Self::Pause => "a pause",
             Self::DriveChange => "a change of a drive",
+            Self::Plug => "a device that comes or goes",
             Self::SnapshotCreate => "a snapshot",
             Self::SnapshotLoad => "the load of a snapshot",
             Self::Resume => "a resume",
@@ -399,10 +422,12 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::PutBootSource
         | V::PutDrive
         | V::PatchDrive
+        | V::DeleteDrive
         | V::PutRateLimiterGroup
         | V::PatchRateLimiterGroup
         | V::PutNetworkInterface
         | V::PatchNetworkInterface
+        | V::DeleteNetworkInterface
         | V::PutMmdsConfig
         | V::PutVsock
         | V::PutBalloon
@@ -434,6 +459,8 @@ mod tests {
         "Create snapshot error: the microVM runs: pause it first (PATCH /vm with state `Paused`).";
     const STANDS: &str = "Migration error: the microVM stands still: let it run first (PATCH /vm with state `Resumed`, \
                           `coraclectl resume`).";
+    const STILL: &str = "Hot-plug error: devices come and go while the guest runs: let it run first (PATCH /vm with state \
+                         `Resumed`).";
     const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 
     #[test]
@@ -493,8 +520,10 @@ mod tests {
             V::GetHintingStatus,
             V::StopHinting,
             V::PatchDrive,
+            V::DeleteDrive,
             V::PatchRateLimiterGroup,
             V::PatchNetworkInterface,
+            V::DeleteNetworkInterface,
             V::FlushMetrics,
             V::SendCtrlAltDel,
             V::Pause,
@@ -502,15 +531,24 @@ mod tests {
             V::CreateSnapshot,
             V::SendMigration,
         ];
+        let plugged = [
+            V::PutDrive,
+            V::DeleteDrive,
+            V::PutNetworkInterface,
+            V::DeleteNetworkInterface,
+        ];
         let mut seen = 0;
         for kind in ROUTES.iter().flat_map(|route| route.kinds) {
             for phase in Phase::ALL {
                 let expected = match phase {
                     _ if always.contains(kind) => Ok(()),
+                    Phase::Paused if plugged.contains(kind) => Err(Fault::bad_request(STILL)),
                     Phase::Paused if *kind == V::SendMigration => Err(Fault::bad_request(STANDS)),
                     Phase::Running if *kind == V::CreateSnapshot => Err(Fault::bad_request(RUNNING)),
                     Phase::NotStarted if once_started.contains(kind) => Err(Fault::bad_request(BEFORE)),
-                    Phase::Running | Phase::Paused if !once_started.contains(kind) => {
+                    Phase::Running | Phase::Paused
+                        if !once_started.contains(kind) && !plugged.contains(kind) =>
+                    {
                         Err(Fault::bad_request(AFTER))
                     }
                     _ => Ok(()),
@@ -521,7 +559,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            47 * 3,
+            49 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

@@ -279,6 +279,40 @@ impl Config {
         Ok(())
     }
 
+    /// Adds a drive to a machine whose guest runs.
+    ///
+    /// # Errors
+    ///
+    /// There is one of that name, the machine cannot boot from it any more, or a rule that it breaks; then nothing has changed.
+    pub fn plug_drive(&mut self, drive: DriveConfig) -> Result<(), ConfigError> {
+        let drive_id = drive.drive_id.clone();
+        if self.drives.iter().any(|other| other.drive_id == drive_id) {
+            return Err(ConfigError::DriveThere { drive_id });
+        }
+        if drive.is_root_device {
+            return Err(ConfigError::LateRoot { drive_id });
+        }
+        self.insert_drive(drive)
+    }
+
+    /// Removes a drive from a machine whose guest runs.
+    ///
+    /// # Errors
+    ///
+    /// There is none of that name, or the guest has its root on it; then nothing has changed.
+    pub fn unplug_drive(&mut self, drive_id: &str) -> Result<(), ConfigError> {
+        let at = self.drives.iter().position(|drive| drive.drive_id == drive_id);
+        let drive_id = drive_id.to_owned();
+        match at.and_then(|at| Some((at, self.drives.get(at)?))) {
+            None => Err(ConfigError::NoSuchDrive { drive_id }),
+            Some((_, drive)) if drive.is_root_device => Err(ConfigError::RootStays { drive_id }),
+            Some((at, _)) => {
+                self.drives.remove(at);
+                Ok(())
+            }
+        }
+    }
+
     /// Adds a group of drives that share limits, or replaces the one of the same name.
     ///
     /// # Errors
@@ -492,6 +526,28 @@ pub enum ConfigError {
     /// No place for another drive.
     #[error("Drive config error: there are {DRIVES_MAX} drives, and no machine can have more")]
     TooManyDrives,
+    /// A second drive of one name, while the guest runs.
+    #[error(
+        "Drive config error: there is a drive `{drive_id}`: PATCH /drives/{drive_id} changes it, and DELETE takes it out"
+    )]
+    DriveThere {
+        /// The drive.
+        drive_id: String,
+    },
+    /// A drive to boot from, once the guest has booted.
+    #[error("Drive config error: `{drive_id}` comes too late to be booted from: leave is_root_device out")]
+    LateRoot {
+        /// The drive.
+        drive_id: String,
+    },
+    /// The drive that was booted from is to go.
+    #[error(
+        "Drive config error: `{drive_id}` is the root device, which stays as long as the machine is there"
+    )]
+    RootStays {
+        /// The drive.
+        drive_id: String,
+    },
     /// A change of something that is not there.
     #[error("Drive config error: there is no drive `{drive_id}`; GET /vm/config lists them")]
     NoSuchDrive {

@@ -5,7 +5,7 @@ use coracle_devices::virtio::net::{
 };
 use coracle_storage::limit::RateLimiterConfig;
 
-use super::{Config, ConfigError, NETWORKS_MAX, NetworkOverride, check_device_id};
+use super::{Config, ConfigError, MmdsConfig, NETWORKS_MAX, NetworkOverride, check_device_id};
 
 /// Why a network interface is refused.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,14 @@ pub enum NetworkError {
     NoSuch(String),
     #[error("network interface `{0}` is named twice: say all of it in one")]
     Twice(String),
+    #[error(
+        "there is a network interface `{0}`: PATCH /network-interfaces/{0} changes its limits, and DELETE takes it out"
+    )]
+    There(String),
+    #[error(
+        "the guest asks for its metadata by network interface `{0}`, which stays as long as the machine is there"
+    )]
+    HasMetadata(String),
 }
 
 impl Config {
@@ -58,6 +66,33 @@ impl Config {
             Ok(there) => *there = network,
             Err(_) => self.networks.push(network),
         }
+        Ok(())
+    }
+
+    /// Adds a network interface to a machine whose guest runs.
+    ///
+    /// # Errors
+    ///
+    /// There is one of that name, or a rule that it breaks; then nothing has changed.
+    pub fn plug_network(&mut self, network: NetworkInterfaceConfig) -> Result<(), ConfigError> {
+        if self.network_mut(&network.iface_id).is_ok() {
+            return Err(NetworkError::There(network.iface_id).into());
+        }
+        self.insert_network(network)
+    }
+
+    /// Removes a network interface from a machine whose guest runs.
+    ///
+    /// # Errors
+    ///
+    /// There is none of that name, or the guest has its metadata by it; then nothing has changed.
+    pub fn unplug_network(&mut self, id: &str) -> Result<(), ConfigError> {
+        self.network_mut(id)?;
+        let has_metadata = |mmds: &MmdsConfig| mmds.network_interfaces.iter().any(|other| other == id);
+        if self.mmds().is_some_and(has_metadata) {
+            return Err(NetworkError::HasMetadata(id.to_owned()).into());
+        }
+        self.networks.retain(|network| network.iface_id != id);
         Ok(())
     }
 

@@ -204,6 +204,23 @@ impl Vm {
             .map_err(failed("KVM_IOEVENTFD"))
     }
 
+    /// Undoes [`Self::connect_interrupt`].
+    pub fn disconnect_interrupt(&self, line: &EventFd, gsi: u32) {
+        if let Err(error) = self.fd.unregister_irqfd(line, gsi) {
+            log::error!("interrupt line {gsi} stays connected: {error}");
+        }
+    }
+
+    /// Undoes [`Self::connect_kick`].
+    pub fn disconnect_kick(&self, kick: &EventFd, address: u64, value: u32) {
+        let undone = self
+            .fd
+            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), value);
+        if let Err(error) = undone {
+            log::error!("writes of {value} to {address:#x} stay connected: {error}");
+        }
+    }
+
     /// What there is to save and to restore of this machine's vCPUs.
     pub fn state_shape(&self) -> &Arc<StateShape> {
         &self.state_shape

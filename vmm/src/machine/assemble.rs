@@ -3,13 +3,13 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
+use coracle_devices::bus::{Bus, BusError, BusRange};
+use coracle_devices::hotplug::Hotplug;
 use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonControl};
 use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::dirty::DirtyPages;
-use coracle_devices::virtio::mmio::{self, MmioTransport};
 use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig, EntropyCounts};
 use coracle_devices::virtio::vsock::{Vsock, VsockCounts};
@@ -18,11 +18,12 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::lineage::Lineage;
+use super::places::{Places, PlacesState, VirtioSlot};
 use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan, VsockPlan};
 use super::platform::{Platform, PlatformError, renew_generation};
 use super::restore::RestoreError;
 use super::shell::Shell;
-use super::{DriveSlot, Machine, NetworkSlot, Parts, Paused, VirtioSlot};
+use super::{DriveSlot, Machine, NetworkSlot, Parts, Paused};
 use crate::arch::x86_64::boot::cmdline::{Cmdline, Root};
 use crate::arch::x86_64::boot::{self, BootError, BootSource, Entry};
 use crate::arch::x86_64::cpu::{Cpu, CpuError, Topology};
@@ -116,10 +117,7 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
     let mut parts = assemble(plan, ending, guest_end)?;
     // The leases were being recorded all the while; no guest writes before they are.
     for drive in &mut parts.drives {
-        drive.hold.settle().map_err(|source| BuildError::Lease {
-            id: drive.id.clone(),
-            source,
-        })?;
+        drive.settle()?;
     }
     Ok(Machine::new(parts))
 }
@@ -131,6 +129,7 @@ const BOOT_TIMER: BusRange = BusRange {
 };
 
 fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
+    let placed = placed(&plan)?;
     let (memory, parent) = memory_of(&plan.origin)?;
     let Shell { kvm, vm, vcpus } = match plan.shell {
         Some(shell) => shell,
@@ -139,24 +138,22 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     let lineage = Lineage::new(parent, plan.dirty_log, &memory);
 
     // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
-    let mut virtio = VirtioBus::new(&vm, &memory, lineage.devices());
+    let hotplug = Hotplug::new().map_err(device_failed("places of devices"))?;
+    let mut mmio = Bus::new();
+    let places = Places::new(&mut mmio, &hotplug, &plan.origin, &placed)?;
+    let mut virtio = VirtioBus::new(&vm, &memory, lineage.devices(), places, placed.occupied);
     let drives = virtio.insert_drives(plan.disks)?;
     let networks = virtio.insert_networks(plan.networks)?;
     let vsock_counts = virtio.insert_vsock(plan.vsock)?;
     let balloon = virtio.insert_balloon(plan.balloon)?;
     let entropy_counts = virtio.insert_entropy(plan.entropy)?;
-    let VirtioBus {
-        bus: mut mmio,
-        windows,
-        slots,
-        ..
-    } = virtio;
+    let VirtioBus { places, slots, .. } = virtio;
 
     if let Some(timer) = plan.boot_timer {
         mmio.insert(BOOT_TIMER, "boot timer", Arc::new(Mutex::new(timer)))?;
     }
 
-    let platform = Platform::new(&vm, &plan.serial, guest_end)?;
+    let platform = Platform::new(&vm, &plan.serial, guest_end, &hotplug)?;
     let counters = Arc::<VcpuCounters>::default();
     let outside = Outside {
         ports: Arc::new(platform.ports),
@@ -170,6 +167,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     let mut parts = Parts {
         vcpus: Vec::new(),
         devices: slots,
+        places,
         drives,
         groups: plan.groups,
         networks,
@@ -189,7 +187,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         is_remembered: matches!(plan.origin, Origin::Saved(_)),
     };
     match plan.origin {
-        Origin::Boot(origin) => boot(&kvm, &vcpus, &parts, &origin, plan.topology, &windows)?,
+        Origin::Boot(origin) => boot(&kvm, &vcpus, &parts, &origin, plan.topology)?,
         Origin::Saved(origin) => {
             (parts.pager, parts.fetcher) = (origin.memory.pager, origin.memory.fetcher);
             parts.restore(&vcpus, &origin.state)?;
@@ -223,16 +221,16 @@ fn boot(
     parts: &Parts,
     origin: &BootOrigin,
     topology: Topology,
-    windows: &[VirtioWindow],
 ) -> Result<(), BuildError> {
+    let windows: Vec<_> = VirtioWindow::all().take(parts.devices.len()).collect();
     let cpu = Cpu::new(kvm, topology, origin.template.clone())?;
     renew_generation(&parts.memory)?;
-    let entry = load(&parts.memory, &origin.boot, windows)?;
+    let entry = load(&parts.memory, &origin.boot, &windows)?;
     tables::write(
         &parts.memory,
         &tables::Platform {
             vcpus: topology.vcpus(),
-            virtio: windows,
+            virtio: &windows,
         },
     )?;
     // All of them are configured before the first thread starts: KVM wants them so (their number is part of the topology).
@@ -259,24 +257,92 @@ fn device_failed(id: &str) -> impl FnOnce(io::Error) -> BuildError + '_ {
     }
 }
 
-/// Puts virtio devices on the MMIO bus, one window and one interrupt line each.
+/// The device of a planned disk, and what controls it.
+pub(super) fn drive_of(plan: DiskPlan) -> Result<(DriveSlot, Blk), BuildError> {
+    let DiskPlan {
+        held,
+        group,
+        is_taken_over,
+    } = plan;
+    let HeldDisk { disk, hold } = held;
+    let id = disk.id.clone();
+    let (blk, control) = Blk::new(disk).map_err(device_failed(&id))?;
+    let slot = DriveSlot {
+        id,
+        group,
+        control,
+        hold,
+        is_taken_over,
+    };
+    Ok((slot, blk))
+}
+
+/// The device of a planned network interface, and what controls it.
+pub(super) fn network_of(plan: NetworkPlan) -> Result<(NetworkSlot, Net), BuildError> {
+    let NetworkPlan {
+        config,
+        metadata,
+        tap,
+    } = plan;
+    let id = config.iface_id.clone();
+    let (net, control) = Net::new(&config, tap, metadata).map_err(device_failed(&id))?;
+    Ok((NetworkSlot { id, control }, net))
+}
+
+impl DriveSlot {
+    /// Waits until the lease of the image is recorded.
+    pub(super) fn settle(&mut self) -> Result<(), BuildError> {
+        self.hold.settle().map_err(|source| BuildError::Lease {
+            id: self.id.clone(),
+            source,
+        })
+    }
+}
+
+/// Where each device of `plan` goes.
+fn placed(plan: &Plan) -> Result<PlacesState, BuildError> {
+    let single = [
+        plan.vsock.is_some(),
+        plan.balloon.is_some(),
+        plan.entropy.is_some(),
+    ];
+    let single: usize = single.map(usize::from).iter().sum();
+    let devices = plan.disks.len() + plan.networks.len() + single;
+    let saved = match &plan.origin {
+        Origin::Saved(origin) => origin.state.places.clone(),
+        Origin::Boot(_) => None,
+    };
+    let places = saved.unwrap_or_else(|| PlacesState::without_vacancies(devices));
+    places.check(devices).map_err(RestoreError::from)?;
+    Ok(places)
+}
+
+/// Puts virtio devices in their places, in the order in which their states are saved.
 struct VirtioBus<'a> {
     vm: &'a Vm,
     memory: &'a Arc<GuestMemoryMmap>,
     dirty: Arc<DirtyPages>,
-    bus: Bus,
-    windows: Vec<VirtioWindow>,
+    places: Places,
+    /// The places of the devices that are still to come.
+    next: std::vec::IntoIter<u32>,
     slots: Vec<VirtioSlot>,
 }
 
 impl<'a> VirtioBus<'a> {
-    fn new(vm: &'a Vm, memory: &'a Arc<GuestMemoryMmap>, dirty: Arc<DirtyPages>) -> Self {
+    /// Puts devices into `places`, one after the other where `occupied` says.
+    fn new(
+        vm: &'a Vm,
+        memory: &'a Arc<GuestMemoryMmap>,
+        dirty: Arc<DirtyPages>,
+        places: Places,
+        occupied: Vec<u32>,
+    ) -> Self {
         Self {
             vm,
             memory,
             dirty,
-            bus: Bus::new(),
-            windows: Vec::new(),
+            places,
+            next: occupied.into_iter(),
             slots: Vec::new(),
         }
     }
@@ -287,38 +353,18 @@ impl<'a> VirtioBus<'a> {
     }
 
     fn insert_drive(&mut self, plan: DiskPlan) -> Result<DriveSlot, BuildError> {
-        let DiskPlan {
-            held,
-            group,
-            is_taken_over,
-        } = plan;
-        let HeldDisk { disk, hold } = held;
-        let id = disk.id.clone();
-        let (blk, control) = Blk::new(disk).map_err(device_failed(&id))?;
-        Ok(DriveSlot {
-            at: self.insert(&id, Box::new(blk))?,
-            id,
-            group,
-            control,
-            hold,
-            is_taken_over,
-        })
+        let (slot, blk) = drive_of(plan)?;
+        self.insert(&slot.id, Box::new(blk))?;
+        Ok(slot)
     }
 
     fn insert_networks(&mut self, plans: Vec<NetworkPlan>) -> Result<Vec<NetworkSlot>, BuildError> {
-        let mut networks = Vec::new();
-        for NetworkPlan {
-            config,
-            metadata,
-            tap,
-        } in plans
-        {
-            let id = config.iface_id.clone();
-            let (net, control) = Net::new(&config, tap, metadata).map_err(device_failed(&id))?;
-            self.insert(&id, Box::new(net))?;
-            networks.push(NetworkSlot { id, control });
-        }
-        Ok(networks)
+        let networks = plans.into_iter().map(|plan| {
+            let (slot, net) = network_of(plan)?;
+            self.insert(&slot.id, Box::new(net))?;
+            Ok(slot)
+        });
+        networks.collect()
     }
 
     fn insert_vsock(&mut self, plan: Option<VsockPlan>) -> Result<Option<Arc<VsockCounts>>, BuildError> {
@@ -356,38 +402,15 @@ impl<'a> VirtioBus<'a> {
         Ok(Some(counts))
     }
 
-    /// Returns the device's place among the slots.
-    fn insert(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<usize, BuildError> {
-        let at = self.slots.len();
-        let window = u32::try_from(at)
-            .ok()
-            .and_then(VirtioWindow::of_device)
-            .ok_or(BuildError::TooManyDevices)?;
-        let mut transport = MmioTransport::new(device, Arc::clone(self.memory)).map_err(device_failed(id))?;
-        transport
-            .track(Some(Arc::clone(&self.dirty)))
-            .expect("no driver has touched a device that was made just now");
-        self.vm.connect_interrupt(transport.line(), window.irq)?;
-        for (index, kick) in (0..).zip(transport.kicks()) {
-            self.vm
-                .connect_kick(kick, window.address + mmio::QUEUE_NOTIFY, index)?;
-        }
-        let transport = Arc::new(Mutex::new(transport));
-        let registers: Arc<Mutex<dyn BusDevice>> = transport.clone();
-        self.bus.insert(
-            BusRange {
-                start: window.address,
-                len: mmio::MMIO_LEN,
-            },
-            id,
-            registers,
-        )?;
-        self.windows.push(window);
-        self.slots.push(VirtioSlot {
-            id: id.to_owned(),
-            transport,
-        });
-        Ok(at)
+    /// Puts the next device in the next place.
+    fn insert(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<(), BuildError> {
+        let place = self.next.next().ok_or(BuildError::TooManyDevices)?;
+        let dirty = Arc::clone(&self.dirty);
+        let slot = self
+            .places
+            .insert(self.vm, self.memory, dirty, (id, place, device))?;
+        self.slots.push(slot);
+        Ok(())
     }
 }
 

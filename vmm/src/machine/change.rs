@@ -1,6 +1,5 @@
 //! The drives of a machine, whatever phase it is in, and changes of them that are under way.
 
-use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::balloon::BalloonControl;
@@ -11,7 +10,8 @@ use coracle_devices::virtio::net::PartialNetworkInterface;
 use coracle_storage::limit::RateLimiterConfig;
 use coracle_storage::open::{Hold, Image};
 
-use super::{DriveSlot, Machine, Parts, Paused, Running, Stranded, TransitionError, VirtioSlot};
+use super::places::VirtioSlot;
+use super::{DriveSlot, Machine, Parts, Paused, Running, Stranded, TransitionError};
 
 /// The drives of one machine.
 pub struct Drives<'m> {
@@ -138,10 +138,8 @@ impl<P> Machine<P> {
 
     /// Tells the guest to look again at the size of each disk.
     pub fn announce_disks(&self) {
-        for drive in &self.parts.drives {
-            if let Some(slot) = self.parts.devices.get(drive.at) {
-                slot.lock().announce_configuration();
-            }
+        for (_, slot) in self.parts.drives.iter().zip(&self.parts.devices) {
+            slot.lock().announce_configuration();
         }
     }
 
@@ -336,7 +334,7 @@ impl DriveChange {
 }
 
 /// Goes on with the device's registers, or later when a vCPU has them.
-fn with(slot: &VirtioSlot, step: impl FnOnce(&mut MutexGuard<'_, MmioTransport>) -> Step) -> Step {
+fn with(slot: &VirtioSlot, step: impl FnOnce(&mut MmioTransport) -> Step) -> Step {
     match slot.try_lock() {
         Some(mut transport) => step(&mut transport),
         None => Step::Wait(Instant::now() + LOCKED_PERIOD),
@@ -346,10 +344,9 @@ fn with(slot: &VirtioSlot, step: impl FnOnce(&mut MutexGuard<'_, MmioTransport>)
 impl Parts {
     /// A drive, and its device.
     fn drive_in_slot(&mut self, id: &str) -> Result<(&mut DriveSlot, &VirtioSlot), DriveChangeError> {
-        let drive = self.drives.iter_mut().find(|drive| drive.id == id);
-        let drive = drive.ok_or_else(|| DriveChangeError::Unknown(id.to_owned()))?;
-        let slot = self.devices.get(drive.at);
-        Ok((drive, slot.expect("a drive keeps the place that it was put in")))
+        let mut drives = self.drives.iter_mut().zip(&self.devices);
+        let found = drives.find(|(drive, _)| drive.id == id);
+        found.ok_or_else(|| DriveChangeError::Unknown(id.to_owned()))
     }
 }
 

@@ -19,8 +19,10 @@ pub mod handover;
 mod lineage;
 mod pace;
 mod pausing;
+mod places;
 pub mod plan;
 mod platform;
+mod plug;
 pub mod report;
 mod restore;
 mod round;
@@ -29,13 +31,13 @@ pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex};
 
 use coracle_devices::i8042::{I8042, KeyboardError};
 use coracle_devices::serial::SerialPort;
 use coracle_devices::virtio::balloon::BalloonControl;
 use coracle_devices::virtio::blk::{BlkControl, LossSignal};
-use coracle_devices::virtio::mmio::{MmioTransport, TransportError};
+use coracle_devices::virtio::mmio::TransportError;
 use coracle_devices::virtio::net::NetControl;
 use coracle_devices::virtio::rng::EntropyCounts;
 use coracle_devices::virtio::vsock::VsockCounts;
@@ -51,11 +53,13 @@ use crate::memory::pager::{self, Pager, Remains};
 use crate::migration::postcopy::target::Fetcher;
 
 use self::lineage::Lineage;
+use self::places::{Places, VirtioSlot};
 
 pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
 pub use pausing::{Pause, Pausing};
 pub use platform::{PlatformError, renew_generation};
+pub use plug::{Departed, Newcomer, PlugError, Plugged, UnplugError};
 pub use restore::{check_compatible, check_processors};
 pub use round::{Round, RoundError};
 
@@ -82,7 +86,9 @@ pub struct Machine<P> {
 /// What a machine consists of, in the order in which it is taken apart.
 struct Parts {
     vcpus: Vec<Vcpu>,
+    /// Those of the drives, in their order, then those of the networks, in theirs, then the others.
     devices: Vec<VirtioSlot>,
+    places: Places,
     /// After the devices: a lease ends when nobody uses the image any more.
     drives: Vec<DriveSlot>,
     groups: Vec<LimitGroup>,
@@ -115,8 +121,6 @@ struct DriveSlot {
     /// The group whose limits it shares.
     group: Option<String>,
     control: BlkControl,
-    /// Its place among the devices.
-    at: usize,
     hold: Hold,
     /// It was taken over from a source that may have it back until the first of those is started.
     is_taken_over: bool,
@@ -129,16 +133,10 @@ struct NetworkSlot {
 }
 
 /// Limits that the drives of one group share.
-struct LimitGroup {
+#[derive(Clone)]
+pub struct LimitGroup {
     id: String,
     limiter: Arc<SharedLimiter>,
-}
-
-/// One virtio device in its place on the bus.
-struct VirtioSlot {
-    /// The device's id in the configuration.
-    id: String,
-    transport: Arc<Mutex<MmioTransport>>,
 }
 
 /// A transition that did not happen: the machine, in the phase that it is in, and why.
@@ -281,7 +279,7 @@ impl Machine<Stranded> {
 impl Drop for Parts {
     fn drop(&mut self) {
         self.vcpus.clear();
-        self.devices.clear();
+        self.devices.drain(..).for_each(|slot| slot.clear());
         let of_pager = self.pager.take().map(Pager::end);
         let of_fetcher = self.fetcher.take().map(Fetcher::end);
         if [of_pager, of_fetcher].contains(&Some(Remains::Waiters)) {
@@ -305,36 +303,6 @@ impl Parts {
         self.vcpus.iter().try_for_each(Vcpu::kick)?;
         self.vcpus.iter().try_for_each(Vcpu::wait_parked)?;
         self.devices.iter().try_for_each(VirtioSlot::stop)
-    }
-}
-
-impl VirtioSlot {
-    fn start(&self) -> Result<(), TransitionError> {
-        self.lock().resume().map_err(|source| self.failed(source))
-    }
-
-    fn stop(&self) -> Result<(), TransitionError> {
-        self.lock().pause().map_err(|source| self.failed(source))
-    }
-
-    fn failed(&self, source: TransportError) -> TransitionError {
-        TransitionError::Device {
-            id: self.id.clone(),
-            source,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, MmioTransport> {
-        self.transport.lock().expect(NO_PANIC)
-    }
-
-    /// The same, unless a vCPU has it: one that resets the device may keep it as long as that takes to drain.
-    fn try_lock(&self) -> Option<MutexGuard<'_, MmioTransport>> {
-        match self.transport.try_lock() {
-            Ok(transport) => Some(transport),
-            Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Poisoned(_)) => panic!("{NO_PANIC}"),
-        }
     }
 }
 

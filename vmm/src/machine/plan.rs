@@ -310,7 +310,7 @@ pub(crate) fn page_size(huge_pages: HugePages) -> PageSize {
 }
 
 impl DiskPlan {
-    fn new(
+    pub(super) fn new(
         drive: &DriveConfig,
         owner: &Owner,
         course: &Course,
@@ -335,7 +335,7 @@ impl DiskPlan {
 }
 
 impl NetworkPlan {
-    fn new(config: &NetworkInterfaceConfig) -> Result<Self, PlanError> {
+    pub(super) fn new(config: &NetworkInterfaceConfig) -> Result<Self, PlanError> {
         let tap = Tap::open(&config.host_dev_name).map_err(|source| PlanError::Network {
             iface_id: config.iface_id.clone(),
             source,

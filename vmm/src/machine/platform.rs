@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use coracle_devices::bus::{Bus, BusDevice, BusError, BusRange};
+use coracle_devices::hotplug::{HOTPLUG_PORT, HOTPLUG_PORTS, Hotplug, HotplugRegisters};
 use coracle_devices::i8042::{I8042, I8042_IRQ, I8042_PORT, I8042_PORTS};
 use coracle_devices::power::{EndSignal, POWER_PORT, POWER_PORTS, Power};
 use coracle_devices::serial::{Output, SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialConfig, SerialPort};
@@ -57,13 +58,19 @@ pub(super) struct Platform {
 
 impl Platform {
     /// Makes the devices, and connects their interrupts.
-    pub(super) fn new(vm: &Vm, serial: &SerialConfig, end: &Arc<EndSignal>) -> Result<Self, PlatformError> {
+    pub(super) fn new(
+        vm: &Vm,
+        serial: &SerialConfig,
+        end: &Arc<EndSignal>,
+        hotplug: &Arc<Hotplug>,
+    ) -> Result<Self, PlatformError> {
         let serial = SerialPort::new(output(serial)?).map_err(device_failed("serial port"))?;
         vm.connect_interrupt(serial.line(), SERIAL_IRQ)?;
         let keyboard = I8042::new(Arc::clone(end)).map_err(device_failed("keyboard controller"))?;
         vm.connect_interrupt(keyboard.line(), I8042_IRQ)?;
         let generation = GenerationId::new(layout::VMGENID)?;
-        vm.connect_interrupt(generation.line(), layout::VMGENID_IRQ)?;
+        vm.connect_interrupt(generation.line(), layout::EVENT_IRQ)?;
+        vm.connect_interrupt(hotplug.line(), layout::EVENT_IRQ)?;
 
         let (serial, keyboard) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(keyboard)));
         let power: Arc<Mutex<dyn BusDevice>> = Arc::new(Mutex::new(Power::new(Arc::clone(end))));
@@ -75,6 +82,8 @@ impl Platform {
             keyboard.clone(),
         )?;
         ports.insert(range(POWER_PORT, POWER_PORTS), "power device", power)?;
+        let places: Arc<Mutex<dyn BusDevice>> = Arc::new(Mutex::new(HotplugRegisters(Arc::clone(hotplug))));
+        ports.insert(range(HOTPLUG_PORT, HOTPLUG_PORTS), "places of devices", places)?;
         Ok(Self {
             ports,
             serial,

@@ -11,7 +11,8 @@ use coracle_devices::virtio::rng::EntropyCounts;
 use coracle_devices::virtio::vsock::VsockCounts;
 use coracle_storage::metrics::{Counter, SessionMetrics};
 
-use super::Machine;
+use super::plug::Plugged;
+use super::{DriveSlot, Machine, NetworkSlot, Running};
 use crate::kvm::vcpu::VcpuCounters;
 use crate::metrics::{Registry, Section};
 
@@ -19,16 +20,10 @@ impl<P> Machine<P> {
     /// Adds what this machine counts to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         for drive in &self.parts.drives {
-            let control = drive.control.clone();
-            registry.add_device(
-                "block",
-                &drive.id,
-                Box::new(move |section| drive_of(&control, section)),
-            );
+            register_drive(drive, registry);
         }
         for network in &self.parts.networks {
-            let counts = Arc::clone(network.control.counts());
-            registry.add_device("net", &network.id, Box::new(move |section| net(&counts, section)));
+            register_network(network, registry);
         }
         if let Some(counts) = self.parts.vsock_counts.clone() {
             registry.add("vsock", Box::new(move |section| vsock(&counts, section)));
@@ -80,6 +75,36 @@ impl<P> Machine<P> {
         };
         registry.add("uart", Box::new(report));
     }
+}
+
+impl Machine<Running> {
+    /// Adds what the device that has come last counts, a drive or a network interface, to `registry`.
+    pub fn register_last(&self, kind: Plugged, registry: &mut Registry) {
+        match kind {
+            Plugged::Drive => self
+                .parts
+                .drives
+                .last()
+                .map(|drive| register_drive(drive, registry)),
+            Plugged::Network => self
+                .parts
+                .networks
+                .last()
+                .map(|network| register_network(network, registry)),
+        };
+    }
+}
+
+fn register_drive(drive: &DriveSlot, registry: &mut Registry) {
+    let control = drive.control.clone();
+    let report = move |section: &mut Section| drive_of(&control, section);
+    registry.add_device(Plugged::Drive.section(), &drive.id, Box::new(report));
+}
+
+fn register_network(network: &NetworkSlot, registry: &mut Registry) {
+    let counts = Arc::clone(network.control.counts());
+    let report = move |section: &mut Section| net(&counts, section);
+    registry.add_device(Plugged::Network.section(), &network.id, Box::new(report));
 }
 
 /// One of the counters of a worker.

@@ -1,11 +1,14 @@
 //! A fresh machine, made to go on where another has stopped.
 
+use std::io;
+
 use coracle_devices::i8042::I8042StateError;
 use coracle_devices::serial::SerialPortStateError;
 use coracle_devices::virtio::mmio;
 use coracle_devices::vmgenid::GenerationError;
 use kvm_ioctls::VcpuFd;
 
+use super::places::PlacesError;
 use super::state::MachineState;
 use super::{NO_PANIC, Parts};
 use crate::arch::x86_64::cpuid::Cpuid;
@@ -36,6 +39,12 @@ pub enum RestoreError {
         /// The device that is there.
         here: String,
     },
+    /// The places of the devices.
+    #[error(transparent)]
+    Places(#[from] PlacesError),
+    /// The guest cannot be told of devices that have come.
+    #[error("cannot raise the interrupt line of the guest's places")]
+    Unheard(#[source] io::Error),
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialPortStateError),
@@ -107,6 +116,7 @@ impl Parts {
             restored.map_err(|source| RestoreError::Vcpu { index, source })?;
         }
         self.vm().restore(&state.vm).map_err(RestoreError::Vm)?;
+        self.places.hotplug.again().map_err(RestoreError::Unheard)?;
         self.serial.lock().expect(NO_PANIC).restore(&state.serial)?;
         self.keyboard.lock().expect(NO_PANIC).restore(&state.keyboard)?;
         Ok(())

@@ -8,6 +8,7 @@ use coracle_storage::overlay::copy::View;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
+use super::places::PlacesState;
 use super::{Machine, NO_PANIC, Paused};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
@@ -24,6 +25,8 @@ pub struct MachineState {
     pub(super) serial: SerialPortState,
     pub(super) keyboard: I8042State,
     pub(super) drives: DriveStates,
+    /// Where the devices were. One that an older version has saved says nothing of it.
+    pub(super) places: Option<PlacesState>,
 }
 
 /// One virtio device in its place.
@@ -111,6 +114,7 @@ impl Machine<Paused> {
             serial,
             keyboard,
             drives: DriveStates(parts.drives.iter().map(super::DriveSlot::state).collect()),
+            places: Some(parts.places.save(&parts.devices)),
         })
     }
 }
@@ -172,6 +176,9 @@ impl MachineState {
         sections.add(SERIAL, &self.serial);
         sections.add(KEYBOARD, &self.keyboard);
         sections.add(DRIVES, &self.drives);
+        if let Some(places) = &self.places {
+            sections.add(PLACES, places);
+        }
     }
 
     /// Takes its sections out of `state`.
@@ -191,6 +198,7 @@ impl MachineState {
             serial: state.take(SERIAL)?,
             keyboard: state.take(KEYBOARD)?,
             drives: state.take(DRIVES)?,
+            places: state.take_if_there(PLACES)?,
         })
     }
 
@@ -210,6 +218,7 @@ const VM: &str = "vm";
 const SERIAL: &str = "serial";
 const KEYBOARD: &str = "keyboard";
 const DRIVES: &str = "drives";
+const PLACES: &str = "places";
 
 fn vcpu_name(index: usize) -> String {
     format!("vcpu.{index}")

@@ -161,6 +161,13 @@ struct Source {
     report: Report,
 }
 
+impl Source {
+    /// Whether it has what devices of this kind have counted that are gone.
+    fn is_of_gone(&self, kind: &str) -> bool {
+        self.name == kind && self.device.is_none()
+    }
+}
+
 struct Destination {
     sink: LineSink,
     /// The instance's name, if lines have it.
@@ -185,6 +192,29 @@ impl Registry {
             device: Some(device.to_owned()),
             report,
         });
+    }
+
+    /// Takes the section `kind_device` away. What it has counted stays part of the sum over all devices of the kind, which only
+    /// grows.
+    pub fn remove_device(&mut self, kind: &'static str, device: &str) {
+        let is_it = |source: &Source| source.name == kind && source.device.as_deref() == Some(device);
+        let Some(at) = self.sources.iter().position(is_it) else {
+            return;
+        };
+        let mut counted = Section::default();
+        (self.sources.remove(at).report)(&mut counted);
+        counted
+            .values
+            .retain(|(_, value)| !matches!(value, Value::Gauge(_)));
+        if let Some(at) = self.sources.iter().position(|source| source.is_of_gone(kind)) {
+            let mut others = Section::default();
+            (self.sources.remove(at).report)(&mut others);
+            counted.add(&others);
+        }
+        let report = move |section: &mut Section| section.add(&counted);
+        self.add(kind, Box::new(report));
+        let name = format!("{kind}_{device}");
+        self.reported.retain(|(section, _, _), _| *section != name);
     }
 
     /// Says where lines go, for the instance `id`.

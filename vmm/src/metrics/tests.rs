@@ -229,3 +229,31 @@ fn the_process_tells_of_its_start_its_log_and_its_signals() {
         assert!(logged.values.iter().any(|(other, _)| *other == name), "{name}");
     }
 }
+
+#[test]
+fn what_a_device_has_counted_that_is_gone_stays_in_the_sum() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut registry = Registry::default();
+    let (a, b) = (Arc::new(AtomicU64::new(3)), Arc::new(AtomicU64::new(4)));
+    registry.add_device("block", "a", block(&a));
+    registry.add_device("block", "b", block(&b));
+    registry.write_to(&config(file.path()), "vm-1").unwrap();
+    registry.write();
+    for _ in 0..2 {
+        registry.remove_device("block", "b");
+        // The next one of that name counts from the beginning.
+        registry.add_device("block", "b", block(&Arc::new(AtomicU64::new(5))));
+        registry.write();
+    }
+    registry.remove_device("block", "none");
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    let lines: Vec<Json> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for (line, [b, sum]) in lines.iter().zip([[4, 7], [5, 5], [5, 5]]) {
+        assert_eq!(line["block_b"]["read_count"], b);
+        assert_eq!(line["block"]["read_count"], sum);
+    }
+    assert_eq!(registry.sources.len(), 3, "those that are gone are one");
+}

@@ -8,6 +8,7 @@ use coracle_storage::open::{self, Image};
 
 use super::migration::{Receiving, Sending};
 use super::opening::Opening;
+use super::plug::Plugging;
 use super::snapshot::Making;
 use super::{Guest, Monitor};
 use crate::api::verbs::Underway;
@@ -48,6 +49,10 @@ pub(super) enum Work {
     OpenImage(Opening<Result<Image, Fault>>, Box<Patch>),
     /// A drive takes another image, or its image grows.
     ChangeDrive(Box<DriveChange>, Box<Patch>),
+    /// A device comes.
+    Plug(Box<Plugging>),
+    /// What was behind a device that has gone is being closed.
+    Unplug(Opening<()>),
     /// A snapshot is being made.
     Snapshot(Making),
     /// A snapshot is being loaded, and its guest is to run on, or not.
@@ -92,6 +97,7 @@ impl Operation {
             Work::Start(_) => Underway::Start,
             Work::Pause => Underway::Pause,
             Work::OpenImage(..) | Work::ChangeDrive(..) => Underway::DriveChange,
+            Work::Plug(_) | Work::Unplug(_) => Underway::Plug,
             Work::Snapshot(_) => Underway::SnapshotCreate,
             Work::Load(..) => Underway::SnapshotLoad,
             Work::Resume(_) => Underway::Resume,
@@ -168,6 +174,11 @@ impl Monitor {
                 }
             },
             Work::Pause => self.go_on_pausing(),
+            Work::Plug(plugging) => self.go_on_plugging(plugging),
+            Work::Unplug(closing) => match closing.poll() {
+                None => Course::Pending(Work::Unplug(closing), None),
+                Some(()) => Course::Over(Ok(())),
+            },
             Work::OpenImage(opening, patch) => match opening.poll() {
                 None => Course::Pending(Work::OpenImage(opening, patch), None),
                 Some(Ok(image)) => self.use_image(image, patch),

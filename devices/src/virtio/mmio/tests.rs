@@ -534,3 +534,53 @@ proptest::proptest! {
         proptest::prop_assert_eq!(guest.status(), 0xf);
     }
 }
+
+#[test]
+fn a_window_without_a_device_is_a_placeholder_and_with_one_is_that() {
+    let mut window = Window::default();
+    let read = |window: &mut Window, offset: u64| {
+        let mut data = [0xee; 4];
+        window.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!(read(&mut window, register::MAGIC_VALUE), MAGIC);
+    assert_eq!(read(&mut window, register::VERSION), VERSION);
+    for offset in (8..MMIO_LEN).step_by(4) {
+        window.write(offset, &[0xff; 4]);
+        assert_eq!(read(&mut window, offset), 0, "at {offset:#x}");
+    }
+    let mut byte = [0xee];
+    window.read(CONFIG, &mut byte);
+    assert_eq!(byte, [0]);
+    window.put(Guest::new().transport);
+    assert_eq!(read(&mut window, register::DEVICE_ID), 4);
+    window.write(register::STATUS, &1_u32.to_le_bytes());
+    assert_eq!(read(&mut window, register::STATUS), 1);
+    assert!(window.take().is_some());
+    assert_eq!(read(&mut window, register::DEVICE_ID), 0);
+}
+
+#[test]
+fn a_device_is_released_while_no_driver_has_it() {
+    let mut guest = Guest::new();
+    assert!(guest.transport.is_released());
+    guest.write(register::STATUS, 1);
+    assert!(
+        guest.transport.is_released(),
+        "somebody has seen it, and is not its driver"
+    );
+    guest.write(register::STATUS, 3);
+    assert!(!guest.transport.is_released());
+    let mut guest = Guest::serving();
+    assert!(!guest.transport.is_released());
+    guest.fake.seen().stop_errors.push(drain());
+    guest.write(register::STATUS, 0);
+    assert!(
+        !guest.transport.is_released(),
+        "it has not given everything back yet"
+    );
+    guest.status();
+    assert!(guest.transport.is_released());
+    guest.write(register::STATUS, 1);
+    assert!(guest.transport.is_released());
+}

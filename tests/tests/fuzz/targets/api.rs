@@ -83,10 +83,12 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
         Verb::PutBootSource(source) => config.set_boot_source(source)?,
         Verb::PutDrive(drive) => config.insert_drive(drive)?,
         Verb::PatchDrive(patch) => config.patch_drive(&patch)?,
+        Verb::DeleteDrive(id) => config.unplug_drive(&id)?,
         Verb::PutRateLimiterGroup(group) => config.insert_group(group)?,
         Verb::PatchRateLimiterGroup(patch) => config.patch_group(&patch)?,
         Verb::PutNetworkInterface(network) => config.insert_network(network)?,
         Verb::PatchNetworkInterface(patch) => config.patch_network(&patch)?,
+        Verb::DeleteNetworkInterface(id) => config.unplug_network(&id)?,
         Verb::PutMmdsConfig(mmds) => config.set_mmds(mmds)?,
         // A patch of what is not there is refused, and that is no rule of the configuration's.
         Verb::PutMmds(content) => {

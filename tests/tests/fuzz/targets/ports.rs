@@ -1,9 +1,10 @@
-//! The devices behind I/O ports: serial port, keyboard controller, power. An input is a sequence of what
+//! The devices behind I/O ports: serial port, keyboard controller, power, places of devices. An input is a sequence of what
 //! the guest and the host do, each a byte and its arguments.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_devices::bus::{Bus, BusDevice, BusRange};
+use coracle_devices::hotplug::{HOTPLUG_PORT, HOTPLUG_PORTS, Hotplug, HotplugRegisters};
 use coracle_devices::i8042::{I8042, I8042_PORT, I8042_PORTS};
 use coracle_devices::power::{EndSignal, GuestEnd, POWER_PORT, POWER_PORTS, Power};
 use coracle_devices::serial::{INPUT_BYTES_MAX, Output, SERIAL_PORT, SERIAL_PORTS, SerialPort};
@@ -33,6 +34,7 @@ struct Rig {
     bus: Bus,
     serial: Arc<Mutex<SerialPort>>,
     keyboard: Arc<Mutex<I8042>>,
+    hotplug: Arc<Hotplug>,
     end: Arc<EndSignal>,
     first_end: Option<GuestEnd>,
 }
@@ -52,7 +54,10 @@ impl Rig {
         let keyboard = I8042::new(Arc::clone(&end)).expect("a descriptor is free");
         let (serial, keyboard) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(keyboard)));
         let power = Arc::new(Mutex::new(Power::new(Arc::clone(&end))));
+        let hotplug = Hotplug::new().expect("a descriptor is free");
+        let places = Arc::new(Mutex::new(HotplugRegisters(Arc::clone(&hotplug))));
         let mut bus = Bus::new();
+        put(&mut bus, HOTPLUG_PORT, HOTPLUG_PORTS, places);
         put(&mut bus, SERIAL_PORT, SERIAL_PORTS, serial.clone());
         put(&mut bus, I8042_PORT, I8042_PORTS, keyboard.clone());
         put(&mut bus, POWER_PORT, POWER_PORTS, power);
@@ -60,6 +65,7 @@ impl Rig {
             bus,
             serial,
             keyboard,
+            hotplug,
             end,
             first_end: None,
         }
@@ -81,13 +87,18 @@ impl Rig {
             }
             0xf9 => self.with_serial(|serial| serial.attend()),
             0xfa => self.with_serial(|serial| serial.output_mut().drain()),
+            0xfc => {
+                let came = self.hotplug.came(u32::from(input.u8() & 31));
+                came.expect("nobody has to read the line");
+            }
+            0xfd => self.hotplug.went(u32::from(input.u8() & 31)),
             0xfb => {
                 let address = input.u64();
                 self.access(address, step, input);
             }
             _ => {
                 // Mostly byte-wide accesses to ports that are there.
-                let base = [SERIAL_PORT, SERIAL_PORT, I8042_PORT, POWER_PORT];
+                let base = [SERIAL_PORT, HOTPLUG_PORT, I8042_PORT, POWER_PORT];
                 let base = base.get(usize::from(step & 3)).copied().unwrap_or(SERIAL_PORT);
                 let port = u64::from(base) + u64::from(step >> 2 & 7);
                 self.access(port, step >> 5, input);
@@ -119,6 +130,12 @@ impl Rig {
             "the first end is the one that counts"
         );
         self.with_serial(|serial| assert!(serial.input_room() <= INPUT_BYTES_MAX));
+        let [occupied, changed] = [0, 4].map(|offset| {
+            let mut data = [0; 4];
+            self.bus.read(u64::from(HOTPLUG_PORT) + offset, &mut data);
+            u32::from_le_bytes(data)
+        });
+        assert_eq!(changed & !occupied, 0, "what has come is there");
     }
 
     fn with_serial(&self, look: impl FnOnce(&mut SerialPort)) {

@@ -85,7 +85,7 @@ pub const HIGH_MEMORY_START: GuestAddress = GuestAddress(1 << 32);
 pub const VIRTIO_IRQ_FIRST: u32 = 5;
 /// The last line of the IOAPIC.
 pub const IRQ_LAST: u32 = 23;
-/// As many virtio-mmio devices as there are lines, one line for the VM generation ID set aside.
+/// As many virtio-mmio devices as there are lines, one line for events set aside.
 pub const VIRTIO_DEVICES_MAX: u32 = IRQ_LAST - VIRTIO_IRQ_FIRST;
 /// Where a guest finds one virtio-mmio device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +97,11 @@ pub struct VirtioWindow {
 }
 
 impl VirtioWindow {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = VirtioWindow> {
+        (0..).map_while(VirtioWindow::of_device)
+    }
+
     /// The window of the device number `index`, as long as there are lines.
     pub fn of_device(index: u32) -> Option<VirtioWindow> {
         (index < VIRTIO_DEVICES_MAX).then(|| VirtioWindow {
@@ -106,8 +111,8 @@ impl VirtioWindow {
     }
 }
 
-/// The line by which the VM generation ID announces a change: the last one.
-pub const VMGENID_IRQ: u32 = IRQ_LAST;
+/// The line of the generic event device, for the VM generation ID and for devices that come: the last one.
+pub const EVENT_IRQ: u32 = IRQ_LAST;
 /// The most virtual processors of a machine.
 pub const VCPUS_MAX: u8 = 32;
 
@@ -117,7 +122,7 @@ mod tests {
 
     #[test]
     fn every_virtio_window_is_its_own_and_so_is_its_line() {
-        let windows: Vec<_> = (0..).map_while(VirtioWindow::of_device).collect();
+        let windows: Vec<_> = VirtioWindow::all().collect();
         assert_eq!(
             windows.first(),
             Some(&VirtioWindow {
@@ -132,6 +137,6 @@ mod tests {
                 irq: 22
             })
         );
-        assert!(windows.iter().all(|window| window.irq != VMGENID_IRQ));
+        assert!(windows.iter().all(|window| window.irq != EVENT_IRQ));
     }
 }

@@ -10,7 +10,7 @@ use super::{acpi, mptable};
 pub struct Platform<'a> {
     /// The number of virtual processors; the APIC ID of each is its number.
     pub vcpus: u8,
-    /// The virtio-mmio devices.
+    /// The virtio-mmio devices, which have the first windows; to the others one may come.
     pub virtio: &'a [VirtioWindow],
 }
 

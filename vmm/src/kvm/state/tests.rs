@@ -303,13 +303,13 @@ fn a_restored_guest_is_told_of_its_new_generation() {
     };
     let (vcpu, vm) = fresh(&kvm);
     let generation = GenerationId::new(layout::VMGENID).unwrap();
-    vm.connect_interrupt(generation.line(), layout::VMGENID_IRQ)
+    vm.connect_interrupt(generation.line(), layout::EVENT_IRQ)
         .unwrap();
     let mut lapic = VcpuState::save(&vcpu, vm.state_shape()).unwrap();
     lapic.lapic[0xf1] = 1;
     lapic.restore(&vcpu, vm.state_shape()).unwrap();
     let mut controllers = vm.save().unwrap();
-    unusual::unmask(&mut controllers.ioapic, layout::VMGENID_IRQ, 0x51);
+    unusual::unmask(&mut controllers.ioapic, layout::EVENT_IRQ, 0x51);
     vm.restore(&controllers).unwrap();
 
     generation.announce().unwrap();

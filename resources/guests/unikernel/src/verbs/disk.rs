@@ -5,11 +5,13 @@ use instrument::pattern::{self, Mismatch, SECTOR_BYTES};
 use instrument::width::{low16, size};
 
 use super::Failure;
+use super::pastime::pass;
 use crate::machine::Machine;
 use crate::memory::Buffer;
-use crate::say;
 use crate::virtio::blk::{self, Disk, Request, Setup, Status, kind};
+use crate::virtio::mmio::{Kind, Transport};
 use crate::wait::Wait;
+use crate::{cpu, say};
 
 /// A range of a disk, in blocks, by several requests at a time.
 struct Sweep {
@@ -25,6 +27,8 @@ type Visit<'a> = &'a mut dyn FnMut(&mut [u64], u64) -> Result<(), Failure>;
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 const MIB_SECTORS: u64 = (1 << 20) / SECTOR;
+/// Between two looks for a disk.
+const AWAIT_MS: u64 = 5;
 /// The largest block: what a request's one data descriptor holds.
 const BLOCK_BYTES_MAX: u64 = 4 << 20;
 
@@ -90,6 +94,30 @@ pub fn flush(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fa
     )?;
     machine.keep(disk);
     say!("flush: ok\n");
+    Ok(())
+}
+
+/// Waits until a disk is there that was not, or has gone.
+pub fn await_disk(machine: &mut Machine, command: &Command<'static>) -> Result<(), Failure> {
+    command.allow(&["dev", "gone"])?;
+    let index = command.number("dev", 0)?;
+    let gone = command.number("gone", 0)? != 0;
+    let clock = machine.clock()?;
+    while Transport::find(machine.line, Kind::Block, index).is_ok() == gone {
+        // Each look is an exit for every window.
+        pass(clock, cpu::ticks(), AWAIT_MS);
+    }
+    say!("await-disk: ok\n");
+    Ok(())
+}
+
+/// Lets go of a disk: a reset, after which nobody drives it.
+pub fn release(machine: &mut Machine, command: &Command<'static>) -> Result<(), Failure> {
+    command.allow(&["dev"])?;
+    let index = command.number("dev", 0)?;
+    machine.forget_disk(index);
+    Transport::find(machine.line, Kind::Block, index)?.reset()?;
+    say!("release-disk: ok\n");
     Ok(())
 }
 

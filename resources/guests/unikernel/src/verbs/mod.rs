@@ -179,6 +179,8 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "pattern-verify" => disk::pattern_verify(machine, command),
         "read-check-zero" => disk::read_check_zero(machine, command),
         "flush" => disk::flush(machine, command),
+        "await-disk" => disk::await_disk(machine, command),
+        "release-disk" => disk::release(machine, command),
         "discard" => requests::discard(machine, command),
         "write-zeroes" => requests::write_zeroes(machine, command),
         "identity" => requests::identity(machine, command),

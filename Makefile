@@ -144,7 +144,7 @@ bench-nfs: monitor unikernel ## Disks on an NFS server beside QEMU's client on t
 bench-jailer: monitor ## Starts in jails, beside Firecracker's if FIRECRACKER and FIRECRACKER_JAILER are set (a minute; root)
 	CORACLE_BIN=$(RELEASE)/coracle CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo run --release -p coracle-tests --bin bench-jailer
 
-bench-net: monitor unikernel ## Networks and sockets, beside Firecracker if FIRECRACKER is set: speed, answers, host CPU (5 minutes; root)
+bench-net: monitor unikernel linux ## Networks, sockets and memory that goes back, beside Firecracker if FIRECRACKER is set (6 minutes; root)
 	tests/tools/need ip
 	CORACLE_BIN=$(RELEASE)/coracle cargo run --release -p coracle-tests --bin bench-net
 

@@ -61,17 +61,13 @@ impl Hotplug {
 
     /// A device has come while the guest runs, which is told.
     ///
-    /// # Errors
-    ///
-    /// When the line cannot be raised.
-    ///
     /// # Panics
     ///
     /// When there cannot be such a place.
-    pub fn came(&self, place: u32) -> io::Result<()> {
+    pub fn came(&self, place: u32) {
         self.is_there(place);
         self.changed.fetch_or(bit(place), Ordering::SeqCst);
-        self.line.write(1)
+        self.raise();
     }
 
     /// A device has gone. The guest knows: its driver has let go of it.
@@ -94,16 +90,19 @@ impl Hotplug {
         self.changed.store(unheard, Ordering::SeqCst);
     }
 
-    /// Tells the guest once more, if there is anything that it has not heard: once the interrupt controllers are as they were,
-    /// which would forget an interrupt that came earlier.
-    ///
-    /// # Errors
-    ///
-    /// When the line cannot be raised.
-    pub fn again(&self) -> io::Result<()> {
-        match self.unheard() {
-            0 => Ok(()),
-            _ => self.line.write(1),
+    /// Tells the guest once more, and says so, if there is anything that it has not heard: it may have had nobody yet who
+    /// listens, or its interrupt controllers have become what they were before.
+    pub fn again(&self) -> bool {
+        let is_unheard = self.unheard() != 0;
+        if is_unheard {
+            self.raise();
+        }
+        is_unheard
+    }
+
+    fn raise(&self) {
+        if let Err(error) = self.line.write(1) {
+            log::error!("the guest is not told of its devices: {error}");
         }
     }
 }
@@ -162,22 +161,25 @@ mod tests {
             "a guest that boots looks by itself"
         );
         assert_eq!((read(&mut registers, 0), read(&mut registers, 4)), (1, 0));
-        hotplug.came(3).unwrap();
-        hotplug.came(17).unwrap();
+        hotplug.came(3);
+        hotplug.came(17);
         assert_eq!(hotplug.line().read().unwrap(), 2);
         let heard = read(&mut registers, 4);
         assert_eq!(
             (read(&mut registers, 0), heard),
             (1 << 17 | 0b1001, 1 << 17 | 0b1000)
         );
-        hotplug.came(4).unwrap();
+        hotplug.came(4);
         registers.write(4, &heard.to_le_bytes());
         assert_eq!(
             read(&mut registers, 4),
             1 << 4,
             "what came meanwhile is not forgotten"
         );
+        assert_eq!(hotplug.line().read().unwrap(), 1);
+        assert!(hotplug.again() && hotplug.line().read().is_ok());
         hotplug.went(4);
+        assert!(!hotplug.again() && hotplug.line().read().is_err());
         hotplug.went(3);
         assert_eq!(
             (read(&mut registers, 0), read(&mut registers, 4)),
@@ -189,7 +191,7 @@ mod tests {
     fn other_accesses_change_nothing() {
         let hotplug = Hotplug::new().unwrap();
         let mut registers = HotplugRegisters(Arc::clone(&hotplug));
-        hotplug.came(1).unwrap();
+        hotplug.came(1);
         for (offset, data) in [
             (0, &[0xff; 4][..]),
             (4, &[0xff; 2]),

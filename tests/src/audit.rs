@@ -291,8 +291,9 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The calls of a trace; not what a thread is said to do last, while it is killed, in the words of the line before: of it strace
-/// has read nothing any more.
+/// The calls of a trace; not what a thread is said to do last, while it is killed, in the words of the line before, or with the
+/// arguments of its own call before but the first: of it strace has read nothing any more, or registers in which there is the
+/// result of that.
 fn calls(trace: &str) -> impl Iterator<Item = Call<'_>> {
     let mut last = BTreeMap::new();
     for (number, line) in trace.lines().enumerate() {
@@ -301,6 +302,7 @@ fn calls(trace: &str) -> impl Iterator<Item = Call<'_>> {
         }
     }
     let mut before: Option<Call<'_>> = None;
+    let mut own = BTreeMap::<&str, Call<'_>>::new();
     trace.lines().enumerate().filter_map(move |(number, line)| {
         let read = Call::read(line);
         let echoed = std::mem::replace(&mut before, read.clone());
@@ -309,7 +311,21 @@ fn calls(trace: &str) -> impl Iterator<Item = Call<'_>> {
         let is_same = |other: Call<'_>| {
             call.thread != other.thread && call.syscall == other.syscall && call.arguments == other.arguments
         };
-        (!(is_last && echoed.is_some_and(is_same))).then_some(call)
+        let is_left = |other: Call<'_>| {
+            let others = |call: &Call<'_>| {
+                call.arguments
+                    .iter()
+                    .skip(1)
+                    .flatten()
+                    .copied()
+                    .collect::<Vec<_>>()
+            };
+            let (now, then) = (others(&call), others(&other));
+            !now.is_empty() && then.starts_with(&now)
+        };
+        let is_echo = echoed.is_some_and(is_same);
+        let is_leftover = own.insert(call.thread, call.clone()).is_some_and(is_left);
+        (!(is_last && (is_echo || is_leftover))).then_some(call)
     })
 }
 
@@ -452,11 +468,17 @@ mod tests {
             "13<io d> ???( <unfinished ...>\n",
             "11<spawner> ioctl(0x1a, 0xae82, 0 <unfinished ...>\n",
             "13<io d> ioctl(0x1a, 0xae82, 0 <unfinished ...>\n",
+            "14<io d> seccomp(0x1, 0x2, 0x7ffc) = 0\n",
+            "14<io d> sendto(0x13, 0x5555, 0xec, 0x4000, 0, 0) = 0xec\n",
+            "14<io d> vserver(0, 0x5555, 0xec, 0x4000, 0 <unfinished ...>\n",
         ));
         let (text, _) = audit.report();
         assert!(!text.contains("used io: io_uring_enter"), "{text}");
         assert!(!text.contains("syscall_0x") && !text.contains('?'), "{text}");
-        assert!(!text.contains("io has asked for ioctl"), "{text}");
+        assert!(
+            !text.contains("io has asked for ioctl") && !text.contains("vserver"),
+            "{text}"
+        );
         // What the thread that makes others asks for is the start's.
         assert!(text.contains("start has asked for clone"), "{text}");
     }

@@ -42,6 +42,8 @@ pub enum Source {
     MetricsDue(TimerFd),
     /// Something that was begun has come further, or its time is over.
     Progress(RawFd),
+    /// The timer that rings when a guest is to be told again.
+    Reminder(RawFd),
     /// A disk is lost.
     Loss(Arc<LossSignal>),
 }
@@ -61,6 +63,8 @@ pub enum Message {
     MetricsDue,
     /// Look after what was begun.
     Progress,
+    /// Tell the guest again what it has not heard.
+    Reminder,
     /// A disk serves nobody here any more.
     DiskLost {
         /// The drive.
@@ -148,7 +152,9 @@ impl EventLoop {
 impl Source {
     fn descriptor(&self) -> (RawFd, EventSet) {
         match self {
-            Self::Calls(fd) | Self::SerialAttention(fd) | Self::Progress(fd) => (*fd, EventSet::IN),
+            Self::Calls(fd) | Self::SerialAttention(fd) | Self::Progress(fd) | Self::Reminder(fd) => {
+                (*fd, EventSet::IN)
+            }
             Self::Loss(loss) => (loss.as_fd().as_raw_fd(), EventSet::IN),
             Self::GuestEnd(signal, _) => (signal.as_fd().as_raw_fd(), EventSet::IN),
             Self::Ending(ending) => (ending.bell().as_raw_fd(), EventSet::IN),
@@ -174,6 +180,7 @@ impl Source {
             Self::SerialWritable(_) => Some(Message::Console(ConsoleEvent::Writable)),
             Self::MetricsDue(timer) => timer.wait().ok().map(|_| Message::MetricsDue),
             Self::Progress(_) => Some(Message::Progress),
+            Self::Reminder(_) => Some(Message::Reminder),
             Self::Loss(loss) => {
                 loss.heard();
                 loss.reason().map(|reason| Message::DiskLost {

@@ -265,6 +265,10 @@ impl Monitor {
                     self.wakeup.quiet();
                     self.advance();
                 }
+                Message::Reminder => {
+                    self.wakeup.reminded();
+                    self.tell_again();
+                }
                 Message::DiskLost { drive_id, reason } => {
                     log::error!("drive `{drive_id}` is lost, and the guest is stopped for good: {reason}");
                     self.advance();
@@ -518,6 +522,7 @@ impl Monitor {
     /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
     /// output is handed over, its disks are closed. Then the metrics have their last line.
     pub fn retire(mut self) {
+        self.finish_closing();
         let settled = match self.guest {
             Guest::NotStarted | Guest::Yielded(None) => None,
             Guest::Yielded(Some(machine)) => {

@@ -1,6 +1,7 @@
 //! What the benchmarks have in common, and the parts of those of disks.
 
 pub mod api;
+pub mod balloon;
 pub mod contender;
 pub mod course;
 pub mod idle;

@@ -47,6 +47,17 @@ impl Tally {
         }
     }
 
+    /// Keeps, and prints, what became of a target of `row` that is compared with nobody.
+    pub fn note(&mut self, row: &str, text: &str, is_met: bool) {
+        if is_met {
+            println!("  {text}, met");
+            self.targets_met += 1;
+        } else {
+            println!("  {text}, NOT MET");
+            self.targets_missed.push(format!("{row}: {text}"));
+        }
+    }
+
     /// Prints how many targets were met and which were not.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! How fast a guest talks with its host and what that costs, beside Firecracker (`FIRECRACKER=`): by TCP over a tap, and by
-//! streams of the socket device.
+//! streams of the socket device. And how soon memory goes back that a Linux guest has freed.
 //!
 //! The guest is the unikernel, with every offload that the device has; its host is a network namespace. Each figure is the median
 //! of alternating runs; the results are printed as tables and written as JSON to `target/bench/net.json`.
@@ -14,7 +14,7 @@ use coracle_tests::bench::net::{HOST, TAP, Talk, Way, measure};
 use coracle_tests::bench::table;
 use coracle_tests::bench::tally::Tally;
 use coracle_tests::bench::target::{Against, Target};
-use coracle_tests::bench::{self, api};
+use coracle_tests::bench::{self, api, balloon};
 use coracle_tests::environment::Environment;
 use coracle_tests::harness::hosts::Star;
 use serde_json::{Map, Value, json};
@@ -81,8 +81,39 @@ fn run() -> Outcome {
             }
         }
     }
+    if only.is_empty() || only.iter().any(|part| BALLOON.contains(part.as_str())) {
+        report.insert(BALLOON.to_owned(), returns(&environment, &mut tally)?);
+    }
     bench::keep("net", &Value::Object(report))?;
     tally.finish()
+}
+
+const BALLOON: &str = "balloon-reporting";
+/// The part of what was freed that is to be back in time.
+const BACK_MIN: f64 = 0.9;
+
+/// The median of some guests.
+fn returns(environment: &Environment, tally: &mut Tally) -> Outcome<Value> {
+    println!("{BALLOON}");
+    let mut shares = Vec::new();
+    let mut times = Vec::new();
+    for _ in 0..bench::count("RUNS", 3)?.min(3) {
+        let returned = balloon::measure(environment)?;
+        shares.push(returned.share);
+        times.extend(returned.nine_tenths_after.map(|time| time.as_secs_f64()));
+    }
+    shares.sort_by(f64::total_cmp);
+    times.sort_by(f64::total_cmp);
+    let median = |values: &[f64]| values.get(values.len() / 2).copied();
+    let share = median(&shares).unwrap_or(0.0);
+    let text = format!(
+        "{:.0} % of what was freed is back within {} s ({:.0} % wanted)",
+        share * 100.0,
+        balloon::WITHIN.as_secs(),
+        BACK_MIN * 100.0
+    );
+    tally.note(BALLOON, &text, share >= BACK_MIN);
+    Ok(json!({ "share": shares, "seconds_to_nine_tenths": times }))
 }
 
 fn targets(way: Way, talk: Talk) -> Vec<Target> {

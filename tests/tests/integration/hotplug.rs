@@ -282,11 +282,13 @@ fn linux_takes_up_what_comes(context: &Context) -> Outcome {
             json!({ "guest_cid": 52, "uds_path": directory.path().join("test-v") }),
         );
     let monitor = star.server.inside(|| started(context, &machine.config()))??;
+    // Whenever it comes: before Linux looks for devices, before it listens to events, or when it is up.
+    let after = context.seed.clone().below(20_000);
+    std::thread::sleep(Duration::from_millis(after));
+    println!("a drive comes after {after} ms");
+    plug(&monitor, "data", &data)?;
     monitor.console.wait_for("coracle-agent listens", LINUX_WITHIN)?;
     let guest = |words: &[&str]| in_guest(context, &monitor, words);
-    ensure!(guest(&["ls", "/dev/vdb"]).is_err(), "it is there already");
-
-    plug(&monitor, "data", &data)?;
     until(|| guest(&["ls", "/dev/vdb"]))?;
     let read = guest(&["dd", "if=/dev/vdb", "bs=24", "count=1"])?;
     ensure!(read == "this is the first sector", "{read:?}");
@@ -401,6 +403,7 @@ fn what_cannot_be(context: &Context) -> Outcome {
         "there is no network interface `none`",
     )?;
 
+    crowded(context, directory.path())?;
     for place in 1..PLACES {
         let id = format!("d{place}");
         plug(monitor, &id, &image(directory.path(), &id)?)?;
@@ -418,4 +421,17 @@ fn what_cannot_be(context: &Context) -> Outcome {
     unplug(monitor, "more")?;
     ensure!(is_free(context, &other)?, "it is not free");
     killed(launch)
+}
+
+/// A machine with a device more than there are places.
+fn crowded(context: &Context, directory: &Path) -> Outcome {
+    let mut crowd = machine(context, "do=hello", 1).part("entropy", json!({}));
+    for place in 0..PLACES {
+        let id = format!("c{place}");
+        crowd = crowd.drive(drive(&id, &image(directory, &id)?));
+    }
+    let full = Launch::new(&context.environment)?.start()?;
+    full.configure(&crowd.config())?;
+    let start = json!({ "action_type": "InstanceStart" });
+    refused(&full, "PUT", "/actions", Some(&start), "leave one out")
 }

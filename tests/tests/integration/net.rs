@@ -35,6 +35,11 @@ pub(crate) const CASES: &[Case] = &[
         run: goes_on_on_another_tap,
     },
     Case {
+        name: "a_tap_whose_descriptor_is_handed_in_serves",
+        need: Need::KvmAndHosts,
+        run: is_handed_in,
+    },
+    Case {
         name: "a_tap_that_cannot_be_had_is_an_error_that_says_what_to_do",
         need: Need::KvmAndHosts,
         run: what_cannot_be_had,
@@ -86,10 +91,10 @@ impl Network {
         })
     }
 
-    fn machine(&self, context: &Context, launch: &std::path::Path) -> Outcome<Machine> {
+    fn machine(&self, context: &Context, launch: &std::path::Path, tap: &str) -> Outcome<Machine> {
         let linux = Linux::read(&context.environment)?;
         let network = json!([{
-            "iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:ac:10:00:02"
+            "iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:10:00:02"
         }]);
         Ok(linux
             .machine("smp", launch, &self.words)?
@@ -112,7 +117,7 @@ impl Network {
 fn fetches_and_sends(context: &Context) -> Outcome {
     let network = Network::new(context, Duration::ZERO)?;
     let launch = Launch::new(&context.environment)?;
-    let machine = network.machine(context, launch.directory())?;
+    let machine = network.machine(context, launch.directory(), "tap0")?;
     let ended = network
         .star
         .server
@@ -161,7 +166,7 @@ fn streams(context: &Context) -> Outcome {
 fn goes_on_on_another_tap(context: &Context) -> Outcome {
     let network = Network::new(context, Duration::from_millis(50))?;
     let directory = tempfile::tempdir()?;
-    let config = network.machine(context, directory.path())?.config();
+    let config = network.machine(context, directory.path(), "tap0")?.config();
     let host = &network.star.server;
     let first = host.inside(|| started(context, &config))??;
     let deadline = Instant::now() + END_WITHIN;
@@ -191,6 +196,27 @@ fn goes_on_on_another_tap(context: &Context) -> Outcome {
     let tap = config.pointer("/network-interfaces/0/host_dev_name");
     ensure!(tap == Some(&json!("tap1")), "{config}");
     second.wait(END_WITHIN)?.expect(0)?;
+    network.has_come_back()
+}
+
+/// What opens a tap, and executes its arguments with the descriptor as number 9.
+const HANDS_IN: &str = "\
+import fcntl, os, struct, sys
+tun = os.open('/dev/net/tun', os.O_RDWR)
+fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'tap0', 0x5002)) # TUNSETIFF: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+os.dup2(tun, 9)
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+fn is_handed_in(context: &Context) -> Outcome {
+    let network = Network::new(context, Duration::ZERO)?;
+    let launch = Launch::new(&context.environment)?.by_way_of(["python3", "-c", HANDS_IN]);
+    let machine = network.machine(context, launch.directory(), "/dev/fd/9")?;
+    let ended = network
+        .star
+        .server
+        .inside(|| run(launch, &machine, END_WITHIN))??;
+    ended.expect(0)?;
     network.has_come_back()
 }
 
@@ -227,7 +253,12 @@ fn what_cannot_be_had(context: &Context) -> Outcome {
         let path = format!("/network-interfaces/{id}");
         monitor.request("PUT", &path, Some(&network(id, tap)))
     };
-    for (tap, words) in [("sixteen-is-long-", "1 to 15 bytes"), ("lo", "mode tap")] {
+    for (tap, words) in [
+        ("sixteen-is-long-", "1 to 15 bytes"),
+        ("lo", "mode tap"),
+        ("/dev/fd/0", "no descriptor of a tap"),
+        ("/dev/fd/1000", "no descriptor of a tap"),
+    ] {
         let answer = put("eth0", tap)?;
         ensure!(answer.status == 400, "{tap}: {answer:?}");
         ensure!(answer.fault().contains(words), "{tap}: {answer:?}");

@@ -292,6 +292,10 @@ impl Config {
         if drive.is_root_device {
             return Err(ConfigError::LateRoot { drive_id });
         }
+        let has_group = |id: &String| self.groups.iter().any(|group| group.group_id == *id);
+        if let Some(group_id) = drive.rate_limiter_group.clone().filter(|id| !has_group(id)) {
+            return Err(ConfigError::NoSuchGroup { group_id });
+        }
         self.insert_drive(drive)
     }
 
@@ -308,6 +312,8 @@ impl Config {
             Some((_, drive)) if drive.is_root_device => Err(ConfigError::RootStays { drive_id }),
             Some((at, _)) => {
                 self.drives.remove(at);
+                // It was a key to the lease of the image that the drive has had.
+                self.takes_over.remove(&drive_id);
                 Ok(())
             }
         }

@@ -18,7 +18,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::lineage::Lineage;
-use super::places::{Places, PlacesState, VirtioSlot};
+use super::places::{Places, PlacesState, VirtioSlot, Wired};
 use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan, VsockPlan};
 use super::platform::{Platform, PlatformError, renew_generation};
 use super::restore::RestoreError;
@@ -135,14 +135,16 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         Some(shell) => shell,
         None => Shell::new(&memory, plan.topology.vcpus(), plan.dirty_log)?,
     };
+    let vm = Arc::new(vm);
     let lineage = Lineage::new(parent, plan.dirty_log, &memory);
 
     // Before the devices, and so dropped after them: a lease ends when nobody uses the image any more.
+    let mut drives = Vec::new();
     let hotplug = Hotplug::new().map_err(device_failed("places of devices"))?;
     let mut mmio = Bus::new();
-    let places = Places::new(&mut mmio, &hotplug, &plan.origin, &placed)?;
+    let places = Places::new(&mut mmio, &hotplug, &placed)?;
     let mut virtio = VirtioBus::new(&vm, &memory, lineage.devices(), places, placed.occupied);
-    let drives = virtio.insert_drives(plan.disks)?;
+    virtio.insert_drives(plan.disks, &mut drives)?;
     let networks = virtio.insert_networks(plan.networks)?;
     let vsock_counts = virtio.insert_vsock(plan.vsock)?;
     let balloon = virtio.insert_balloon(plan.balloon)?;
@@ -308,18 +310,23 @@ fn placed(plan: &Plan) -> Result<PlacesState, BuildError> {
     ];
     let single: usize = single.map(usize::from).iter().sum();
     let devices = plan.disks.len() + plan.networks.len() + single;
-    let saved = match &plan.origin {
-        Origin::Saved(origin) => origin.state.places.clone(),
-        Origin::Boot(_) => None,
+    let places = match &plan.origin {
+        Origin::Saved(origin) => {
+            let saved = origin.state.places.clone();
+            saved.unwrap_or_else(|| PlacesState::without_vacancies(devices))
+        }
+        Origin::Boot(_) if devices > layout::VIRTIO_DEVICES_MAX as usize => {
+            return Err(BuildError::TooManyDevices);
+        }
+        Origin::Boot(_) => PlacesState::at_boot(devices),
     };
-    let places = saved.unwrap_or_else(|| PlacesState::without_vacancies(devices));
     places.check(devices).map_err(RestoreError::from)?;
     Ok(places)
 }
 
 /// Puts virtio devices in their places, in the order in which their states are saved.
 struct VirtioBus<'a> {
-    vm: &'a Vm,
+    vm: &'a Arc<Vm>,
     memory: &'a Arc<GuestMemoryMmap>,
     dirty: Arc<DirtyPages>,
     places: Places,
@@ -331,7 +338,7 @@ struct VirtioBus<'a> {
 impl<'a> VirtioBus<'a> {
     /// Puts devices into `places`, one after the other where `occupied` says.
     fn new(
-        vm: &'a Vm,
+        vm: &'a Arc<Vm>,
         memory: &'a Arc<GuestMemoryMmap>,
         dirty: Arc<DirtyPages>,
         places: Places,
@@ -347,15 +354,14 @@ impl<'a> VirtioBus<'a> {
         }
     }
 
-    fn insert_drives(&mut self, plans: Vec<DiskPlan>) -> Result<Vec<DriveSlot>, BuildError> {
-        let drives = plans.into_iter().map(|plan| self.insert_drive(plan));
-        drives.collect()
-    }
-
-    fn insert_drive(&mut self, plan: DiskPlan) -> Result<DriveSlot, BuildError> {
-        let (slot, blk) = drive_of(plan)?;
-        self.insert(&slot.id, Box::new(blk))?;
-        Ok(slot)
+    fn insert_drives(&mut self, plans: Vec<DiskPlan>, drives: &mut Vec<DriveSlot>) -> Result<(), BuildError> {
+        for plan in plans {
+            let (slot, blk) = drive_of(plan)?;
+            let id = slot.id.clone();
+            drives.push(slot);
+            self.insert(&id, Box::new(blk))?;
+        }
+        Ok(())
     }
 
     fn insert_networks(&mut self, plans: Vec<NetworkPlan>) -> Result<Vec<NetworkSlot>, BuildError> {
@@ -406,10 +412,8 @@ impl<'a> VirtioBus<'a> {
     fn insert(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<(), BuildError> {
         let place = self.next.next().ok_or(BuildError::TooManyDevices)?;
         let dirty = Arc::clone(&self.dirty);
-        let slot = self
-            .places
-            .insert(self.vm, self.memory, dirty, (id, place, device))?;
-        self.slots.push(slot);
+        let wired = Wired::new(self.vm, place, device, (self.memory, dirty)).map_err(|error| error.of(id))?;
+        self.slots.push(self.places.put(id, wired));
         Ok(())
     }
 }

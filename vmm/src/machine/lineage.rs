@@ -113,7 +113,7 @@ impl<P> Machine<P> {
     /// When KVM refuses.
     pub fn take_round(&mut self) -> Result<PageSet, KvmError> {
         let parts = &mut *self.parts;
-        parts.lineage.gather(parts.vm.as_ref(), &parts.memory)?;
+        parts.lineage.gather(parts.vm.as_deref(), &parts.memory)?;
         let none = PageSet::empty(size_bytes(&parts.memory));
         Ok(parts
             .lineage
@@ -151,7 +151,7 @@ impl Machine<Paused> {
     /// When KVM refuses.
     pub fn written_pages(&mut self) -> Result<Pages, KvmError> {
         let parts = &mut *self.parts;
-        parts.lineage.gather(parts.vm.as_ref(), &parts.memory)?;
+        parts.lineage.gather(parts.vm.as_deref(), &parts.memory)?;
         let written = parts.lineage.since_snapshot.clone();
         Ok(match (parts.lineage.parent, written) {
             (Some(parent), Some(written)) => Pages::Written { parent, written },
@@ -167,7 +167,7 @@ impl Machine<Paused> {
     pub fn is_saved_as(&mut self, id: MemoryId) -> Result<(), KvmError> {
         let parts = &mut *self.parts;
         parts.lineage.parent = Some(id);
-        parts.lineage.gather(parts.vm.as_ref(), &parts.memory)?;
+        parts.lineage.gather(parts.vm.as_deref(), &parts.memory)?;
         if let Some(written) = &mut parts.lineage.since_snapshot {
             *written = PageSet::empty(written.size_bytes());
         }

@@ -59,7 +59,7 @@ pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
 pub use pausing::{Pause, Pausing};
 pub use platform::{PlatformError, renew_generation};
-pub use plug::{Departed, Newcomer, PlugError, Plugged, UnplugError};
+pub use plug::{Departed, Newcomer, PlugError, Plugged, Socket, StillUsed};
 pub use restore::{check_compatible, check_processors};
 pub use round::{Round, RoundError};
 
@@ -104,7 +104,7 @@ struct Parts {
     /// How much of the time the vCPUs may run.
     share: Arc<Share>,
     /// There until the end.
-    vm: Option<Vm>,
+    vm: Option<Arc<Vm>>,
     /// Brings memory in; ended after whoever may wait for some.
     pager: Option<Pager>,
     /// The same, from the source of a migration.
@@ -290,7 +290,7 @@ impl Drop for Parts {
 }
 
 impl Parts {
-    fn vm(&self) -> &Vm {
+    fn vm(&self) -> &Arc<Vm> {
         self.vm.as_ref().expect("a machine is there until it is dropped")
     }
 

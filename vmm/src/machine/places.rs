@@ -12,9 +12,9 @@ use coracle_devices::virtio::mmio::{self, MmioTransport, TransportError, Window}
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
-use super::plan::Origin;
 use super::{BuildError, NO_PANIC, TransitionError};
 use crate::arch::x86_64::layout::{self, VirtioWindow};
+use crate::kvm::KvmError;
 use crate::kvm::vm::Vm;
 use crate::state::Body;
 
@@ -61,15 +61,24 @@ impl Body for PlacesState {
 pub struct PlacesError(&'static str);
 
 impl PlacesState {
-    /// That of a machine whose tables say nothing of devices that come, as those of older versions: one place after the other.
-    pub(super) fn without_vacancies(devices: usize) -> Self {
-        let places = (0..layout::VIRTIO_DEVICES_MAX).take(devices);
+    /// So many devices, one place after the other; vacancies begin at `first_vacancy`.
+    fn in_order(devices: usize, first_vacancy: u32) -> Self {
         Self {
-            occupied: places.collect(),
-            first_vacancy: NO_VACANCY,
+            occupied: (0..).take(devices).collect(),
+            first_vacancy,
             used: 0,
             unheard: 0,
         }
+    }
+
+    /// That of a machine that boots: where there is no device, one may come.
+    pub(super) fn at_boot(devices: usize) -> Self {
+        Self::in_order(devices, u32::try_from(devices).unwrap_or(NO_VACANCY))
+    }
+
+    /// That of a machine whose tables say nothing of devices that come, as those of older versions.
+    pub(super) fn without_vacancies(devices: usize) -> Self {
+        Self::in_order(devices, NO_VACANCY)
     }
 
     /// Checks what somebody else may have written: it is of so many `devices`.
@@ -96,14 +105,8 @@ impl PlacesState {
 }
 
 impl Places {
-    /// Empty windows on `bus`, for devices that are to be where `placed` says: to a guest that boots, those behind them are
-    /// vacancies; one that goes on has what it had.
-    pub(super) fn new(
-        bus: &mut Bus,
-        hotplug: &Arc<Hotplug>,
-        origin: &Origin,
-        placed: &PlacesState,
-    ) -> Result<Self, BusError> {
+    /// Empty windows on `bus`, for devices that are to be where `placed` says.
+    pub(super) fn new(bus: &mut Bus, hotplug: &Arc<Hotplug>, placed: &PlacesState) -> Result<Self, BusError> {
         let mut windows = Vec::new();
         for (index, window) in VirtioWindow::all().enumerate() {
             let range = BusRange {
@@ -114,15 +117,11 @@ impl Places {
             bus.insert(range, &format!("virtio device {index}"), there.clone())?;
             windows.push(there);
         }
-        let first_vacancy = match origin {
-            Origin::Boot(_) => u32::try_from(placed.occupied.len()).unwrap_or(NO_VACANCY),
-            Origin::Saved(_) => placed.first_vacancy,
-        };
         hotplug.restore(placed.unheard);
         Ok(Self {
             windows,
             hotplug: Arc::clone(hotplug),
-            first_vacancy,
+            first_vacancy: placed.first_vacancy,
             used: placed.used,
         })
     }
@@ -137,17 +136,13 @@ impl Places {
         }
     }
 
-    /// A place to which a device may come: one that has had none, if there is one. Linux does not take up by itself what comes to
-    /// a place for the second time.
-    pub(super) fn vacancy(&self) -> Option<u32> {
-        let vacant = |place: &u32| {
-            let window = self.window(*place);
-            window.is_some_and(|window| locked(window).device().is_none())
-        };
-        let vacancies = || (self.first_vacancy..layout::VIRTIO_DEVICES_MAX).filter(vacant);
-        vacancies()
-            .find(|place| self.used & 1 << place == 0)
-            .or_else(|| vacancies().next())
+    /// A place that none of `slots` has: one that has had no device since the guest has booted, if there is one. Linux does not
+    /// take up by itself what comes to a place for the second time.
+    pub(super) fn vacancy(&self, slots: &[VirtioSlot]) -> Option<u32> {
+        let is_vacant = |place: &u32| slots.iter().all(|slot| slot.place != *place);
+        let vacant = || (0..layout::VIRTIO_DEVICES_MAX).filter(is_vacant);
+        let first = |place: &u32| *place >= self.first_vacancy && self.used & 1 << place == 0;
+        vacant().find(first).or_else(|| vacant().next_back())
     }
 
     /// Whether the guest's tables were written by a version that told of no place to which a device may come.
@@ -155,28 +150,74 @@ impl Places {
         self.first_vacancy == NO_VACANCY
     }
 
-    /// Puts `device` in `place`, and connects its interrupt and its queues; what it writes is marked in `dirty`.
+    /// Puts a device in its place.
+    pub(super) fn put(&mut self, id: &str, mut wired: Wired) -> VirtioSlot {
+        let place = wired.place;
+        let window = Arc::clone(
+            self.window(place)
+                .expect("a device is wired for a place that there is"),
+        );
+        let transport = wired.transport.take().expect("it was not put anywhere yet");
+        locked(&window).put(transport);
+        self.used |= 1 << place;
+        self.hotplug.is_there(place);
+        VirtioSlot {
+            id: id.to_owned(),
+            place,
+            window,
+        }
+    }
+
+    /// Takes the device of `slot` out, unless a driver has it, or is just resetting it.
+    pub(super) fn take(&self, vm: &Arc<Vm>, slot: &VirtioSlot) -> Option<Wired> {
+        let mut device = slot.try_lock().filter(|device| device.is_released())?;
+        let transport = device.0.take()?;
+        self.hotplug.went(slot.place);
+        Some(Wired {
+            vm: Arc::clone(vm),
+            place: slot.place,
+            transport: Some(transport),
+        })
+    }
+
+    fn window(&self, place: u32) -> Option<&Arc<Mutex<Window>>> {
+        self.windows.get(usize::try_from(place).ok()?)
+    }
+}
+
+/// A device that is connected to the interrupt and the addresses of a place, and is not there. Dropped, it is disconnected.
+///
+/// Any thread may make and drop one, and where the guest's memory may still be on its way that has to be another than the
+/// monitor's: KVM then waits for vCPUs that are in the kernel, and one of these may wait for memory.
+pub(super) struct Wired {
+    vm: Arc<Vm>,
+    place: u32,
+    /// There until it is put in its place.
+    transport: Option<MmioTransport>,
+}
+
+impl Wired {
+    /// Connects `device` to `place`.
     ///
     /// # Errors
     ///
-    /// When there is no such place, or the host refuses; then nothing is connected.
-    pub(super) fn insert(
-        &mut self,
-        vm: &Vm,
-        memory: &Arc<GuestMemoryMmap>,
-        dirty: Arc<DirtyPages>,
-        (id, place, device): (&str, u32, Box<dyn VirtioDevice>),
-    ) -> Result<VirtioSlot, BuildError> {
-        let at = VirtioWindow::of_device(place).ok_or(BuildError::TooManyDevices)?;
-        let window = self.window(place).ok_or(BuildError::TooManyDevices)?;
-        let failed = |source: io::Error| BuildError::Device {
-            id: id.to_owned(),
-            source,
-        };
-        let mut transport = MmioTransport::new(device, Arc::clone(memory)).map_err(failed)?;
+    /// When there is no such place, or the host refuses.
+    pub(super) fn new(
+        vm: &Arc<Vm>,
+        place: u32,
+        device: Box<dyn VirtioDevice>,
+        (memory, dirty): (&Arc<GuestMemoryMmap>, Arc<DirtyPages>),
+    ) -> Result<Self, WireError> {
+        let at = VirtioWindow::of_device(place).ok_or(WireError::NoPlace)?;
+        let mut transport = MmioTransport::new(device, Arc::clone(memory))?;
         transport
             .track(Some(dirty))
             .expect("no driver has touched a device that was made just now");
+        let mut wired = Self {
+            vm: Arc::clone(vm),
+            place,
+            transport: None,
+        };
         vm.connect_interrupt(transport.line(), at.irq)?;
         for (index, kick) in (0..).zip(transport.kicks()) {
             if let Err(error) = vm.connect_kick(kick, at.address + mmio::QUEUE_NOTIFY, index) {
@@ -184,29 +225,41 @@ impl Places {
                 return Err(error.into());
             }
         }
-        let window = Arc::clone(window);
-        locked(&window).put(transport);
-        self.used |= 1 << place;
-        self.hotplug.is_there(place);
-        Ok(VirtioSlot {
-            id: id.to_owned(),
-            place,
-            window,
-        })
+        wired.transport = Some(transport);
+        Ok(wired)
     }
+}
 
-    /// Takes the device of `slot` out, unless a driver has it, or is just resetting it.
-    pub(super) fn remove(&self, vm: &Vm, slot: &VirtioSlot) -> Option<MmioTransport> {
-        let mut device = slot.try_lock().filter(|device| device.is_released())?;
-        let transport = device.0.take()?;
-        let at = VirtioWindow::of_device(slot.place).expect("a device was put there");
-        disconnect(vm, &transport, at, u32::MAX);
-        self.hotplug.went(slot.place);
-        Some(transport)
+impl Drop for Wired {
+    fn drop(&mut self) {
+        if let (Some(transport), Some(at)) = (&self.transport, VirtioWindow::of_device(self.place)) {
+            disconnect(&self.vm, transport, at, u32::MAX);
+        }
     }
+}
 
-    fn window(&self, place: u32) -> Option<&Arc<Mutex<Window>>> {
-        self.windows.get(usize::try_from(place).ok()?)
+/// Why a device cannot be connected to a place.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WireError {
+    #[error("no machine has such a place")]
+    NoPlace,
+    #[error(transparent)]
+    Host(#[from] io::Error),
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+impl WireError {
+    /// The same about device `id`.
+    pub(super) fn of(self, id: &str) -> BuildError {
+        match self {
+            Self::NoPlace => BuildError::TooManyDevices,
+            Self::Host(source) => BuildError::Device {
+                id: id.to_owned(),
+                source,
+            },
+            Self::Kvm(error) => error.into(),
+        }
     }
 }
 
@@ -247,7 +300,7 @@ impl VirtioSlot {
         self.place
     }
 
-    /// Drops the device, whose threads end with it.
+    /// Drops the device, whose threads end with it. Its connections end with the machine.
     pub(super) fn clear(&self) {
         drop(locked(&self.window).take());
     }
@@ -292,6 +345,7 @@ mod tests {
             ..PlacesState::without_vacancies(0)
         };
         assert!(state(&[0, 17, 3]).check(3).is_ok());
+        assert!(PlacesState::at_boot(18).check(18).is_ok());
         assert!(PlacesState::without_vacancies(18).check(18).is_ok());
         for (occupied, devices) in [(&[0][..], 2), (&[0, 18], 2), (&[3, 3], 2), (&[u32::MAX], 1)] {
             assert!(state(occupied).check(devices).is_err(), "{occupied:?}");

@@ -316,14 +316,18 @@ impl DiskPlan {
         course: &Course,
         groups: &[LimitGroup],
     ) -> Result<Self, PlanError> {
-        let mut held = course.open(drive, owner)?;
+        // Before anything is opened: a lease that is taken for nothing bothers others.
         let group = drive.rate_limiter_group.clone();
-        if let Some(id) = &group {
+        let shared = group.as_ref().map(|id| {
             let shared = groups.iter().find(|group| group.id == *id);
-            let shared = shared.ok_or_else(|| PlanError::NoSuchGroup {
+            shared.ok_or_else(|| PlanError::NoSuchGroup {
                 drive_id: drive.drive_id.clone(),
                 group_id: id.clone(),
-            })?;
+            })
+        });
+        let shared = shared.transpose()?;
+        let mut held = course.open(drive, owner)?;
+        if let Some(shared) = shared {
             held.disk.group = Some(Arc::clone(&shared.limiter));
         }
         Ok(Self {

@@ -1,23 +1,25 @@
 //! Devices that come to a guest that runs, and go again.
 //!
 //! ```text
-//!   opened, leased, made (a thread of its own) ──► plug: put in a place, connected, the guest told ──► its driver takes it up
-//!   its driver lets go of it (a reset) ──► unplug: disconnected, taken out ──► closed (a thread of its own)
+//!   opened, leased, made, connected (a thread of its own) ──► plug: put in its place, the guest told ──► its driver takes it up
+//!   its driver lets go of it (a reset) ──► unplug: taken out ──► disconnected, closed (a thread of its own)
 //! ```
 
-use std::fmt;
 use std::sync::Arc;
 
 use coracle_devices::virtio::blk::{DriveConfig, LossSignal};
 use coracle_devices::virtio::device::VirtioDevice;
-use coracle_devices::virtio::mmio::MmioTransport;
+use coracle_devices::virtio::dirty::DirtyPages;
 use coracle_devices::virtio::net::NetworkInterfaceConfig;
 use coracle_storage::lease::{Owner, Succession};
+use vm_memory::GuestMemoryMmap;
 
 use super::assemble::{drive_of, network_of};
 use super::disks::Course;
+use super::places::Wired;
 use super::plan::{DiskPlan, NetworkPlan, PlanError};
 use super::{BuildError, DriveSlot, LimitGroup, Machine, NetworkSlot, Parts, Running};
+use crate::kvm::vm::Vm;
 
 /// What can come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,19 +40,19 @@ impl Plugged {
     }
 }
 
-impl fmt::Display for Plugged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Drive => "drive",
-            Self::Network => "network interface",
-        })
-    }
-}
-
 /// A device that is open and made, and that no guest has seen.
 pub struct Newcomer {
-    device: Box<dyn VirtioDevice>,
+    // The device first: a lease ends when nobody uses the image any more.
+    wired: Wired,
     what: What,
+}
+
+/// A place for a device, and what it will be connected to.
+pub struct Socket {
+    vm: Arc<Vm>,
+    memory: Arc<GuestMemoryMmap>,
+    dirty: Arc<DirtyPages>,
+    place: u32,
 }
 
 enum What {
@@ -61,7 +63,7 @@ enum What {
 /// A device that its guest has let go of. What is behind it is closed when this is dropped.
 pub struct Departed {
     // The device first: a lease ends when nobody uses the image any more.
-    _device: MmioTransport,
+    _wired: Wired,
     _drive: Option<DriveSlot>,
 }
 
@@ -85,56 +87,50 @@ pub enum PlugError {
     OldTables,
 }
 
-/// Why a device cannot go.
+/// A device cannot go, as its guest's driver has it.
 #[derive(Debug, thiserror::Error)]
-pub enum UnplugError {
-    /// There is none of that name.
-    #[error("there is no {kind} `{id}`; GET /vm/config lists them")]
-    Unknown {
-        /// What is looked for.
-        kind: Plugged,
-        /// Its name.
-        id: String,
-    },
-    /// The guest has it.
-    #[error(
-        "the guest's driver has `{id}`: have it let go first, and ask again. In Linux: unmount what is on it, \
-         then `echo LNRO0005:{place:02x} > /sys/bus/platform/drivers/virtio-mmio/unbind`"
-    )]
-    Used {
-        /// The device.
-        id: String,
-        /// The number of its place.
-        place: u32,
-    },
+#[error(
+    "the guest's driver has `{id}`: have it let go first, and ask again. In Linux: unmount what is on it, \
+     then `echo LNRO0005:{place:02x} > /sys/bus/platform/drivers/virtio-mmio/unbind`"
+)]
+pub struct StillUsed {
+    id: String,
+    place: u32,
 }
 
 impl Newcomer {
-    /// Opens the image of `drive`, leases it to `owner`, and makes a device for it; one of a group shares the limits of that
-    /// among `groups`. What is with a server may take as long as that does.
+    /// Opens the image of `drive`, leases it to `owner`, and makes a device for it that is connected to `socket`; one of a group
+    /// shares the limits of that among `groups`. What is with a server may take as long as that does.
     ///
     /// # Errors
     ///
     /// What cannot be had.
-    pub fn drive(drive: &DriveConfig, owner: &Owner, groups: &[LimitGroup]) -> Result<Self, PlugError> {
+    pub fn drive(
+        drive: &DriveConfig,
+        owner: &Owner,
+        groups: &[LimitGroup],
+        socket: Socket,
+    ) -> Result<Self, PlugError> {
         let plan = DiskPlan::new(drive, owner, &Course::Own(Succession::Raises), groups)?;
         let (mut slot, device) = drive_of(plan)?;
         slot.settle()?;
+        let wired = socket.wire(&slot.id, Box::new(device))?;
         Ok(Self {
-            device: Box::new(device),
+            wired,
             what: What::Drive(slot),
         })
     }
 
-    /// Opens the tap of `network`, and makes a device for it.
+    /// Opens the tap of `network`, and makes a device for it that is connected to `socket`.
     ///
     /// # Errors
     ///
     /// What cannot be had.
-    pub fn network(network: &NetworkInterfaceConfig) -> Result<Self, PlugError> {
+    pub fn network(network: &NetworkInterfaceConfig, socket: Socket) -> Result<Self, PlugError> {
         let (slot, device) = network_of(NetworkPlan::new(network)?)?;
+        let wired = socket.wire(&slot.id, Box::new(device))?;
         Ok(Self {
-            device: Box::new(device),
+            wired,
             what: What::Network(slot),
         })
     }
@@ -162,82 +158,83 @@ impl Machine<Running> {
         self.parts.groups.clone()
     }
 
-    /// Says whether a device can come at all.
+    /// A place for a device that is to come.
     ///
     /// # Errors
     ///
-    /// When there is no place for it.
-    pub fn check_vacancy(&self) -> Result<(), PlugError> {
-        self.parts.vacancy().map(drop)
+    /// When there is none.
+    pub fn socket(&self) -> Result<Socket, PlugError> {
+        let parts = &self.parts;
+        if parts.places.are_without_vacancies() {
+            return Err(PlugError::OldTables);
+        }
+        let place = parts.places.vacancy(&parts.devices).ok_or(PlugError::NoVacancy)?;
+        Ok(Socket {
+            vm: Arc::clone(parts.vm()),
+            memory: Arc::clone(&parts.memory),
+            dirty: parts.lineage.devices(),
+            place,
+        })
     }
 
-    /// Gives `newcomer` a place, and has the guest look at it.
-    ///
-    /// # Errors
-    ///
-    /// When there is no place, or the host refuses: then the guest has seen nothing, and what was opened is closed.
-    pub fn plug(&mut self, newcomer: Newcomer) -> Result<(), PlugError> {
-        let place = self.parts.vacancy()?;
-        let Newcomer { device, what } = newcomer;
+    /// Puts `newcomer` in its place, and has the guest look at it.
+    pub fn plug(&mut self, newcomer: Newcomer) {
+        let Newcomer { wired, what } = newcomer;
         let Parts {
-            vm,
-            memory,
-            lineage,
             places,
+            devices,
+            drives,
+            networks,
             ..
         } = &mut *self.parts;
-        let vm = vm.as_ref().expect("a machine is there until it is dropped");
-        let id = match &what {
-            What::Drive(slot) => &slot.id,
-            What::Network(slot) => &slot.id,
-        };
-        let slot = places.insert(vm, memory, lineage.devices(), (id, place, device))?;
-        if let Err(source) = places.hotplug.came(place) {
-            let id = id.clone();
-            places.remove(vm, &slot);
-            return Err(BuildError::Device { id, source }.into());
-        }
-        let drives = self.parts.drives.len();
-        match what {
+        let (at, slot) = match what {
             What::Drive(drive) => {
-                self.parts.devices.insert(drives, slot);
-                self.parts.drives.push(drive);
+                let slot = places.put(&drive.id, wired);
+                drives.push(drive);
+                (drives.len() - 1, slot)
             }
             What::Network(network) => {
-                let networks = self.parts.networks.len();
-                self.parts.devices.insert(drives + networks, slot);
-                self.parts.networks.push(network);
+                let slot = places.put(&network.id, wired);
+                networks.push(network);
+                (drives.len() + networks.len() - 1, slot)
             }
-        }
-        Ok(())
+        };
+        places.hotplug.came(slot.place());
+        devices.insert(at, slot);
+    }
+
+    /// Tells the guest again of devices of which it has not heard, and says whether there are any.
+    pub fn tell_again(&self) -> bool {
+        self.parts.places.hotplug.again()
     }
 
     /// Takes the device `id` of that `kind` out.
     ///
     /// # Errors
     ///
-    /// When there is none, or the guest's driver has it.
-    pub fn unplug(&mut self, kind: Plugged, id: &str) -> Result<Departed, UnplugError> {
+    /// When the guest's driver has it.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn unplug(&mut self, kind: Plugged, id: &str) -> Result<Departed, StillUsed> {
         let parts = &mut self.parts;
         let drives = parts.drives.len();
         let at = match kind {
             Plugged::Drive => parts.drives.iter().position(|drive| drive.id == id),
             Plugged::Network => parts.networks.iter().position(|network| network.id == id),
         };
-        let at = at.ok_or_else(|| UnplugError::Unknown {
-            kind,
-            id: id.to_owned(),
-        })?;
+        let at = at.expect("the machine has what its configuration has");
         Ok(match kind {
             Plugged::Drive => Departed {
-                _device: parts.take_out(at)?,
+                _wired: parts.take_out(at)?,
                 _drive: Some(parts.drives.remove(at)),
             },
             Plugged::Network => {
-                let device = parts.take_out(drives + at)?;
+                let wired = parts.take_out(drives + at)?;
                 parts.networks.remove(at);
                 Departed {
-                    _device: device,
+                    _wired: wired,
                     _drive: None,
                 }
             }
@@ -245,19 +242,19 @@ impl Machine<Running> {
     }
 }
 
-impl Parts {
-    fn vacancy(&self) -> Result<u32, PlugError> {
-        if self.places.are_without_vacancies() {
-            return Err(PlugError::OldTables);
-        }
-        self.places.vacancy().ok_or(PlugError::NoVacancy)
+impl Socket {
+    fn wire(self, id: &str, device: Box<dyn VirtioDevice>) -> Result<Wired, BuildError> {
+        let wired = Wired::new(&self.vm, self.place, device, (&self.memory, self.dirty));
+        wired.map_err(|error| error.of(id))
     }
+}
 
+impl Parts {
     /// Takes the device number `at` out of its place.
-    fn take_out(&mut self, at: usize) -> Result<MmioTransport, UnplugError> {
+    fn take_out(&mut self, at: usize) -> Result<Wired, StillUsed> {
         let slot = self.devices.get(at).expect("every device has a slot");
-        let device = self.places.remove(self.vm(), slot);
-        let device = device.ok_or_else(|| UnplugError::Used {
+        let device = self.places.take(self.vm(), slot);
+        let device = device.ok_or_else(|| StillUsed {
             id: slot.id.clone(),
             place: slot.place(),
         })?;

@@ -1,7 +1,5 @@
 //! A fresh machine, made to go on where another has stopped.
 
-use std::io;
-
 use coracle_devices::i8042::I8042StateError;
 use coracle_devices::serial::SerialPortStateError;
 use coracle_devices::virtio::mmio;
@@ -42,9 +40,6 @@ pub enum RestoreError {
     /// The places of the devices.
     #[error(transparent)]
     Places(#[from] PlacesError),
-    /// The guest cannot be told of devices that have come.
-    #[error("cannot raise the interrupt line of the guest's places")]
-    Unheard(#[source] io::Error),
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialPortStateError),
@@ -116,7 +111,7 @@ impl Parts {
             restored.map_err(|source| RestoreError::Vcpu { index, source })?;
         }
         self.vm().restore(&state.vm).map_err(RestoreError::Vm)?;
-        self.places.hotplug.again().map_err(RestoreError::Unheard)?;
+        self.places.hotplug.again();
         self.serial.lock().expect(NO_PANIC).restore(&state.serial)?;
         self.keyboard.lock().expect(NO_PANIC).restore(&state.keyboard)?;
         Ok(())

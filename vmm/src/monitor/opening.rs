@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Duration;
 
 use coracle_devices::virtio::device::Notice;
 use coracle_storage::threads;
@@ -32,6 +33,11 @@ impl<T: Send + 'static> Opening<T> {
             }
         })?;
         Ok(Self { opened })
+    }
+
+    /// What was opened, once it is there or this time has passed.
+    pub(super) fn wait(&self, limit: Duration) -> Option<T> {
+        self.opened.recv_timeout(limit).ok()
     }
 
     /// What was opened, once.

@@ -1,4 +1,5 @@
-//! What wakes the `vmm` thread for work that it has begun: a bell, and a timer for where nobody rings.
+//! What wakes the `vmm` thread for work that it has begun: a bell, a timer for where nobody rings, and a
+//! reminder.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,10 +12,14 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::event_loop::{EventLoop, Source};
 
-/// Both of them.
+/// How soon a guest that has not listened is told again.
+const REMIND_AFTER: Duration = Duration::from_secs(1);
+
+/// All of them.
 pub(super) struct Wakeup {
     bell: Arc<EventFd>,
     timer: TimerFd,
+    reminder: TimerFd,
 }
 
 impl Wakeup {
@@ -27,9 +32,11 @@ impl Wakeup {
         let wakeup = Self {
             bell: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             timer: TimerFd::new().map_err(errno)?,
+            reminder: TimerFd::new().map_err(errno)?,
         };
         event_loop.watch(Source::Progress(wakeup.bell.as_raw_fd()));
         event_loop.watch(Source::Progress(wakeup.timer.as_raw_fd()));
+        event_loop.watch(Source::Reminder(wakeup.reminder.as_raw_fd()));
         Ok(wakeup)
     }
 
@@ -49,6 +56,17 @@ impl Wakeup {
             None => self.timer.clear(),
         };
         armed.expect("a timer takes every time from now on");
+    }
+
+    /// Wakes in a while, once, whatever else is due.
+    pub(super) fn remind(&mut self) {
+        let armed = self.reminder.reset(REMIND_AFTER, None);
+        armed.expect("a timer takes every time from now on");
+    }
+
+    /// Quiets the reminder.
+    pub(super) fn reminded(&mut self) {
+        self.reminder.clear().expect("a timer can always be stopped");
     }
 
     /// Quiets both; whoever is woken looks at everything.

@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use coracle_storage::request::Segment;
@@ -17,6 +17,10 @@ use virtio_bindings::virtio_net::{
 
 /// What makes taps.
 const TUN: &str = "/dev/net/tun";
+/// How the name of a descriptor begins.
+const HANDED_IN: &str = "/dev/fd/";
+/// Whole frames, nothing of the driver's before them, but a virtio header.
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// `struct virtio_net_hdr_v1`, which goes before each frame (5.1.6).
 pub(super) const HEADER_BYTES: usize = 12;
 /// The largest frame with its header: 64 KiB of IP and the Ethernet header before it.
@@ -31,13 +35,20 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens the tap of this name; one that is not there is made for as long as it is open, if this process may do that.
+    /// Opens the tap of this name; one that is not there is made for as long as it is open, if this process may do that. A
+    /// name as `/dev/fd/7` is that of a descriptor of a tap, which whoever has started the process has handed in.
     ///
     /// # Errors
     ///
     /// When it cannot be had, and what to do then.
     pub fn open(name: &str) -> Result<Self, TapError> {
         let refused = |source| TapError::new(name, source);
+        if let Some(number) = name.strip_prefix(HANDED_IN) {
+            return Self::handed_in(number).map_err(|source| TapError::HandedIn {
+                name: name.to_owned(),
+                source,
+            });
+        }
         let mut request = request(name)?;
         let file = OpenOptions::new()
             .read(true)
@@ -45,12 +56,33 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK)
             .open(TUN)
             .map_err(|source| TapError::NoDriver { source })?;
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(FLAGS).unwrap_or_default();
         // SAFETY: the kernel reads and writes a `struct ifreq`, which `request` is.
         checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
             .map_err(refused)?;
         Self::of(file).map_err(refused)
+    }
+
+    /// A copy of the descriptor of this number, which stays open for whoever needs it next.
+    fn handed_in(number: &str) -> io::Result<Self> {
+        let number: RawFd = number.parse().unwrap_or(-1);
+        if number < 0 {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        // SAFETY: it is not -1, and is looked at for one call only, which itself finds out whether it is open.
+        let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        let file = File::from(inherited.try_clone_to_owned()?);
+        let mut request = blank_request();
+        // SAFETY: the kernel writes a `struct ifreq`, which `request` is; or refuses, if it is no tap's.
+        checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        // SAFETY: the kernel has written the flags.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        if flags & FLAGS != FLAGS {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let status = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, status | rustix::fs::OFlags::NONBLOCK)?;
+        Self::of(file)
     }
 
     /// An open descriptor of a tap becomes one that devices can use.
@@ -150,9 +182,13 @@ fn iovecs(segments: &[Segment]) -> (*const libc::iovec, libc::c_int) {
     )
 }
 
-fn request(name: &str) -> Result<libc::ifreq, TapError> {
+fn blank_request() -> libc::ifreq {
     // SAFETY: all of its fields are numbers, for which zero is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    unsafe { std::mem::zeroed() }
+}
+
+fn request(name: &str) -> Result<libc::ifreq, TapError> {
+    let mut request = blank_request();
     let is_name = !name.is_empty()
         && name.len() < request.ifr_name.len()
         && !name
@@ -188,6 +224,18 @@ pub enum TapError {
     Name {
         /// As configured.
         name: String,
+    },
+    /// A descriptor that is none, or not a tap's.
+    #[error(
+        "`{name}` is no descriptor of a tap: hand one in whose IFF_TAP, IFF_NO_PI and IFF_VNET_HDR are set (TUNSETIFF), and that \
+         stays open when the monitor is executed"
+    )]
+    HandedIn {
+        /// As configured.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
     },
     /// No taps here.
     #[error(

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -469,4 +470,15 @@ fn no_interface_has_such_a_name() {
     for name in ["", "sixteen-is-long-", "a b", "a/b", "tap%d"] {
         assert!(matches!(Tap::open(name), Err(TapError::Name { .. })), "{name}");
     }
+}
+
+#[test]
+fn what_is_no_descriptor_of_a_tap_is_refused_and_left_as_it_was() {
+    let file = tempfile::tempfile().unwrap();
+    let number = file.as_raw_fd().to_string();
+    for number in ["", "-1", "x", "1000000", "99999999999", &number] {
+        let opened = Tap::open(&format!("/dev/fd/{number}"));
+        assert!(matches!(opened, Err(TapError::HandedIn { .. })), "{number}");
+    }
+    assert!(file.metadata().is_ok());
 }

@@ -13,5 +13,6 @@ pub mod power;
 pub mod random;
 pub mod serial;
 pub mod virtio;
+pub mod vmclock;
 pub mod vmgenid;
 mod wait;

@@ -291,6 +291,9 @@ impl<'a> Call<'a> {
     }
 }
 
+/// So many arguments of a call, beside the first, show that it is what another has left.
+const LEFT_MIN: usize = 3;
+
 /// The calls of a trace; not what a thread is said to do last, while it is killed, in the words of the line before, or with the
 /// arguments of its own call before but the first: of it strace has read nothing any more, or registers in which there is the
 /// result of that.
@@ -312,16 +315,9 @@ fn calls(trace: &str) -> impl Iterator<Item = Call<'_>> {
             call.thread != other.thread && call.syscall == other.syscall && call.arguments == other.arguments
         };
         let is_left = |other: Call<'_>| {
-            let others = |call: &Call<'_>| {
-                call.arguments
-                    .iter()
-                    .skip(1)
-                    .flatten()
-                    .copied()
-                    .collect::<Vec<_>>()
-            };
-            let (now, then) = (others(&call), others(&other));
-            !now.is_empty() && then.starts_with(&now)
+            let mut others = call.arguments.iter().zip(&other.arguments).skip(1);
+            let known = call.arguments.iter().skip(1).flatten().count();
+            known >= LEFT_MIN && others.all(|(now, then)| now == then)
         };
         let is_echo = echoed.is_some_and(is_same);
         let is_leftover = own.insert(call.thread, call.clone()).is_some_and(is_left);

@@ -449,6 +449,8 @@ impl Monitor {
             input,
             &mut self.event_loop,
         ));
+        // It may have been saved before it heard of a device.
+        self.wakeup.remind();
         machine.register(&mut self.metrics);
         for loss in machine.loss_signals() {
             let watch = self.event_loop.watch(Source::Loss(Arc::clone(loss)));
@@ -522,7 +524,6 @@ impl Monitor {
     /// Ends the machine, if there is one: the guest is stopped, its devices are drained, its last
     /// output is handed over, its disks are closed. Then the metrics have their last line.
     pub fn retire(mut self) {
-        self.finish_closing();
         let settled = match self.guest {
             Guest::NotStarted | Guest::Yielded(None) => None,
             Guest::Yielded(Some(machine)) => {
@@ -551,6 +552,9 @@ impl Monitor {
                 std::mem::forget(machine);
             }
             Some(Pause::Pending(..)) => unreachable!("who is patient is never told that it goes on"),
+        }
+        if let Some(operation) = self.operation {
+            plug::finish(operation.work, &self.wakeup.notice());
         }
         self.metrics.write();
     }

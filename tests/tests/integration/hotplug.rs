@@ -29,6 +29,11 @@ pub(crate) const CASES: &[Case] = &[
         run: comes_from_a_server,
     },
     Case {
+        name: "a_machine_that_ends_while_a_drive_comes_or_goes_ends_in_order",
+        need: Need::Kvm,
+        run: ends_meanwhile,
+    },
+    Case {
         name: "a_machine_is_saved_and_moved_with_what_was_plugged_in",
         need: Need::Kvm,
         run: is_saved_and_moved,
@@ -222,6 +227,40 @@ fn comes_from_a_server(context: &Context) -> Outcome {
     }
     monitor.type_in(b"exit 7\n")?;
     monitor.wait(SOON)?.expect(7)
+}
+
+/// The status is the guest's, and the image is free, whatever was under way.
+fn ends_meanwhile(context: &Context) -> Outcome {
+    let server = Server::start(server::Plan::image(4 << 20))?;
+    let url = PathBuf::from(server.url("export/image.raw"));
+    for goes in [false, true] {
+        let config = machine(context, "do=hello do=echo", 1).config();
+        let mut monitor = started(context, &config)?;
+        monitor.console.wait_for("echo: ready", SOON)?;
+        if goes {
+            plug(&monitor, "far", &url)?;
+        }
+        server.stop()?;
+        let mut caller = monitor.connect()?;
+        let body = drive("far", &url).to_string();
+        let asked = std::thread::spawn(move || match goes {
+            false => caller.request("PUT", "/drives/far", Some(&body)),
+            true => caller.request("DELETE", "/drives/far", None),
+        });
+        // Until it is with the server.
+        std::thread::sleep(Duration::from_millis(300));
+        monitor.type_in(b"exit 7\n")?;
+        std::thread::sleep(Duration::from_millis(500));
+        server.go_on()?;
+        monitor.wait(SOON)?.expect(7)?;
+        let answer = asked.join().map_err(|_| "the caller panicked")??;
+        ensure!(
+            answer.status == 204 || answer.fault().contains("ended before"),
+            "{answer:?}"
+        );
+        ensure!(is_free(context, &url)?, "it is not free; it goes: {goes}");
+    }
+    Ok(())
 }
 
 /// Drives that came later are in other places than they would have at a boot, and stay there.

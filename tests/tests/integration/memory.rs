@@ -4,11 +4,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use coracle_tests::case::{Case, Context, text};
+use coracle_tests::certificates::Authority;
 use coracle_tests::environment::Need;
 use coracle_tests::guest::{Machine, run};
-use coracle_tests::monitor::Launch;
+use coracle_tests::harness::receiver::Receiver;
+use coracle_tests::monitor::{Launch, Monitor};
 use coracle_tests::{Outcome, ensure};
 use serde_json::json;
+
+use super::snapshot::{Files, killed, loaded, saved, started};
 
 pub(crate) const CASES: &[Case] = &[
     Case {
@@ -35,6 +39,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "the_acpi_tables_are_valid",
         need: Need::Kvm,
         run: the_acpi_tables_are_valid,
+    },
+    Case {
+        name: "the_vmclock_tells_of_every_load_and_move",
+        need: Need::Kvm,
+        run: the_vmclock_tells,
     },
     Case {
         name: "the_entropy_device_delivers",
@@ -128,6 +137,52 @@ fn huge_pages(context: &Context) -> Outcome {
         "{}",
         ended.errors
     );
+    Ok(())
+}
+
+/// What a guest reads of its VMClock: disruptions, and generations.
+fn vmclock(monitor: &Monitor) -> Outcome<(u64, u64)> {
+    const ADDRESS: usize = 0xd_e000;
+    let memory = monitor.process().read_mapping(64 << 20)?;
+    let page = memory.get(ADDRESS..ADDRESS + 112).ok_or("the page is memory")?;
+    ensure!(page.starts_with(b"VCLK"), "{page:x?}");
+    let number = |at: usize| {
+        let bytes = page.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+        u64::from_le_bytes(bytes.unwrap_or_default())
+    };
+    ensure!(number(12) & 1 == 0, "somebody is still writing it: {page:x?}");
+    Ok((number(16), number(104)))
+}
+
+fn the_vmclock_tells(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let machine =
+        Machine::unikernel(&context.environment, "do=hello do=tick:ms=20,count=100000").memory_mib(64);
+    let first = started(context, &machine.config())?;
+    first.console.wait_for("tick: n=1 ", SOON)?;
+    ensure!(vmclock(&first)? == (0, 0), "{:?}", vmclock(&first)?);
+    let files = Files::in_directory(directory.path(), "test-clock");
+    saved(&first, &files, "Full")?;
+    killed(first)?;
+    let other = loaded(context, &files, "off")?;
+    ensure!(vmclock(&other)? == (1, 1), "{:?}", vmclock(&other)?);
+    killed(other)?;
+
+    // By pages that come when they are touched, then saved and loaded again, and moved.
+    let lazy = loaded(context, &files, "lazy")?;
+    lazy.console.wait_for("tick: n=", SOON)?;
+    let again = Files::in_directory(directory.path(), "test-again");
+    saved(&lazy, &again, "Full")?;
+    killed(lazy)?;
+    let source = loaded(context, &again, "off")?;
+    ensure!(vmclock(&source)? == (2, 2), "{:?}", vmclock(&source)?);
+    let tls = Authority::new(directory.path())?.host("127.0.0.1")?;
+    let receive = json!({ "listen": "127.0.0.1:0", "tls": tls });
+    let receiver = Receiver::of(Launch::new(&context.environment)?.start()?, &receive)?;
+    let send = json!({ "to": receiver.to(), "tls": tls });
+    source.must("PUT", "/migration/send", Some(&send))?;
+    let arrived = receiver.received()?;
+    ensure!(vmclock(&arrived)? == (3, 2), "{:?}", vmclock(&arrived)?);
     Ok(())
 }
 

@@ -217,7 +217,39 @@ fn is_handed_in(context: &Context) -> Outcome {
         .server
         .inside(|| run(launch, &machine, END_WITHIN))??;
     ended.expect(0)?;
-    network.has_come_back()
+    network.has_come_back()?;
+
+    // The same while a guest runs: one descriptor is one interface's, and what the monitor has opened itself is none.
+    let star = Star::new(0)?;
+    star.server.bridge(HOST, &["tap0"])?;
+    let launch = Launch::new(&context.environment)?.by_way_of(["python3", "-c", HANDS_IN]);
+    let machine = Machine::unikernel(&context.environment, "do=hello do=tick:ms=20,count=100000");
+    let launch = launch.config(&machine.config())?;
+    let monitor = star.server.inside(|| launch.start())??;
+    monitor.console.wait_for("tick: n=1 ", END_WITHIN)?;
+    let put = |id: &str, tap: &str| {
+        let body = json!({ "iface_id": id, "host_dev_name": tap });
+        monitor.request("PUT", &format!("/network-interfaces/{id}"), Some(&body))
+    };
+    for descriptor in 0..40 {
+        if descriptor != 9 {
+            let answer = put("eth1", &format!("/dev/fd/{descriptor}"))?;
+            ensure!(answer.fault().contains("no descriptor of a tap"), "{answer:?}");
+        }
+    }
+    ensure!(
+        put("eth0", "/dev/fd/9")?.status == 204,
+        "{:?}",
+        put("eth0", "/dev/fd/9")?
+    );
+    for (again, words) in [("/dev/fd/9", "`eth0`"), ("/dev/fd/09", "no descriptor of a tap")] {
+        let answer = put("eth1", again)?;
+        ensure!(
+            answer.status == 400 && answer.fault().contains(words),
+            "{again}: {answer:?}"
+        );
+    }
+    killed(monitor)
 }
 
 /// Answers one request by HTTP.

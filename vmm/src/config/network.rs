@@ -134,6 +134,13 @@ impl Config {
                 .host_dev_name
                 .clone_from(&given.host_dev_name);
         }
+        for (number, network) in self.networks.iter().enumerate() {
+            let mut others = self.networks.iter().skip(number + 1);
+            if let Some(other) = others.find(|other| other.host_dev_name == network.host_dev_name) {
+                let tap = network.host_dev_name.clone();
+                return Err(NetworkError::TapInUse(tap, other.iface_id.clone()));
+            }
+        }
         Ok(())
     }
 
@@ -221,5 +228,8 @@ mod tests {
         assert_eq!(only(&config).host_dev_name, "tap9");
         assert!(config.override_networks(&[given("eth1")]).is_err());
         assert!(config.override_networks(&[given("eth0"), given("eth0")]).is_err());
+        let eth1 = network(r#"{"iface_id": "eth1", "host_dev_name": "tap1"}"#);
+        config.insert_network(eth1).unwrap();
+        assert!(config.override_networks(&[given("eth1")]).is_err());
     }
 }

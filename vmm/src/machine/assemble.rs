@@ -193,9 +193,8 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         Origin::Saved(origin) => {
             (parts.pager, parts.fetcher) = (origin.memory.pager, origin.memory.fetcher);
             parts.restore(&vcpus, &origin.state)?;
-            if parent.is_some() {
-                parts.generation.announce().map_err(RestoreError::from)?;
-            }
+            // Another generation, or at least another place.
+            parts.generation.announce().map_err(RestoreError::from)?;
             for network in &parts.networks {
                 network.control.announce();
             }
@@ -227,6 +226,9 @@ fn boot(
     let windows: Vec<_> = VirtioWindow::all().take(parts.devices.len()).collect();
     let cpu = Cpu::new(kvm, topology, origin.template.clone())?;
     renew_generation(&parts.memory)?;
+    layout::VMCLOCK
+        .write(&parts.memory)
+        .map_err(PlatformError::from)?;
     let entry = load(&parts.memory, &origin.boot, &windows)?;
     tables::write(
         &parts.memory,

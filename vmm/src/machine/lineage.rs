@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use coracle_devices::virtio::dirty::DirtyPages;
-use coracle_devices::vmgenid::GENERATION_ID_BYTES;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use super::platform::GENERATION_MEMORY;
 use super::{Machine, Paused};
-use crate::arch::x86_64::layout;
 use crate::kvm::KvmError;
 use crate::kvm::vm::{DirtyLog, Vm};
 use crate::snapshot::create::Pages;
@@ -41,8 +40,10 @@ impl Lineage {
             since_round: None,
         };
         if parent.is_some() {
-            // It is another one than in the snapshot.
-            lineage.devices.mark(layout::VMGENID, GENERATION_ID_BYTES as u64);
+            // They are others than in the snapshot.
+            for (address, bytes) in GENERATION_MEMORY {
+                lineage.devices.mark(address, bytes);
+            }
         }
         lineage
     }

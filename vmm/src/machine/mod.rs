@@ -58,7 +58,7 @@ use self::places::{Places, VirtioSlot};
 pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
 pub use pausing::{Pause, Pausing};
-pub use platform::{PlatformError, renew_generation};
+pub use platform::{GENERATION_MEMORY, PlatformError, tell_restored};
 pub use plug::{Departed, Newcomer, PlugError, Plugged, Socket, StillUsed};
 pub use restore::{check_compatible, check_processors};
 pub use round::{Round, RoundError};

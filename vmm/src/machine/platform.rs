@@ -9,8 +9,9 @@ use coracle_devices::hotplug::{HOTPLUG_PORT, HOTPLUG_PORTS, Hotplug, HotplugRegi
 use coracle_devices::i8042::{I8042, I8042_IRQ, I8042_PORT, I8042_PORTS};
 use coracle_devices::power::{EndSignal, POWER_PORT, POWER_PORTS, Power};
 use coracle_devices::serial::{Output, SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS, SerialConfig, SerialPort};
-use coracle_devices::vmgenid::{self, GenerationError, GenerationId};
-use vm_memory::GuestMemoryMmap;
+use coracle_devices::vmclock::{Disruption, VMCLOCK_BYTES, VmClockError};
+use coracle_devices::vmgenid::{self, GENERATION_ID_BYTES, GenerationError, GenerationId};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::arch::x86_64::layout;
 use crate::kvm::KvmError;
@@ -46,6 +47,9 @@ pub enum PlatformError {
     /// The VM generation ID cannot be written.
     #[error(transparent)]
     Generation(#[from] GenerationError),
+    /// Nor the VMClock.
+    #[error(transparent)]
+    Clock(#[from] VmClockError),
 }
 
 /// The fixed devices, on their bus.
@@ -98,8 +102,24 @@ impl Platform {
 /// # Errors
 ///
 /// When the host has no random bytes, or the guest no memory there.
-pub fn renew_generation(memory: &GuestMemoryMmap) -> Result<(), PlatformError> {
+pub(super) fn renew_generation(memory: &GuestMemoryMmap) -> Result<(), PlatformError> {
     Ok(vmgenid::renew(layout::VMGENID, memory)?)
+}
+
+/// The memory that the host itself writes when a guest goes on from a snapshot: where, and how many bytes.
+pub const GENERATION_MEMORY: [(GuestAddress, u64); 2] = [
+    (layout::VMGENID, GENERATION_ID_BYTES as u64),
+    (layout::VMCLOCK.0, VMCLOCK_BYTES as u64),
+];
+
+/// Lets a guest that goes on from a snapshot know that there may be others like it. Its [`GENERATION_MEMORY`] is there.
+///
+/// # Errors
+///
+/// As [`renew_generation`].
+pub fn tell_restored(memory: &GuestMemoryMmap) -> Result<(), PlatformError> {
+    layout::VMCLOCK.disrupt(memory, Disruption::Restored)?;
+    renew_generation(memory)
 }
 
 fn output(config: &SerialConfig) -> Result<Output, PlatformError> {

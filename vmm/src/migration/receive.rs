@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coracle_devices::vmclock::{Disruption, VMCLOCK_BYTES, VmClockError};
 use coracle_storage::lease::Owner;
 use vm_memory::GuestMemoryMmap;
 
@@ -23,6 +24,7 @@ use super::send;
 use super::stream::Stream;
 use super::wire::{HEADER_BYTES, Kind, Wire, WireError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
+use crate::arch::x86_64::layout;
 use crate::config::{Config, Overrides};
 use crate::end::Ending;
 use crate::keys::ReadingKeys;
@@ -87,6 +89,8 @@ pub enum ReceiveError {
     Refused(String),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Clock(#[from] VmClockError),
     #[error(transparent)]
     Kvm(#[from] KvmError),
     #[error("the source has sent what cannot be")]
@@ -181,6 +185,7 @@ impl Job {
         hello
             .check_shared(&config, &self.owner, &machine)
             .map_err(ReceiveError::Refused)?;
+        tell_moved(&memory, taken.absent.as_ref())?;
         // Nobody joins any more, and hears so until the source lets go, or the door is for whoever brings what is absent.
         let (joining, fetcher) = match taken.absent {
             Some(absent) => {
@@ -311,6 +316,16 @@ impl Job {
         };
         Fetcher::start(prepared).map_err(ReceiveError::Host)
     }
+}
+
+/// Lets the guest know that it is elsewhere, unless its page for that is still to come, from a source that knows of none.
+fn tell_moved(memory: &GuestMemoryMmap, absent: Option<&PageSet>) -> Result<(), ReceiveError> {
+    let page = pages_of(memory, &[(layout::VMCLOCK.0, VMCLOCK_BYTES.into())]);
+    let is_absent = absent.is_some_and(|absent| page.runs().flatten().any(|page| absent.contains(page)));
+    if !is_absent {
+        layout::VMCLOCK.disrupt(memory, Disruption::Moved)?;
+    }
+    Ok(())
 }
 
 /// What has come before the machine is anybody's.

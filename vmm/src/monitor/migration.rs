@@ -9,12 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_devices::virtio::device::Patience;
+use coracle_devices::vmclock::VMCLOCK_BYTES;
 use coracle_storage::lease::{Opposition, Phase as LeasePhase};
 
 use super::opening::Opening;
 use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::Fault;
+use crate::arch::x86_64::layout;
 use crate::config::{MigrationSend, MigrationStage, MigrationStatus, STREAMS_MAX};
 use crate::end::End;
 use crate::kvm::share::FULL;
@@ -323,7 +325,10 @@ impl Monitor {
             RoundProgress::Done(Ok(())) => {
                 let mut sections = Sections::default();
                 let saved = machine.state().map_err(|error| fault(&error)).map(|state| {
-                    let needed = pages_of(machine.memory(), &state.memory_of_kvm());
+                    let mut needed = state.memory_of_kvm();
+                    // Whoever takes the guest tells it so there.
+                    needed.push((layout::VMCLOCK.0, VMCLOCK_BYTES.into()));
+                    let needed = pages_of(machine.memory(), &needed);
                     state.write(&mut sections);
                     needed
                 });

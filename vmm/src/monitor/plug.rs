@@ -1,12 +1,14 @@
 //! Drives and network interfaces: what is configured before the start, comes while the guest runs, and goes again.
 
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use coracle_devices::virtio::blk::DriveConfig;
+use coracle_devices::virtio::device::Notice;
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, Tap};
 
 use super::opening::Opening;
-use super::operation::{Course, Operation, Reaction, Work};
+use super::operation::{Course, Reaction, Work};
 use super::{Guest, Monitor};
 use crate::api::verbs::Underway;
 use crate::api::{Data, Fault};
@@ -106,9 +108,12 @@ impl Monitor {
 
     /// Tells a guest again of devices of which it has not heard: one that boots does not listen yet, and forgets.
     pub(super) fn tell_again(&mut self) {
-        if let Guest::Running(machine) = &self.guest
-            && machine.tell_again()
-        {
+        let is_due = match &self.guest {
+            Guest::Running(machine) => machine.tell_again(),
+            Guest::Pausing(_) | Guest::Paused(_) => true,
+            Guest::NotStarted | Guest::Stranded(_) | Guest::Yielded(_) => false,
+        };
+        if is_due {
             self.wakeup.remind();
         }
     }
@@ -120,8 +125,13 @@ impl Monitor {
             Plugged::Drive => config.unplug_drive(id)?,
             Plugged::Network => config.unplug_network(id)?,
         }
+        // Its server may take its time, and KVM waits for vCPUs: without a thread for that nothing is begun.
+        let (give, given) = channel();
+        let closing = Opening::begin("close", &self.wakeup.notice(), move || drop(given.recv()));
+        let closing = closing.map_err(|error| Fault::from_error(&error))?;
         let departed = self.running()?.unplug(kind, id);
         let departed = departed.map_err(|error| Fault::from_error(&error))?;
+        give.send(departed).expect("it waits for that");
         self.metrics.remove_device(kind.section(), id);
         if kind == Plugged::Drive
             && let Some(watch) = self.losses.remove(id)
@@ -129,29 +139,29 @@ impl Monitor {
             self.event_loop.unwatch(watch);
         }
         self.config = config;
-        // Its server may take its time, and KVM waits for vCPUs; without a thread it is closed here.
-        let closing = Opening::begin("close", &self.wakeup.notice(), move || drop(departed));
-        Ok(match closing {
-            Ok(closing) => Reaction::Begun(Work::Unplug(closing)),
-            Err(_) => Reaction::Done(Data::Empty),
-        })
-    }
-
-    /// What was begun to be closed is closed, or nobody waits for it any longer: an end in order gives a lease back.
-    pub(super) fn finish_closing(&mut self) {
-        if let Some(Operation {
-            work: Work::Unplug(closing),
-            ..
-        }) = &self.operation
-            && closing.wait(CLOSE_MAX).is_none()
-        {
-            log::error!("what was behind a device that has gone is not closed at the end");
-        }
+        Ok(Reaction::Begun(Work::Unplug(closing)))
     }
 }
 
-/// A device that was let go of is drained in less, or left behind.
-const CLOSE_MAX: Duration = Duration::from_secs(15);
+/// Ends what a device that was to come or to go has left, once the guest does not run any more: an end in order gives leases
+/// back. Another thread does, as this one may not disconnect a device.
+pub(super) fn finish(work: Work, notice: &Notice) {
+    let closing = match work {
+        Work::Unplug(closing) => Ok(closing),
+        Work::Plug(plugging) => Opening::begin("close", notice, move || {
+            drop(plugging.opening.wait(FINISH_MAX));
+        }),
+        _ => return,
+    };
+    match closing.map(|closing| closing.wait(FINISH_MAX)) {
+        Ok(Some(())) => {}
+        Ok(None) => log::error!("what is behind a device that comes or goes is not closed in time"),
+        Err(error) => log::error!("what is behind a device that was to come is not closed in order: {error}"),
+    }
+}
+
+/// How long the end of the process waits for that.
+const FINISH_MAX: Duration = Duration::from_secs(15);
 
 fn socket(machine: &Machine<Running>) -> Result<Socket, Fault> {
     machine.socket().map_err(|error| Fault::from_error(&error))

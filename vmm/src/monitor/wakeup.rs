@@ -69,7 +69,7 @@ impl Wakeup {
         self.reminder.clear().expect("a timer can always be stopped");
     }
 
-    /// Quiets both; whoever is woken looks at everything.
+    /// Quiets bell and timer; whoever is woken looks at everything.
     pub(super) fn quiet(&mut self) {
         // Each fails only when it is quiet already.
         let _ = self.bell.read();

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_devices::vmgenid::GENERATION_ID_BYTES;
 use coracle_storage::blocking::Blocking;
 use coracle_storage::lease::Owner;
 use coracle_storage::request::Failure;
@@ -17,7 +16,6 @@ use super::disks::{DISKS, OverlayStates, SavedOverlays, state_file};
 use super::memory::{MemoryTable, MemoryTableState, TableError};
 use super::unopened::{self, Part, UnopenedError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
-use crate::arch::x86_64::layout;
 use crate::config::{
     Config, ConfigFileError, Disks, MemBackendType, NetworkError, OverrideError, SnapshotLoad,
     SnapshotLoadError, Verify, VsockError,
@@ -27,7 +25,7 @@ use crate::keys::{KeyError, PublicKey, ReadingKeys, TrustedKeys};
 use crate::machine::disks::Wanted;
 use crate::machine::plan::{MemorySource, Plan, PlanError, SavedOrigin, page_size};
 use crate::machine::state::{Counts, MachineState};
-use crate::machine::{PlatformError, check_compatible, renew_generation};
+use crate::machine::{GENERATION_MEMORY, PlatformError, check_compatible, tell_restored};
 use crate::memory::external::{self, ExternalError, Returns};
 use crate::memory::pager::{BringError, Pager};
 use crate::memory::restore::{self, SavedMemory};
@@ -306,7 +304,7 @@ impl Job {
             }
         };
         self.bring_first_pages(&snapshot.state, &memory, pager.as_ref())?;
-        renew_generation(&memory)?;
+        tell_restored(&memory)?;
         let saved = SavedOrigin {
             memory: MemorySource {
                 memory,
@@ -334,7 +332,7 @@ impl Job {
         pager: Option<&Pager>,
     ) -> Result<(), LoadError> {
         let mut ranges = state.memory_of_kvm();
-        ranges.push((layout::VMGENID, GENERATION_ID_BYTES as u64));
+        ranges.extend(GENERATION_MEMORY);
         if let Some(pager) = pager {
             // Whoever waits for it is this thread, and not for ever.
             return pager

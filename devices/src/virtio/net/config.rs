@@ -16,7 +16,7 @@ pub const MTU_MIN: u16 = 68;
 pub struct NetworkInterfaceConfig {
     /// What the interface is called.
     pub iface_id: String,
-    /// The tap on the host.
+    /// The tap on the host, or the descriptor of one that was handed in, as `/dev/fd/7`.
     pub host_dev_name: String,
     /// The guest's address; without, the guest chooses one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

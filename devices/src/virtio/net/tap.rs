@@ -44,10 +44,7 @@ impl Tap {
     pub fn open(name: &str) -> Result<Self, TapError> {
         let refused = |source| TapError::new(name, source);
         if let Some(number) = name.strip_prefix(HANDED_IN) {
-            return Self::handed_in(number).map_err(|source| TapError::HandedIn {
-                name: name.to_owned(),
-                source,
-            });
+            return Self::handed_in(number).map_err(|source| TapError::of_descriptor(name, source));
         }
         let mut request = request(name)?;
         let file = OpenOptions::new()
@@ -65,12 +62,15 @@ impl Tap {
 
     /// A copy of the descriptor of this number, which stays open for whoever needs it next.
     fn handed_in(number: &str) -> io::Result<Self> {
-        let number: RawFd = number.parse().unwrap_or(-1);
-        if number < 0 {
-            return Err(io::Error::from_raw_os_error(libc::EBADF));
-        }
-        // SAFETY: it is not -1, and is looked at for one call only, which itself finds out whether it is open.
+        let refused = || io::Error::from_raw_os_error(libc::EBADF);
+        let is_plain = |written: &RawFd| *written >= 0 && written.to_string() == number;
+        let number: RawFd = number.parse().ok().filter(is_plain).ok_or_else(refused)?;
+        // SAFETY: it is not -1, and is looked at for two calls only, which themselves find out whether it is open.
         let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        // What this process has opened itself ends when it executes another.
+        if rustix::io::fcntl_getfd(inherited)?.contains(rustix::io::FdFlags::CLOEXEC) {
+            return Err(refused());
+        }
         let file = File::from(inherited.try_clone_to_owned()?);
         let mut request = blank_request();
         // SAFETY: the kernel writes a `struct ifreq`, which `request` is; or refuses, if it is no tap's.
@@ -279,6 +279,14 @@ pub enum TapError {
 }
 
 impl TapError {
+    fn of_descriptor(name: &str, source: io::Error) -> Self {
+        let name = name.to_owned();
+        match source.raw_os_error() {
+            Some(libc::EBADF | libc::EBADFD | libc::ENOTTY | libc::EINVAL) => Self::HandedIn { name, source },
+            _ => Self::Other { name, source },
+        }
+    }
+
     fn new(name: &str, source: io::Error) -> Self {
         let name = name.to_owned();
         match source.raw_os_error() {

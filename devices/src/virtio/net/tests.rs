@@ -476,7 +476,7 @@ fn no_interface_has_such_a_name() {
 fn what_is_no_descriptor_of_a_tap_is_refused_and_left_as_it_was() {
     let file = tempfile::tempfile().unwrap();
     let number = file.as_raw_fd().to_string();
-    for number in ["", "-1", "x", "1000000", "99999999999", &number] {
+    for number in ["", "-1", "+1", "01", "x", "1000000", "99999999999", &number] {
         let opened = Tap::open(&format!("/dev/fd/{number}"));
         assert!(matches!(opened, Err(TapError::HandedIn { .. })), "{number}");
     }

@@ -10,11 +10,13 @@
 //! 0x07000  Linux's zero page, page tables from 0x09000, setup_data at 0x10000
 //! 0x20000  command line
 //! 0x9fc00  MP table, end of usable low memory
+//! 0xde000  VMClock
 //! 0xdf000  VM generation ID
 //! 0xe0000  ACPI: RSDP, then the other tables
 //! ```
 
 use coracle_devices::virtio::mmio::MMIO_LEN;
+use coracle_devices::vmclock::VmClock;
 use vm_memory::GuestAddress;
 
 /// The boot processor's segment descriptors.
@@ -47,6 +49,8 @@ pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 pub const MP_TABLE: GuestAddress = GuestAddress(0x9_fc00);
 /// The room up to the end of base memory.
 pub const MP_TABLE_BYTES_MAX: usize = 0x400;
+/// The page of the VMClock.
+pub const VMCLOCK: VmClock = VmClock(GuestAddress(0xd_e000));
 /// The page of the VM generation ID.
 pub const VMGENID: GuestAddress = GuestAddress(0xd_f000);
 /// The ACPI root pointer, at the start of the range that kernels search.
@@ -111,7 +115,7 @@ impl VirtioWindow {
     }
 }
 
-/// The line of the generic event device, for the VM generation ID and for devices that come: the last one.
+/// The line of the generic event device, for the VM generation ID, the VMClock and devices that come: the last one.
 pub const EVENT_IRQ: u32 = IRQ_LAST;
 /// The most virtual processors of a machine.
 pub const VCPUS_MAX: u8 = 32;

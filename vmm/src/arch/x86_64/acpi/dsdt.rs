@@ -11,11 +11,12 @@ use coracle_devices::hotplug::{HOTPLUG_PORT, HOTPLUG_PORTS};
 use coracle_devices::i8042::{I8042_IRQ, I8042_PORT, I8042_PORTS};
 use coracle_devices::power::SLEEP_TYPE_OFF;
 use coracle_devices::serial::{SERIAL_IRQ, SERIAL_PORT, SERIAL_PORTS};
+use coracle_devices::vmclock::VMCLOCK_BYTES;
 
 use crate::arch::x86_64::layout::{self, VirtioWindow};
 use crate::arch::x86_64::tables::Platform;
 
-/// A device changed (ACPI 6.5, 5.6.6): for the VM generation ID, its value.
+/// A device changed (ACPI 6.5, 5.6.6): for the VM generation ID, its value; for the VMClock, its page.
 const NOTIFY_CHANGED: u8 = 0x80;
 /// A device has come, or has gone (the same, table 5.163: "Device Check").
 const NOTIFY_DEVICE_CHECK: u8 = 1;
@@ -41,6 +42,7 @@ pub(super) fn definition_block(platform: &Platform<'_>) -> Vec<u8> {
     serial(&mut aml);
     keyboard(&mut aml);
     vm_generation_id(&mut aml);
+    vm_clock(&mut aml);
     event_device(&mut aml, vacant.iter().map(|(index, _)| *index));
     Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_OFF])).to_aml_bytes(&mut aml);
     aml
@@ -173,10 +175,29 @@ fn vm_generation_id(aml: &mut Vec<u8>) {
     );
 }
 
+/// The VMClock, by the IDs of its specification: its page is its one resource.
+fn vm_clock(aml: &mut Vec<u8>) {
+    let address = u32::try_from(layout::VMCLOCK.0.0).expect("below 1 MiB");
+    let page = Memory32Fixed::new(true, address, VMCLOCK_BYTES);
+    let resources = current_resources(vec![&page]);
+    in_system_bus(
+        aml,
+        &Device::new(
+            "VCLK".into(),
+            vec![
+                &Name::new("_HID".into(), &"AMZNC10C"),
+                &Name::new("_CID".into(), &"VMCLOCK"),
+                &Name::new("_DDN".into(), &"VMCLOCK"),
+                &resources,
+            ],
+        ),
+    );
+}
+
 /// The generic event device (ACPI 6.5, 5.6.9), which turns interrupts into notifications.
 ///
-/// It tells of a changed generation: a restored guest goes on with its tables as they were, and must hear that its
-/// identifier is another. And it tells of devices that have come to `vacancies`.
+/// It tells of a changed generation and of a disrupted clock: a restored guest goes on with its tables as they were, and must
+/// hear that its identifier is another. And it tells of devices that have come to `vacancies`.
 fn event_device(aml: &mut Vec<u8>, vacancies: impl Iterator<Item = u8>) {
     let resources = current_resources(vec![&edge(layout::EVENT_IRQ)]);
     let generation = Path::new("\\_SB_.VGEN");
@@ -185,9 +206,12 @@ fn event_device(aml: &mut Vec<u8>, vacancies: impl Iterator<Item = u8>) {
     let (heard, known) = (Store::new(&local, &changed), Store::new(&changed, &local));
     // One may have come and the generation have changed: whoever looks at an identifier that has not loses nothing.
     let notify = Notify::new(&generation, &NOTIFY_CHANGED);
+    let clock = Path::new("\\_SB_.VCLK");
+    let disrupted = Notify::new(&clock, &NOTIFY_CHANGED);
     let mut parts: Vec<&dyn Aml> = vec![&heard, &known];
     parts.extend(checks.iter().map(|check| -> &dyn Aml { check }));
     parts.push(&notify);
+    parts.push(&disrupted);
     let is_ours = Equal::new(&Arg(0), &layout::EVENT_IRQ);
     in_system_bus(
         aml,

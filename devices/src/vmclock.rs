@@ -1,8 +1,8 @@
 //! The VMClock page: how often the guest's time was disrupted (the UAPI group's specification of `vmclock_abi`, version 1).
 //!
-//! The DSDT tells the guest where it is. Programs map it, and see by one number that their guest has gone on from a snapshot or on
-//! another host: clocks have jumped, and after a snapshot there may be another guest with the same memory. It says nothing of the
-//! time itself, as Firecracker's does not: its counter is none, and its clock's status unknown.
+//! The DSDT tells the guest where it is. Programs map it, and see by one number that their guest has gone on from a snapshot or
+//! on another host: clocks have jumped, and after a snapshot there may be another guest with the same memory. It says nothing of
+//! the time itself, as Firecracker's does not: its counter is none, and its clock's status unknown.
 
 use std::sync::atomic::{Ordering, fence};
 

@@ -116,7 +116,7 @@ pub const GENERATION_MEMORY: [(GuestAddress, u64); 2] = [
 ///
 /// # Errors
 ///
-/// As [`renew_generation`].
+/// When the host has no random bytes, or the guest no memory there.
 pub fn tell_restored(memory: &GuestMemoryMmap) -> Result<(), PlatformError> {
     layout::VMCLOCK.disrupt(memory, Disruption::Restored)?;
     renew_generation(memory)

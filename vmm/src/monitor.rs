@@ -116,6 +116,8 @@ pub struct Monitor {
     wakeup: Wakeup,
     /// What tells of the loss of each drive.
     losses: BTreeMap<String, Watch>,
+    /// How often the guest was told of a device that it has not looked at.
+    times_told: u32,
     calls: Option<Calls>,
     console: Option<Console>,
     metrics: Registry,
@@ -188,6 +190,7 @@ impl Monitor {
             event_loop,
             wakeup,
             losses: BTreeMap::new(),
+            times_told: 0,
             calls: None,
             console: None,
             metrics,

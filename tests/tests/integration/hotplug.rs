@@ -452,12 +452,7 @@ fn what_cannot_be(context: &Context) -> Outcome {
         unplug(monitor, &format!("d{place}"))?;
     }
     ensure!(drives(monitor)? == ["used"], "{:?}", drives(monitor)?);
-    plug(monitor, "more", &other)?;
-    monitor.set_state("Paused")?;
-    refused(monitor, "DELETE", "/drives/more", None, "while the guest runs")?;
-    put("much", &drive("much", &other), "while the guest runs")?;
-    monitor.set_state("Resumed")?;
-    unplug(monitor, "more")?;
+    unheard_and_still(monitor, &other)?;
     ensure!(is_free(context, &other)?, "it is not free");
     killed(launch)
 }
@@ -473,4 +468,27 @@ fn crowded(context: &Context, directory: &Path) -> Outcome {
     full.configure(&crowd.config())?;
     let start = json!({ "action_type": "InstanceStart" });
     refused(&full, "PUT", "/actions", Some(&start), "leave one out")
+}
+
+/// What comes to a guest that does not look, and to one that stands still.
+fn unheard_and_still(monitor: &Monitor, other: &Path) -> Outcome {
+    plug(monitor, "more", other)?;
+    // This guest knows nothing of ACPI.
+    until(|| {
+        let log = monitor.log()?;
+        ensure!(log.contains("has not looked at a device"), "{log}");
+        Ok(())
+    })?;
+    monitor.set_state("Paused")?;
+    refused(monitor, "DELETE", "/drives/more", None, "while the guest runs")?;
+    let much = drive("much", other);
+    refused(
+        monitor,
+        "PUT",
+        "/drives/much",
+        Some(&much),
+        "while the guest runs",
+    )?;
+    monitor.set_state("Resumed")?;
+    unplug(monitor, "more")
 }

@@ -102,6 +102,7 @@ impl Monitor {
             self.losses.insert(id, self.event_loop.watch(Source::Loss(loss)));
         }
         self.config = config;
+        self.times_told = 0;
         self.wakeup.remind();
         Course::Over(Ok(()))
     }
@@ -109,7 +110,20 @@ impl Monitor {
     /// Tells a guest again of devices of which it has not heard: one that boots does not listen yet, and forgets.
     pub(super) fn tell_again(&mut self) {
         let is_due = match &self.guest {
-            Guest::Running(machine) => machine.tell_again(),
+            Guest::Running(machine) => {
+                let is_unheard = machine.tell_again();
+                self.times_told = if is_unheard {
+                    self.times_told.saturating_add(1)
+                } else {
+                    0
+                };
+                if self.times_told == TOLD_MAX {
+                    log::warn!(
+                        "the guest has not looked at a device that has come: it boots, or was booted without ACPI (`acpi=off`)"
+                    );
+                }
+                is_unheard
+            }
             Guest::Pausing(_) | Guest::Paused(_) => true,
             Guest::NotStarted | Guest::Stranded(_) | Guest::Yielded(_) => false,
         };
@@ -160,7 +174,9 @@ pub(super) fn finish(work: Work, notice: &Notice) {
     }
 }
 
-/// How long the end of the process waits for that.
+/// So often a guest is told before the log says that it does not listen.
+const TOLD_MAX: u32 = 10;
+/// How long the end of the process waits for what is being closed.
 const FINISH_MAX: Duration = Duration::from_secs(15);
 
 fn socket(machine: &Machine<Running>) -> Result<Socket, Fault> {

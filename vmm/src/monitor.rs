@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::mmds::Mmds;
 use coracle_devices::power::EndSignal;
+use coracle_devices::virtio::blk::LossSignal;
 use coracle_devices::virtio::device::Patience;
 use coracle_devices::virtio::net::PartialNetworkInterface;
 use coracle_devices::virtio::vsock::Listener;
@@ -456,9 +457,15 @@ impl Monitor {
         self.wakeup.remind();
         machine.register(&mut self.metrics);
         for loss in machine.loss_signals() {
-            let watch = self.event_loop.watch(Source::Loss(Arc::clone(loss)));
-            self.losses.insert(loss.drive_id().to_owned(), watch);
+            self.watch_loss(Arc::clone(loss));
         }
+    }
+
+    /// Hears of the loss of a drive from now on.
+    fn watch_loss(&mut self, loss: Arc<LossSignal>) {
+        let drive_id = loss.drive_id().to_owned();
+        let watch = self.event_loop.watch(Source::Loss(loss));
+        self.losses.insert(drive_id, watch);
     }
 
     /// Replaces what the guest may ask for about itself.

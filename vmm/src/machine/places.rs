@@ -213,11 +213,6 @@ impl Wired {
         transport
             .track(Some(dirty))
             .expect("no driver has touched a device that was made just now");
-        let mut wired = Self {
-            vm: Arc::clone(vm),
-            place,
-            transport: None,
-        };
         vm.connect_interrupt(transport.line(), at.irq)?;
         for (index, kick) in (0..).zip(transport.kicks()) {
             if let Err(error) = vm.connect_kick(kick, at.address + mmio::QUEUE_NOTIFY, index) {
@@ -225,8 +220,11 @@ impl Wired {
                 return Err(error.into());
             }
         }
-        wired.transport = Some(transport);
-        Ok(wired)
+        Ok(Self {
+            vm: Arc::clone(vm),
+            place,
+            transport: Some(transport),
+        })
     }
 }
 

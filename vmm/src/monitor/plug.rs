@@ -13,14 +13,12 @@ use super::{Guest, Monitor};
 use crate::api::verbs::Underway;
 use crate::api::{Data, Fault};
 use crate::config::{Config, ConfigError, NetworkError};
-use crate::event_loop::Source;
 use crate::machine::{Machine, Newcomer, PlugError, Plugged, Running, Socket};
 
 /// A device that is being opened, and the configuration once it is there.
 pub(super) struct Plugging {
     opening: Opening<Result<Newcomer, PlugError>>,
     config: Config,
-    id: String,
 }
 
 impl Monitor {
@@ -41,9 +39,7 @@ impl Monitor {
         let drive = drive.expect("it was added just now").clone();
         let (owner, machine) = (self.owner.clone(), self.running()?);
         let (groups, socket) = (machine.limit_groups(), socket(machine)?);
-        self.begin_to_plug(config, id, move || {
-            Newcomer::drive(&drive, &owner, &groups, socket)
-        })
+        self.begin_to_plug(config, move || Newcomer::drive(&drive, &owner, &groups, socket))
     }
 
     /// The same for a network interface.
@@ -55,18 +51,16 @@ impl Monitor {
             self.config.insert_network(network)?;
             return Ok(Reaction::Done(Data::Empty));
         }
-        let id = network.iface_id.clone();
         let mut config = self.config.clone();
         config.plug_network(network.clone())?;
         let socket = socket(self.running()?)?;
-        self.begin_to_plug(config, id, move || Newcomer::network(&network, socket))
+        self.begin_to_plug(config, move || Newcomer::network(&network, socket))
     }
 
     /// Opens nothing before there is a place: a lease that is taken for nothing bothers others.
     fn begin_to_plug(
         &self,
         config: Config,
-        id: String,
         open: impl FnOnce() -> Result<Newcomer, PlugError> + Send + 'static,
     ) -> Result<Reaction, Fault> {
         let opening = Opening::begin("open", &self.wakeup.notice(), open);
@@ -74,7 +68,6 @@ impl Monitor {
         Ok(Reaction::Begun(Work::Plug(Box::new(Plugging {
             opening,
             config,
-            id,
         }))))
     }
 
@@ -97,11 +90,10 @@ impl Monitor {
         let (kind, loss) = (newcomer.kind(), newcomer.loss_signal());
         machine.plug(newcomer);
         machine.register_last(kind, &mut self.metrics);
-        let Plugging { config, id, .. } = *plugging;
         if let Some(loss) = loss {
-            self.losses.insert(id, self.event_loop.watch(Source::Loss(loss)));
+            self.watch_loss(loss);
         }
-        self.config = config;
+        self.config = plugging.config;
         self.times_told = 0;
         self.wakeup.remind();
         Course::Over(Ok(()))

@@ -40,6 +40,8 @@ pub struct Host {
     pub address: IpAddr,
 }
 
+/// What has the taps of guests.
+const BRIDGE: &str = "guests";
 /// More would need another scheme of addresses.
 const CLIENTS_MAX: u8 = 200;
 
@@ -62,6 +64,25 @@ impl Star {
             })
             .collect::<Outcome<_>>()?;
         Ok(Self { server, clients })
+    }
+
+    /// One network for guests across the clients: each has a bridge with these taps, and a second cable to a switch on the
+    /// server. Nobody but guests has an address there.
+    ///
+    /// # Errors
+    ///
+    /// When it is there, or cannot be made.
+    pub fn switch(&self, taps: &[&str]) -> Outcome {
+        self.server.ports(&[])?;
+        for (number, client) in self.clients.iter().enumerate() {
+            let (here, there) = (format!("guests{number}"), "to-guests");
+            self.server.cable(&here, client, there)?;
+            client.ports(taps)?;
+            for (host, device) in [(&self.server, here.as_str()), (client, there)] {
+                host.ip(&["link", "set", device, "master", BRIDGE, "up"])?;
+            }
+        }
+        Ok(())
     }
 
     /// The server's address on the cable of this client.
@@ -116,13 +137,18 @@ impl Host {
     ///
     /// When it is there, or cannot be made.
     pub fn bridge(&self, address: IpAddr, taps: &[&str]) -> Outcome {
-        self.ip(&["link", "add", "guests", "type", "bridge"])?;
-        self.ip(&["address", "add", &format!("{address}/24"), "dev", "guests"])?;
-        self.ip(&["link", "set", "guests", "up"])?;
+        self.ports(taps)?;
+        self.ip(&["address", "add", &format!("{address}/24"), "dev", BRIDGE])
+    }
+
+    /// The same without an address.
+    fn ports(&self, taps: &[&str]) -> Outcome {
+        self.ip(&["link", "add", BRIDGE, "type", "bridge"])?;
+        self.ip(&["link", "set", BRIDGE, "up"])?;
         let user = UID.to_string();
         for tap in taps {
             self.ip(&["tuntap", "add", "dev", tap, "mode", "tap", "user", &user])?;
-            self.ip(&["link", "set", tap, "master", "guests", "up"])?;
+            self.ip(&["link", "set", tap, "master", BRIDGE, "up"])?;
         }
         Ok(())
     }
@@ -145,11 +171,7 @@ impl Host {
     /// A cable from here to a client, and the addresses of both ends.
     fn connect(&self, client: &Self, number: u8) -> Outcome {
         let (here, there) = (format!("to-client{number}"), "to-server");
-        // The descriptor is ours: `ip` finds it among those of this process.
-        let namespace = client.path();
-        self.ip(&[
-            "link", "add", &here, "type", "veth", "peer", "name", there, "netns", &namespace,
-        ])?;
+        self.cable(&here, client, there)?;
         let ends = [
             (self, here.as_str(), Star::server_address(number)),
             (client, there, client.address),
@@ -160,6 +182,15 @@ impl Host {
         }
         let gateway = Star::server_address(number).to_string();
         client.ip(&["route", "add", "default", "via", &gateway])
+    }
+
+    /// A cable to a client, and what its ends are called.
+    fn cable(&self, here: &str, client: &Self, there: &str) -> Outcome {
+        // The descriptor is ours: `ip` finds it among those of this process.
+        let namespace = client.path();
+        self.ip(&[
+            "link", "add", here, "type", "veth", "peer", "name", there, "netns", &namespace,
+        ])
     }
 
     fn ip(&self, arguments: &[&str]) -> Outcome {

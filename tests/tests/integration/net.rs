@@ -1,5 +1,7 @@
 //! The network of a guest: a real Linux behind a tap.
 
+mod together;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::Arc;
@@ -33,6 +35,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_connection_goes_on_when_its_guest_does_on_another_tap",
         need: Need::KvmAndHosts,
         run: goes_on_on_another_tap,
+    },
+    Case {
+        name: "two_linux_guests_fetch_from_each_other_while_they_are_paused_saved_and_moved",
+        need: Need::KvmAndHosts,
+        run: together::fetch_from_each_other,
     },
     Case {
         name: "a_tap_whose_descriptor_is_handed_in_serves",

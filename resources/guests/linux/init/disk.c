@@ -6,16 +6,6 @@
 
 #define CHUNK_BYTES 65536
 
-/* The next number of SplitMix64: what the disk verbs write, little-endian. */
-static uint64_t next(uint64_t *state)
-{
-	uint64_t word = *state += 0x9e3779b97f4a7c15;
-
-	word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9;
-	word = (word ^ word >> 27) * 0x94d049bb133111eb;
-	return word ^ word >> 31;
-}
-
 /* What the disk verbs take: FILE KIB SEED. A file without a slash is in /data. */
 struct pattern {
 	struct line path;

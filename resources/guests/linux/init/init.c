@@ -292,6 +292,7 @@ static const struct verb {
 	{ "disk-read", 3, disk_read },
 	{ "records", 3, records },
 	{ "use-memory", 1, use_memory },
+	{ "tcp-exchange", 3, tcp_exchange },
 	{ "vsock-echo", 2, vsock_echo },
 	{ "vsock-send", 2, vsock_send },
 	{ "count", 1, count },

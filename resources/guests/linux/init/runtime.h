@@ -109,6 +109,30 @@ static inline int parse(const char *text, uint64_t *number)
 	return 1;
 }
 
+/* The next number of SplitMix64: what verbs write and send, little-endian. */
+static inline uint64_t next(uint64_t *state)
+{
+	uint64_t word = *state += 0x9e3779b97f4a7c15;
+
+	word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9;
+	word = (word ^ word >> 27) * 0x94d049bb133111eb;
+	return word ^ word >> 31;
+}
+
+/* Writes all of it: 0, or the negated error number. */
+static inline long write_all(long file, const void *bytes, long size)
+{
+	for (const char *from = bytes; size > 0;) {
+		long written = call(write, file, from, size);
+
+		if (written < 0)
+			return written;
+		from += written;
+		size -= written;
+	}
+	return 0;
+}
+
 #define LINE_BYTES_MAX 1024
 
 /* Text under construction; what does not fit is cut off. */

@@ -12,6 +12,7 @@ int disk_write(char **words);
 int disk_read(char **words);
 int records(char **words);
 int use_memory(char **words);
+int tcp_exchange(char **words);
 int vsock_echo(char **words);
 int vsock_send(char **words);
 

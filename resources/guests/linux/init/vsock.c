@@ -29,20 +29,6 @@ static char pattern(uint64_t at)
 	return at * 2654435761u >> 13;
 }
 
-/* Sends all of it: 0, or the negated error number. */
-static long send_all(long stream, const char *from, long size)
-{
-	while (size > 0) {
-		long sent = call(write, stream, from, size);
-
-		if (sent < 0)
-			return sent;
-		from += sent;
-		size -= sent;
-	}
-	return 0;
-}
-
 /* Listens on a port, says so, and sends back what each caller sends, so many callers long. */
 int vsock_echo(char **words)
 {
@@ -66,7 +52,7 @@ int vsock_echo(char **words)
 		uint64_t echoed = 0;
 
 		while ((size = call(read, stream, buffer, sizeof(buffer))) > 0) {
-			size = send_all(stream, buffer, size) ? -EPIPE : size;
+			size = write_all(stream, buffer, size) ? -EPIPE : size;
 			if (size < 0)
 				break;
 			echoed += size;
@@ -96,7 +82,7 @@ int vsock_send(char **words)
 	while (!error && at < kib << 10) {
 		for (size = 0; size < (long)sizeof(buffer) && at < kib << 10; size++)
 			buffer[size] = pattern(at++);
-		error = send_all(stream, buffer, size);
+		error = write_all(stream, buffer, size);
 	}
 	if (!error)
 		error = call(shutdown, stream, SHUT_WR);

@@ -1,5 +1,6 @@
 //! The client that people type, with the real monitor behind it.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -7,6 +8,8 @@ use std::time::{Duration, Instant};
 use coracle_tests::case::{Case, Context};
 use coracle_tests::console::Console;
 use coracle_tests::environment::Need;
+use coracle_tests::guest::blank_image;
+use coracle_tests::harness::hosts::Star;
 use coracle_tests::process::processes_with;
 use coracle_tests::{Outcome, ensure};
 use serde_json::Value;
@@ -16,6 +19,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "run_ends_with_the_guests_status",
         need: Need::Kvm,
         run: run_ends_with_the_guests_status,
+    },
+    Case {
+        name: "runs_with_a_disk_a_tap_and_a_socket_leave_nothing",
+        need: Need::KvmAndHosts,
+        run: runs_leave_nothing,
     },
     Case {
         name: "a_running_machine_is_listed_paused_and_stopped",
@@ -38,6 +46,74 @@ fn run_ends_with_the_guests_status(context: &Context) -> Outcome {
             "{status}: {done:?}"
         );
     }
+    nothing_is_left(place.path())
+}
+
+/// The same disk, tap and socket again and again: each run finds them free, whatever ended the last.
+fn runs_leave_nothing(context: &Context) -> Outcome {
+    let place = tempfile::tempdir()?;
+    let disk = place.path().join("disk.raw");
+    blank_image(&disk, 16)?;
+    let socket = place.path().join("vsock");
+    let star = Star::new(0)?;
+    star.server.bridge([172, 16, 0, 1].into(), &["tap0"])?;
+    let interfaces = || {
+        star.server
+            .inside(|| fs::read_to_string("/proc/net/dev").map(|text| text.lines().count()))
+    };
+    let interfaces_before = interfaces()??;
+    let mut seed = context.seed.clone();
+    for round in 0..context.count(5, 10_000) {
+        let number = seed.below(1 << 30);
+        let is_ended = round % 50 == 3;
+        let end = if is_ended {
+            "do=spin:seconds=forever"
+        } else {
+            "do=exit:status=7"
+        };
+        let words = format!(
+            "do=pattern-write:mib=1,seed={number} do=flush do=pattern-verify:mib=1,seed={number} do=hello {end}"
+        );
+        let mut command = run(context, place.path(), &words);
+        command
+            .args(["--memory=32M", "--net=tap0", "--json", "--stop-timeout=1"])
+            .arg(format!("--disk={},noroot,writeback", disk.display()))
+            .arg(format!("--vsock={}", socket.display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = star.server.inside(|| command.spawn())??;
+        if is_ended {
+            let console = Console::read(child.stdout.take().ok_or("stdout was asked for")?);
+            console.wait_for("hello from", SOON)?;
+            let id = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        }
+        let done = child.wait_with_output()?;
+        let told = String::from_utf8_lossy(&done.stderr).into_owned();
+        let expected = if is_ended { "stopped" } else { "guest_exit" };
+        ensure!(told.contains(expected), "round {round}: {done:?}");
+        ensure!(
+            is_ended || done.status.code() == Some(7),
+            "round {round}: {done:?}"
+        );
+        ensure!(!socket.exists(), "round {round}: the socket is left over");
+    }
+    ensure!(
+        interfaces()?? == interfaces_before,
+        "an interface is left over, or gone"
+    );
+    // The disk's record of leases is its own, and stays as short as it is.
+    let mut records = 0;
+    for entry in fs::read_dir(place.path())? {
+        let path = entry?.path();
+        if path.display().to_string().contains("disk.raw.lease.") {
+            records += 1;
+            fs::remove_file(path)?;
+        }
+    }
+    ensure!(records <= 2, "{records} records of leases are there");
+    fs::remove_file(disk)?;
     nothing_is_left(place.path())
 }
 
@@ -119,9 +195,7 @@ fn nothing_is_left(place: &Path) -> Outcome {
         "a monitor is left"
     );
     let mut left = Vec::new();
-    for entry in
-        std::fs::read_dir(place)?.chain(std::fs::read_dir(place.join("coracle")).into_iter().flatten())
-    {
+    for entry in fs::read_dir(place)?.chain(fs::read_dir(place.join("coracle")).into_iter().flatten()) {
         left.push(entry?.file_name().to_string_lossy().into_owned());
     }
     left.retain(|name| name != "coracle");

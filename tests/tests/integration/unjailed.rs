@@ -42,6 +42,10 @@ pub(crate) const UNJAILED: &[Unjailed] = &[
     both("jailer::", "it makes jails of its own"),
     both("escape::", "it makes jails of its own"),
     both("ctl::run_ends_with_the_guests_status", BY_THE_CLIENT),
+    both(
+        "ctl::runs_with_a_disk_a_tap_and_a_socket_leave_nothing",
+        BY_THE_CLIENT,
+    ),
     both("disposable::", BY_THE_CLIENT),
     both("clients::a_published_client_in_rust_drives_it", BY_ANOTHER_CLIENT),
     both(

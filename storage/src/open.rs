@@ -110,6 +110,74 @@ pub fn check(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenEr
     }
 }
 
+/// A file that is mapped, and not read and written, and what is to be kept for as long as it is.
+pub struct Mappable {
+    /// The file, on a description of its own.
+    pub file: Arc<File>,
+    /// How long it is.
+    pub size_bytes: u64,
+    /// What makes it ours: to be dropped after the file.
+    pub hold: Hold,
+}
+
+/// Opens the file of this host that `path` names for a mapping, for `access` and under a lease on `terms`, as that of an image;
+/// its record is still being made: nothing may be written before [`Hold::settle`].
+///
+/// # Errors
+///
+/// As [`begin`]; and that it cannot be mapped.
+///
+/// # Panics
+///
+/// As [`begin`].
+pub fn begin_mappable(path: &str, access: Access, terms: &Terms<'_>) -> Result<Mappable, OpenError> {
+    let OpenedFile { file, size_bytes, id } = open_mappable(path, access, terms)?;
+    let file = Arc::new(file);
+    let lease = match terms.role() {
+        Some(role) => Some(Lease::acquire(&file, path, role, terms)?),
+        None => None,
+    };
+    Ok(Mappable {
+        file,
+        size_bytes,
+        hold: Hold::new(id, lease),
+    })
+}
+
+/// Says whether [`begin_mappable`] would succeed now, and changes nothing.
+///
+/// # Errors
+///
+/// As [`begin_mappable`].
+///
+/// # Panics
+///
+/// As [`begin_mappable`].
+pub fn check_mappable(path: &str, access: Access, terms: &Terms<'_>) -> Result<(), OpenError> {
+    let OpenedFile { file, .. } = open_mappable(path, access, terms)?;
+    match terms.role() {
+        Some(role) => Ok(Lease::check(&Arc::new(file), path, role, terms)?),
+        None => Ok(()),
+    }
+}
+
+fn open_mappable(path: &str, access: Access, terms: &Terms<'_>) -> Result<OpenedFile, OpenError> {
+    check_terms(access, terms);
+    let refused = |kind| OpenError::NotMappable {
+        path: path.to_owned(),
+        kind,
+    };
+    if is_remote(path) {
+        return Err(refused("no path of this host"));
+    }
+    let opened = open_file(path, access, terms.lock)?;
+    match (&opened.id, opened.size_bytes) {
+        (ImageId::File { .. }, 1..) => Ok(opened),
+        (ImageId::File { .. }, 0) => Err(refused("empty")),
+        _ => Err(refused("a block device")),
+    }
+}
+
 /// Says whether the image at `path` is the one that is offered: the newest record of its lease is the one that its owner named.
 /// Nothing is changed.
 ///
@@ -211,6 +279,17 @@ pub enum OpenError {
     /// Neither a file nor a block device.
     #[error("`{path}` is {kind}: an image is a regular file or a block device")]
     NotAnImage {
+        /// As configured.
+        path: String,
+        /// What it is, in words.
+        kind: &'static str,
+    },
+    /// Nothing that the guest could have in its address space.
+    #[error(
+        "`{path}` is {kind}: what a guest has as memory is a regular file of this host with at least one byte, made for \
+         example by `truncate -s 64M`"
+    )]
+    NotMappable {
         /// As configured.
         path: String,
         /// What it is, in words.

@@ -32,6 +32,8 @@ pub enum Kind {
     Vsock,
     /// It gives memory that the guest does not need back to the host.
     Balloon,
+    /// It puts what the guest has stored in persistent memory on the medium.
+    Pmem,
     /// It brings guest memory in where the guest waits for it.
     Pager,
     /// It opens, copies, sends or receives: whatever takes as long as a server does.
@@ -40,7 +42,7 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Api,
         Self::Vcpu,
         Self::Io,
@@ -52,6 +54,7 @@ impl Kind {
         Self::Net,
         Self::Vsock,
         Self::Balloon,
+        Self::Pmem,
         Self::Pager,
         Self::Mover,
     ];
@@ -70,6 +73,7 @@ impl Kind {
             Self::Net => "net",
             Self::Vsock => "vsock",
             Self::Balloon => "balloon",
+            Self::Pmem => "pmem",
             Self::Pager => "pager",
             Self::Mover => "mover",
         }

@@ -349,7 +349,7 @@ impl Monitor {
             match content {
                 Value::Array(items) => {
                     for item in items {
-                        let names = ["drive_id", "iface_id", "group_id"];
+                        let names = ["drive_id", "iface_id", "group_id", "id"];
                         let id = names.iter().find_map(|name| item.get(name)?.as_str());
                         let id = id.unwrap_or_default();
                         self.must("PUT", &format!("/{part}/{id}"), Some(item))?;

@@ -70,6 +70,7 @@ impl Reach {
             places.push(place(Path::new("/dev/net/tun"), Need::Write));
         }
         places.extend(config.drives().iter().flat_map(|drive| drive.places()));
+        places.extend(config.pmem().iter().flat_map(|pmem| pmem.places()));
         // The console has a description of its own for what standard input and output lead to.
         places
             .extend((0..=2).map(|number| place(Path::new(&format!("/proc/self/fd/{number}")), Need::Write)));
@@ -190,7 +191,7 @@ pub fn begin_without() -> Result<(), LandlockError> {
 pub(crate) fn confine(kind: Kind) -> io::Result<()> {
     let opens_nothing = matches!(
         kind,
-        Kind::Vcpu | Kind::Entropy | Kind::Net | Kind::Vsock | Kind::Balloon
+        Kind::Vcpu | Kind::Entropy | Kind::Net | Kind::Vsock | Kind::Balloon | Kind::Pmem
     );
     match NOTHING.get().filter(|_| opens_nothing) {
         Some(nothing) => nothing

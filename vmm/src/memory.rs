@@ -17,6 +17,7 @@
 mod chunk;
 mod eager;
 pub mod external;
+pub mod mapped;
 pub mod pager;
 mod places;
 mod reading;

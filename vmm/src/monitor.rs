@@ -8,6 +8,7 @@ mod migration;
 mod opening;
 mod operation;
 mod plug;
+mod pmem;
 mod postcopy;
 mod snapshot;
 #[cfg(test)]
@@ -254,7 +255,7 @@ impl Monitor {
                 Message::Ended => {
                     let endings = [Some(&self.ending), self.memory_ending.as_ref()];
                     if let Some(end) = endings.into_iter().flatten().find_map(Ending::announced) {
-                        return Ok(end.clone());
+                        return Ok(self.explained(end));
                     }
                 }
                 Message::Stop(signal) => {
@@ -383,6 +384,8 @@ impl Monitor {
             | Verb::GetHintingStatus
             | Verb::StopHinting) => return self.attend_balloon(&verb),
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
+            Verb::PutPmem(pmem) => self.put_pmem(pmem)?,
+            Verb::PatchPmem(patch) => self.patch_pmem(&patch)?,
             Verb::PutSerial(serial) => self.config.set_serial(serial),
             Verb::PutLogger(logger) => {
                 logger::configure(&logger).map_err(|error| Fault::from_error(&error))?;

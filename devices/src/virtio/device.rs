@@ -41,6 +41,8 @@ pub enum DeviceKind {
     Balloon = 5,
     /// 5.10
     Socket = 19,
+    /// 5.19
+    Pmem = 27,
 }
 
 /// Everything the data half needs to serve, lent to it by the transport between DRIVER_OK and stop.

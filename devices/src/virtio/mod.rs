@@ -8,6 +8,7 @@ pub mod device;
 pub mod dirty;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod ring;
 pub mod rng;
 pub mod segments;

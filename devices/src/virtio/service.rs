@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{Notice, Patience, Session, StartError, Stop, StopError};
 
-/// How long a stop waits for the worker.
+/// How long a stop waits for the worker, where nobody says otherwise.
 const DRAIN_MS_MAX: u64 = 1000;
 
 /// The register half's end. Dropping it ends the worker.
@@ -20,6 +20,7 @@ pub(super) struct Service {
     is_serving: bool,
     /// Until when the session is waited for, once it was asked for.
     recalled: Option<Instant>,
+    drain_ms_max: u64,
     worker: Option<Thread<()>>,
     name: String,
 }
@@ -49,9 +50,16 @@ impl Service {
             mailbox,
             is_serving: false,
             recalled: None,
+            drain_ms_max: DRAIN_MS_MAX,
             worker: Some(worker),
             name: name.to_owned(),
         })
+    }
+
+    /// The same for a worker that waits for the host, and is waited for so long.
+    pub(super) fn with_drain_limit(mut self, drain_ms_max: u64) -> Self {
+        self.drain_ms_max = drain_ms_max;
+        self
     }
 
     /// What makes the worker look up from what it waits for, for news that are not in its mailbox.
@@ -94,7 +102,7 @@ impl Service {
             mail.stop = true;
             mail.notice = notice.clone();
         });
-        self.recalled = Some(Instant::now() + Duration::from_millis(DRAIN_MS_MAX));
+        self.recalled = Some(Instant::now() + Duration::from_millis(self.drain_ms_max));
     }
 
     /// As [`super::device::VirtioDevice::poll_stop`].
@@ -115,7 +123,7 @@ impl Service {
                 self.recalled = None;
                 Stop::Refused(StopError::Drain {
                     in_flight: 1,
-                    limit_ms: DRAIN_MS_MAX,
+                    limit_ms: self.drain_ms_max,
                 })
             }
             Some(returned) => {

@@ -6,6 +6,7 @@ use super::balloon::BalloonState;
 use super::blk::BlkState;
 use super::device::DeviceKind;
 use super::net::NetState;
+use super::pmem::PmemRange;
 use super::vsock::VsockState;
 
 /// The saved state of one device, by its kind.
@@ -21,6 +22,8 @@ pub enum DeviceState {
     Socket(VsockState),
     /// A balloon.
     Balloon(BalloonState),
+    /// Persistent memory: where it was. Its rate limiter starts full.
+    Pmem(PmemRange),
 }
 
 impl DeviceState {
@@ -32,6 +35,7 @@ impl DeviceState {
             Self::Network(_) => DeviceKind::Network,
             Self::Socket(_) => DeviceKind::Socket,
             Self::Balloon(_) => DeviceKind::Balloon,
+            Self::Pmem(_) => DeviceKind::Pmem,
         }
     }
 
@@ -58,4 +62,15 @@ pub enum DeviceStateError {
     /// No socket device has said so.
     #[error("a virtio Socket device was saved whose next caller would have port {0}, which no caller gets")]
     HostPort(u32),
+    /// A guest goes on using the addresses that it knows.
+    #[error(
+        "persistent memory was saved at {:#x} with {} bytes, and is at {:#x} with {} here",
+        saved.start, saved.size_bytes, here.start, here.size_bytes
+    )]
+    Range {
+        /// Where it was.
+        saved: PmemRange,
+        /// Where it is.
+        here: PmemRange,
+    },
 }

@@ -165,10 +165,7 @@ fn difference(expected: &Exchange, found: &Exchange) -> Option<String> {
 }
 
 fn what_is_not_offered_is_named(context: &Context) -> Outcome {
-    let rows = [
-        ("PUT", "/pmem/p", r#"{"id":"p","path_on_host":"x"}"#, "pmem"),
-        ("PUT", "/hotplug/memory", r#"{"total_size_mib":128}"#, "memory"),
-    ];
+    let rows = [("PUT", "/hotplug/memory", r#"{"total_size_mib":128}"#, "memory")];
     let monitor = Launch::new(&context.environment)?.start()?;
     for (method, path, body, word) in rows {
         let answer = monitor

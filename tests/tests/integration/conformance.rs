@@ -58,6 +58,9 @@ fn answers_as_documented(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
     let image = directory.path().join("test-disk");
     std::fs::write(&image, vec![0; 1 << 20])?;
+    let pmem = directory.path().join("test-pmem");
+    std::fs::write(&pmem, vec![0; 1 << 20])?;
+    let pmem = json!({ "id": "d", "path_on_host": pmem });
     let mut survey = Survey {
         document: &document,
         directory: directory.path(),
@@ -71,6 +74,7 @@ fn answers_as_documented(context: &Context) -> Outcome {
     )
     .memory_mib(32)
     .disk("d", &image)
+    .part("pmem", json!([pmem]))
     .part("rate-limiter-groups", json!([{ "group_id": "d" }]))
     .part(
         "balloon",
@@ -88,6 +92,7 @@ fn answers_as_documented(context: &Context) -> Outcome {
     let drive =
         json!({ "drive_id": "d", "path_on_host": image, "is_root_device": false, "is_read_only": true });
     survey.must(&fresh, "PutDrive", &drive)?;
+    survey.must(&fresh, "PutPmem", &pmem)?;
     let socket = json!({ "guest_cid": 3, "uds_path": directory.path().join("vsock") });
     survey.must(&fresh, "PutVsock", &socket)?;
 

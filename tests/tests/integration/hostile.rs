@@ -48,6 +48,11 @@ pub(crate) const CASES: &[Case] = &[
         run: |c| assault(c, "balloon", "Async", ""),
     },
     Case {
+        name: "garbage_for_persistent_memory",
+        need: Need::Kvm,
+        run: |c| assault(c, "pmem", "Async", ""),
+    },
+    Case {
         name: "garbage_for_ports_and_a_disk",
         need: Need::Kvm,
         run: |c| assault(c, "blk", "Async", ",ports=1"),
@@ -56,6 +61,7 @@ pub(crate) const CASES: &[Case] = &[
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
 const TAP: &str = "tap0";
+const SOCKET: &str = "test-vsock";
 /// What the guest's own writes make resident, and no more.
 const GROWTH_KIB_MAX: u64 = 8 << 10;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -72,22 +78,8 @@ pub(crate) fn assault(context: &Context, kind: &str, engine: &str, more: &str) -
     let machine = Machine::unikernel(&context.environment, &words)
         .drive(json!({ "drive_id": "d", "path_on_host": disk, "is_root_device": false, "io_engine": engine }))
         .part("entropy", json!({}));
-    let socket = launch.directory().join("test-vsock");
-    let machine = match kind {
-        "net" => machine.part(
-            "network-interfaces",
-            json!([{ "iface_id": "eth0", "host_dev_name": TAP }]),
-        ),
-        "vsock" => machine.part("vsock", json!({ "guest_cid": 3, "uds_path": socket })),
-        "balloon" => machine.part(
-            "balloon",
-            json!({
-                "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1, "free_page_hinting": true,
-                "free_page_reporting": true,
-            }),
-        ),
-        _ => machine,
-    };
+    let socket = launch.directory().join(SOCKET);
+    let machine = with_device(machine, kind, launch.directory())?;
     let monitor = launch.config(&machine.config())?.start()?;
     monitor
         .console
@@ -133,6 +125,30 @@ pub(crate) fn assault(context: &Context, kind: &str, engine: &str, more: &str) -
         .wait(Duration::from_secs(30))?
         .expect(0)
         .map_err(|e| format!("{what}: {}", text(&e)).into())
+}
+
+/// The same with a device of that `kind`, if it has none; files of it are in `directory`.
+fn with_device(machine: Machine, kind: &str, directory: &Path) -> Outcome<Machine> {
+    Ok(match kind {
+        "net" => machine.part(
+            "network-interfaces",
+            json!([{ "iface_id": "eth0", "host_dev_name": TAP }]),
+        ),
+        "vsock" => machine.part("vsock", json!({ "guest_cid": 3, "uds_path": directory.join(SOCKET) })),
+        "pmem" => {
+            let file = directory.join("test-pmem");
+            blank_image(&file, 2)?;
+            machine.part("pmem", json!([{ "id": "p", "path_on_host": file }]))
+        }
+        "balloon" => machine.part(
+            "balloon",
+            json!({
+                "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1, "free_page_hinting": true,
+                "free_page_reporting": true,
+            }),
+        ),
+        _ => machine,
+    })
 }
 
 /// A call as a program of the host makes it, which may come to anything.

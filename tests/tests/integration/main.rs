@@ -40,6 +40,7 @@ mod nfs;
 mod nfs_ctl;
 mod nfs_v3;
 mod overlay;
+mod pmem;
 mod seccomp;
 mod serial;
 mod signals;
@@ -103,6 +104,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("nfs_ctl", nfs_ctl::CASES),
     ("nfs_v3", nfs_v3::CASES),
     ("overlay", overlay::CASES),
+    ("pmem", pmem::CASES),
     ("seccomp", seccomp::CASES),
     ("serial", serial::CASES),
     ("signals", signals::CASES),

@@ -8,6 +8,7 @@ use coracle_devices::virtio::balloon::{
 };
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
+use coracle_devices::virtio::pmem::{PartialPmem, PmemConfig};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_devices::virtio::vsock::VsockConfig;
 use schemars::generate::SchemaSettings;
@@ -160,6 +161,8 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "MmdsContents" => schemas.subschema_for::<MmdsContents>(),
         "NetworkInterfaceConfig" => schemas.subschema_for::<NetworkInterfaceConfig>(),
         "PartialNetworkInterface" => schemas.subschema_for::<PartialNetworkInterface>(),
+        "PartialPmem" => schemas.subschema_for::<PartialPmem>(),
+        "PmemConfig" => schemas.subschema_for::<PmemConfig>(),
         "VsockConfig" => schemas.subschema_for::<VsockConfig>(),
         "PartialDrive" => schemas.subschema_for::<PartialDrive>(),
         "RateLimiterGroup" => schemas.subschema_for::<RateLimiterGroup>(),

@@ -3,6 +3,7 @@
 use coracle_devices::virtio::balloon::HintingStart;
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
+use coracle_devices::virtio::pmem::{PartialPmem, PmemConfig};
 use serde::de::DeserializeOwned;
 
 use super::answer::Fault;
@@ -310,6 +311,24 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         method: Method::Put,
+        path: "/pmem/{id}",
+        summary: "Adds a file that the guest has as persistent memory, or replaces the one of that name.",
+        body: Some("PmemConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutPmem],
+        parse: put_pmem,
+    },
+    Route {
+        method: Method::Patch,
+        path: "/pmem/{id}",
+        summary: "Changes the limits of a pmem device while the machine is there.",
+        body: Some("PartialPmem"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchPmem],
+        parse: patch_pmem,
+    },
+    Route {
+        method: Method::Put,
         path: "/serial",
         summary: "Sets where the serial port's output goes.",
         body: Some("SerialConfig"),
@@ -483,7 +502,7 @@ pub static BODY_IS_OPTIONAL: &[&str] = &["/balloon/hinting/start", "/balloon/hin
 
 /// What Firecracker has at a path that is not built into this version: first part of the path, and
 /// what is missing.
-pub static NOT_BUILT: &[(&str, &str)] = &[("pmem", "pmem devices"), ("hotplug", "memory hotplug")];
+pub static NOT_BUILT: &[(&str, &str)] = &[("hotplug", "memory hotplug")];
 
 fn patch_machine_config(_: &str, body: &[u8]) -> Result<Verb, Fault> {
     let patch: MachineConfigPatch = json(body)?;
@@ -522,6 +541,18 @@ fn patch_network(id: &str, body: &[u8]) -> Result<Verb, Fault> {
     let network: PartialNetworkInterface = json(body)?;
     same_id(id, &network.iface_id)?;
     Ok(Verb::PatchNetworkInterface(network))
+}
+
+fn put_pmem(id: &str, body: &[u8]) -> Result<Verb, Fault> {
+    let pmem: PmemConfig = json(body)?;
+    same_id(id, &pmem.id)?;
+    Ok(Verb::PutPmem(pmem))
+}
+
+fn patch_pmem(id: &str, body: &[u8]) -> Result<Verb, Fault> {
+    let pmem: PartialPmem = json(body)?;
+    same_id(id, &pmem.id)?;
+    Ok(Verb::PatchPmem(pmem))
 }
 
 fn group(id: &str, body: &[u8]) -> Result<RateLimiterGroup, Fault> {

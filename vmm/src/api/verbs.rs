@@ -4,6 +4,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::balloon::{BalloonConfig, BalloonPatch, HintingStart, StatisticsPatch};
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
+use coracle_devices::virtio::pmem::{PartialPmem, PmemConfig};
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_devices::virtio::vsock::VsockConfig;
 use serde_json::Value;
@@ -75,6 +76,10 @@ pub enum Verb {
     StopHinting,
     /// Set the entropy device.
     PutEntropy(EntropyConfig),
+    /// Add or replace a pmem device.
+    PutPmem(PmemConfig),
+    /// Change the limits of a pmem device.
+    PatchPmem(PartialPmem),
     /// Set the serial port.
     PutSerial(SerialConfig),
     /// Set where logs go.
@@ -150,6 +155,8 @@ pub enum VerbKind {
     GetHintingStatus,
     StopHinting,
     PutEntropy,
+    PutPmem,
+    PatchPmem,
     PutSerial,
     PutLogger,
     PutMetrics,
@@ -205,6 +212,8 @@ impl Verb {
             Self::GetHintingStatus => VerbKind::GetHintingStatus,
             Self::StopHinting => VerbKind::StopHinting,
             Self::PutEntropy(_) => VerbKind::PutEntropy,
+            Self::PutPmem(_) => VerbKind::PutPmem,
+            Self::PatchPmem(_) => VerbKind::PatchPmem,
             Self::PutSerial(_) => VerbKind::PutSerial,
             Self::PutLogger(_) => VerbKind::PutLogger,
             Self::PutMetrics(_) => VerbKind::PutMetrics,
@@ -314,6 +323,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PutVsock
         | V::PutBalloon
         | V::PutEntropy
+        | V::PutPmem
         | V::PutSerial
         | V::PutLogger
         | V::PutMetrics
@@ -329,6 +339,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PatchRateLimiterGroup
         | V::PatchNetworkInterface
         | V::DeleteNetworkInterface
+        | V::PatchPmem
         | V::FlushMetrics
         | V::SendCtrlAltDel
         | V::Pause
@@ -436,6 +447,8 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::StartHinting
         | V::StopHinting
         | V::PutEntropy
+        | V::PutPmem
+        | V::PatchPmem
         | V::PutSerial
         | V::PutLogger
         | V::PutMetrics
@@ -524,6 +537,7 @@ mod tests {
             V::PatchRateLimiterGroup,
             V::PatchNetworkInterface,
             V::DeleteNetworkInterface,
+            V::PatchPmem,
             V::FlushMetrics,
             V::SendCtrlAltDel,
             V::Pause,
@@ -559,7 +573,7 @@ mod tests {
         }
         assert_eq!(
             seen,
-            49 * 3,
+            51 * 3,
             "a new verb belongs into this test and into the table"
         );
     }

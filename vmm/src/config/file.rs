@@ -8,6 +8,7 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::DriveConfig;
 use coracle_devices::virtio::net::NetworkInterfaceConfig;
+use coracle_devices::virtio::pmem::PmemConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
@@ -38,7 +39,7 @@ pub struct FullConfig {
     network_interfaces: Vec<NetworkInterfaceConfig>,
     vsock: Option<VsockConfig>,
     entropy: Option<EntropyConfig>,
-    pmem: Vec<Value>,
+    pmem: Vec<PmemConfig>,
     memory_hotplug: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serial: Option<SerialConfig>,
@@ -61,7 +62,7 @@ impl From<&Config> for FullConfig {
             network_interfaces: config.networks,
             vsock: config.vsock,
             entropy: config.entropy,
-            pmem: Vec::new(),
+            pmem: config.pmem,
             memory_hotplug: None,
             serial: config.serial,
             rate_limiter_groups: config.groups,
@@ -115,7 +116,7 @@ struct Sections {
     #[serde(default)]
     network_interfaces: Vec<NetworkInterfaceConfig>,
     vsock: Option<VsockConfig>,
-    pmem: Option<Value>,
+    pmem: Option<Vec<PmemConfig>>,
     memory_hotplug: Option<Value>,
 }
 
@@ -124,7 +125,7 @@ impl Sections {
         self,
         read: impl FnOnce(&Path) -> Result<Vec<u8>, ConfigFileError>,
     ) -> Result<Config, ConfigFileError> {
-        let missing = [(&self.pmem, "pmem"), (&self.memory_hotplug, "memory-hotplug")];
+        let missing = [(&self.memory_hotplug, "memory-hotplug")];
         for (section, name) in missing {
             if section.as_ref().is_some_and(asks_for_something) {
                 return Err(ConfigFileError::NotBuilt { section: name });
@@ -157,6 +158,9 @@ impl Sections {
         }
         if let Some(balloon) = self.balloon {
             config.set_balloon(balloon)?;
+        }
+        for pmem in self.pmem.into_iter().flatten() {
+            config.insert_pmem(pmem)?;
         }
         config.entropy = self.entropy;
         config.serial = self.serial;

@@ -16,6 +16,7 @@ mod migration;
 mod network;
 mod observe;
 mod overrides;
+mod pmem;
 mod snapshot;
 mod vsock;
 
@@ -25,6 +26,7 @@ use coracle_devices::serial::SerialConfig;
 pub use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, PartialDrive};
 pub use coracle_devices::virtio::net::{MacAddress, MacError, NetworkInterfaceConfig};
+use coracle_devices::virtio::pmem::PmemConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
 pub use coracle_devices::virtio::vsock::VsockConfig;
 use coracle_storage::open::is_remote;
@@ -53,6 +55,7 @@ pub use migration::{
 pub use network::NetworkError;
 pub use observe::{Level, LoggerConfig, MetricsConfig, UnknownLevel};
 pub use overrides::{DriveOverride, OverrideError, Overrides};
+pub use pmem::PmemConfigError;
 pub use snapshot::{
     Disks, MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotCreateError, SnapshotLoad,
     SnapshotLoadError, SnapshotPatch, SnapshotProgress, SnapshotStage, SnapshotType, SnapshotWish, Verify,
@@ -80,6 +83,7 @@ pub struct Config {
     vsock: Option<VsockConfig>,
     balloon: Option<BalloonConfig>,
     entropy: Option<EntropyConfig>,
+    pmem: Vec<PmemConfig>,
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
     metrics: Option<MetricsConfig>,
@@ -132,7 +136,7 @@ impl Config {
             self.entropy.is_some(),
         ];
         let single: usize = single.into_iter().map(usize::from).sum();
-        self.drives.len() + self.networks.len() + single
+        self.drives.len() + self.networks.len() + self.pmem.len() + single
     }
 
     /// The entropy device, if there is one.
@@ -254,6 +258,12 @@ impl Config {
         if let Some(root) = others().find(|other| other.is_root_device && drive.is_root_device) {
             return Err(ConfigError::SecondRoot {
                 root_id: root.drive_id.clone(),
+            });
+        }
+        let root_pmem = self.pmem.iter().find(|pmem| pmem.root_device);
+        if let Some(root) = root_pmem.filter(|_| drive.is_root_device) {
+            return Err(ConfigError::RootPmem {
+                root_id: root.id.clone(),
             });
         }
         let shares_records =
@@ -483,6 +493,9 @@ pub enum ConfigError {
     /// The balloon.
     #[error("Balloon config error")]
     Balloon(#[from] BalloonError),
+    /// Persistent memory.
+    #[error("Pmem config error")]
+    Pmem(#[from] PmemConfigError),
     /// The socket device.
     #[error("Vsock config error")]
     Vsock(#[from] VsockError),
@@ -516,6 +529,15 @@ pub enum ConfigError {
     )]
     SecondRoot {
         /// The root drive that there is.
+        root_id: String,
+    },
+    /// A drive to boot from beside a pmem device to boot from.
+    #[error(
+        "Drive config error: A root device already exists: the pmem device `{root_id}`; set is_root_device, or root_device of a \
+         pmem device, for one device only"
+    )]
+    RootPmem {
+        /// The root device that there is.
         root_id: String,
     },
     /// One chain of records for two images.

@@ -41,6 +41,7 @@ use super::share::Share;
 use super::state::{CpuidEntryState, StateError, StateShape, VcpuState};
 use crate::arch::x86_64::cpuid::{Cpuid, CpuidError};
 use crate::end::{End, Ending};
+use crate::memory::mapped::Mapping;
 use crate::signals;
 
 /// A parked vCPU answers within this, or something is badly wrong on the host.
@@ -86,6 +87,8 @@ pub struct Outside {
     /// What the memory slots of the vCPU's machine point into: it outlives the vCPU's descriptor,
     /// through which KVM reaches it even when the machine's own descriptor is closed.
     pub memory: Arc<GuestMemoryMmap>,
+    /// The files that it points into as well: the leases of those that a vCPU may write last as long as it does.
+    pub files: Vec<Arc<Mapping>>,
     /// Where an end is announced.
     pub ending: Ending,
     /// Where devices say that the guest has ended itself.

@@ -7,6 +7,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use coracle_storage::backend::Access;
 use coracle_storage::threads;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -17,6 +18,7 @@ use super::state::{StateError, StateShape, VmState};
 use super::{KvmError, failed};
 use crate::arch::x86_64::layout;
 use crate::memory;
+use crate::memory::mapped::Mapping;
 
 /// Where KVM keeps what real mode needs on processors that cannot run it directly.
 #[expect(clippy::cast_possible_truncation, reason = "the crate builds for x86-64 only")]
@@ -31,6 +33,7 @@ pub struct Vm {
     fd: VmFd,
     _last: Option<OwnedFd>,
     memory: Arc<GuestMemoryMmap>,
+    _files: Vec<Arc<Mapping>>,
     state_shape: Arc<StateShape>,
 }
 
@@ -149,10 +152,25 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
+        Self::with_files(kvm, memory, Vec::new(), dirty_log)
+    }
+
+    /// The same with files beside the memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn with_files(
+        kvm: &Kvm,
+        memory: Arc<GuestMemoryMmap>,
+        files: Vec<Arc<Mapping>>,
+        dirty_log: DirtyLog,
+    ) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         let last = kept_beyond(&fd);
         // Before the interrupt controllers: once these are there, each change of a slot waits for milliseconds.
         set_slots(&fd, &memory, dirty_log)?;
+        show_files(&fd, &files)?;
         fd.set_identity_map_address(layout::IDENTITY_MAP.0)
             .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS)
@@ -169,6 +187,7 @@ impl Vm {
             fd,
             _last: last,
             memory,
+            _files: files,
             state_shape,
         })
     }
@@ -288,6 +307,27 @@ fn set_slots(fd: &VmFd, memory: &GuestMemoryMmap, dirty_log: DirtyLog) -> Result
         };
         // SAFETY: the slot lies within a region of `memory`, which the machine keeps alive for longer than its descriptor;
         // slots do not overlap because regions do not.
+        unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+/// Shows the guest files. What it writes there is never recorded: that is in them.
+fn show_files(fd: &VmFd, files: &[Arc<Mapping>]) -> Result<(), KvmError> {
+    for (number, file) in (0..).zip(files) {
+        let slot = file.slot(number);
+        let region = kvm_userspace_memory_region {
+            slot: slot.index,
+            flags: match file.access() {
+                Access::ReadOnly => kvm_bindings::KVM_MEM_READONLY,
+                Access::ReadWrite => 0,
+            },
+            guest_phys_addr: slot.guest_address.0,
+            memory_size: slot.size_bytes,
+            userspace_addr: slot.host_address,
+        };
+        // SAFETY: the slot lies within a mapping that the machine keeps alive for longer than its descriptor, and overlaps no
+        // other: whoever placed the files has seen to that, or KVM refuses.
         unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())

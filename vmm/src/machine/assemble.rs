@@ -11,6 +11,7 @@ use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::dirty::DirtyPages;
 use coracle_devices::virtio::net::Net;
+use coracle_devices::virtio::pmem::{Pmem, Unwritable};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig, EntropyCounts};
 use coracle_devices::virtio::vsock::{Vsock, VsockCounts};
 use coracle_storage::open::OpenError;
@@ -19,12 +20,15 @@ use vm_memory::GuestMemoryMmap;
 
 use super::lineage::Lineage;
 use super::places::{Places, PlacesState, VirtioSlot, Wired};
-use super::plan::{BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan, VsockPlan};
+use super::plan::{
+    BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan, RootOn, SavedOrigin, VsockPlan,
+};
 use super::platform::{Platform, PlatformError, renew_generation};
+use super::pmem::{MappedPmem, PmemPlan, PmemSlot, on_cut};
 use super::restore::RestoreError;
 use super::shell::Shell;
 use super::{DriveSlot, Machine, NetworkSlot, Parts, Paused};
-use crate::arch::x86_64::boot::cmdline::{Cmdline, Root};
+use crate::arch::x86_64::boot::cmdline::{Cmdline, Root, RootDevice};
 use crate::arch::x86_64::boot::{self, BootError, BootSource, Entry};
 use crate::arch::x86_64::cpu::{Cpu, CpuError, Topology};
 use crate::arch::x86_64::layout::{self, VirtioWindow};
@@ -92,6 +96,26 @@ pub enum BuildError {
         #[source]
         source: OpenError,
     },
+    /// A pmem device's lease cannot be recorded.
+    #[error("pmem device `{id}` cannot be used")]
+    PmemLease {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// Its file cannot be made as long as what the guest sees of it.
+    #[error(
+        "the file of pmem device `{id}` cannot be lengthened to a multiple of 2 MiB, which the guest sees of it"
+    )]
+    PmemFile {
+        /// The device.
+        id: String,
+        /// What the host answered.
+        #[source]
+        source: io::Error,
+    },
     /// More devices than interrupt lines.
     #[error(
         "there are more than {} virtio devices: leave one out",
@@ -119,6 +143,9 @@ pub fn build(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<
     for drive in &mut parts.drives {
         drive.settle()?;
     }
+    for pmem in &mut parts.pmem {
+        pmem.settle()?;
+    }
     Ok(Machine::new(parts))
 }
 
@@ -131,9 +158,11 @@ const BOOT_TIMER: BusRange = BusRange {
 fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
     let placed = placed(&plan)?;
     let (memory, parent) = memory_of(&plan.origin)?;
+    // Before KVM's part of the machine, and so dropped after it: as long as that is there, files may be written.
+    let (mapped, files) = PmemPlan::map_all(plan.pmem)?;
     let Shell { kvm, vm, vcpus } = match plan.shell {
         Some(shell) => shell,
-        None => Shell::new(&memory, plan.topology.vcpus(), plan.dirty_log)?,
+        None => Shell::new(&memory, files.clone(), plan.topology.vcpus(), plan.dirty_log)?,
     };
     let vm = Arc::new(vm);
     let lineage = Lineage::new(parent, plan.dirty_log, &memory);
@@ -149,6 +178,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     let vsock_counts = virtio.insert_vsock(plan.vsock)?;
     let balloon = virtio.insert_balloon(plan.balloon)?;
     let entropy_counts = virtio.insert_entropy(plan.entropy)?;
+    let pmem = virtio.insert_pmem(mapped, &mut mmio, ending)?;
     let VirtioBus { places, slots, .. } = virtio;
 
     if let Some(timer) = plan.boot_timer {
@@ -161,6 +191,7 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         ports: Arc::new(platform.ports),
         mmio: Arc::new(mmio),
         memory: Arc::clone(&memory),
+        files,
         ending: ending.clone(),
         guest_end: Arc::clone(guest_end),
         counters: Arc::clone(&counters),
@@ -185,23 +216,30 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         pager: None,
         fetcher: None,
         memory,
+        pmem,
         lineage,
         is_remembered: matches!(plan.origin, Origin::Saved(_)),
     };
     match plan.origin {
         Origin::Boot(origin) => boot(&kvm, &vcpus, &parts, &origin, plan.topology)?,
-        Origin::Saved(origin) => {
-            (parts.pager, parts.fetcher) = (origin.memory.pager, origin.memory.fetcher);
-            parts.restore(&vcpus, &origin.state)?;
-            // Another generation, or at least another place.
-            parts.generation.announce().map_err(RestoreError::from)?;
-            for network in &parts.networks {
-                network.control.announce();
-            }
-        }
+        Origin::Saved(origin) => parts.go_on(&vcpus, *origin)?,
     }
     parts.vcpus = spawn(vcpus, &outside)?;
     Ok(parts)
+}
+
+impl Parts {
+    /// Gives the fresh parts what was saved.
+    fn go_on(&mut self, vcpus: &[VcpuFd], origin: SavedOrigin) -> Result<(), BuildError> {
+        (self.pager, self.fetcher) = (origin.memory.pager, origin.memory.fetcher);
+        self.restore(vcpus, &origin.state)?;
+        // Another generation, or at least another place.
+        self.generation.announce().map_err(RestoreError::from)?;
+        for network in &self.networks {
+            network.control.announce();
+        }
+        Ok(())
+    }
 }
 
 /// The memory that a guest begins with, and its name if a snapshot has given it one.
@@ -311,7 +349,7 @@ fn placed(plan: &Plan) -> Result<PlacesState, BuildError> {
         plan.entropy.is_some(),
     ];
     let single: usize = single.map(usize::from).iter().sum();
-    let devices = plan.disks.len() + plan.networks.len() + single;
+    let devices = plan.disks.len() + plan.networks.len() + single + plan.pmem.len();
     let places = match &plan.origin {
         Origin::Saved(origin) => {
             let saved = origin.state.places.clone();
@@ -410,6 +448,38 @@ impl<'a> VirtioBus<'a> {
         Ok(Some(counts))
     }
 
+    /// Stores to those that are only read end on the bus `mmio`; of one that is cut `ending` hears.
+    fn insert_pmem(
+        &mut self,
+        mapped: Vec<MappedPmem>,
+        mmio: &mut Bus,
+        ending: &Ending,
+    ) -> Result<Vec<PmemSlot>, BuildError> {
+        let mut slots = Vec::new();
+        for pmem in mapped {
+            let (id, range) = (pmem.config.id.clone(), pmem.range);
+            if pmem.config.read_only {
+                let unwritable = Arc::new(Mutex::new(Unwritable::new(&id)));
+                let at = BusRange {
+                    start: range.start,
+                    len: range.size_bytes,
+                };
+                mmio.insert(at, &id, unwritable)?;
+            }
+            let made = Pmem::new(&pmem.config, Arc::clone(&pmem.medium), range, on_cut(&id, ending));
+            let (device, control) = made.map_err(device_failed(&id))?;
+            slots.push(PmemSlot {
+                id: id.clone(),
+                control,
+                range,
+                medium: pmem.medium,
+                hold: pmem.hold,
+            });
+            self.insert(&id, Box::new(device))?;
+        }
+        Ok(slots)
+    }
+
     /// Puts the next device in the next place.
     fn insert(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<(), BuildError> {
         let place = self.next.next().ok_or(BuildError::TooManyDevices)?;
@@ -422,7 +492,11 @@ impl<'a> VirtioBus<'a> {
 
 fn load(memory: &GuestMemoryMmap, plan: &BootPlan, windows: &[VirtioWindow]) -> Result<Entry, BuildError> {
     let root = plan.root.as_ref().map(|root| Root {
-        partuuid: root.partuuid.as_deref(),
+        device: match &root.on {
+            RootOn::Disk(None) => RootDevice::Disk,
+            RootOn::Disk(Some(partuuid)) => RootDevice::Partition(partuuid),
+            RootOn::Pmem(number) => RootDevice::Pmem(*number),
+        },
         access: root.access,
     });
     let failed = |source| BuildError::Boot {

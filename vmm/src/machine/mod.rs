@@ -23,6 +23,7 @@ mod places;
 pub mod plan;
 mod platform;
 mod plug;
+mod pmem;
 pub mod report;
 mod restore;
 mod round;
@@ -54,12 +55,14 @@ use crate::migration::postcopy::target::Fetcher;
 
 use self::lineage::Lineage;
 use self::places::{Places, VirtioSlot};
+use self::pmem::PmemSlot;
 
 pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
 pub use pausing::{Pause, Pausing};
 pub use platform::{GENERATION_MEMORY, PlatformError, tell_restored};
 pub use plug::{Departed, Newcomer, PlugError, Plugged, Socket, StillUsed};
+pub use pmem::{PmemFlushError, PmemPlaceError};
 pub use restore::{check_compatible, check_processors};
 pub use round::{Round, RoundError};
 
@@ -110,6 +113,8 @@ struct Parts {
     /// The same, from the source of a migration.
     fetcher: Option<Fetcher>,
     memory: Arc<GuestMemoryMmap>,
+    /// After KVM's part of the machine, which may write their files as long as it is there.
+    pmem: Vec<PmemSlot>,
     lineage: Lineage,
     /// A snapshot remembers the generations of the disks.
     is_remembered: bool,

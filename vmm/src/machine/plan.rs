@@ -11,14 +11,16 @@ use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, HeldDisk};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, Tap, TapError};
+use coracle_devices::virtio::pmem::PmemError;
 use coracle_devices::virtio::rng::EntropyConfig;
 use coracle_devices::virtio::vsock::{ListenError, Listener, VsockConfig};
 use coracle_storage::backend::Access;
 use coracle_storage::lease::{Owner, Succession};
 use coracle_storage::limit::SharedLimiter;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::disks::Course;
+use super::pmem::{PmemPlaceError, PmemPlan};
 use super::shell::Shell;
 use super::state::MachineState;
 use super::{LimitGroup, cpu_template};
@@ -26,10 +28,10 @@ use crate::arch::x86_64::boot::BootProtocol;
 use crate::arch::x86_64::boot::cmdline::RootAccess;
 use crate::arch::x86_64::cpu::{CpuError, Smt, Topology};
 use crate::arch::x86_64::template::CpuTemplate;
-use crate::config::{self, Config, HugePages, MachineConfig, MemoryBacking, MmdsConfig};
+use crate::config::{self, Config, Disks, HugePages, MachineConfig, MemoryBacking, MmdsConfig};
 use crate::kvm::vm::DirtyLog;
 use crate::memory::pager::Pager;
-use crate::memory::{Backing, PageSize};
+use crate::memory::{self, Backing, PageSize};
 use crate::migration::postcopy::target::Fetcher;
 use crate::snapshot::memory::MemoryId;
 
@@ -46,6 +48,7 @@ pub struct Plan {
     pub(super) vsock: Option<VsockPlan>,
     pub(super) balloon: Option<BalloonConfig>,
     pub(super) entropy: Option<EntropyConfig>,
+    pub(super) pmem: Vec<PmemPlan>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
     pub(super) boot_timer: Option<BootTimer>,
@@ -129,8 +132,16 @@ pub(super) struct BootPlan {
 
 /// The root that the command line names.
 pub(super) struct RootPlan {
-    pub(super) partuuid: Option<String>,
+    pub(super) on: RootOn,
     pub(super) access: RootAccess,
+}
+
+/// What a root is on.
+pub(super) enum RootOn {
+    /// The first disk, or a partition of it.
+    Disk(Option<String>),
+    /// Persistent memory of that number.
+    Pmem(usize),
 }
 
 /// Why a configuration cannot become a machine.
@@ -145,6 +156,24 @@ pub enum PlanError {
     /// A drive's image cannot be opened.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// The file of a pmem device cannot be opened.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
+    /// It cannot be where it should.
+    #[error(transparent)]
+    PmemPlace(#[from] PmemPlaceError),
+    /// Clones would share it.
+    #[error(
+        "pmem device `{0}` is written in place, so no clone can go on with it: load the snapshot with `disks` `Continue` once, \
+         or give the machine a read-only device before it is started"
+    )]
+    PmemNotCloned(String),
+    /// A file of which nobody can tell whether it has been written.
+    #[error(
+        "the snapshot cannot be gone on with beside pmem device `{0}`: there was no place for records of its lease, so nothing \
+         says whether its file has been written since; load the snapshot with `disks` `Detached` if you know"
+    )]
+    PmemUnrecorded(String),
     /// A tap cannot be opened.
     #[error("network interface `{iface_id}` cannot be had")]
     Network {
@@ -205,26 +234,35 @@ impl Plan {
         let origin = Origin::Boot(Box::new(BootOrigin {
             memory: MemoryPlan::new(machine),
             template: config.cpu().map(cpu_template::parsed).unwrap_or_default(),
-            boot: BootPlan::new(source, config.drives())?,
+            boot: BootPlan::new(source, config)?,
         }));
         let courses = config.drives().iter().map(|_| Course::Own(Succession::Raises));
-        Self::from(config, owner, origin, &courses.collect::<Vec<_>>())
-            .map(|plan| Self { boot_timer, ..plan })
+        let pmem = PmemPlan::all(config.pmem(), owner, memory_end(machine), None)?;
+        let plan = Self::from(config, owner, origin, &courses.collect::<Vec<_>>())?;
+        Ok(Self {
+            boot_timer,
+            pmem,
+            ..plan
+        })
     }
 
     /// The same for a machine that goes on where another has stopped, which `saved` is of. The images have to be as `courses`
-    /// want each: then they are leased, and keep their generations until the machine is resumed.
+    /// want each, and files of pmem devices as `disks` does: then they are leased, and keep their generations until the machine
+    /// is resumed.
     ///
     /// # Errors
     ///
     /// As [`Self::new`]; or an image that has been written since.
     pub fn restore(
         config: &Config,
-        courses: &[Course],
+        (courses, disks): (&[Course], Disks),
         owner: &Owner,
         saved: SavedOrigin,
     ) -> Result<Self, PlanError> {
-        Self::from(config, owner, Origin::Saved(Box::new(saved)), courses)
+        let going_on = Some((&saved.state, disks));
+        let pmem = PmemPlan::all(config.pmem(), owner, memory_end(config.machine()), going_on)?;
+        let plan = Self::from(config, owner, Origin::Saved(Box::new(saved)), courses)?;
+        Ok(Self { pmem, ..plan })
     }
 
     /// The same, to be built into `shell`, which has the same memory and is as `config` wants it.
@@ -271,6 +309,7 @@ impl Plan {
             vsock: config.vsock().map(VsockPlan::new).transpose()?,
             balloon: config.balloon().cloned(),
             entropy: config.entropy().cloned(),
+            pmem: Vec::new(),
             serial: config.serial().cloned().unwrap_or_default(),
             boot_timer: None,
         })
@@ -289,6 +328,12 @@ impl MemoryPlan {
             pages: page_size(machine.huge_pages),
         }
     }
+}
+
+/// Where the memory ends that `machine` asks for.
+fn memory_end(machine: &MachineConfig) -> GuestAddress {
+    let last = memory::ranges(machine.mem_size_mib << 20).last();
+    last.map_or(GuestAddress(0), |(start, bytes)| GuestAddress(start.0 + bytes))
 }
 
 /// Whether KVM records what the guest writes from the beginning.
@@ -371,17 +416,23 @@ impl LimitGroup {
 }
 
 impl BootPlan {
-    fn new(source: &config::BootSource, drives: &[DriveConfig]) -> Result<Self, PlanError> {
-        let root = drives
-            .iter()
-            .find(|drive| drive.is_root_device)
-            .map(|drive| RootPlan {
-                partuuid: drive.partuuid.clone(),
-                access: match drive.access() {
-                    Access::ReadOnly => RootAccess::ReadOnly,
-                    Access::ReadWrite => RootAccess::ReadWrite,
-                },
-            });
+    fn new(source: &config::BootSource, config: &Config) -> Result<Self, PlanError> {
+        let mut drives = config.drives().iter();
+        let root = match drives.find(|drive| drive.is_root_device) {
+            Some(drive) => Some((RootOn::Disk(drive.partuuid.clone()), drive.access())),
+            None => {
+                let mut pmem = config.pmem().iter().enumerate();
+                let root = pmem.find(|(_, pmem)| pmem.root_device);
+                root.map(|(number, pmem)| (RootOn::Pmem(number), pmem.access()))
+            }
+        };
+        let root = root.map(|(on, access)| RootPlan {
+            on,
+            access: match access {
+                Access::ReadOnly => RootAccess::ReadOnly,
+                Access::ReadWrite => RootAccess::ReadWrite,
+            },
+        });
         let (kernel, initrd) = source.open()?;
         Ok(Self {
             name: source.kernel_image_path.clone(),

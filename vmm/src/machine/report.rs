@@ -7,6 +7,7 @@ use coracle_devices::mmds::Mmds;
 use coracle_devices::virtio::balloon::BalloonCounts;
 use coracle_devices::virtio::blk::{BlkControl, BlkMetrics, LatencyAggregate};
 use coracle_devices::virtio::net::NetCounts;
+use coracle_devices::virtio::pmem::PmemCounts;
 use coracle_devices::virtio::rng::EntropyCounts;
 use coracle_devices::virtio::vsock::VsockCounts;
 use coracle_storage::metrics::{Counter, SessionMetrics};
@@ -34,6 +35,10 @@ impl<P> Machine<P> {
         }
         if let Some(counts) = self.parts.entropy_counts.clone() {
             registry.add("entropy", Box::new(move |section| entropy(&counts, section)));
+        }
+        for slot in &self.parts.pmem {
+            let counts = Arc::clone(slot.control.counts());
+            registry.add_device("pmem", &slot.id, Box::new(move |section| pmem(&counts, section)));
         }
         let counters = Arc::clone(&self.parts.counters);
         registry.add("vcpu", Box::new(move |section| vcpu(&counters, section)));
@@ -254,6 +259,20 @@ fn balloon(counts: &BalloonCounts, section: &mut Section) {
         ("free_page_hint_freed", &counts.hinted_bytes),
         ("free_page_hint_fails", &counts.hint_fails),
         ("event_fails", &counts.guest_faults),
+    ] {
+        section.counter(name, loaded(counter));
+    }
+}
+
+/// What persistent memory counts; `flush_count` and `flush_fails` are not in Firecracker.
+fn pmem(counts: &PmemCounts, section: &mut Section) {
+    for (name, counter) in [
+        ("queue_event_count", &counts.queue_events),
+        ("flush_count", &counts.flushes),
+        ("flush_fails", &counts.flush_fails),
+        ("event_fails", &counts.guest_faults),
+        ("rate_limiter_throttled_events", &counts.throttled),
+        ("rate_limiter_event_count", &counts.refilled),
     ] {
         section.counter(name, loaded(counter));
     }

@@ -9,6 +9,7 @@ use coracle_storage::backend::Access;
 use coracle_storage::open::OpenError;
 
 use super::change::Progress;
+use super::pmem::{Flush, PmemFlushError, PmemSlot};
 use super::{DriveSlot, Machine, Paused};
 
 /// How long each may take.
@@ -21,6 +22,10 @@ pub struct Round {
     errands: Vec<(usize, Errand)>,
     /// The drive whose records, on this host, are being made.
     recording: Vec<usize>,
+    /// The same of pmem devices.
+    recording_pmem: Vec<usize>,
+    /// Files that are being put on their media, by their pmem device.
+    flushes: Vec<(usize, Flush)>,
     raises: bool,
     /// The drive that is asked when all others are done.
     last: Option<usize>,
@@ -49,16 +54,42 @@ pub enum RoundError {
         #[source]
         source: OpenError,
     },
+    /// What was stored in persistent memory is not on its medium.
+    #[error("pmem device `{id}`")]
+    Pmem {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: PmemFlushError,
+    },
+    /// The lease of its file is not recorded.
+    #[error("pmem device `{id}`")]
+    PmemLease {
+        /// The device.
+        id: String,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
 }
 
 impl Machine<Paused> {
-    /// Begins to have everything on the medium that was written to the disks, whatever their `cache_type`.
+    /// Begins to have everything on the medium that was written to the disks, whatever their `cache_type`, or stored in
+    /// persistent memory.
     ///
     /// # Errors
     ///
-    /// When the worker of a disk is gone.
+    /// When the worker of a disk is gone, or the host has no thread left.
     pub fn begin_flush(&self, notice: &Notice) -> Result<Round, RoundError> {
-        self.begin_errands(notice, |control| control.begin_flush(ERRAND_MAX, notice))
+        let mut round = self.begin_errands(notice, |control| control.begin_flush(ERRAND_MAX, notice))?;
+        for (at, pmem) in self.writable_pmem() {
+            let begun = pmem.begin_flush(notice);
+            round
+                .flushes
+                .push((at, begun.map_err(|source| pmem.unflushed(source))?));
+        }
+        Ok(round)
     }
 
     /// Begins to take the fences down of those disks that have them themselves, and to say of the images of `copied` that they
@@ -120,6 +151,14 @@ impl Machine<Paused> {
         for at in written {
             self.begin_raise_of(at, &mut round, notice)?;
         }
+        let stored: Vec<usize> = self.writable_pmem().map(|(at, _)| at).collect();
+        for at in stored {
+            let pmem = self.parts.pmem.get_mut(at).expect(KEEPS_ITS_PLACE);
+            let rung = notice.clone();
+            let begun = pmem.hold.begin_raise(&move || rung.ring());
+            begun.map_err(|source| pmem.unrecorded(source))?;
+            round.recording_pmem.push(at);
+        }
         self.go_to_last(&mut round, notice)?;
         Ok(round)
     }
@@ -139,7 +178,7 @@ impl Machine<Paused> {
 
     /// Asks the last drive, if all others are done. Says whether there was one.
     fn go_to_last(&mut self, round: &mut Round, notice: &Notice) -> Result<bool, RoundError> {
-        if !round.errands.is_empty() || !round.recording.is_empty() {
+        if !round.errands.is_empty() || !round.is_recorded() {
             return Ok(false);
         }
         let Some(at) = round.last.take() else {
@@ -173,6 +212,9 @@ impl Machine<Paused> {
             }
             false
         });
+        if let Err(error) = self.poll_pmem(round, patience) {
+            outcome = Err(error);
+        }
         if outcome.is_err() {
             return Progress::Done(outcome);
         }
@@ -182,17 +224,47 @@ impl Machine<Paused> {
             Ok(true) => return self.poll_round(round, patience),
             Err(error) => return Progress::Done(Err(error)),
         }
-        if round.errands.is_empty() && round.recording.is_empty() {
+        if round.errands.is_empty() && round.is_recorded() && round.flushes.is_empty() {
             self.parts.is_remembered &= !round.raises;
             return Progress::Done(Ok(()));
         }
         // An errand ends by itself at its time. Whoever records waits for the host as long as that takes.
-        let until = if round.recording.is_empty() {
+        let until = if round.is_recorded() {
             round.until
         } else {
             Instant::now() + LOOK_PERIOD
         };
         Progress::Pending { until }
+    }
+
+    /// The same for persistent memory.
+    fn poll_pmem(&mut self, round: &mut Round, patience: Patience) -> Result<(), RoundError> {
+        let (mut outcome, slots) = (Ok(()), &mut self.parts.pmem);
+        round.flushes.retain(|(at, flush)| match flush.poll(patience) {
+            None => true,
+            Some(answer) => {
+                if let Err(source) = answer {
+                    outcome = Err(slots.get(*at).expect(KEEPS_ITS_PLACE).unflushed(source));
+                }
+                false
+            }
+        });
+        round.recording_pmem.retain(|at| {
+            let pmem = slots.get_mut(*at).expect(KEEPS_ITS_PLACE);
+            if patience == Patience::None && !pmem.hold.is_settled() {
+                return true;
+            }
+            if let Err(source) = pmem.hold.settle() {
+                outcome = Err(pmem.unrecorded(source));
+            }
+            false
+        });
+        outcome
+    }
+
+    fn writable_pmem(&self) -> impl Iterator<Item = (usize, &PmemSlot)> {
+        let slots = self.parts.pmem.iter().enumerate();
+        slots.filter(|(_, slot)| slot.medium.access() == Access::ReadWrite)
     }
 
     fn writable_drives(&self) -> impl Iterator<Item = (usize, &DriveSlot)> {
@@ -208,11 +280,29 @@ impl Round {
         Self {
             errands: Vec::new(),
             recording: Vec::new(),
+            recording_pmem: Vec::new(),
+            flushes: Vec::new(),
             raises: false,
             last: None,
             notice: notice.clone(),
             until: Instant::now() + ERRAND_MAX,
         }
+    }
+
+    fn is_recorded(&self) -> bool {
+        self.recording.is_empty() && self.recording_pmem.is_empty()
+    }
+}
+
+impl PmemSlot {
+    fn unflushed(&self, source: PmemFlushError) -> RoundError {
+        let id = self.id.clone();
+        RoundError::Pmem { id, source }
+    }
+
+    fn unrecorded(&self, source: OpenError) -> RoundError {
+        let id = self.id.clone();
+        RoundError::PmemLease { id, source }
     }
 }
 

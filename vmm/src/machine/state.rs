@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 use super::places::PlacesState;
+use super::pmem::{PmemSlot, PmemStates};
 use super::{Machine, NO_PANIC, Paused};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
@@ -27,6 +28,8 @@ pub struct MachineState {
     pub(super) drives: DriveStates,
     /// Where the devices were. One that an older version has saved says nothing of it.
     pub(super) places: Option<PlacesState>,
+    /// Where its files were. One without says nothing of them.
+    pub(super) pmem: PmemStates,
 }
 
 /// One virtio device in its place.
@@ -115,30 +118,44 @@ impl Machine<Paused> {
             keyboard,
             drives: DriveStates(parts.drives.iter().map(super::DriveSlot::state).collect()),
             places: Some(parts.places.save(&parts.devices)),
+            pmem: PmemStates(parts.pmem.iter().map(PmemSlot::state).collect()),
         })
     }
 }
 
-/// A drive whose disk a snapshot cannot include.
+/// What a snapshot cannot include.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "drive `{0}` is written in place, and a snapshot includes overlays only: give the drive an `overlay` before the machine is \
-     started, load a snapshot of it with `disks` `Clone` and save that machine, or leave `include_disks` out"
-)]
-pub struct WrittenInPlace(pub String);
+pub enum WrittenInPlace {
+    /// The disk of a drive.
+    #[error(
+        "drive `{0}` is written in place, and a snapshot includes overlays only: give the drive an `overlay` before the machine \
+         is started, load a snapshot of it with `disks` `Clone` and save that machine, or leave `include_disks` out"
+    )]
+    Drive(String),
+    /// The file of a pmem device.
+    #[error(
+        "pmem device `{0}` is written in place, and a snapshot includes overlays of drives only: leave `include_disks` out, and \
+         keep its file beside the snapshot"
+    )]
+    Pmem(String),
+}
 
 impl Machine<Paused> {
     /// The overlays of all drives that write, by their ids.
     ///
     /// # Errors
     ///
-    /// A drive that writes and has none.
+    /// A drive that writes and has none, or a pmem device that writes.
     pub fn overlays(&self) -> Result<Vec<(String, View)>, WrittenInPlace> {
+        let mut pmem = self.parts.pmem.iter();
+        if let Some(written) = pmem.find(|slot| slot.medium.access() == Access::ReadWrite) {
+            return Err(WrittenInPlace::Pmem(written.id.clone()));
+        }
         let drives = self.parts.drives.iter();
         let writable = drives.filter(|drive| drive.control.access() == Access::ReadWrite);
         let overlays = writable.map(|drive| match drive.hold.overlay() {
             Some(overlay) => Ok((drive.id.clone(), overlay.clone())),
-            None => Err(WrittenInPlace(drive.id.clone())),
+            None => Err(WrittenInPlace::Drive(drive.id.clone())),
         });
         overlays.collect()
     }
@@ -179,6 +196,9 @@ impl MachineState {
         if let Some(places) = &self.places {
             sections.add(PLACES, places);
         }
+        if !self.pmem.0.is_empty() {
+            sections.add(PMEM, &self.pmem);
+        }
     }
 
     /// Takes its sections out of `state`.
@@ -199,6 +219,7 @@ impl MachineState {
             keyboard: state.take(KEYBOARD)?,
             drives: state.take(DRIVES)?,
             places: state.take_if_there(PLACES)?,
+            pmem: state.take_if_there(PMEM)?.unwrap_or_default(),
         })
     }
 
@@ -219,6 +240,7 @@ const SERIAL: &str = "serial";
 const KEYBOARD: &str = "keyboard";
 const DRIVES: &str = "drives";
 const PLACES: &str = "places";
+const PMEM: &str = "pmem";
 
 fn vcpu_name(index: usize) -> String {
     format!("vcpu.{index}")

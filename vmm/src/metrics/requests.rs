@@ -21,7 +21,7 @@ struct Counts {
 
 /// A line of the table of verbs, and the names of its two counts. Firecracker has no count of
 /// failures of a GET.
-static RESOURCES: [(Method, &str, &str, Option<&str>); 14] = [
+static RESOURCES: [(Method, &str, &str, Option<&str>); 16] = [
     (Method::Get, "/", "instance_info_count", None),
     (Method::Get, "/version", "vmm_version_count", None),
     (Method::Get, "/machine-config", "machine_cfg_count", None),
@@ -47,6 +47,8 @@ static RESOURCES: [(Method, &str, &str, Option<&str>); 14] = [
     ),
     (Method::Put, "/cpu-config", "cpu_cfg_count", Some("cpu_cfg_fails")),
     (Method::Put, "/metrics", "metrics_count", Some("metrics_fails")),
+    (Method::Put, "/pmem/{id}", "pmem_count", Some("pmem_fails")),
+    (Method::Patch, "/pmem/{id}", "pmem_count", Some("pmem_fails")),
     (Method::Put, "/vsock", "vsock_count", Some("vsock_fails")),
     (Method::Put, "/serial", "serial_count", Some("serial_fails")),
     (

@@ -218,6 +218,11 @@ pub enum NotSent {
         "drive `{0}` has a temporary overlay, which is this process's own: give it `\"keep\": true` in a shared place"
     )]
     Temporary(String),
+    #[error(
+        "pmem device `{0}` is a file of this host that the guest has in its address space, and nothing of that moves: have the \
+         machine use a drive in its place, or stop it and start it there"
+    )]
+    Pmem(String),
     #[error("copy_disks names drive `{0}`, which the machine does not have: GET /vm/config lists them")]
     NoDrive(String),
     #[error("copy_disks names drive `{0}` twice")]
@@ -245,6 +250,9 @@ impl Hello {
         cpuid: &[CpuidEntryState],
         copies: Vec<CopyOffer>,
     ) -> Result<Self, NotSent> {
+        if let Some(pmem) = config.pmem().first() {
+            return Err(NotSent::Pmem(pmem.id.clone()));
+        }
         let is_temporary = |overlay: &coracle_storage::overlay::OverlayConfig| !overlay.keep;
         for drive in config.drives() {
             if drive.overlay.as_ref().is_some_and(is_temporary) {
@@ -355,6 +363,9 @@ impl Hello {
                 "its memory is to come by {} streams, and not by 1 to {STREAMS_MAX}",
                 self.streams
             ));
+        }
+        if let Some(pmem) = config.pmem().first() {
+            problems.push(NotSent::Pmem(pmem.id.clone()).to_string());
         }
         problems.extend(self.copy_problems(&config, owner));
         for drive in config.drives() {

@@ -25,7 +25,7 @@ use super::stream::Stream;
 use super::wire::{HEADER_BYTES, Kind, Wire, WireError};
 use crate::arch::x86_64::cpuid::compatibility::CompatibilityError;
 use crate::arch::x86_64::layout;
-use crate::config::{Config, Overrides};
+use crate::config::{Config, Disks, Overrides};
 use crate::end::Ending;
 use crate::keys::ReadingKeys;
 use crate::kvm::KvmError;
@@ -172,7 +172,7 @@ impl Job {
             virtio: config.virtio_devices(),
         };
         // All that KVM has to make before it is needed, and before a byte of memory moves: it may refuse.
-        let shell = Shell::new(&memory, machine.vcpu_count, dirty_log(machine))?;
+        let shell = Shell::new(&memory, Vec::new(), machine.vcpu_count, dirty_log(machine))?;
         let supported = shell.supported().map_err(CompatibilityError::from)?;
         let created = self.copies.create(&hello.copies, config.drives(), &self.owner);
         created.map_err(|error| ReceiveError::Refused(crate::api::chain(&error)))?;
@@ -225,7 +225,7 @@ impl Job {
             },
             state: machine,
         };
-        let plan = Plan::restore(&config, &courses, &self.owner, saved)?.within(shell);
+        let plan = Plan::restore(&config, (&courses, Disks::Continue), &self.owner, saved)?.within(shell);
         Ok((plan, config))
     }
 

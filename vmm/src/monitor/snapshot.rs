@@ -64,6 +64,15 @@ impl Monitor {
                 "Create snapshot error: mem_file_path and snapshot_path are the same file",
             ));
         }
+        for pmem in self.config.pmem() {
+            let is_file = |path: &&String| is_one_place(path, &pmem.path_on_host);
+            if let Some(path) = [state, memory].into_iter().find(is_file) {
+                return Err(Fault::bad_request(format!(
+                    "Create snapshot error: `{path}` is the file of pmem device `{}`: name another file",
+                    pmem.id
+                )));
+            }
+        }
         for drive in self.config.drives() {
             let layers = drive.overlay.as_ref();
             let images = [

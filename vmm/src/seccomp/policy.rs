@@ -9,7 +9,7 @@ use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
 /// The filters of a policy: that of the start, and one for each kind of thread.
-pub(super) const KINDS: [&str; 15] = [
+pub(super) const KINDS: [&str; 16] = [
     "start",
     "vmm",
     "api",
@@ -23,6 +23,7 @@ pub(super) const KINDS: [&str; 15] = [
     "net",
     "vsock",
     "balloon",
+    "pmem",
     "pager",
     "mover",
 ];

@@ -314,7 +314,7 @@ impl Job {
             },
             state: snapshot.state,
         };
-        let plan = Plan::restore(&config, &courses, &self.owner, saved)?;
+        let plan = Plan::restore(&config, (&courses, self.load.disks), &self.owner, saved)?;
         Ok(Loaded {
             plan,
             config,

@@ -7,6 +7,7 @@ use crate::memory::Memory;
 use crate::verbs::{self, Failure};
 use crate::virtio::blk::{DISKS_MAX, Disk, DiskMemory, Setup};
 use crate::virtio::net::{INTERFACES_MAX, NetMemory};
+use crate::virtio::pmem::DEVICES_MAX;
 use crate::virtio::queue::QueueMemory;
 use crate::virtio::rng::SOURCES_MAX;
 use crate::virtio::vsock::VsockMemory;
@@ -25,6 +26,8 @@ pub struct Machine {
     pub disk_memory: [DiskMemory; DISKS_MAX],
     /// Memory of entropy sources, by index.
     pub entropy_memory: [Option<QueueMemory>; SOURCES_MAX],
+    /// Memory of pmem devices, by index.
+    pub pmem_memory: [Option<QueueMemory>; DEVICES_MAX],
     /// Memory of the socket device.
     pub vsock_memory: Option<VsockMemory>,
     /// Memory of network interfaces, by index.
@@ -51,6 +54,7 @@ pub fn run(line: CommandLine<'static>, memory: Memory, rsdp_address: u64) -> ! {
         rsdp_address,
         disk_memory: [const { DiskMemory::EMPTY }; DISKS_MAX],
         entropy_memory: [const { None }; SOURCES_MAX],
+        pmem_memory: [const { None }; DEVICES_MAX],
         vsock_memory: None,
         net_memory: [const { None }; INTERFACES_MAX],
         disks: [const { None }; DISKS_MAX],

@@ -99,6 +99,8 @@ fn apply(verb: Verb, config: &mut Config) -> Result<(), ConfigError> {
             let stored = mmds.put(serde_json::json!({ "a": { "b": 1 }, "c": [2] }));
             let _ = stored.and_then(|()| mmds.patch(patch));
         }
+        Verb::PutPmem(pmem) => config.insert_pmem(pmem)?,
+        Verb::PatchPmem(patch) => config.patch_pmem(&patch)?,
         Verb::PutVsock(vsock) => config.set_vsock(vsock)?,
         Verb::PutBalloon(balloon) => config.set_balloon(balloon)?,
         Verb::PatchBalloon(patch) => config.patch_balloon(&patch)?,

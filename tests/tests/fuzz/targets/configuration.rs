@@ -9,7 +9,7 @@ use coracle_storage::lease::{NetworkTerms, OnError};
 use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
 use coracle_storage::open::is_remote;
 use coracle_vmm::api::{Data, Fault};
-use coracle_vmm::arch::x86_64::boot::cmdline::{BYTES_MAX, Cmdline, Root, RootAccess};
+use coracle_vmm::arch::x86_64::boot::cmdline::{BYTES_MAX, Cmdline, Root, RootAccess, RootDevice};
 use coracle_vmm::arch::x86_64::layout::VirtioWindow;
 use coracle_vmm::config::{Config, ConfigFileError, FullConfig};
 
@@ -84,7 +84,10 @@ fn check_command_line(config: &Config) {
         return;
     };
     let root = config.drives().first().map(|drive| Root {
-        partuuid: drive.partuuid.as_deref(),
+        device: match &drive.partuuid {
+            Some(partuuid) => RootDevice::Partition(partuuid),
+            None => RootDevice::Pmem(config.pmem().len()),
+        },
         access: RootAccess::ReadWrite,
     });
     let devices: Vec<_> = (0..4).filter_map(VirtioWindow::of_device).collect();

@@ -152,6 +152,10 @@ pub(crate) const TARGETS: &[Target] = &[
         run: virtio::run_net,
     },
     Target {
+        name: "virtio-pmem",
+        run: virtio::run_pmem,
+    },
+    Target {
         name: "virtio-rng",
         run: virtio::run_rng,
     },

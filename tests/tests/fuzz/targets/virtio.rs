@@ -16,9 +16,11 @@ use coracle_devices::virtio::blk::{Blk, DriveConfig};
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
 use coracle_devices::virtio::net::{Net, NetworkInterfaceConfig, Tap};
+use coracle_devices::virtio::pmem::{Medium, Pmem, PmemConfig, PmemRange};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig};
 use coracle_devices::virtio::segments;
 use coracle_devices::virtio::vsock::{Listener, Vsock, VsockConfig};
+use coracle_storage::backend::Access;
 use coracle_storage::engine::Engine;
 use coracle_storage::lease::{Lock, Owner, Succession};
 use coracle_storage::request::Segment;
@@ -109,6 +111,26 @@ pub(crate) fn run_vsock(data: &[u8]) {
         Box::new(device)
     };
     run(make, data);
+}
+
+/// A flush changes nothing, whoever asks for it.
+pub(crate) fn run_pmem(data: &[u8]) {
+    const FILE_BYTES: u64 = 64 << 10;
+    let file = tempfile::tempfile().expect("a temporary file");
+    file.set_len(FILE_BYTES).expect("room for a small file");
+    let file = Arc::new(file);
+    let make: &Make = &|| {
+        let medium = Medium::new(Arc::clone(&file), FILE_BYTES, Access::ReadOnly);
+        let range = PmemRange {
+            start: 1 << 38,
+            size_bytes: 2 << 20,
+        };
+        let made = Pmem::new(&PmemConfig::default(), Arc::new(medium), range, |_| ());
+        let (device, _control) = made.expect("a thread and a descriptor: none leaks");
+        Box::new(device)
+    };
+    run(make, data);
+    assert_eq!(file.metadata().expect("the file is there").len(), FILE_BYTES);
 }
 
 /// Whatever is given back lies within the memory of the guest.

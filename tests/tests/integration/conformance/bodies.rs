@@ -105,7 +105,7 @@ impl Document {
             return bodies;
         }
         let named = |mut body: Value| {
-            for member in ["drive_id", "iface_id", "group_id"] {
+            for member in ["drive_id", "iface_id", "group_id", "id"] {
                 if let Some(place) = body.get_mut(member) {
                     *place = name.into();
                 }

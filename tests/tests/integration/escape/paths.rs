@@ -55,6 +55,7 @@ const MEMBERS: &[(&str, &str)] = &[
     ("MemBackend", "backend_path"),
     ("MetricsConfig", "metrics_path"),
     ("PartialDrive", "path_on_host"),
+    ("PmemConfig", "path_on_host"),
     ("SerialConfig", "serial_out_path"),
     ("SnapshotCreate", "mem_file_path"),
     ("SnapshotCreate", "snapshot_path"),
@@ -132,6 +133,12 @@ fn before() -> Vec<Request> {
             "/drives/d",
             Writes,
             drive(&json!({ "overlay": { "base": INSIDE, "path": HERE }, "is_read_only": false })),
+        ),
+        request(
+            "PUT",
+            "/pmem/p",
+            Reads,
+            json!({ "id": "p", "path_on_host": HERE, "read_only": true }),
         ),
         request(
             "PUT",

@@ -20,6 +20,7 @@ pub(super) const PLACES: &[&str] = &[
     "net",
     "vsock",
     "balloon",
+    "pmem",
     "pager",
     "mover",
 ];

@@ -85,6 +85,12 @@ pub const TSS: GuestAddress = GuestAddress(0xfffb_d000);
 /// Memory above the gap.
 pub const HIGH_MEMORY_START: GuestAddress = GuestAddress(1 << 32);
 
+/// Files that the guest has in its address space (virtio-pmem) begin here, or behind memory that reaches further: 256 GiB, within
+/// the 39 bits of the smallest processors that run virtual machines.
+pub const PMEM_START: GuestAddress = GuestAddress(256 << 30);
+/// They end here, 2 TiB.
+pub const PMEM_END: GuestAddress = GuestAddress(2 << 40);
+
 /// The first interrupt line for virtio-mmio devices (0 to 4 belong to the PC).
 pub const VIRTIO_IRQ_FIRST: u32 = 5;
 /// The last line of the IOAPIC.

@@ -389,6 +389,7 @@ fn a_machine_whose_vcpu_waits_for_memory_that_never_comes_can_be_ended_and_never
         ports: Arc::new(ports),
         mmio: Arc::new(Bus::new()),
         memory: Arc::clone(&rig.memory),
+        files: Vec::new(),
         ending: rig.ending.clone(),
         guest_end: EndSignal::new().unwrap(),
         counters: Arc::default(),

@@ -299,7 +299,7 @@ impl Assault {
 
     fn letter(&mut self) -> [u64; 2] {
         match self.device {
-            Kind::Block | Kind::Entropy => self.block_letter(),
+            Kind::Block | Kind::Entropy | Kind::Pmem => self.block_letter(),
             Kind::Balloon => [self.pages(), self.pages()],
             Kind::Network | Kind::Vsock => [self.small(), self.small()],
         }

@@ -13,6 +13,7 @@ use crate::virtio::blk::{self, Disk, Request, Setup, Status, kind};
 use crate::virtio::feature as ring_feature;
 use crate::virtio::mmio::{Kind, Transport};
 use crate::virtio::net::{Net, Sent};
+use crate::virtio::pmem::{DONE, Pmem};
 use crate::virtio::queue::{Part, Queue, QueueMemory};
 use crate::virtio::rng::Entropy;
 use crate::virtio::vsock::Vsock;
@@ -31,11 +32,12 @@ pub fn hostile(machine: &mut Machine, command: &Command<'static>) -> Result<(), 
         Some("net") => Kind::Network,
         Some("balloon") => Kind::Balloon,
         Some("vsock") => Kind::Vsock,
+        Some("pmem") => Kind::Pmem,
         Some(value) => {
             return Err(ArgumentError::Impossible {
                 key: "kind",
                 value,
-                choices: "blk, rng, net, balloon, vsock",
+                choices: "blk, rng, net, balloon, vsock, pmem",
             }
             .into());
         }
@@ -126,6 +128,11 @@ fn honest(
         Kind::Balloon => {
             let page = low32(buffer.address() >> 12).to_le_bytes();
             inflates(machine, index, &page, &wait)?;
+        }
+        Kind::Pmem => {
+            if Pmem::open(machine, index)?.flush(&wait)? != DONE {
+                return Err(Failure::Check("an honest flush has failed"));
+            }
         }
         Kind::Vsock => {
             let mut vsock = Vsock::open(machine)?;

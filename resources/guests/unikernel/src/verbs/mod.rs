@@ -24,6 +24,7 @@ mod hostile;
 mod load;
 mod memory_work;
 mod pastime;
+mod pmem;
 mod ports;
 mod registers;
 mod requests;
@@ -189,6 +190,11 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "unsupported" => requests::unsupported(machine, command),
         "read-only" => requests::read_only(machine, command),
         "stamp" => stamp::stamp(machine, command),
+        "pmem-write" => pmem::write(machine, command),
+        "pmem-verify" => pmem::verify(machine, command),
+        "pmem-flush" => pmem::flush(machine, command),
+        "pmem-read-only" => pmem::read_only(machine, command),
+        "pmem-by-disk" => pmem::by_disk(machine, command),
         "rng" => entropy::rng(machine, command),
         "dirty" => memory_work::dirty(machine, command),
         "checksum" => memory_work::checksum(machine, command),

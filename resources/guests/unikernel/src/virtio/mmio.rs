@@ -34,6 +34,8 @@ pub enum Kind {
     Balloon = 5,
     /// A socket device.
     Vsock = 19,
+    /// Persistent memory.
+    Pmem = 27,
 }
 
 /// Where the three parts of a queue lie.
@@ -111,6 +113,7 @@ impl Transport {
             Kind::Entropy => "entropy",
             Kind::Balloon => "balloon",
             Kind::Vsock => "vsock",
+            Kind::Pmem => "pmem",
         };
         Err(Error::NoDevice { kind, index })
     }

@@ -8,6 +8,7 @@ pub mod blk;
 pub mod mmio;
 pub mod net;
 pub mod outbox;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod vsock;

@@ -31,10 +31,21 @@ pub enum CmdlineError {
 /// A file system root that the machine names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Root<'a> {
-    /// A partition of the root disk; without one the first disk is the root.
-    pub partuuid: Option<&'a str>,
+    /// Which device it is on.
+    pub device: RootDevice<'a>,
     /// How it is mounted.
     pub access: RootAccess,
+}
+
+/// The device of a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootDevice<'a> {
+    /// The first disk.
+    Disk,
+    /// A partition of the root disk.
+    Partition(&'a str),
+    /// Persistent memory, by its number.
+    Pmem(usize),
 }
 
 /// How the kernel mounts its root.
@@ -116,10 +127,12 @@ fn split_init(given: &str) -> (&str, &str) {
 }
 
 fn push_root(text: &mut String, root: Root<'_>) {
-    match root.partuuid {
-        Some(partuuid) => write!(text, " root=PARTUUID={partuuid}").expect("a String takes everything"),
-        None => text.push_str(" root=/dev/vda"),
+    match root.device {
+        RootDevice::Partition(partuuid) => write!(text, " root=PARTUUID={partuuid}"),
+        RootDevice::Disk => write!(text, " root=/dev/vda"),
+        RootDevice::Pmem(number) => write!(text, " root=/dev/pmem{number}"),
     }
+    .expect("a String takes everything");
     text.push_str(match root.access {
         RootAccess::ReadOnly => " ro",
         RootAccess::ReadWrite => " rw",
@@ -138,7 +151,7 @@ mod tests {
     }
 
     const ROOT: Root<'_> = Root {
-        partuuid: None,
+        device: RootDevice::Disk,
         access: RootAccess::ReadWrite,
     };
 
@@ -154,13 +167,20 @@ mod tests {
             "quiet root=/dev/vda rw virtio_mmio.device=4K@0xc0001000:5 virtio_mmio.device=4K@0xc0002000:6"
         );
         let partition = Root {
-            partuuid: Some("0eaa91a0-01"),
+            device: RootDevice::Partition("0eaa91a0-01"),
             access: RootAccess::ReadOnly,
         };
         assert_eq!(
             compose(Some(""), Some(partition), 0),
             "root=PARTUUID=0eaa91a0-01 ro"
         );
+        for (number, access, expected) in [
+            (0, RootAccess::ReadOnly, "root=/dev/pmem0 ro"),
+            (12, RootAccess::ReadWrite, "root=/dev/pmem12 rw"),
+        ] {
+            let device = RootDevice::Pmem(number);
+            assert_eq!(compose(Some(""), Some(Root { device, access }), 0), expected);
+        }
     }
 
     #[test]

@@ -99,6 +99,7 @@ impl Rig {
             ports: Arc::new(ports),
             mmio: Arc::new(mmio),
             memory,
+            files: Vec::new(),
             ending: Ending::new().unwrap(),
             guest_end: EndSignal::new().unwrap(),
             counters: Arc::default(),

@@ -1,0 +1,273 @@
+//! The data half of persistent memory: a thread of its own, as a flush waits for the host.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
+
+use super::medium::{FlushError, Medium};
+use crate::complaints::Complaints;
+use crate::virtio::device::{ActiveQueue, Interrupt, Session};
+use crate::virtio::ring::{Chain, PopError};
+use crate::virtio::segments;
+use crate::virtio::service::Mailbox;
+use crate::wait::wait;
+
+/// How long a file may be shorter than what its guest sees before somebody notices who is not asked to flush it. Not every KVM
+/// says that a guest waits for a page that nobody has.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// Requests that one flush answers at most; what comes meanwhile waits for the next.
+const BATCH_REQUESTS_MAX: usize = 64;
+/// The one type of request (5.19.6).
+const VIRTIO_PMEM_REQ_TYPE_FLUSH: u32 = 0;
+/// What is answered (5.19.7): done, or not.
+const DONE: i32 = 0;
+const FAILED: i32 = -1;
+
+/// What persistent memory has done, for metrics.
+#[derive(Debug, Default)]
+pub struct PmemCounts {
+    /// Times that there were requests.
+    pub queue_events: AtomicU64,
+    /// Flushes that were carried out.
+    pub flushes: AtomicU64,
+    /// Flushes that failed.
+    pub flush_fails: AtomicU64,
+    /// Requests that made no sense, and rings that broke.
+    pub guest_faults: AtomicU64,
+    /// Times that a request had to wait for the rate limiter.
+    pub throttled: AtomicU64,
+    /// Times that the rate limiter let the next one by.
+    pub refilled: AtomicU64,
+}
+
+/// Limits that wait for the worker to take them up.
+#[derive(Debug, Default)]
+pub(super) struct NewLimits(Mutex<Option<RateLimiterConfig>>);
+
+impl NewLimits {
+    /// Leaves limits; those that are there already are changed by them.
+    pub(super) fn leave(&self, new: RateLimiterConfig) {
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = left.unwrap_or_default();
+        *left = Some(RateLimiterConfig {
+            bandwidth: new.bandwidth.or(old.bandwidth),
+            ops: new.ops.or(old.ops),
+        });
+    }
+
+    fn take(&self) -> Option<RateLimiterConfig> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Hears that the file is cut, as often as that is noticed.
+pub(super) type OnCut = Box<dyn FnMut(&FlushError) + Send>;
+
+pub(super) struct Worker {
+    medium: Arc<Medium>,
+    on_cut: OnCut,
+    limiter: RateLimiter,
+    counts: Arc<PmemCounts>,
+    limits: Arc<NewLimits>,
+    /// Chains that were taken, and those that will be.
+    chains: Vec<Chain>,
+    complaints: Complaints,
+}
+
+/// What a worker that has served what it could waits for, besides its mailbox.
+enum Next {
+    /// Nothing: there is more.
+    More,
+    /// The guest's kick.
+    Kick,
+    /// The rate limiter.
+    Tokens(Instant),
+    /// A reset: the ring is broken.
+    Reset,
+}
+
+impl Worker {
+    pub(super) fn new(
+        (medium, on_cut): (Arc<Medium>, OnCut),
+        limiter: RateLimiter,
+        counts: Arc<PmemCounts>,
+        limits: Arc<NewLimits>,
+    ) -> Self {
+        Self {
+            medium,
+            on_cut,
+            limiter,
+            counts,
+            limits,
+            chains: Vec::new(),
+            complaints: Complaints::default(),
+        }
+    }
+
+    /// Serves until the session is recalled.
+    pub(super) fn serve(&mut self, mailbox: &Mailbox, session: &mut Session) {
+        let Session {
+            queues, interrupt, ..
+        } = session;
+        let Some(Some(queue)) = queues.first_mut() else {
+            return;
+        };
+        let mut broken = false;
+        while !mailbox.is_recalled() {
+            if let Some(limits) = self.limits.take() {
+                self.limiter.update(&limits, Instant::now());
+            }
+            let next = if broken {
+                Next::Reset
+            } else {
+                self.serve_batch(queue, interrupt)
+            };
+            broken = matches!(next, Next::Reset);
+            match next {
+                Next::More => {}
+                Next::Kick => {
+                    wait(&[mailbox.wake(), &queue.kick], Some(LOOK_PERIOD));
+                    self.look();
+                }
+                Next::Tokens(at) => {
+                    let pause = at.saturating_duration_since(Instant::now());
+                    wait(&[mailbox.wake()], Some(pause));
+                    self.counts.refilled.fetch_add(1, Ordering::Relaxed);
+                }
+                Next::Reset => {
+                    wait(&[mailbox.wake()], Some(LOOK_PERIOD));
+                    self.look();
+                }
+            }
+        }
+    }
+
+    /// Looks whether the file is still there.
+    fn look(&mut self) {
+        if let Err(error @ FlushError::Cut { .. }) = self.medium.check_whole() {
+            (self.on_cut)(&error);
+        }
+    }
+
+    fn serve_batch(&mut self, queue: &mut ActiveQueue, interrupt: &Interrupt) -> Next {
+        let (taken, next) = self.take(queue);
+        self.answer(queue, taken);
+        queue.ring.publish();
+        if queue.ring.needs_interrupt() {
+            interrupt.used_buffer();
+        }
+        match next {
+            Next::Kick if queue.ring.enable_kicks() => Next::More,
+            Next::Reset => {
+                interrupt.device_needs_reset();
+                next
+            }
+            _ => next,
+        }
+    }
+
+    /// Takes the requests that are there into the first of the chains, and says how many these are. What makes no sense is given
+    /// back.
+    fn take(&mut self, queue: &mut ActiveQueue) -> (usize, Next) {
+        let mut taken = 0;
+        for _ in 0..BATCH_REQUESTS_MAX {
+            if self.chains.len() == taken {
+                self.chains.push(Chain::default());
+            }
+            let chain = self.chains.get_mut(taken).expect("it was made just now");
+            match queue.ring.pop(chain) {
+                Ok(false) => return (taken, Next::Kick),
+                // One flush is one operation, whoever asked.
+                Ok(true) if taken == 0 => {
+                    if let Err(at) = self.admit() {
+                        // Left in the ring, so that a stop finds nothing in flight.
+                        queue.ring.unpop();
+                        self.counts.throttled.fetch_add(1, Ordering::Relaxed);
+                        return (0, Next::Tokens(at));
+                    }
+                    taken += 1;
+                }
+                Ok(true) => taken += 1,
+                Err(PopError::Malformed { head, .. }) => {
+                    self.counts.guest_faults.fetch_add(1, Ordering::Relaxed);
+                    queue.ring.push(head, 0);
+                }
+                Err(PopError::Broken(fault)) => {
+                    self.complaints.complain(format_args!(
+                        "the guest's pmem driver broke its queue, which needs a reset: {fault}"
+                    ));
+                    self.counts.guest_faults.fetch_add(1, Ordering::Relaxed);
+                    return (taken, Next::Reset);
+                }
+            }
+        }
+        (taken, Next::More)
+    }
+
+    /// Answers the first `taken` of the chains. All of them were taken before the flush begins, and so it is for all of them.
+    fn answer(&mut self, queue: &mut ActiveQueue, taken: usize) {
+        if taken == 0 {
+            return;
+        }
+        self.counts.queue_events.fetch_add(1, Ordering::Relaxed);
+        let mut flushed = None;
+        for at in 0..taken {
+            let chain = self.chains.get(at).expect("so many were taken");
+            let (head, is_flush) = (chain.head, is_flush(chain));
+            let answer = if is_flush {
+                let answer = flushed.unwrap_or_else(|| self.flush());
+                flushed = Some(answer);
+                answer
+            } else {
+                self.counts.guest_faults.fetch_add(1, Ordering::Relaxed);
+                FAILED
+            };
+            let chain = self.chains.get(at).expect("so many were taken");
+            let written = segments::scatter(&chain.writable, 0, &answer.to_le_bytes());
+            queue.ring.push(head, u32::try_from(written).unwrap_or_default());
+        }
+    }
+
+    /// Flushes, and says what is to be answered.
+    fn flush(&mut self) -> i32 {
+        let Err(error) = self.medium.flush() else {
+            self.counts.flushes.fetch_add(1, Ordering::Relaxed);
+            return DONE;
+        };
+        self.counts.flush_fails.fetch_add(1, Ordering::Relaxed);
+        self.complaints.complain(format_args!(
+            "persistent memory is not flushed: {}",
+            chain_of_causes(&error)
+        ));
+        if matches!(error, FlushError::Cut { .. }) {
+            (self.on_cut)(&error);
+        }
+        FAILED
+    }
+
+    fn admit(&mut self) -> Result<(), Instant> {
+        if self.limiter.is_limiting() {
+            self.limiter.admit(self.medium.size_bytes(), Instant::now())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Whether a chain asks for a flush, and has room for the answer.
+fn is_flush(chain: &Chain) -> bool {
+    let mut kind = [0; 4];
+    let read = segments::gather(&chain.readable, 0, &mut kind);
+    let room_bytes = segments::len_bytes(&chain.writable);
+    read == kind.len()
+        && u32::from_le_bytes(kind) == VIRTIO_PMEM_REQ_TYPE_FLUSH
+        && room_bytes >= size_of::<i32>() as u64
+}
+
+fn chain_of_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    let causes: Vec<String> = causes.map(ToString::to_string).collect();
+    causes.join(": ")
+}

@@ -38,9 +38,9 @@ unpack_source() {
 # Which fragments of config/ make a variant.
 fragments() {
     case $1 in
-    smp) echo base acpi cmdline-devices emulated ;;
-    acpi) echo base acpi keyboard emulated ;;
-    native) echo base acpi keyboard ;;
+    smp) echo base hotplug acpi cmdline-devices emulated ;;
+    acpi) echo base hotplug acpi keyboard emulated ;;
+    native) echo base hotplug acpi keyboard ;;
     esac
 }
 

@@ -26,6 +26,8 @@ pub struct Machine {
     pub disk_memory: [DiskMemory; DISKS_MAX],
     /// Memory of entropy sources, by index.
     pub entropy_memory: [Option<QueueMemory>; SOURCES_MAX],
+    /// Memory of the device that memory comes and goes by.
+    pub mem_memory: Option<QueueMemory>,
     /// Memory of pmem devices, by index.
     pub pmem_memory: [Option<QueueMemory>; DEVICES_MAX],
     /// Memory of the socket device.
@@ -54,6 +56,7 @@ pub fn run(line: CommandLine<'static>, memory: Memory, rsdp_address: u64) -> ! {
         rsdp_address,
         disk_memory: [const { DiskMemory::EMPTY }; DISKS_MAX],
         entropy_memory: [const { None }; SOURCES_MAX],
+        mem_memory: None,
         pmem_memory: [const { None }; DEVICES_MAX],
         vsock_memory: None,
         net_memory: [const { None }; INTERFACES_MAX],

@@ -176,14 +176,18 @@ impl Memory {
         Ok(())
     }
 
-    /// Maps what a region has above 4 GiB, below 512 GiB, in large pages.
+    /// Maps what of a region lies above 4 GiB, and below 512 GiB, in large pages; whether it is RAM is the caller's to know.
     pub fn map(&mut self, region: Region) -> Result<(), OutOfMemory> {
-        let end = region.end.min(MAPPABLE_END);
+        let region = Region {
+            base: region.base,
+            end: region.end.min(MAPPABLE_END),
+        };
         let mut gib = region.base.max(LOW_END) & !(GIB - 1);
-        while gib < end {
+        while gib < region.end {
             let table = self.directory(gib)?;
             let start = region.base.max(gib) & !(LARGE_PAGE_BYTES - 1);
-            for page in (start..end.min(gib + GIB)).step_by(size(LARGE_PAGE_BYTES)) {
+            let end = region.end.min(gib + GIB);
+            for page in (start..end).step_by(size(LARGE_PAGE_BYTES)) {
                 let slot = table.wrapping_add(size((page - gib) / LARGE_PAGE_BYTES));
                 // SAFETY: the page lies in this GiB, so the slot lies in its table.
                 unsafe { slot.write_volatile(page | LARGE_PAGE_BITS) };

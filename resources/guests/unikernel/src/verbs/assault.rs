@@ -35,6 +35,9 @@ struct Target {
 
 /// Queues that are set up: fewer exist.
 const QUEUES: usize = 6;
+/// Where memory comes to a small machine, and a block of it.
+const REGION_START: u64 = 4 << 30;
+const REGION_BLOCK_BYTES: u64 = 2 << 20;
 /// Of the letters, what a balloon takes for lists of pages: no ring is among them.
 const PAGE_LISTS_BYTES: u64 = LETTERS_BYTES / 2;
 /// Operations of one kind before another has its turn.
@@ -301,6 +304,7 @@ impl Assault {
         match self.device {
             Kind::Block | Kind::Entropy | Kind::Pmem => self.block_letter(),
             Kind::Balloon => [self.pages(), self.pages()],
+            Kind::Memory => self.blocks(),
             Kind::Network | Kind::Vsock => [self.small(), self.small()],
         }
     }
@@ -313,6 +317,18 @@ impl Assault {
         let at = 4 * self.garbage.below(PAGE_LISTS_BYTES / 4);
         let left = low32(PAGE_LISTS_BYTES - at);
         (self.sandbox.letters + at, bytes.min(left))
+    }
+
+    /// A request for blocks of a region at 4 GiB, of which the next letter tells the number.
+    fn blocks(&mut self) -> [u64; 2] {
+        let kind = self.garbage.below(5);
+        let offset = self.garbage.below(80) * REGION_BLOCK_BYTES;
+        let address = if self.garbage.once_in(4) {
+            self.garbage.value()
+        } else {
+            REGION_START + offset
+        };
+        [kind, address]
     }
 
     /// Two numbers of pages, of the sandbox or of no RAM: a device that is told of others takes them from the guest.

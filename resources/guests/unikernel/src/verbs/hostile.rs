@@ -11,6 +11,7 @@ use super::assault::Assault;
 use crate::machine::Machine;
 use crate::virtio::blk::{self, Disk, Request, Setup, Status, kind};
 use crate::virtio::feature as ring_feature;
+use crate::virtio::mem::{self, Answer, Mem};
 use crate::virtio::mmio::{Kind, Transport};
 use crate::virtio::net::{Net, Sent};
 use crate::virtio::pmem::{DONE, Pmem};
@@ -31,13 +32,14 @@ pub fn hostile(machine: &mut Machine, command: &Command<'static>) -> Result<(), 
         Some("rng") => Kind::Entropy,
         Some("net") => Kind::Network,
         Some("balloon") => Kind::Balloon,
+        Some("memory") => Kind::Memory,
         Some("vsock") => Kind::Vsock,
         Some("pmem") => Kind::Pmem,
         Some(value) => {
             return Err(ArgumentError::Impossible {
                 key: "kind",
                 value,
-                choices: "blk, rng, net, balloon, vsock, pmem",
+                choices: "blk, rng, net, balloon, memory, vsock, pmem",
             }
             .into());
         }
@@ -132,6 +134,12 @@ fn honest(
         Kind::Pmem => {
             if Pmem::open(machine, index)?.flush(&wait)? != DONE {
                 return Err(Failure::Check("an honest flush has failed"));
+            }
+        }
+        Kind::Memory => {
+            let answer = Mem::open(machine)?.ask(mem::Request::UnplugAll, 0, 0, &wait)?;
+            if answer.kind != Answer::ACK {
+                return Err(Failure::Check("memory cannot be unplugged after what has been"));
             }
         }
         Kind::Vsock => {

@@ -25,6 +25,7 @@ mod load;
 mod memory_work;
 mod pastime;
 mod pmem;
+mod plug;
 mod ports;
 mod registers;
 mod requests;
@@ -195,6 +196,10 @@ pub fn run(machine: &mut Machine, command: &Command<'static>) -> Result<(), Fail
         "pmem-flush" => pmem::flush(machine, command),
         "pmem-read-only" => pmem::read_only(machine, command),
         "pmem-by-disk" => pmem::by_disk(machine, command),
+        "mem-follow" => plug::follow(machine, command),
+        "mem-verify" => plug::verify(machine, command),
+        "mem-hostile" => plug::hostile(machine, command),
+        "mem-touch" => plug::touch(machine, command),
         "rng" => entropy::rng(machine, command),
         "dirty" => memory_work::dirty(machine, command),
         "checksum" => memory_work::checksum(machine, command),

@@ -34,6 +34,8 @@ pub enum Kind {
     Balloon = 5,
     /// A socket device.
     Vsock = 19,
+    /// Memory that comes and goes.
+    Memory = 24,
     /// Persistent memory.
     Pmem = 27,
 }
@@ -113,6 +115,7 @@ impl Transport {
             Kind::Entropy => "entropy",
             Kind::Balloon => "balloon",
             Kind::Vsock => "vsock",
+            Kind::Memory => "memory",
             Kind::Pmem => "pmem",
         };
         Err(Error::NoDevice { kind, index })

@@ -5,6 +5,7 @@ use core::fmt;
 use crate::memory::OutOfMemory;
 
 pub mod blk;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod outbox;

@@ -32,6 +32,8 @@ pub enum Kind {
     Vsock,
     /// It gives memory that the guest does not need back to the host.
     Balloon,
+    /// It lets the guest reach memory that comes, and gives back what goes.
+    Memory,
     /// It puts what the guest has stored in persistent memory on the medium.
     Pmem,
     /// It brings guest memory in where the guest waits for it.
@@ -42,7 +44,7 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Api,
         Self::Vcpu,
         Self::Io,
@@ -54,6 +56,7 @@ impl Kind {
         Self::Net,
         Self::Vsock,
         Self::Balloon,
+        Self::Memory,
         Self::Pmem,
         Self::Pager,
         Self::Mover,
@@ -73,6 +76,7 @@ impl Kind {
             Self::Net => "net",
             Self::Vsock => "vsock",
             Self::Balloon => "balloon",
+            Self::Memory => "memory",
             Self::Pmem => "pmem",
             Self::Pager => "pager",
             Self::Mover => "mover",

@@ -390,6 +390,7 @@ fn kind_of(name: &str, thread: Thread) -> &'static str {
         "net" => "net",
         "vsock" => "vsock",
         "balloon" => "balloon",
+        "memory" => "memory",
         "pmem" => "pmem",
         "pager" | "fetcher" => "pager",
         "io" if !thread.has_ring && thread.has_sent => "io_plain_network",

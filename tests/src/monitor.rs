@@ -341,10 +341,10 @@ impl Monitor {
         // It names network interfaces, which have to be there.
         parts.sort_by_key(|(part, _)| *part == "mmds-config");
         for (part, content) in parts {
-            let part = if part == "mmds-config" {
-                "mmds/config"
-            } else {
-                part
+            let part = match part.as_str() {
+                "mmds-config" => "mmds/config",
+                "memory-hotplug" => "hotplug/memory",
+                part => part,
             };
             match content {
                 Value::Array(items) => {

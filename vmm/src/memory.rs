@@ -7,6 +7,10 @@
 //!    │ devices      │ no memory here: virtio-mmio, IOAPIC, LAPIC, TSS
 //! 4G ├──────────────┤
 //!    │ high memory  │ the rest
+//!    ├──────────────┤
+//!    │              │ up to the next multiple of 2 GiB
+//!    ├──────────────┤
+//!    │ region       │ for memory that comes while the guest runs, if any may (virtio-mem)
 //!    └──────────────┘
 //! ```
 #![expect(
@@ -17,6 +21,7 @@
 mod chunk;
 mod eager;
 pub mod external;
+pub mod layout;
 pub mod mapped;
 pub mod pager;
 mod places;
@@ -43,6 +48,7 @@ use vm_memory::{
 use crate::arch::x86_64::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
 
 pub use eager::LoadError;
+pub use layout::{HotplugRegion, Layout};
 pub use pager::Pager;
 pub use reading::ChunkError;
 pub use restore::restore;
@@ -121,11 +127,18 @@ pub enum MemoryError {
     },
 }
 
-/// Maps `mib` MiB of guest memory; no page of it is resident until somebody touches it.
-pub fn allocate(mib: u64, backing: Backing, pages: PageSize) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+/// Maps guest memory as `layout` has it, or so many MiB of it; no page of it is resident until somebody touches it.
+pub fn allocate(
+    layout: impl Into<Layout>,
+    backing: Backing,
+    pages: PageSize,
+) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    let layout = layout.into();
+    let mib = layout.boot_mib;
     if mib == 0 || mib > MEMORY_MIB_MAX {
         return Err(MemoryError::Size { mib });
     }
+    let mib = layout.size_bytes() / MIB;
     if pages == PageSize::Huge2Mib && !mib.is_multiple_of(HUGE_PAGE_MIB) {
         return Err(MemoryError::HugeSize { mib });
     }
@@ -135,7 +148,7 @@ pub fn allocate(mib: u64, backing: Backing, pages: PageSize) -> Result<Arc<Guest
     };
     let mut offset_bytes = 0;
     let mut regions = Vec::new();
-    for (start, size_bytes) in ranges(mib * MIB) {
+    for (start, size_bytes) in layout.ranges() {
         let file_offset = file
             .as_ref()
             .map(|file| FileOffset::from_arc(Arc::clone(file), offset_bytes));
@@ -152,18 +165,18 @@ pub fn allocate(mib: u64, backing: Backing, pages: PageSize) -> Result<Arc<Guest
     Ok(Arc::new(memory))
 }
 
-/// Maps the first `size_bytes` of `file`, whole MiB, so that what is written stays in this process. The file must not get shorter
-/// while the memory lives.
+/// Maps `file` as memory of that `layout`, so that what is written stays in this process. The file must not get shorter while the
+/// memory lives.
 fn map_copy_on_write(
     file: File,
-    size_bytes: u64,
+    layout: Layout,
     pages: PageSize,
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    let mib = size_bytes / MIB;
+    let mib = layout.size_bytes() / MIB;
     let file = Arc::new(file);
     let mut offset_bytes = 0;
     let mut regions = Vec::new();
-    for (start, size_bytes) in ranges(size_bytes) {
+    for (start, size_bytes) in layout.ranges() {
         let place = FileOffset::from_arc(Arc::clone(&file), offset_bytes);
         let size = usize::try_from(size_bytes).expect("a 64-bit host");
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
@@ -197,10 +210,10 @@ pub fn low_memory_end(memory: &GuestMemoryMmap) -> GuestAddress {
     GuestAddress(low.map_or(0, GuestMemoryRegion::len))
 }
 
-/// One KVM memory slot: which host bytes the guest sees where.
+/// One mapping of guest memory: which host bytes the guest sees where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// KVM's slot number, from 0.
+    /// Its number, from 0: of memory that the guest boots with also that of KVM's slot.
     pub index: u32,
     /// Where the guest sees it.
     pub guest_address: GuestAddress,
@@ -210,7 +223,7 @@ pub struct Slot {
     pub host_address: u64,
 }
 
-/// The slots that show `memory` to a guest, in the order of their addresses.
+/// The mappings of `memory`, in the order of their addresses.
 pub fn slots(memory: &GuestMemoryMmap) -> impl Iterator<Item = Slot> {
     (0u32..).zip(memory.iter()).map(|(index, region)| Slot {
         index,

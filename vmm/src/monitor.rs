@@ -4,6 +4,7 @@
 //! begun, and looked after between other messages.
 
 mod balloon;
+mod memory_hotplug;
 mod migration;
 mod opening;
 mod operation;
@@ -383,6 +384,9 @@ impl Monitor {
             | Verb::StartHinting(_)
             | Verb::GetHintingStatus
             | Verb::StopHinting) => return self.attend_balloon(&verb),
+            verb @ (Verb::PutMemoryHotplug(_) | Verb::PatchMemoryHotplug(_) | Verb::GetMemoryHotplug) => {
+                return self.attend_memory_hotplug(&verb);
+            }
             Verb::PutEntropy(entropy) => self.config.set_entropy(entropy),
             Verb::PutPmem(pmem) => self.put_pmem(pmem)?,
             Verb::PatchPmem(patch) => self.patch_pmem(&patch)?,

@@ -9,11 +9,11 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::RunArgs;
-use super::balloon;
 use super::command::{Disposable, Root};
 use super::disk::{self, DiskError};
 use super::net::{self, NetError};
 use super::vsock;
+use super::{balloon, hotplug};
 use crate::client::LONG_REQUEST_WAIT;
 
 /// A CPU template longer than this would not fit into a request.
@@ -121,6 +121,9 @@ pub(super) fn steps(args: &RunArgs, made: Option<&Disposable>) -> Result<Vec<Ste
     }
     if let Some(given) = &args.balloon {
         step("the balloon", "/balloon", balloon::config(given));
+    }
+    if let Some(given) = &args.hotplug_memory {
+        step("memory that may come", "/hotplug/memory", hotplug::config(given));
     }
     if args.entropy {
         step("the entropy device", "/entropy", json!({}));

@@ -6,6 +6,7 @@ mod console;
 mod disk;
 mod ended;
 mod escape;
+mod hotplug;
 mod image;
 mod initrd;
 mod last_words;
@@ -34,6 +35,7 @@ use self::command::{CommandError, Fetched};
 pub(crate) use self::console::Input;
 use self::disk::DiskSpec;
 use self::ended::Ended;
+use self::hotplug::HotplugSpec;
 use self::last_words::LastWords;
 pub(crate) use self::machine::Step;
 use self::machine::{DEFAULT_CMDLINE, MachineError};
@@ -110,6 +112,9 @@ pub(crate) struct RunArgs {
     /// reporting (what is free goes back by itself), hinting, keep (also when the guest runs out of memory)
     #[arg(long, value_name = "SIZE[,OPTION]…")]
     balloon: Option<BalloonSpec>,
+    /// Memory that may come to the guest while it runs (PATCH /hotplug/memory), such as 1G. Options: block=SIZE, slot=SIZE
+    #[arg(long, value_name = "SIZE[,OPTION]…")]
+    hotplug_memory: Option<HotplugSpec>,
     /// The guest's memory, such as 512 (MiB), 128M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     memory: MemoryMib,

@@ -41,6 +41,8 @@ pub enum DeviceKind {
     Balloon = 5,
     /// 5.10
     Socket = 19,
+    /// 5.15
+    Memory = 24,
     /// 5.19
     Pmem = 27,
 }
@@ -135,6 +137,11 @@ pub trait VirtioDevice: Send {
 
     /// The features offered, VIRTIO_F_VERSION_1 included.
     fn features(&self) -> u64;
+
+    /// Those of [`Self::features`] without which a driver cannot use the device: it is told so by FEATURES_OK (3.1.1).
+    fn features_needed(&self) -> u64 {
+        0
+    }
 
     /// The largest size of each queue; its length is the number of queues.
     fn queue_sizes_max(&self) -> &[u16];

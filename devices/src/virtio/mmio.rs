@@ -36,6 +36,7 @@ use super::device::{
     StartError, StopError, VirtioDevice,
 };
 use super::dirty::DirtyPages;
+use super::mem::Blocks;
 use super::ring::{QueueState, RingError, Virtqueue};
 use crate::bus::BusDevice;
 use crate::complaints::Complaints;
@@ -94,6 +95,8 @@ pub struct MmioTransport {
     memory: Arc<GuestMemoryMmap>,
     /// Where pages are tracked.
     dirty: Option<Arc<DirtyPages>>,
+    /// Of memory that comes and goes, what there is.
+    blocks: Option<Arc<Blocks>>,
     registers: Registers,
     life: Life,
     /// Whoever paused the device has not resumed it: a session that the driver makes meanwhile waits.
@@ -126,6 +129,7 @@ impl MmioTransport {
         let mut transport = Self {
             memory,
             dirty: None,
+            blocks: None,
             registers: Registers::new(device.queue_sizes_max()),
             device,
             life: Life::Idle,
@@ -169,6 +173,19 @@ impl MmioTransport {
             Life::Serving | Life::Resetting => return Err(NotPaused),
         }
         self.dirty = dirty;
+        Ok(())
+    }
+
+    /// Has what is not plugged of `blocks` be no memory for the device. Its rings are looked at when they are made ready.
+    ///
+    /// # Errors
+    ///
+    /// When a driver has the device.
+    pub fn restrict(&mut self, blocks: Option<Arc<Blocks>>) -> Result<(), NotPaused> {
+        match self.life {
+            Life::Idle => self.blocks = blocks,
+            Life::Paused(_) | Life::Serving | Life::Resetting => return Err(NotPaused),
+        }
         Ok(())
     }
 
@@ -256,8 +273,8 @@ impl MmioTransport {
         let added = value & !self.registers.status;
         for (bit, needs) in status::ORDER {
             let ready = self.registers.status & needs == needs;
-            let accepted =
-                bit != status::FEATURES_OK || self.registers.features_are_within(self.device.features());
+            let (offered, needed) = (self.device.features(), self.device.features_needed());
+            let accepted = bit != status::FEATURES_OK || self.registers.features_are_within(offered, needed);
             if added & bit != 0 && ready && accepted {
                 self.registers.status |= bit;
                 if bit == status::DRIVER_OK
@@ -303,6 +320,10 @@ impl MmioTransport {
             };
             let mut ring = Virtqueue::restore(Arc::clone(&self.memory), state, features)
                 .map_err(|error| QueueError { index, error })?;
+            if let Some(blocks) = &self.blocks {
+                ring.restrict(Arc::clone(blocks))
+                    .map_err(|error| QueueError { index, error })?;
+            }
             ring.track(self.dirty.clone());
             queues.push(Some(ActiveQueue {
                 ring,

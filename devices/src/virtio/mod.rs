@@ -6,6 +6,7 @@ pub mod blk;
 pub(crate) mod conformance;
 pub mod device;
 pub mod dirty;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod pmem;

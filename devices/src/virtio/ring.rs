@@ -23,7 +23,7 @@ mod tests;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use coracle_storage::request::Segment;
 use virtio_bindings::virtio_ring::{
@@ -33,6 +33,7 @@ use virtio_bindings::virtio_ring::{
 use vm_memory::GuestMemoryMmap;
 
 use super::dirty::DirtyPages;
+use super::mem::Blocks;
 pub use error::{ChainFault, PopError, RingError, RingFault};
 use marks::Marks;
 use memory::{Area, Map};
@@ -206,6 +207,30 @@ impl Virtqueue {
             considered_used: next_used,
             marks: None,
         })
+    }
+
+    /// From now on what is not plugged of `blocks`, which are those of a region of the memory, is no memory for this queue.
+    ///
+    /// # Errors
+    ///
+    /// When the rings lie there.
+    pub fn restrict(&mut self, blocks: Arc<Blocks>) -> Result<(), RingError> {
+        self.map.restrict(blocks);
+        let layout = self.layout;
+        let count = usize::from(layout.size);
+        let is_there = |address, bytes| self.map.cells::<AtomicU8>(address, bytes).is_some();
+        let areas = [
+            ("descriptor table", layout.descriptors, 16 * count),
+            ("available ring", layout.avail, 6 + 2 * count),
+            ("used ring", layout.used, 6 + 8 * count),
+        ];
+        match areas
+            .into_iter()
+            .find(|(_, address, bytes)| !is_there(*address, *bytes))
+        {
+            Some((area, address, _)) => Err(RingError::Area { area, address }),
+            None => Ok(()),
+        }
     }
 
     /// Place and progress. Ask when nothing is in flight and everything pushed is published.

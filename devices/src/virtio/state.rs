@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::balloon::BalloonState;
 use super::blk::BlkState;
 use super::device::DeviceKind;
+use super::mem::MemState;
 use super::net::NetState;
 use super::pmem::PmemRange;
 use super::vsock::VsockState;
@@ -24,6 +25,8 @@ pub enum DeviceState {
     Balloon(BalloonState),
     /// Persistent memory: where it was. Its rate limiter starts full.
     Pmem(PmemRange),
+    /// Memory that comes and goes.
+    Memory(MemState),
 }
 
 impl DeviceState {
@@ -36,6 +39,7 @@ impl DeviceState {
             Self::Socket(_) => DeviceKind::Socket,
             Self::Balloon(_) => DeviceKind::Balloon,
             Self::Pmem(_) => DeviceKind::Pmem,
+            Self::Memory(_) => DeviceKind::Memory,
         }
     }
 
@@ -72,5 +76,19 @@ pub enum DeviceStateError {
         saved: PmemRange,
         /// Where it is.
         here: PmemRange,
+    },
+    /// No memory that comes and goes is so.
+    #[error("the state of memory that comes and goes is not one of this machine: {0}")]
+    Memory(&'static str),
+    /// The host does not let the guest reach a slot of it.
+    #[error(
+        "the guest cannot be let reach slot {slot} of its hot-plugged memory (error {errno} of KVM): look whether the host has \
+         memory left"
+    )]
+    Slot {
+        /// Which one.
+        slot: u64,
+        /// What the host answers.
+        errno: i32,
     },
 }

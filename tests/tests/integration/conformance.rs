@@ -75,6 +75,7 @@ fn answers_as_documented(context: &Context) -> Outcome {
     .memory_mib(32)
     .disk("d", &image)
     .part("pmem", json!([pmem]))
+    .part("memory-hotplug", json!({ "total_size_mib": 128 }))
     .part("rate-limiter-groups", json!([{ "group_id": "d" }]))
     .part(
         "balloon",
@@ -95,6 +96,7 @@ fn answers_as_documented(context: &Context) -> Outcome {
     survey.must(&fresh, "PutPmem", &pmem)?;
     let socket = json!({ "guest_cid": 3, "uds_path": directory.path().join("vsock") });
     survey.must(&fresh, "PutVsock", &socket)?;
+    survey.must(&fresh, "PutMemoryHotplug", &json!({ "total_size_mib": 128 }))?;
 
     let guest = Launch::new(&context.environment)?.start()?;
     guest.configure(&config)?;

@@ -53,6 +53,11 @@ pub(crate) const CASES: &[Case] = &[
         run: |c| assault(c, "pmem", "Async", ""),
     },
     Case {
+        name: "garbage_for_memory_that_comes",
+        need: Need::Kvm,
+        run: |c| assault(c, "memory", "Async", ""),
+    },
+    Case {
         name: "garbage_for_ports_and_a_disk",
         need: Need::Kvm,
         run: |c| assault(c, "blk", "Async", ",ports=1"),
@@ -84,6 +89,13 @@ pub(crate) fn assault(context: &Context, kind: &str, engine: &str, more: &str) -
     monitor
         .console
         .wait_for("hostile: seed=", Duration::from_secs(30))?;
+    if kind == "memory" {
+        monitor.must(
+            "PATCH",
+            "/hotplug/memory",
+            Some(&json!({ "requested_size_mib": 64 })),
+        )?;
+    }
     thread::sleep(Duration::from_millis(500));
     let before = monitor.process().holdings()?;
     let deadline = Instant::now() + Duration::from_secs(u64::from(seconds) + 60);
@@ -147,6 +159,7 @@ fn with_device(machine: Machine, kind: &str, directory: &Path) -> Outcome<Machin
                 "free_page_reporting": true,
             }),
         ),
+        "memory" => machine.part("memory-hotplug", json!({ "total_size_mib": 256 })),
         _ => machine,
     })
 }

@@ -32,6 +32,7 @@ mod lease;
 mod lifecycle;
 mod linux;
 mod memory;
+mod memory_hotplug;
 mod metadata;
 mod migration;
 mod net;
@@ -99,6 +100,7 @@ const GROUPS: &[(&str, &[Case])] = &[
     ("lease", lease::CASES),
     ("lifecycle", lifecycle::CASES),
     ("memory", memory::CASES),
+    ("memory_hotplug", memory_hotplug::CASES),
     ("net", net::CASES),
     ("nfs", nfs::CASES),
     ("nfs_ctl", nfs_ctl::CASES),

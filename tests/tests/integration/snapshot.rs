@@ -737,7 +737,7 @@ fn refuses_a_part(context: &Context, merged: &Files, diff: Files) -> Outcome {
     )
 }
 
-fn coraclectl(context: &Context, verb: &[&str], paths: &[&PathBuf]) -> Outcome<String> {
+pub(crate) fn coraclectl(context: &Context, verb: &[&str], paths: &[&PathBuf]) -> Outcome<String> {
     let done = std::process::Command::new(&context.environment.coraclectl)
         .arg("snapshot")
         .args(verb)

@@ -7,6 +7,7 @@ use coracle_devices::virtio::balloon::{
     BalloonConfig, BalloonPatch, BalloonStatistics, HintingStart, HintingStatus, StatisticsPatch,
 };
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
+use coracle_devices::virtio::mem::{MemoryHotplugConfig, MemoryHotplugSizeUpdate, MemoryHotplugStatus};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::pmem::{PartialPmem, PmemConfig};
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -146,6 +147,9 @@ fn schema(name: &str, schemas: &mut SchemaGenerator) -> Schema {
         "HintingStart" => schemas.subschema_for::<HintingStart>(),
         "HintingStatus" => schemas.subschema_for::<HintingStatus>(),
         "StatisticsPatch" => schemas.subschema_for::<StatisticsPatch>(),
+        "MemoryHotplugConfig" => schemas.subschema_for::<MemoryHotplugConfig>(),
+        "MemoryHotplugSizeUpdate" => schemas.subschema_for::<MemoryHotplugSizeUpdate>(),
+        "MemoryHotplugStatus" => schemas.subschema_for::<MemoryHotplugStatus>(),
         "BootSource" => schemas.subschema_for::<BootSource>(),
         "CpuConfig" => schemas.subschema_for::<CpuConfig>(),
         "DriveConfig" => schemas.subschema_for::<DriveConfig>(),

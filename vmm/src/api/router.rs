@@ -1,7 +1,7 @@
 //! From a request to a verb, through the table.
 
 use super::http::{Method, Request};
-use super::routes::{BODY_IS_OPTIONAL, NOT_BUILT, ROUTES, Route};
+use super::routes::{BODY_IS_OPTIONAL, ROUTES, Route};
 use super::verbs::{Fault, Verb};
 use crate::config::check_device_id;
 use crate::metrics::RequestCounters;
@@ -18,12 +18,6 @@ pub fn route(request: &Request, counters: &RequestCounters) -> Result<Verb, Faul
         (Method::Get, false) => return Err(Fault::bad_request("GET request cannot have a body.")),
         (Method::Delete, false) => return Err(Fault::bad_request("DELETE request cannot have a body.")),
         _ => {}
-    }
-    let first = path.split('/').next().unwrap_or_default();
-    if let Some((_, what)) = NOT_BUILT.iter().find(|(part, _)| *part == first) {
-        return Err(Fault::bad_request(format!(
-            "The requested operation is not supported: {what} cannot be had in this version."
-        )));
     }
     let wants_body = matches!(method, Method::Put | Method::Patch)
         && !BODY_IS_OPTIONAL
@@ -99,6 +93,8 @@ mod tests {
             VerbKind::PutMmdsConfig => r#"{"network_interfaces": ["a"]}"#,
             VerbKind::PutMmds | VerbKind::PatchMmds => r#"["any", "JSON"]"#,
             VerbKind::PutVsock => r#"{"guest_cid": 3, "uds_path": "v"}"#,
+            VerbKind::PutMemoryHotplug => r#"{"total_size_mib": 128}"#,
+            VerbKind::PatchMemoryHotplug => r#"{"requested_size_mib": 2}"#,
             VerbKind::PutBalloon => r#"{"amount_mib": 1, "deflate_on_oom": true}"#,
             VerbKind::PatchBalloon => r#"{"amount_mib": 1}"#,
             VerbKind::PatchBalloonStatistics => r#"{"stats_polling_interval_s": 1}"#,
@@ -115,6 +111,7 @@ mod tests {
             | VerbKind::GetMetrics
             | VerbKind::GetMmds
             | VerbKind::GetBalloon
+            | VerbKind::GetMemoryHotplug
             | VerbKind::GetBalloonStatistics
             | VerbKind::GetHintingStatus
             | VerbKind::StopHinting
@@ -214,15 +211,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn what_is_not_built_is_named() {
-        let message = ask(Method::Patch, "/hotplug/memory", "{}").unwrap_err();
-        assert!(
-            message.contains("memory hotplug") && message.contains("not supported"),
-            "{message}"
-        );
     }
 
     #[test]

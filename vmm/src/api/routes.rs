@@ -230,6 +230,33 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         method: Method::Put,
+        path: "/hotplug/memory",
+        summary: "Sets the memory that may come while the guest runs.",
+        body: Some("MemoryHotplugConfig"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PutMemoryHotplug],
+        parse: |_, body| json(body).map(Verb::PutMemoryHotplug),
+    },
+    Route {
+        method: Method::Patch,
+        path: "/hotplug/memory",
+        summary: "Has the guest plug memory, or unplug it, until it has as much as is requested.",
+        body: Some("MemoryHotplugSizeUpdate"),
+        answer: AnswerShape::Empty,
+        kinds: &[VerbKind::PatchMemoryHotplug],
+        parse: |_, body| json(body).map(Verb::PatchMemoryHotplug),
+    },
+    Route {
+        method: Method::Get,
+        path: "/hotplug/memory",
+        summary: "Tells how much memory the guest has plugged.",
+        body: None,
+        answer: AnswerShape::Json("MemoryHotplugStatus"),
+        kinds: &[VerbKind::GetMemoryHotplug],
+        parse: |_, _| Ok(Verb::GetMemoryHotplug),
+    },
+    Route {
+        method: Method::Put,
         path: "/balloon",
         summary: "Sets the balloon.",
         body: Some("BalloonConfig"),
@@ -499,10 +526,6 @@ pub static ROUTES: &[Route] = &[
 
 /// Paths at which a PATCH may come without a body; where the table has none, one that comes all the same is not looked at.
 pub static BODY_IS_OPTIONAL: &[&str] = &["/balloon/hinting/start", "/balloon/hinting/stop"];
-
-/// What Firecracker has at a path that is not built into this version: first part of the path, and
-/// what is missing.
-pub static NOT_BUILT: &[(&str, &str)] = &[("hotplug", "memory hotplug")];
 
 fn patch_machine_config(_: &str, body: &[u8]) -> Result<Verb, Fault> {
     let patch: MachineConfigPatch = json(body)?;

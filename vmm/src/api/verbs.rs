@@ -3,6 +3,7 @@
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::balloon::{BalloonConfig, BalloonPatch, HintingStart, StatisticsPatch};
 use coracle_devices::virtio::blk::{DriveConfig, PartialDrive};
+use coracle_devices::virtio::mem::{MemoryHotplugConfig, MemoryHotplugSizeUpdate};
 use coracle_devices::virtio::net::{NetworkInterfaceConfig, PartialNetworkInterface};
 use coracle_devices::virtio::pmem::{PartialPmem, PmemConfig};
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -58,6 +59,12 @@ pub enum Verb {
     GetMmds,
     /// Set the socket device.
     PutVsock(VsockConfig),
+    /// Set the memory that may come while the guest runs.
+    PutMemoryHotplug(MemoryHotplugConfig),
+    /// Have the guest have another amount of it.
+    PatchMemoryHotplug(MemoryHotplugSizeUpdate),
+    /// Tell how much of it the guest has.
+    GetMemoryHotplug,
     /// Set the balloon.
     PutBalloon(BalloonConfig),
     /// Change its size.
@@ -146,6 +153,9 @@ pub enum VerbKind {
     PatchMmds,
     GetMmds,
     PutVsock,
+    PutMemoryHotplug,
+    PatchMemoryHotplug,
+    GetMemoryHotplug,
     PutBalloon,
     PatchBalloon,
     GetBalloon,
@@ -203,6 +213,9 @@ impl Verb {
             Self::PatchMmds(_) => VerbKind::PatchMmds,
             Self::GetMmds => VerbKind::GetMmds,
             Self::PutVsock(_) => VerbKind::PutVsock,
+            Self::PutMemoryHotplug(_) => VerbKind::PutMemoryHotplug,
+            Self::PatchMemoryHotplug(_) => VerbKind::PatchMemoryHotplug,
+            Self::GetMemoryHotplug => VerbKind::GetMemoryHotplug,
             Self::PutBalloon(_) => VerbKind::PutBalloon,
             Self::PatchBalloon(_) => VerbKind::PatchBalloon,
             Self::GetBalloon => VerbKind::GetBalloon,
@@ -322,6 +335,7 @@ fn time_of(verb: VerbKind) -> Time {
         | V::PutMmdsConfig
         | V::PutVsock
         | V::PutBalloon
+        | V::PutMemoryHotplug
         | V::PutEntropy
         | V::PutPmem
         | V::PutSerial
@@ -331,6 +345,8 @@ fn time_of(verb: VerbKind) -> Time {
         | V::LoadSnapshot
         | V::ReceiveMigration => Time::BeforeStart,
         V::GetBalloonStatistics
+        | V::PatchMemoryHotplug
+        | V::GetMemoryHotplug
         | V::StartHinting
         | V::GetHintingStatus
         | V::StopHinting
@@ -419,6 +435,7 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::GetBalloon
         | V::GetBalloonStatistics
         | V::GetHintingStatus
+        | V::GetMemoryHotplug
         | V::GetSnapshot
         | V::CancelSnapshot
         | V::GetMigration
@@ -444,6 +461,8 @@ pub fn permitted_meanwhile(underway: Underway, verb: VerbKind) -> Result<(), Fau
         | V::PutBalloon
         | V::PatchBalloon
         | V::PatchBalloonStatistics
+        | V::PutMemoryHotplug
+        | V::PatchMemoryHotplug
         | V::StartHinting
         | V::StopHinting
         | V::PutEntropy
@@ -529,6 +548,8 @@ mod tests {
         ];
         let once_started = [
             V::GetBalloonStatistics,
+            V::PatchMemoryHotplug,
+            V::GetMemoryHotplug,
             V::StartHinting,
             V::GetHintingStatus,
             V::StopHinting,
@@ -571,10 +592,6 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(
-            seen,
-            51 * 3,
-            "a new verb belongs into this test and into the table"
-        );
+        assert_eq!(seen, 54 * 3, "a new verb belongs here and in the table");
     }
 }

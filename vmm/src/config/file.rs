@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use coracle_devices::serial::SerialConfig;
 use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::DriveConfig;
+use coracle_devices::virtio::mem::MemoryHotplugConfig;
 use coracle_devices::virtio::net::NetworkInterfaceConfig;
 use coracle_devices::virtio::pmem::PmemConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -14,7 +15,6 @@ use coracle_devices::virtio::vsock::VsockConfig;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 
 use super::{
     BootSource, Config, ConfigError, CpuConfig, LoggerConfig, MachineConfig, MetricsConfig, MmdsConfig,
@@ -40,7 +40,7 @@ pub struct FullConfig {
     vsock: Option<VsockConfig>,
     entropy: Option<EntropyConfig>,
     pmem: Vec<PmemConfig>,
-    memory_hotplug: Option<Value>,
+    memory_hotplug: Option<MemoryHotplugConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serial: Option<SerialConfig>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -63,7 +63,7 @@ impl From<&Config> for FullConfig {
             vsock: config.vsock,
             entropy: config.entropy,
             pmem: config.pmem,
-            memory_hotplug: None,
+            memory_hotplug: config.memory_hotplug,
             serial: config.serial,
             rate_limiter_groups: config.groups,
         }
@@ -117,7 +117,7 @@ struct Sections {
     network_interfaces: Vec<NetworkInterfaceConfig>,
     vsock: Option<VsockConfig>,
     pmem: Option<Vec<PmemConfig>>,
-    memory_hotplug: Option<Value>,
+    memory_hotplug: Option<MemoryHotplugConfig>,
 }
 
 impl Sections {
@@ -125,12 +125,6 @@ impl Sections {
         self,
         read: impl FnOnce(&Path) -> Result<Vec<u8>, ConfigFileError>,
     ) -> Result<Config, ConfigFileError> {
-        let missing = [(&self.memory_hotplug, "memory-hotplug")];
-        for (section, name) in missing {
-            if section.as_ref().is_some_and(asks_for_something) {
-                return Err(ConfigFileError::NotBuilt { section: name });
-            }
-        }
         let mut config = Config::default();
         if let Some(machine) = self.machine_config {
             config.set_machine(machine)?;
@@ -162,19 +156,14 @@ impl Sections {
         for pmem in self.pmem.into_iter().flatten() {
             config.insert_pmem(pmem)?;
         }
+        if let Some(hotplug) = self.memory_hotplug {
+            config.set_memory_hotplug(hotplug)?;
+        }
         config.entropy = self.entropy;
         config.serial = self.serial;
         config.logger = self.logger;
         config.metrics = self.metrics;
         Ok(config)
-    }
-}
-
-fn asks_for_something(section: &Value) -> bool {
-    match section {
-        Value::Null => false,
-        Value::Array(entries) => !entries.is_empty(),
-        _ => true,
     }
 }
 
@@ -265,14 +254,6 @@ pub enum ConfigFileError {
         path: PathBuf,
         /// Where, and what was expected there.
         source: serde_json::Error,
-    },
-    /// It asks for a device that there is not.
-    #[error(
-        "section `{section}` asks for something that is not built into this version; leave the section out"
-    )]
-    NotBuilt {
-        /// The section.
-        section: &'static str,
     },
     /// A rule is broken.
     #[error(transparent)]

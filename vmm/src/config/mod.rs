@@ -11,6 +11,7 @@ mod id;
 mod instance;
 mod key;
 mod machine;
+mod memory_hotplug;
 mod metadata;
 mod migration;
 mod network;
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
 use coracle_devices::serial::SerialConfig;
 pub use coracle_devices::virtio::balloon::BalloonConfig;
 use coracle_devices::virtio::blk::{DriveConfig, DriveError, PartialDrive};
+pub use coracle_devices::virtio::mem::MemoryHotplugConfig;
 pub use coracle_devices::virtio::net::{MacAddress, MacError, NetworkInterfaceConfig};
 use coracle_devices::virtio::pmem::PmemConfig;
 use coracle_devices::virtio::rng::EntropyConfig;
@@ -47,6 +49,7 @@ pub use machine::{
     HugePages, MEM_SIZE_MIB_MAX, MachineConfig, MachineConfigPatch, MachineError, MemoryBacking,
     StaticTemplate, VCPU_COUNT_MAX,
 };
+pub use memory_hotplug::MemoryHotplugError;
 pub use metadata::{ContentsError, MetadataError, MmdsConfig, MmdsContents, read_metadata};
 pub use migration::{
     Compression, MigrationMode, MigrationReceive, MigrationRecover, MigrationSend, MigrationStage,
@@ -84,6 +87,7 @@ pub struct Config {
     balloon: Option<BalloonConfig>,
     entropy: Option<EntropyConfig>,
     pmem: Vec<PmemConfig>,
+    memory_hotplug: Option<MemoryHotplugConfig>,
     serial: Option<SerialConfig>,
     logger: Option<LoggerConfig>,
     metrics: Option<MetricsConfig>,
@@ -134,6 +138,7 @@ impl Config {
             self.vsock.is_some(),
             self.balloon.is_some(),
             self.entropy.is_some(),
+            self.memory_hotplug.is_some(),
         ];
         let single: usize = single.into_iter().map(usize::from).sum();
         self.drives.len() + self.networks.len() + self.pmem.len() + single
@@ -496,6 +501,9 @@ pub enum ConfigError {
     /// Persistent memory.
     #[error("Pmem config error")]
     Pmem(#[from] PmemConfigError),
+    /// Memory that comes and goes.
+    #[error("Memory hotplug config error")]
+    MemoryHotplug(#[from] MemoryHotplugError),
     /// The socket device.
     #[error("Vsock config error")]
     Vsock(#[from] VsockError),

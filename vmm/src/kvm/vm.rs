@@ -4,25 +4,29 @@
     reason = "a memory slot hands host addresses to the kernel; the machine's descriptor gets another number"
 )]
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use coracle_storage::backend::Access;
 use coracle_storage::threads;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::state::{StateError, StateShape, VmState};
 use super::{KvmError, failed};
-use crate::arch::x86_64::layout;
-use crate::memory;
+use crate::arch::x86_64::layout as addresses;
 use crate::memory::mapped::Mapping;
+use crate::memory::{self, HotplugRegion, Slot, layout};
+use crate::snapshot::memory::PAGE_BYTES;
 
 /// Where KVM keeps what real mode needs on processors that cannot run it directly.
 #[expect(clippy::cast_possible_truncation, reason = "the crate builds for x86-64 only")]
-const TSS_ADDRESS: usize = layout::TSS.0 as usize;
+const TSS_ADDRESS: usize = addresses::TSS.0 as usize;
+/// The first of KVM's slots for memory that comes; a machine has fewer files before, which have the slots from 16 on.
+const HOTPLUG_SLOT_FIRST: u32 = 64;
 /// KVM_API_VERSION since 2.6.22.
 const API_VERSION: i32 = 12;
 
@@ -34,7 +38,19 @@ pub struct Vm {
     _last: Option<OwnedFd>,
     memory: Arc<GuestMemoryMmap>,
     _files: Vec<Arc<Mapping>>,
+    /// The region of it of which the guest reaches what is shown.
+    hotplug: Option<HotplugRegion>,
+    shown: Mutex<Shown>,
     state_shape: Arc<StateShape>,
+}
+
+/// What KVM was told of memory slots. The thread that serves hot-plugged memory changes what the guest reaches, and the first
+/// thread whether writes are recorded.
+#[derive(Debug)]
+struct Shown {
+    dirty_log: DirtyLog,
+    /// The slots of the region for memory that comes, by their number there.
+    slots: BTreeSet<u64>,
 }
 
 /// Opens `/dev/kvm`. What the machine needs of it is checked with the processors ([`crate::arch::x86_64::cpu`]).
@@ -146,13 +162,19 @@ fn kept_beyond(fd: &VmFd) -> Option<OwnedFd> {
 const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
 
 impl Vm {
-    /// A machine with `memory`, interrupt controllers and a timer.
+    /// A machine with `memory`, interrupt controllers and a timer. Of the region `hotplug` of the memory the guest reaches
+    /// nothing before [`Self::show`].
     ///
     /// # Errors
     ///
     /// [`KvmError`] naming the ioctl that failed.
-    pub fn new(kvm: &Kvm, memory: Arc<GuestMemoryMmap>, dirty_log: DirtyLog) -> Result<Self, KvmError> {
-        Self::with_files(kvm, memory, Vec::new(), dirty_log)
+    pub fn new(
+        kvm: &Kvm,
+        memory: Arc<GuestMemoryMmap>,
+        hotplug: Option<HotplugRegion>,
+        dirty_log: DirtyLog,
+    ) -> Result<Self, KvmError> {
+        Self::with_files(kvm, memory, hotplug, Vec::new(), dirty_log)
     }
 
     /// The same with files beside the memory.
@@ -163,15 +185,18 @@ impl Vm {
     pub fn with_files(
         kvm: &Kvm,
         memory: Arc<GuestMemoryMmap>,
+        hotplug: Option<HotplugRegion>,
         files: Vec<Arc<Mapping>>,
         dirty_log: DirtyLog,
     ) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         let last = kept_beyond(&fd);
         // Before the interrupt controllers: once these are there, each change of a slot waits for milliseconds.
-        set_slots(&fd, &memory, dirty_log)?;
+        for slot in memory::slots(&layout::at_boot(&memory, hotplug)) {
+            set_slot(&fd, &slot, dirty_log)?;
+        }
         show_files(&fd, &files)?;
-        fd.set_identity_map_address(layout::IDENTITY_MAP.0)
+        fd.set_identity_map_address(addresses::IDENTITY_MAP.0)
             .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS_ADDRESS)
             .map_err(failed("KVM_SET_TSS_ADDR"))?;
@@ -188,6 +213,11 @@ impl Vm {
             _last: last,
             memory,
             _files: files,
+            hotplug,
+            shown: Mutex::new(Shown {
+                dirty_log,
+                slots: BTreeSet::new(),
+            }),
             state_shape,
         })
     }
@@ -270,7 +300,103 @@ impl Vm {
     ///
     /// [`KvmError`] naming the ioctl that failed.
     pub fn log_dirty_pages(&self, dirty_log: DirtyLog) -> Result<(), KvmError> {
-        set_slots(&self.fd, &self.memory, dirty_log)
+        let mut shown = self.shown();
+        for slot in memory::slots(&layout::at_boot(&self.memory, self.hotplug)) {
+            set_slot(&self.fd, &slot, dirty_log)?;
+        }
+        for slot in &shown.slots {
+            set_slot(&self.fd, &self.hotplug_slot(*slot), dirty_log)?;
+        }
+        shown.dirty_log = dirty_log;
+        Ok(())
+    }
+
+    /// Lets the guest reach slot `number` of the region for memory that comes. KVM waits for vCPUs that are in the kernel, and
+    /// one of these may wait for memory: so where it may still be on its way, this is not for the thread that answers the API.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such slot.
+    pub fn show(&self, number: u64) -> Result<(), KvmError> {
+        let mut shown = self.shown();
+        set_slot(&self.fd, &self.hotplug_slot(number), shown.dirty_log)?;
+        shown.slots.insert(number);
+        Ok(())
+    }
+
+    /// Has the guest reach that slot no more. What it has written there since [`Self::dirty_pages`] is not told any more.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError`] naming the ioctl that failed.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such slot.
+    pub fn hide(&self, number: u64) -> Result<(), KvmError> {
+        let mut shown = self.shown();
+        // KVM takes a slot away that has no length.
+        let gone = Slot {
+            size_bytes: 0,
+            ..self.hotplug_slot(number)
+        };
+        set_slot(&self.fd, &gone, DirtyLog::Off)?;
+        shown.slots.remove(&number);
+        Ok(())
+    }
+
+    /// Slot `number` of the region for memory that comes: behind those of the other memory.
+    fn hotplug_slot(&self, number: u64) -> Slot {
+        let hotplug = self
+            .hotplug
+            .expect("memory comes to a machine that has room for it");
+        let region = memory::slots(&self.memory).last();
+        let region = region.expect("a guest has memory");
+        let offset_bytes = number * hotplug.slot_bytes;
+        assert!(
+            offset_bytes + hotplug.slot_bytes <= region.size_bytes && region.guest_address.0 == hotplug.start,
+            "slot {number} lies in the region, which is the last one"
+        );
+        Slot {
+            index: HOTPLUG_SLOT_FIRST + u32::try_from(number).expect("there are fewer slots than KVM has"),
+            guest_address: GuestAddress(region.guest_address.0 + offset_bytes),
+            size_bytes: hotplug.slot_bytes,
+            host_address: region.host_address + offset_bytes,
+        }
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown
+            .lock()
+            .expect("nobody panics who has told KVM of slots")
+    }
+
+    /// What the guest has written of one slot.
+    fn dirty_of(&self, slot: &Slot) -> Result<Vec<u64>, KvmError> {
+        let size = usize::try_from(slot.size_bytes).expect("a 64-bit host");
+        self.fd
+            .get_dirty_log(slot.index, size)
+            .map_err(failed("KVM_GET_DIRTY_LOG"))
+    }
+
+    /// The same of the region for memory that comes; of what the guest does not reach, nothing.
+    fn dirty_of_hotplug(&self, hotplug: HotplugRegion) -> Result<Vec<u64>, KvmError> {
+        let words = |bytes: u64| usize::try_from(bytes / PAGE_BYTES as u64 / 64).expect("a 64-bit host");
+        let per_slot = words(hotplug.slot_bytes);
+        let mut bitmap = vec![0; words(hotplug.size_bytes)];
+        for number in &self.shown().slots {
+            let of_slot = self.dirty_of(&self.hotplug_slot(*number))?;
+            let at = words(number * hotplug.slot_bytes);
+            let place = bitmap.get_mut(at..at + per_slot);
+            place
+                .expect("a slot lies in the region")
+                .copy_from_slice(of_slot.get(..per_slot).expect("KVM has a bit for each page"));
+        }
+        Ok(bitmap)
     }
 
     /// The pages that the guest, or KVM for it, has written since they were asked for last, or since the machine was
@@ -282,34 +408,29 @@ impl Vm {
     /// [`KvmError`] when the machine was made without [`DirtyLog::On`].
     pub fn dirty_pages(&self) -> Result<Vec<Vec<u64>>, KvmError> {
         memory::slots(&self.memory)
-            .map(|slot| {
-                let size = usize::try_from(slot.size_bytes).expect("a 64-bit host");
-                self.fd
-                    .get_dirty_log(slot.index, size)
-                    .map_err(failed("KVM_GET_DIRTY_LOG"))
+            .map(|slot| match self.hotplug {
+                Some(hotplug) if hotplug.start == slot.guest_address.0 => self.dirty_of_hotplug(hotplug),
+                _ => self.dirty_of(&slot),
             })
             .collect()
     }
 }
 
-/// Gives the machine its memory, or, where it has it, only says once more what is recorded of it.
-fn set_slots(fd: &VmFd, memory: &GuestMemoryMmap, dirty_log: DirtyLog) -> Result<(), KvmError> {
-    for slot in memory::slots(memory) {
-        let region = kvm_userspace_memory_region {
-            slot: slot.index,
-            flags: match dirty_log {
-                DirtyLog::Off => 0,
-                DirtyLog::On => kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES,
-            },
-            guest_phys_addr: slot.guest_address.0,
-            memory_size: slot.size_bytes,
-            userspace_addr: slot.host_address,
-        };
-        // SAFETY: the slot lies within a region of `memory`, which the machine keeps alive for longer than its descriptor;
-        // slots do not overlap because regions do not.
-        unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
-    }
-    Ok(())
+/// Gives the machine `slot`, or, where it has it, only says once more what is recorded of it.
+fn set_slot(fd: &VmFd, slot: &Slot, dirty_log: DirtyLog) -> Result<(), KvmError> {
+    let region = kvm_userspace_memory_region {
+        slot: slot.index,
+        flags: match dirty_log {
+            DirtyLog::Off => 0,
+            DirtyLog::On => kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES,
+        },
+        guest_phys_addr: slot.guest_address.0,
+        memory_size: slot.size_bytes,
+        userspace_addr: slot.host_address,
+    };
+    // SAFETY: the slot lies within a region of the memory, which the machine keeps alive for longer than its descriptor; slots
+    // do not overlap because regions do not, nor do those of one region.
+    unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
 }
 
 /// Shows the guest files. What it writes there is never recorded: that is in them.

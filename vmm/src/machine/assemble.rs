@@ -9,7 +9,7 @@ use coracle_devices::power::EndSignal;
 use coracle_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonControl};
 use coracle_devices::virtio::blk::{Blk, HeldDisk};
 use coracle_devices::virtio::device::VirtioDevice;
-use coracle_devices::virtio::dirty::DirtyPages;
+use coracle_devices::virtio::mem::{Geometry, Mem, MemControl};
 use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::pmem::{Pmem, Unwritable};
 use coracle_devices::virtio::rng::{Entropy, EntropyConfig, EntropyCounts};
@@ -19,7 +19,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::lineage::Lineage;
-use super::places::{Places, PlacesState, VirtioSlot, Wired};
+use super::memory_slots::MemorySlots;
+use super::places::{Places, PlacesState, Reach, VirtioSlot, Wired};
 use super::plan::{
     BootOrigin, BootPlan, DiskPlan, MemoryPlan, NetworkPlan, Origin, Plan, RootOn, SavedOrigin, VsockPlan,
 };
@@ -38,9 +39,10 @@ use crate::end::Ending;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::{Outside, Vcpu, VcpuCounters, VcpuError};
 use crate::kvm::vm::Vm;
+use crate::memory::mapped::Mapping;
 use crate::memory::reclaim::Reclaimer;
-use crate::memory::{self, MemoryError};
-use crate::snapshot::memory::MemoryId;
+use crate::memory::{self, HotplugRegion, MemoryError};
+use crate::snapshot::memory::{MemoryId, Untouched};
 
 /// Why a planned machine could not be built. Nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -155,15 +157,12 @@ const BOOT_TIMER: BusRange = BusRange {
     len: layout::BOOT_TIMER_BYTES,
 };
 
-fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
+fn assemble(mut plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<Parts, BuildError> {
     let placed = placed(&plan)?;
     let (memory, parent) = memory_of(&plan.origin)?;
     // Before KVM's part of the machine, and so dropped after it: as long as that is there, files may be written.
-    let (mapped, files) = PmemPlan::map_all(plan.pmem)?;
-    let Shell { kvm, vm, vcpus } = match plan.shell {
-        Some(shell) => shell,
-        None => Shell::new(&memory, files.clone(), plan.topology.vcpus(), plan.dirty_log)?,
-    };
+    let (mapped, files) = PmemPlan::map_all(std::mem::take(&mut plan.pmem))?;
+    let Shell { kvm, vm, vcpus } = shell_of(&mut plan, &memory, &files)?;
     let vm = Arc::new(vm);
     let lineage = Lineage::new(parent, plan.dirty_log, &memory);
 
@@ -172,19 +171,22 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
     let hotplug = Hotplug::new().map_err(device_failed("places of devices"))?;
     let mut mmio = Bus::new();
     let places = Places::new(&mut mmio, &hotplug, &placed)?;
-    let mut virtio = VirtioBus::new(&vm, &memory, lineage.devices(), places, placed.occupied);
+    let geometry = plan.hotplug.map(|region| region.geometry());
+    let blocks = geometry.as_ref().map(|all| Arc::clone(&all.blocks));
+    let reach = Reach::new(&memory, lineage.devices(), blocks.clone());
+    let mut virtio = VirtioBus::new(&vm, reach, places, placed.occupied);
     virtio.insert_drives(plan.disks, &mut drives)?;
     let networks = virtio.insert_networks(plan.networks)?;
     let vsock_counts = virtio.insert_vsock(plan.vsock)?;
     let balloon = virtio.insert_balloon(plan.balloon)?;
     let entropy_counts = virtio.insert_entropy(plan.entropy)?;
     let pmem = virtio.insert_pmem(mapped, &mut mmio, ending)?;
+    let memory_hotplug = virtio.insert_memory(plan.hotplug.zip(geometry), lineage.untouched())?;
     let VirtioBus { places, slots, .. } = virtio;
 
     if let Some(timer) = plan.boot_timer {
         mmio.insert(BOOT_TIMER, "boot timer", Arc::new(Mutex::new(timer)))?;
     }
-
     let platform = Platform::new(&vm, &plan.serial, guest_end, &hotplug)?;
     let counters = Arc::<VcpuCounters>::default();
     let outside = Outside {
@@ -206,6 +208,8 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         networks,
         vsock_counts,
         balloon,
+        memory_hotplug,
+        blocks,
         entropy_counts,
         serial: platform.serial,
         keyboard: platform.keyboard,
@@ -220,12 +224,41 @@ fn assemble(plan: Plan, ending: &Ending, guest_end: &Arc<EndSignal>) -> Result<P
         lineage,
         is_remembered: matches!(plan.origin, Origin::Saved(_)),
     };
-    match plan.origin {
-        Origin::Boot(origin) => boot(&kvm, &vcpus, &parts, &origin, plan.topology)?,
-        Origin::Saved(origin) => parts.go_on(&vcpus, *origin)?,
-    }
+    let origin = (plan.origin, plan.hotplug);
+    begin(&mut parts, (&kvm, &vcpus), origin, plan.topology)?;
     parts.vcpus = spawn(vcpus, &outside)?;
     Ok(parts)
+}
+
+/// The machine that KVM has been asked for, or will be now.
+fn shell_of(
+    plan: &mut Plan,
+    memory: &Arc<GuestMemoryMmap>,
+    files: &[Arc<Mapping>],
+) -> Result<Shell, BuildError> {
+    if let Some(shell) = plan.shell.take() {
+        return Ok(shell);
+    }
+    let vcpus = plan.topology.vcpus();
+    let shell = Shell::new(memory, plan.hotplug, files.to_vec(), vcpus, plan.dirty_log)?;
+    Ok(shell)
+}
+
+/// Has the guest begin where `origin` says: its memory is there but for what comes to the region `hotplug` later.
+fn begin(
+    parts: &mut Parts,
+    kvm: (&Kvm, &[VcpuFd]),
+    (origin, hotplug): (Origin, Option<HotplugRegion>),
+    topology: Topology,
+) -> Result<(), BuildError> {
+    match origin {
+        Origin::Boot(origin) => {
+            let memory = memory::layout::at_boot(&parts.memory, hotplug);
+            let windows = parts.devices.len();
+            boot(kvm, (&memory, windows), &origin, topology)
+        }
+        Origin::Saved(origin) => parts.go_on(kvm.1, *origin),
+    }
 }
 
 impl Parts {
@@ -246,30 +279,31 @@ impl Parts {
 fn memory_of(origin: &Origin) -> Result<(Arc<GuestMemoryMmap>, Option<MemoryId>), MemoryError> {
     match origin {
         Origin::Boot(origin) => {
-            let MemoryPlan { mib, backing, pages } = origin.memory;
-            Ok((memory::allocate(mib, backing, pages)?, None))
+            let MemoryPlan {
+                layout,
+                backing,
+                pages,
+            } = origin.memory;
+            Ok((memory::allocate(layout, backing, pages)?, None))
         }
         Origin::Saved(origin) => Ok((Arc::clone(&origin.memory.memory), origin.memory.id)),
     }
 }
 
-/// Puts the kernel and its tables into memory, and has the processors begin with it.
+/// Puts the kernel and its tables, which tell of so many devices, into memory, and has the processors begin with it.
 fn boot(
-    kvm: &Kvm,
-    vcpus: &[VcpuFd],
-    parts: &Parts,
+    (kvm, vcpus): (&Kvm, &[VcpuFd]),
+    (memory, devices): (&GuestMemoryMmap, usize),
     origin: &BootOrigin,
     topology: Topology,
 ) -> Result<(), BuildError> {
-    let windows: Vec<_> = VirtioWindow::all().take(parts.devices.len()).collect();
+    let windows: Vec<_> = VirtioWindow::all().take(devices).collect();
     let cpu = Cpu::new(kvm, topology, origin.template.clone())?;
-    renew_generation(&parts.memory)?;
-    layout::VMCLOCK
-        .write(&parts.memory)
-        .map_err(PlatformError::from)?;
-    let entry = load(&parts.memory, &origin.boot, &windows)?;
+    renew_generation(memory)?;
+    layout::VMCLOCK.write(memory).map_err(PlatformError::from)?;
+    let entry = load(memory, &origin.boot, &windows)?;
     tables::write(
-        &parts.memory,
+        memory,
         &tables::Platform {
             vcpus: topology.vcpus(),
             virtio: &windows,
@@ -279,7 +313,7 @@ fn boot(
     for (index, fd) in (0..).zip(vcpus) {
         cpu.configure(fd, index)?;
         if index == 0 {
-            regs::enter(fd, &parts.memory, &entry)?;
+            regs::enter(fd, memory, &entry)?;
         }
     }
     Ok(())
@@ -347,6 +381,7 @@ fn placed(plan: &Plan) -> Result<PlacesState, BuildError> {
         plan.vsock.is_some(),
         plan.balloon.is_some(),
         plan.entropy.is_some(),
+        plan.hotplug.is_some(),
     ];
     let single: usize = single.map(usize::from).iter().sum();
     let devices = plan.disks.len() + plan.networks.len() + single + plan.pmem.len();
@@ -367,8 +402,7 @@ fn placed(plan: &Plan) -> Result<PlacesState, BuildError> {
 /// Puts virtio devices in their places, in the order in which their states are saved.
 struct VirtioBus<'a> {
     vm: &'a Arc<Vm>,
-    memory: &'a Arc<GuestMemoryMmap>,
-    dirty: Arc<DirtyPages>,
+    reach: Reach,
     places: Places,
     /// The places of the devices that are still to come.
     next: std::vec::IntoIter<u32>,
@@ -377,17 +411,10 @@ struct VirtioBus<'a> {
 
 impl<'a> VirtioBus<'a> {
     /// Puts devices into `places`, one after the other where `occupied` says.
-    fn new(
-        vm: &'a Arc<Vm>,
-        memory: &'a Arc<GuestMemoryMmap>,
-        dirty: Arc<DirtyPages>,
-        places: Places,
-        occupied: Vec<u32>,
-    ) -> Self {
+    fn new(vm: &'a Arc<Vm>, reach: Reach, places: Places, occupied: Vec<u32>) -> Self {
         Self {
             vm,
-            memory,
-            dirty,
+            reach,
             places,
             next: occupied.into_iter(),
             slots: Vec::new(),
@@ -429,7 +456,7 @@ impl<'a> VirtioBus<'a> {
         let Some(config) = config else {
             return Ok(None);
         };
-        let reclaimer = Box::new(Reclaimer::of(self.memory));
+        let reclaimer = Box::new(Reclaimer::of(&self.reach.memory));
         let (balloon, control) = Balloon::new(&config, reclaimer).map_err(device_failed("balloon"))?;
         self.insert("balloon", Box::new(balloon))?;
         Ok(Some(control))
@@ -480,11 +507,24 @@ impl<'a> VirtioBus<'a> {
         Ok(slots)
     }
 
+    fn insert_memory(
+        &mut self,
+        hotplug: Option<(HotplugRegion, Geometry)>,
+        untouched: Untouched,
+    ) -> Result<Option<MemControl>, BuildError> {
+        let Some((hotplug, geometry)) = hotplug else {
+            return Ok(None);
+        };
+        let slots = Box::new(MemorySlots::new(self.vm, &self.reach, hotplug, untouched));
+        let (device, control) = Mem::new(geometry, slots).map_err(device_failed("memory"))?;
+        self.insert("memory", Box::new(device))?;
+        Ok(Some(control))
+    }
+
     /// Puts the next device in the next place.
     fn insert(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<(), BuildError> {
         let place = self.next.next().ok_or(BuildError::TooManyDevices)?;
-        let dirty = Arc::clone(&self.dirty);
-        let wired = Wired::new(self.vm, place, device, (self.memory, dirty)).map_err(|error| error.of(id))?;
+        let wired = Wired::new(self.vm, place, device, &self.reach).map_err(|error| error.of(id))?;
         self.slots.push(self.places.put(id, wired));
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use coracle_devices::virtio::balloon::BalloonControl;
 use coracle_devices::virtio::blk::{Changed, ControlError, ImageChange};
 use coracle_devices::virtio::device::{Notice, Patience};
+use coracle_devices::virtio::mem::MemControl;
 use coracle_devices::virtio::mmio::{MmioTransport, Pause};
 use coracle_devices::virtio::net::PartialNetworkInterface;
 use coracle_storage::limit::RateLimiterConfig;
@@ -131,6 +132,11 @@ impl Machine<Stranded> {
 }
 
 impl<P> Machine<P> {
+    /// What controls memory that comes and goes, if there may be any.
+    pub fn memory_hotplug(&self) -> Option<&MemControl> {
+        self.parts.memory_hotplug.as_ref()
+    }
+
     /// The balloon, if there is one.
     pub fn balloon(&self) -> Option<&BalloonControl> {
         self.parts.balloon.as_ref()

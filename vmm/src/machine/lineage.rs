@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use coracle_devices::virtio::dirty::DirtyPages;
+use coracle_devices::virtio::mem::Blocks;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::platform::GENERATION_MEMORY;
@@ -48,6 +49,11 @@ impl Lineage {
         lineage
     }
 
+    /// What a page is that this process has not touched.
+    pub(super) fn untouched(&self) -> Untouched {
+        self.untouched
+    }
+
     /// Where devices mark what they write.
     pub(super) fn devices(&self) -> Arc<DirtyPages> {
         Arc::clone(&self.devices)
@@ -79,6 +85,23 @@ impl Lineage {
     }
 }
 
+/// The pages of `memory` that the guest has; of a region of which memory comes and goes, those of blocks that are plugged. Nobody
+/// looks at the others: that alone would take memory for what is none.
+fn there(memory: &GuestMemoryMmap, blocks: Option<&Blocks>) -> PageSet {
+    let size_bytes = size_bytes(memory);
+    let mut pages = PageSet::full(size_bytes);
+    if let Some(blocks) = blocks {
+        let page = |bytes: u64| bytes / PAGE_BYTES as u64;
+        // It is the last region of the memory.
+        let start_bytes = size_bytes - blocks.size_bytes();
+        pages.remove(page(start_bytes), page(size_bytes));
+        for range in blocks.plugged() {
+            pages.insert(page(start_bytes + range.start), page(start_bytes + range.end));
+        }
+    }
+    pages
+}
+
 fn size_bytes(memory: &GuestMemoryMmap) -> u64 {
     memory.iter().map(GuestMemoryRegion::len).sum()
 }
@@ -103,7 +126,8 @@ impl<P> Machine<P> {
         Ok(match parts.lineage.untouched {
             // After the log was begun: what is touched later is in that.
             Untouched::Zeros => touched(&parts.memory),
-            Untouched::Anything => PageSet::full(size_bytes),
+            // What is plugged later is marked when it comes.
+            Untouched::Anything => there(&parts.memory, parts.blocks.as_deref()),
         })
     }
 
@@ -141,7 +165,11 @@ impl<P> Machine<P> {
 impl Machine<Paused> {
     /// The pages for a full snapshot.
     pub fn all_pages(&self) -> Pages {
-        Pages::All(self.parts.lineage.untouched)
+        let parts = &self.parts;
+        match (parts.lineage.untouched, &parts.blocks) {
+            (Untouched::Anything, Some(blocks)) => Pages::Among(there(&parts.memory, Some(blocks))),
+            (untouched, _) => Pages::All(untouched),
+        }
     }
 
     /// The pages for a diff snapshot: those that were written since the last one, or, where those are not known, all of them.

@@ -17,6 +17,7 @@ pub mod cpu_template;
 pub mod disks;
 pub mod handover;
 mod lineage;
+mod memory_slots;
 mod pace;
 mod pausing;
 mod places;
@@ -38,6 +39,7 @@ use coracle_devices::i8042::{I8042, KeyboardError};
 use coracle_devices::serial::SerialPort;
 use coracle_devices::virtio::balloon::BalloonControl;
 use coracle_devices::virtio::blk::{BlkControl, LossSignal};
+use coracle_devices::virtio::mem::{Blocks, MemControl};
 use coracle_devices::virtio::mmio::TransportError;
 use coracle_devices::virtio::net::NetControl;
 use coracle_devices::virtio::rng::EntropyCounts;
@@ -98,6 +100,9 @@ struct Parts {
     networks: Vec<NetworkSlot>,
     vsock_counts: Option<Arc<VsockCounts>>,
     balloon: Option<BalloonControl>,
+    memory_hotplug: Option<MemControl>,
+    /// Of memory that comes and goes, what there is.
+    blocks: Option<Arc<Blocks>>,
     entropy_counts: Option<Arc<EntropyCounts>>,
     serial: Arc<Mutex<SerialPort>>,
     keyboard: Arc<Mutex<I8042>>,

@@ -8,6 +8,7 @@ use coracle_devices::bus::{Bus, BusError, BusRange};
 use coracle_devices::hotplug::Hotplug;
 use coracle_devices::virtio::device::VirtioDevice;
 use coracle_devices::virtio::dirty::DirtyPages;
+use coracle_devices::virtio::mem::Blocks;
 use coracle_devices::virtio::mmio::{self, MmioTransport, TransportError, Window};
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
@@ -185,6 +186,33 @@ impl Places {
     }
 }
 
+const UNTOUCHED: &str = "no driver has touched a device that was made just now";
+
+/// What devices reach of a machine's memory.
+#[derive(Clone)]
+pub(super) struct Reach {
+    pub(super) memory: Arc<GuestMemoryMmap>,
+    /// Where they mark what they write.
+    pub(super) dirty: Arc<DirtyPages>,
+    /// Of memory that comes and goes, what there is.
+    pub(super) blocks: Option<Arc<Blocks>>,
+}
+
+impl Reach {
+    /// All of `memory` but what is not plugged of `blocks`; what is written there is marked in `dirty`.
+    pub(super) fn new(
+        memory: &Arc<GuestMemoryMmap>,
+        dirty: Arc<DirtyPages>,
+        blocks: Option<Arc<Blocks>>,
+    ) -> Self {
+        Self {
+            memory: Arc::clone(memory),
+            dirty,
+            blocks,
+        }
+    }
+}
+
 /// A device that is connected to the interrupt and the addresses of a place, and is not there. Dropped, it is disconnected.
 ///
 /// Any thread may make and drop one, and where the guest's memory may still be on its way that has to be another than the
@@ -206,13 +234,12 @@ impl Wired {
         vm: &Arc<Vm>,
         place: u32,
         device: Box<dyn VirtioDevice>,
-        (memory, dirty): (&Arc<GuestMemoryMmap>, Arc<DirtyPages>),
+        reach: &Reach,
     ) -> Result<Self, WireError> {
         let at = VirtioWindow::of_device(place).ok_or(WireError::NoPlace)?;
-        let mut transport = MmioTransport::new(device, Arc::clone(memory))?;
-        transport
-            .track(Some(dirty))
-            .expect("no driver has touched a device that was made just now");
+        let mut transport = MmioTransport::new(device, Arc::clone(&reach.memory))?;
+        transport.track(Some(Arc::clone(&reach.dirty))).expect(UNTOUCHED);
+        transport.restrict(reach.blocks.clone()).expect(UNTOUCHED);
         vm.connect_interrupt(transport.line(), at.irq)?;
         for (index, kick) in (0..).zip(transport.kicks()) {
             if let Err(error) = vm.connect_kick(kick, at.address + mmio::QUEUE_NOTIFY, index) {

@@ -31,7 +31,7 @@ use crate::arch::x86_64::template::CpuTemplate;
 use crate::config::{self, Config, Disks, HugePages, MachineConfig, MemoryBacking, MmdsConfig};
 use crate::kvm::vm::DirtyLog;
 use crate::memory::pager::Pager;
-use crate::memory::{self, Backing, PageSize};
+use crate::memory::{Backing, HotplugRegion, Layout, PageSize};
 use crate::migration::postcopy::target::Fetcher;
 use crate::snapshot::memory::MemoryId;
 
@@ -49,6 +49,8 @@ pub struct Plan {
     pub(super) balloon: Option<BalloonConfig>,
     pub(super) entropy: Option<EntropyConfig>,
     pub(super) pmem: Vec<PmemPlan>,
+    /// The region for memory that comes while the guest runs.
+    pub(super) hotplug: Option<HotplugRegion>,
     pub(super) serial: SerialConfig,
     /// Runs from the moment at which the plan was begun.
     pub(super) boot_timer: Option<BootTimer>,
@@ -114,7 +116,7 @@ pub(super) struct VsockPlan {
 
 /// The guest's memory.
 pub(super) struct MemoryPlan {
-    pub(super) mib: u64,
+    pub(super) layout: Layout,
     pub(super) backing: Backing,
     pub(super) pages: PageSize,
 }
@@ -232,12 +234,12 @@ impl Plan {
         let machine = config.machine();
         let source = config.boot_source().ok_or(PlanError::NoBootSource)?;
         let origin = Origin::Boot(Box::new(BootOrigin {
-            memory: MemoryPlan::new(machine),
+            memory: MemoryPlan::new(machine, config.memory_layout()),
             template: config.cpu().map(cpu_template::parsed).unwrap_or_default(),
             boot: BootPlan::new(source, config)?,
         }));
         let courses = config.drives().iter().map(|_| Course::Own(Succession::Raises));
-        let pmem = PmemPlan::all(config.pmem(), owner, memory_end(machine), None)?;
+        let pmem = PmemPlan::all(config.pmem(), owner, memory_end(config.memory_layout()), None)?;
         let plan = Self::from(config, owner, origin, &courses.collect::<Vec<_>>())?;
         Ok(Self {
             boot_timer,
@@ -260,7 +262,7 @@ impl Plan {
         saved: SavedOrigin,
     ) -> Result<Self, PlanError> {
         let going_on = Some((&saved.state, disks));
-        let pmem = PmemPlan::all(config.pmem(), owner, memory_end(config.machine()), going_on)?;
+        let pmem = PmemPlan::all(config.pmem(), owner, memory_end(config.memory_layout()), going_on)?;
         let plan = Self::from(config, owner, Origin::Saved(Box::new(saved)), courses)?;
         Ok(Self { pmem, ..plan })
     }
@@ -310,6 +312,7 @@ impl Plan {
             balloon: config.balloon().cloned(),
             entropy: config.entropy().cloned(),
             pmem: Vec::new(),
+            hotplug: config.memory_layout().hotplug(),
             serial: config.serial().cloned().unwrap_or_default(),
             boot_timer: None,
         })
@@ -317,10 +320,10 @@ impl Plan {
 }
 
 impl MemoryPlan {
-    /// The memory that `machine` asks for.
-    pub(super) fn new(machine: &MachineConfig) -> Self {
+    /// The memory that `machine` asks for, as `layout` has it.
+    pub(super) fn new(machine: &MachineConfig, layout: Layout) -> Self {
         Self {
-            mib: machine.mem_size_mib,
+            layout,
             backing: match machine.memory_backing {
                 MemoryBacking::Anonymous => Backing::Anonymous,
                 MemoryBacking::Memfd => Backing::Shared,
@@ -330,9 +333,9 @@ impl MemoryPlan {
     }
 }
 
-/// Where the memory ends that `machine` asks for.
-fn memory_end(machine: &MachineConfig) -> GuestAddress {
-    let last = memory::ranges(machine.mem_size_mib << 20).last();
+/// Where the memory ends that a guest has, or may have.
+fn memory_end(layout: Layout) -> GuestAddress {
+    let last = layout.ranges().last();
     last.map_or(GuestAddress(0), |(start, bytes)| GuestAddress(start.0 + bytes))
 }
 

@@ -9,14 +9,12 @@ use std::sync::Arc;
 
 use coracle_devices::virtio::blk::{DriveConfig, LossSignal};
 use coracle_devices::virtio::device::VirtioDevice;
-use coracle_devices::virtio::dirty::DirtyPages;
 use coracle_devices::virtio::net::NetworkInterfaceConfig;
 use coracle_storage::lease::{Owner, Succession};
-use vm_memory::GuestMemoryMmap;
 
 use super::assemble::{drive_of, network_of};
 use super::disks::Course;
-use super::places::Wired;
+use super::places::{Reach, Wired};
 use super::plan::{DiskPlan, NetworkPlan, PlanError};
 use super::{BuildError, DriveSlot, LimitGroup, Machine, NetworkSlot, Parts, Running};
 use crate::kvm::vm::Vm;
@@ -50,8 +48,7 @@ pub struct Newcomer {
 /// A place for a device, and what it will be connected to.
 pub struct Socket {
     vm: Arc<Vm>,
-    memory: Arc<GuestMemoryMmap>,
-    dirty: Arc<DirtyPages>,
+    reach: Reach,
     place: u32,
 }
 
@@ -171,8 +168,7 @@ impl Machine<Running> {
         let place = parts.places.vacancy(&parts.devices).ok_or(PlugError::NoVacancy)?;
         Ok(Socket {
             vm: Arc::clone(parts.vm()),
-            memory: Arc::clone(&parts.memory),
-            dirty: parts.lineage.devices(),
+            reach: Reach::new(&parts.memory, parts.lineage.devices(), parts.blocks.clone()),
             place,
         })
     }
@@ -244,7 +240,7 @@ impl Machine<Running> {
 
 impl Socket {
     fn wire(self, id: &str, device: Box<dyn VirtioDevice>) -> Result<Wired, BuildError> {
-        let wired = Wired::new(&self.vm, self.place, device, (&self.memory, self.dirty));
+        let wired = Wired::new(&self.vm, self.place, device, &self.reach);
         wired.map_err(|error| error.of(id))
     }
 }

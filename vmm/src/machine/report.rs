@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coracle_devices::mmds::Mmds;
 use coracle_devices::virtio::balloon::BalloonCounts;
 use coracle_devices::virtio::blk::{BlkControl, BlkMetrics, LatencyAggregate};
+use coracle_devices::virtio::mem::{MemCounts, OfRequest};
 use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::pmem::PmemCounts;
 use coracle_devices::virtio::rng::EntropyCounts;
@@ -32,6 +33,13 @@ impl<P> Machine<P> {
         if let Some(control) = &self.parts.balloon {
             let counts = Arc::clone(control.counts());
             registry.add("balloon", Box::new(move |section| balloon(&counts, section)));
+        }
+        if let Some(control) = &self.parts.memory_hotplug {
+            let counts = Arc::clone(control.counts());
+            registry.add(
+                "memory_hotplug",
+                Box::new(move |section| memory_hotplug(&counts, section)),
+            );
         }
         if let Some(counts) = self.parts.entropy_counts.clone() {
             registry.add("entropy", Box::new(move |section| entropy(&counts, section)));
@@ -276,6 +284,35 @@ fn pmem(counts: &PmemCounts, section: &mut Section) {
     ] {
         section.counter(name, loaded(counter));
     }
+}
+
+/// What memory that comes and goes counts.
+fn memory_hotplug(counts: &MemCounts, section: &mut Section) {
+    section.counter("queue_event_count", loaded(&counts.requests));
+    section.counter("queue_event_fails", loaded(&counts.guest_faults));
+    for (names, of_request) in [
+        (["plug_agg", "plug_count", "plug_fails"], &counts.plug),
+        (["unplug_agg", "unplug_count", "unplug_fails"], &counts.unplug),
+        (
+            ["unplug_all_agg", "unplug_all_count", "unplug_all_fails"],
+            &counts.unplug_all,
+        ),
+        (["state_agg", "state_count", "state_fails"], &counts.state),
+    ] {
+        let [latency, count, fails] = names;
+        let OfRequest {
+            min_us,
+            max_us,
+            sum_us,
+            ..
+        } = of_request;
+        section.latency(latency, [min_us, max_us, sum_us].map(loaded));
+        section.counter(count, loaded(&of_request.count));
+        section.counter(fails, loaded(&of_request.fails));
+    }
+    section.counter("plug_bytes", loaded(&counts.plug_bytes));
+    section.counter("unplug_bytes", loaded(&counts.unplug_bytes));
+    section.counter("unplug_discard_fails", loaded(&counts.discard_fails));
 }
 
 fn entropy(counts: &EntropyCounts, section: &mut Section) {

@@ -2,12 +2,13 @@
 
 use coracle_devices::i8042::I8042StateError;
 use coracle_devices::serial::SerialPortStateError;
+use coracle_devices::virtio::device::DeviceKind;
 use coracle_devices::virtio::mmio;
 use coracle_devices::vmgenid::GenerationError;
 use kvm_ioctls::VcpuFd;
 
 use super::places::PlacesError;
-use super::state::MachineState;
+use super::state::{MachineState, VirtioState};
 use super::{NO_PANIC, Parts};
 use crate::arch::x86_64::cpuid::Cpuid;
 use crate::arch::x86_64::cpuid::compatibility::{self, CompatibilityError};
@@ -93,7 +94,13 @@ impl Parts {
     /// Gives the fresh parts `state`, and the vCPUs, which have no threads yet. Devices stay paused. Processors first,
     /// then the controllers between them and the devices, and last those devices that may raise their lines at once.
     pub(super) fn restore(&self, vcpus: &[VcpuFd], state: &MachineState) -> Result<(), RestoreError> {
-        for (slot, saved) in self.devices.iter().zip(&state.virtio) {
+        // Memory that has come is there before anything is looked for in it: rings of other devices, or a page of a processor.
+        let is_memory = |saved: &VirtioState| saved.transport.device.kind() == DeviceKind::Memory;
+        let all = || self.devices.iter().zip(&state.virtio);
+        let memory_first = all()
+            .filter(|(_, saved)| is_memory(saved))
+            .chain(all().filter(|(_, saved)| !is_memory(saved)));
+        for (slot, saved) in memory_first {
             if slot.id != saved.id {
                 return Err(RestoreError::OtherDevice {
                     saved: saved.id.clone(),

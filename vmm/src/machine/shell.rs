@@ -10,6 +10,7 @@ use crate::arch::x86_64::cpuid::compatibility::{self, CompatibilityError};
 use crate::arch::x86_64::cpuid::{Cpuid, CpuidError};
 use crate::kvm::KvmError;
 use crate::kvm::vm::{self, DirtyLog, Vm};
+use crate::memory::HotplugRegion;
 use crate::memory::mapped::Mapping;
 
 /// A virtual machine with its memory and its vCPUs, which nobody has given any state. A guest that stands still does not have to
@@ -21,20 +22,21 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// One with `memory`, `files` beside it and so many vCPUs.
+    /// One with `memory`, `files` beside it and so many vCPUs. The guest reaches nothing yet of the region `hotplug`.
     ///
     /// # Errors
     ///
     /// When KVM is not there, or refuses.
     pub fn new(
         memory: &Arc<GuestMemoryMmap>,
+        hotplug: Option<HotplugRegion>,
         files: Vec<Arc<Mapping>>,
         vcpus: u8,
         dirty_log: DirtyLog,
     ) -> Result<Self, KvmError> {
         let kvm = vm::open()?;
         vm::check_vcpu_count(&kvm, vcpus)?;
-        let vm = Vm::with_files(&kvm, Arc::clone(memory), files, dirty_log)?;
+        let vm = Vm::with_files(&kvm, Arc::clone(memory), hotplug, files, dirty_log)?;
         let made: Result<_, _> = (0..vcpus).map(|index| vm.create_vcpu(index)).collect();
         Ok(Self {
             vcpus: made?,

@@ -1,6 +1,8 @@
 //! Guest memory that is all there before anybody sees it.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+};
 
 use coracle_storage::pipeline::PipelineError;
 
@@ -40,7 +42,8 @@ pub(super) fn load(
         }
         match reader.next(None)? {
             Read::Chunk(chunk) => {
-                put(&chunk, guest_address(table, chunk.chunk), memory)?;
+                let ranges = memory.iter().map(|region| (region.start_addr(), region.len()));
+                put(&chunk, guest_address(ranges, chunk.chunk), memory)?;
                 reader.recycle(chunk);
             }
             Read::Lost(_, error) => return Err(error.into()),

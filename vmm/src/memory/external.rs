@@ -18,7 +18,7 @@ use serde::Serialize;
 use vm_memory::GuestMemoryMmap;
 
 use super::userfault::{HostRange, Userfault, UserfaultError};
-use super::{Backing, MemoryError, PageSize, allocate, slots};
+use super::{Backing, Layout, MemoryError, PageSize, allocate, slots};
 use crate::snapshot::memory::PAGE_BYTES;
 
 /// How long the other process may take to accept a connection and a message.
@@ -75,27 +75,27 @@ struct Mapping {
 /// (UFFD_EVENT_REMOVE), and fills it with zeros from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returns {
-    /// It has a balloon.
+    /// It has a balloon, or memory that comes and goes.
     Some,
     /// It has none.
     None,
 }
 
-/// Makes `mib` MiB of memory that is filled by the process that listens on `socket`.
+/// Makes memory as `layout` has it that is filled by the process that listens on `socket`.
 ///
 /// # Errors
 ///
 /// When there is nobody, or the host lacks something.
 pub fn restore_by(
     socket: &str,
-    mib: u64,
+    layout: impl Into<Layout>,
     pages: PageSize,
     returns: Returns,
 ) -> Result<(Arc<GuestMemoryMmap>, External), ExternalError> {
     if pages == PageSize::Huge2Mib {
         return Err(ExternalError::HugePages);
     }
-    let memory = allocate(mib, Backing::Anonymous, pages)?;
+    let memory = allocate(layout, Backing::Anonymous, pages)?;
     let userfault = match returns {
         Returns::Some => Userfault::telling_of_removal(),
         Returns::None => Userfault::new(),

@@ -12,8 +12,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::Slot;
 
-/// The first of KVM's slots for files; those for memory come before.
-const SLOT_FIRST: u32 = 256;
+/// The first of KVM's slots for files; those before are of memory that the guest boots with, and those for memory that comes
+/// begin behind all files that a machine has room for.
+const SLOT_FIRST: u32 = 16;
 
 /// A file in the address space of this process, where nobody here touches it: a page that the host cannot bring would be a
 /// SIGBUS. Behind the end of one that is only read there are zeros.
@@ -142,7 +143,7 @@ mod tests {
         medium.complete().unwrap();
         let mapping = mapped(&medium);
         let slot = mapping.slot(3);
-        assert_eq!((slot.index, slot.guest_address.0), (259, 1 << 38));
+        assert_eq!((slot.index, slot.guest_address.0), (SLOT_FIRST + 3, 1 << 38));
         assert_eq!((slot.size_bytes, slot.host_address % (2 * MIB)), (2 * MIB, 0));
         let last = usize::try_from(2 * MIB - 1).unwrap();
         // SAFETY: the mapping lives, and is as long as that.

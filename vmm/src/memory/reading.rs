@@ -16,7 +16,7 @@ use coracle_storage::request::{Completion, Durability, Failure, Operation, Reque
 use vm_memory::GuestAddress;
 
 use super::chunk::Pages;
-use super::ranges;
+use super::layout::Layout;
 use crate::snapshot::memory::{CHUNK_BYTES, MemoryTable};
 
 /// How many chunks are read at a time.
@@ -27,6 +27,8 @@ pub(super) struct Saved {
     /// The file's name, for messages.
     pub(super) path: String,
     pub(super) table: Arc<MemoryTable>,
+    /// Where the guest has it.
+    pub(super) layout: Layout,
 }
 
 /// Reads chunks, several at a time.
@@ -151,7 +153,7 @@ impl ChunkReader {
         let mut buffer = self.buffers.remove(&chunk).expect("what is read has a buffer");
         let table = &self.saved.table;
         let path = || self.saved.path.clone();
-        let address = guest_address(table, chunk).0;
+        let address = guest_address(self.saved.layout.ranges(), chunk).0;
         if let Err(source) = completion.outcome {
             let path = path();
             return Read::Lost(
@@ -180,10 +182,10 @@ pub(super) fn saved_chunks(table: &MemoryTable) -> impl Iterator<Item = usize> {
     (0..table.chunks()).filter(|chunk| table.mask(*chunk) != 0)
 }
 
-/// Where the guest sees `chunk`, which is one of its memory.
-pub(super) fn guest_address(table: &MemoryTable, chunk: usize) -> GuestAddress {
+/// Where the guest sees `chunk`, which is one of its memory; that has these `ranges`.
+pub(super) fn guest_address(ranges: impl Iterator<Item = (GuestAddress, u64)>, chunk: usize) -> GuestAddress {
     let mut offset_bytes = (chunk * CHUNK_BYTES) as u64;
-    for (start, len_bytes) in ranges(table.size_bytes()) {
+    for (start, len_bytes) in ranges {
         if offset_bytes < len_bytes {
             return GuestAddress(start.0 + offset_bytes);
         }

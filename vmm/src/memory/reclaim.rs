@@ -9,7 +9,7 @@ use std::io;
 use coracle_devices::virtio::balloon::Reclaim;
 use coracle_storage::request::Segment;
 use rustix::mm::{Advice, madvise};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::snapshot::memory::PAGE_BYTES;
 
@@ -50,18 +50,39 @@ impl Reclaimer {
     }
 }
 
-impl Reclaim for Reclaimer {
-    fn reclaim(&mut self, segment: Segment) -> io::Result<u64> {
-        let start = segment.address();
+impl Reclaimer {
+    /// Gives back those pages that lie wholly within `len_bytes` of `memory` at `start`; returns how many bytes they have.
+    ///
+    /// # Errors
+    ///
+    /// What the host answers, or that this is not memory of one region.
+    pub fn give_back(
+        &self,
+        memory: &GuestMemoryMmap,
+        start: GuestAddress,
+        len_bytes: usize,
+    ) -> io::Result<u64> {
+        let slice = memory.get_slice(start, len_bytes).map_err(io::Error::other)?;
+        self.advise(slice.ptr_guard_mut().as_ptr(), len_bytes)
+    }
+
+    /// Does that with mapped guest memory.
+    fn advise(&self, start: *mut u8, len_bytes: usize) -> io::Result<u64> {
         let lead = start.addr().next_multiple_of(self.page_bytes) - start.addr();
-        let len_bytes = segment.len_bytes().saturating_sub(lead) / self.page_bytes * self.page_bytes;
+        let len_bytes = len_bytes.saturating_sub(lead) / self.page_bytes * self.page_bytes;
         if len_bytes == 0 {
             return Ok(0);
         }
-        // SAFETY: a segment is a range of guest memory that stays mapped, of which nobody holds references: guest memory is
+        // SAFETY: both callers name a range of guest memory that stays mapped, of which nobody holds references: guest memory is
         // reached by volatile accesses and by the kernel only. Who reaches it afterwards finds bytes that the guest may have.
         unsafe { madvise(start.wrapping_add(lead).cast(), len_bytes, self.advice) }?;
         Ok(len_bytes as u64)
+    }
+}
+
+impl Reclaim for Reclaimer {
+    fn reclaim(&mut self, segment: Segment) -> io::Result<u64> {
+        self.advise(segment.address(), segment.len_bytes())
     }
 }
 
@@ -73,7 +94,7 @@ mod tests {
     use std::ptr::NonNull;
     use std::sync::Arc;
 
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     use super::*;
     use crate::memory::{Backing, PageSize, allocate, map_copy_on_write};
@@ -126,7 +147,7 @@ mod tests {
     fn what_is_written_over_a_mapped_file_goes_back_and_the_file_stays() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
-        let memory = map_copy_on_write(file, 1 << 20, PageSize::Base).unwrap();
+        let memory = map_copy_on_write(file, 1.into(), PageSize::Base).unwrap();
         assert_eq!(given_back(&memory), [7, 0, 0, 7, 7]);
     }
 

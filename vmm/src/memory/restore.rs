@@ -27,7 +27,7 @@ use super::pager::{Guarded, Pager};
 use super::reading::{ChunkReader, DEPTH, Saved};
 use super::userfault::UserfaultError;
 use super::working_set;
-use super::{Backing, MIB, MemoryError, PageSize, allocate};
+use super::{Backing, HotplugRegion, Layout, MIB, MemoryError, PageSize, allocate};
 use crate::end::Ending;
 use crate::snapshot::memory::{Kind, MemoryTable, TRAILER_BYTES, Trailer, TrailerError, file_bytes};
 use crate::snapshot::unopened::{self, Part, UnopenedError};
@@ -39,12 +39,26 @@ pub struct SavedMemory<'a> {
     pub path: &'a str,
     /// What it has, as a full one: diffs are merged before.
     pub table: Arc<MemoryTable>,
+    /// The region of it to which memory comes while the guest runs.
+    pub hotplug: Option<HotplugRegion>,
     /// Whether that is checked.
     pub verify: Verify,
     /// The pages of the mapping.
     pub pages: PageSize,
     /// Who asks.
     pub owner: &'a Owner,
+}
+
+impl SavedMemory<'_> {
+    /// Where the guest has what the table has.
+    fn layout(&self) -> Layout {
+        let hotplug_bytes = self.hotplug.map_or(0, |hotplug| hotplug.size_bytes);
+        let boot_bytes = self.table.size_bytes().saturating_sub(hotplug_bytes);
+        Layout {
+            boot_mib: boot_bytes / MIB,
+            hotplug: self.hotplug,
+        }
+    }
 }
 
 /// Whether memory is checked before anybody sees it.
@@ -151,7 +165,7 @@ pub fn restore(
         let path = saved.path.to_owned();
         return Err(RestoreError::Diff { path });
     }
-    if size_bytes == 0 || !size_bytes.is_multiple_of(MIB) {
+    if saved.layout().size_bytes() != size_bytes || size_bytes == 0 {
         return Err(RestoreError::Size { size_bytes });
     }
     let can_be_mapped = saved.pages != PageSize::Huge2Mib
@@ -163,11 +177,12 @@ pub fn restore(
     let first = learn_working_set(&saved);
     let image = opened(&saved)?;
     let pipeline = PreparedPipeline::new(image, DEPTH);
-    let memory = allocate(size_bytes / MIB, Backing::Anonymous, saved.pages)?;
+    let memory = allocate(saved.layout(), Backing::Anonymous, saved.pages)?;
     let guarded = guarded(&memory, saved.pages);
     let file = Arc::new(Saved {
         path: saved.path.to_owned(),
         table: Arc::clone(&saved.table),
+        layout: saved.layout(),
     });
     let not_started = |source| RestoreError::Start {
         path: saved.path.to_owned(),
@@ -261,7 +276,7 @@ fn mapped(saved: &SavedMemory<'_>) -> Result<Arc<GuestMemoryMmap>, RestoreError>
     let size_bytes = saved.table.size_bytes();
     file.read_exact_at(&mut trailer, size_bytes).map_err(host)?;
     check_trailer(saved, &trailer)?;
-    Ok(super::map_copy_on_write(file, size_bytes, saved.pages)?)
+    Ok(super::map_copy_on_write(file, saved.layout(), saved.pages)?)
 }
 
 fn open_regular(path: &str) -> io::Result<File> {

@@ -127,6 +127,7 @@ impl Snapshot {
         SavedMemory {
             path: &self.path,
             table: Arc::clone(&self.table),
+            hotplug: None,
             verify,
             pages: PageSize::Base,
             owner,

@@ -163,7 +163,7 @@ impl Job {
         let config = self.check(&hello)?;
         let machine = config.machine();
         let memory = memory::allocate(
-            machine.mem_size_mib,
+            config.memory_layout(),
             Backing::Anonymous,
             page_size(machine.huge_pages),
         )?;
@@ -172,7 +172,13 @@ impl Job {
             virtio: config.virtio_devices(),
         };
         // All that KVM has to make before it is needed, and before a byte of memory moves: it may refuse.
-        let shell = Shell::new(&memory, Vec::new(), machine.vcpu_count, dirty_log(machine))?;
+        let shell = Shell::new(
+            &memory,
+            config.memory_layout().hotplug(),
+            Vec::new(),
+            machine.vcpu_count,
+            dirty_log(machine),
+        )?;
         let supported = shell.supported().map_err(CompatibilityError::from)?;
         let created = self.copies.create(&hello.copies, config.drives(), &self.owner);
         created.map_err(|error| ReceiveError::Refused(crate::api::chain(&error)))?;

@@ -9,7 +9,7 @@ use seccompiler::{BpfProgram, TargetArch};
 use serde_json::{Map, Value, json};
 
 /// The filters of a policy: that of the start, and one for each kind of thread.
-pub(super) const KINDS: [&str; 16] = [
+pub(super) const KINDS: [&str; 17] = [
     "start",
     "vmm",
     "api",
@@ -23,6 +23,7 @@ pub(super) const KINDS: [&str; 16] = [
     "net",
     "vsock",
     "balloon",
+    "memory",
     "pmem",
     "pager",
     "mover",
@@ -34,7 +35,7 @@ pub(super) const NO_CLONE3: &str = "no_clone3";
 /// What libraries ask for and do without where it is answered with ENOSYS: so no thread that does little has to be allowed it.
 pub(super) const DISPENSABLE: &str = "dispensable";
 /// The kinds of threads that do much, and are allowed it; and the one whose work it is.
-const AT_LARGE: [&str; 4] = ["vmm", "pager", "mover", "balloon"];
+const AT_LARGE: [&str; 5] = ["vmm", "pager", "mover", "balloon", "memory"];
 
 /// At a thread's end, to give back a stack that the next thread has anyway, and to hear no signals any more, of which these
 /// threads get none; and to let the other end of a channel go on that was interrupted, for which one may spin instead.

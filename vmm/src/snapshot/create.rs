@@ -38,6 +38,8 @@ pub struct Job {
 pub enum Pages {
     /// All that are not zeros.
     All(Untouched),
+    /// Those of these that are not zeros: the others are none of the guest's.
+    Among(PageSet),
     /// Those that were written since another snapshot.
     Written {
         /// The memory of that.
@@ -183,6 +185,7 @@ impl Job {
         let draft = Draft::create(path, file_bytes(size_bytes)).map_err(failed(path))?;
         let content = match &self.pages {
             Pages::All(untouched) => Content::Full(*untouched),
+            Pages::Among(pages) => Content::Among(pages),
             Pages::Written { parent, written } => Content::Diff {
                 parent: *parent,
                 written,

@@ -218,7 +218,7 @@ impl StateFile {
             source: Box::new(source),
         })?;
         let table = state.take::<MemoryTableState>(MEMORY).map_err(wrong)?;
-        let size_bytes = config.machine().mem_size_mib << 20;
+        let size_bytes = config.memory_layout().size_bytes();
         let table = MemoryTable::restore(&table, size_bytes, signer, state.cipher())
             .map_err(|source| LoadError::Table { path: path(), source })?;
         let counts = Counts {
@@ -283,6 +283,7 @@ impl Job {
                 let saved = SavedMemory {
                     path,
                     table: Arc::new(snapshot.table),
+                    hotplug: config.memory_layout().hotplug(),
                     verify: match self.load.verify {
                         Verify::Lazy => restore::Verify::Chunks,
                         Verify::Off => restore::Verify::Off,
@@ -293,13 +294,13 @@ impl Job {
                 restore::restore(saved, &self.ending)?
             }
             MemBackendType::Uffd => {
-                let mib = config.machine().mem_size_mib;
-                let returns = match config.balloon() {
-                    Some(_) => Returns::Some,
-                    None => Returns::None,
+                let layout = config.memory_layout();
+                let returns = match (config.balloon(), layout.hotplug()) {
+                    (None, None) => Returns::None,
+                    _ => Returns::Some,
                 };
                 // Its guard stays, whatever becomes of what is returned.
-                let (memory, _guard) = external::restore_by(path, mib, pages, returns)?;
+                let (memory, _guard) = external::restore_by(path, layout, pages, returns)?;
                 (memory, None)
             }
         };

@@ -29,7 +29,7 @@ impl<'a> Guest<'a> {
         let memory = memory(MEMORY_BYTES);
         let driver = DriverRing::new(&memory, 0x1000, QUEUE_SIZE);
         let device = (subject.make)();
-        let features = (features & device.features()) | VERSION_1;
+        let features = (features & device.features()) | VERSION_1 | device.features_needed();
         let transport = MmioTransport::new(device, memory).unwrap();
         Self {
             subject,

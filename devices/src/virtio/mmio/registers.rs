@@ -57,9 +57,10 @@ impl Registers {
         }
     }
 
-    /// Whether the driver asks for nothing that was not offered, and knows virtio 1.
-    pub(super) fn features_are_within(&self, offered: u64) -> bool {
-        self.driver_features & !offered == 0 && self.driver_features & FEATURE_VERSION_1 != 0
+    /// Whether the driver asks for nothing that was not offered, and knows virtio 1 and what is `needed`.
+    pub(super) fn features_are_within(&self, offered: u64, needed: u64) -> bool {
+        let needed = needed | FEATURE_VERSION_1;
+        self.driver_features & !offered == 0 && self.driver_features & needed == needed
     }
 
     pub(super) fn write_driver_features(&mut self, value: u32) {

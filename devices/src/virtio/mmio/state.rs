@@ -183,13 +183,14 @@ impl MmioTransport {
         check_start(state)?;
         let config_seen = <[u8; CONFIG_BYTES_MAX]>::try_from(state.config_seen.as_slice())
             .map_err(|_| RestoreError::Impossible("its configuration space has another length"))?;
+        // Before its rings are looked for: those of memory that comes may lie in what has come.
+        self.device.restore(&state.device)?;
         let session = if state.is_started {
             let positions = state.queues.iter().map(|queue| queue.position);
             Some(self.session(&registers, positions)?)
         } else {
             None
         };
-        self.device.restore(&state.device)?;
         self.registers = registers;
         self.generation = state.config_generation;
         self.config_seen = config_seen;
@@ -240,11 +241,11 @@ impl MmioTransport {
         registers.driver_features_sel = state.driver_features_sel;
         registers.driver_features = features;
         registers.queue_sel = state.queue_sel;
-        let offered = self.device.features();
+        let (offered, needed) = (self.device.features(), self.device.features_needed());
         // What comes before FEATURES_OK is only a wish.
-        if state.status & status::FEATURES_OK != 0 && !registers.features_are_within(offered) {
+        if state.status & status::FEATURES_OK != 0 && !registers.features_are_within(offered, needed) {
             return Err(match features & !offered {
-                0 => RestoreError::Impossible("its driver does not know virtio 1"),
+                0 => RestoreError::Impossible("its driver does not know what the device needs it to know"),
                 missing => RestoreError::Features { missing },
             });
         }

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use coracle_storage::request::Segment;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::virtio::mem::Blocks;
+
 /// What may be looked at in memory that the guest changes meanwhile.
 ///
 /// # Safety
@@ -32,6 +34,8 @@ unsafe impl Cell for AtomicU64 {}
 #[derive(Debug)]
 pub(super) struct Map {
     regions: Box<[Region]>,
+    /// Of the region that they are of, what is memory.
+    blocks: Option<Arc<Blocks>>,
     memory: Arc<GuestMemoryMmap>,
 }
 
@@ -56,26 +60,39 @@ impl Map {
                 host: region.as_ptr(),
             })
             .collect();
-        Self { regions, memory }
+        Self {
+            regions,
+            blocks: None,
+            memory,
+        }
     }
 
-    /// The host address of `address`, and how many bytes from there lie in the same region.
+    /// From now on what is not plugged of `blocks` is no memory.
+    pub(super) fn restrict(&mut self, blocks: Arc<Blocks>) {
+        self.blocks = Some(blocks);
+    }
+
+    /// The host address of `address`, and how many bytes from there lie in the same region; or at least as many as are wanted.
     #[inline]
-    fn locate(&self, address: u64) -> Option<(NonNull<u8>, u64)> {
+    fn locate(&self, address: u64, wanted_bytes: u64) -> Option<(NonNull<u8>, u64)> {
         self.regions.iter().find_map(|region| {
             let offset = address.wrapping_sub(region.start);
             if offset >= region.len_bytes {
                 return None;
             }
             let host = region.host.wrapping_add(usize::try_from(offset).ok()?);
-            Some((NonNull::new(host)?, region.len_bytes - offset))
+            let room_bytes = match &self.blocks {
+                Some(blocks) if blocks.start() == region.start => blocks.plugged_from(offset, wanted_bytes),
+                _ => region.len_bytes - offset,
+            };
+            Some((NonNull::new(host)?, room_bytes)).filter(|_| room_bytes > 0)
         })
     }
 
     /// `count` cells at `address`; `None` unless they are aligned and lie wholly inside one region.
     pub(super) fn cells<T: Cell>(&self, address: u64, count: usize) -> Option<&[T]> {
-        let (host, room_bytes) = self.locate(address)?;
         let len_bytes = u64::try_from(count.checked_mul(size_of::<T>())?).ok()?;
+        let (host, room_bytes) = self.locate(address, len_bytes)?;
         let cells = host.cast::<T>();
         if len_bytes > room_bytes || !cells.is_aligned() {
             return None;
@@ -108,7 +125,7 @@ impl Map {
     ) -> Result<(), u64> {
         let (mut address, mut left_bytes) = (address, u64::from(len_bytes));
         while left_bytes > 0 {
-            let (host, room_bytes) = self.locate(address).ok_or(address)?;
+            let (host, room_bytes) = self.locate(address, left_bytes).ok_or(address)?;
             let piece_bytes = left_bytes.min(room_bytes);
             let len = usize::try_from(piece_bytes).map_err(|_| address)?;
             // SAFETY: the range lies inside one mapping. A queue's session holds the memory, and a

@@ -144,6 +144,10 @@ pub(crate) const TARGETS: &[Target] = &[
         run: virtio::run_blk,
     },
     Target {
+        name: "virtio-mem",
+        run: virtio::run_mem,
+    },
+    Target {
         name: "virtio-mmio",
         run: virtio::run_null,
     },

@@ -5,6 +5,7 @@ mod null;
 
 use std::cell::RefCell;
 use std::io::Write as _;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -14,6 +15,7 @@ use coracle_devices::bus::BusDevice;
 use coracle_devices::virtio::balloon::{Balloon, BalloonConfig, Reclaim};
 use coracle_devices::virtio::blk::{Blk, DriveConfig};
 use coracle_devices::virtio::device::VirtioDevice;
+use coracle_devices::virtio::mem::{Blocks, Geometry, Mem, Slots};
 use coracle_devices::virtio::mmio::{MMIO_LEN, MmioTransport, QUEUE_NOTIFY};
 use coracle_devices::virtio::net::{Net, NetworkInterfaceConfig, Tap};
 use coracle_devices::virtio::pmem::{Medium, Pmem, PmemConfig, PmemRange};
@@ -153,6 +155,62 @@ pub(crate) fn run_balloon(data: &[u8]) {
         let (device, control) =
             Balloon::new(&config, Box::new(Host)).expect("a thread and a descriptor: none leaks");
         control.start_hinting(true);
+        Box::new(device)
+    };
+    run(make, data);
+}
+
+/// Whatever the host is asked for lies in the region, and is asked for in an order that makes sense.
+pub(crate) fn run_mem(data: &[u8]) {
+    const SLOT: u64 = 128 << 20;
+    const SIZE: u64 = 2 * SLOT;
+    #[derive(Default)]
+    struct Host([bool; 2]);
+    impl Host {
+        fn set(&mut self, slot: u64, is_shown: bool) {
+            let slot = usize::try_from(slot).expect("a small number");
+            let before = self.0.get_mut(slot).expect("there are two slots");
+            assert_ne!(
+                std::mem::replace(before, is_shown),
+                is_shown,
+                "nothing is asked for twice"
+            );
+        }
+    }
+    impl Slots for Host {
+        fn show(&mut self, slot: u64) -> std::io::Result<()> {
+            self.set(slot, true);
+            Ok(())
+        }
+
+        fn came(&mut self, range: Range<u64>) {
+            assert!(range.start < range.end && range.end <= SIZE);
+            let mut slots = self.0.iter().zip(0_u64..);
+            let is_in = |slot: u64| slot * SLOT < range.end && range.start < (slot + 1) * SLOT;
+            assert!(
+                slots.all(|(is_shown, slot)| *is_shown || !is_in(slot)),
+                "it is reached"
+            );
+        }
+
+        fn hide(&mut self, slot: u64) -> std::io::Result<()> {
+            self.set(slot, false);
+            Ok(())
+        }
+
+        fn discard(&mut self, range: Range<u64>) -> std::io::Result<()> {
+            assert!(range.start < range.end && range.end <= SIZE);
+            Ok(())
+        }
+    }
+    let make: &Make = &|| {
+        let geometry = Geometry {
+            blocks: Arc::new(Blocks::new(4 << 30, SIZE, 2 << 20)),
+            slot_bytes: SLOT,
+        };
+        let (device, control) =
+            Mem::new(geometry, Box::<Host>::default()).expect("a thread and a descriptor: none leaks");
+        control.request(130);
         Box::new(device)
     };
     run(make, data);

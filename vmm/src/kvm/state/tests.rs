@@ -27,7 +27,7 @@ const TSC: u32 = 0x10;
 /// A machine whose only vCPU is as after power-on.
 fn fresh(kvm: &Kvm) -> (VcpuFd, Vm) {
     let memory = allocate(2, Backing::Anonymous, PageSize::Base).unwrap();
-    let vm = Vm::new(kvm, memory, DirtyLog::On).unwrap();
+    let vm = Vm::new(kvm, memory, None, DirtyLog::On).unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
     let topology = Topology::new(1, Smt::Off).unwrap();
     let cpu = Cpu::new(kvm, topology, CpuTemplate::default()).unwrap();

@@ -392,7 +392,7 @@ impl Loading {
 
 /// Without it nothing is lost but time.
 pub(super) fn record_working_set(saved: &Saved, recorder: &Recorder) {
-    let Saved { path, table } = saved;
+    let Saved { path, table, .. } = saved;
     if let Err(error) = recorder.write(path, table.id()) {
         let reason = chain(&error);
         log::debug!("the working set of memory file `{path}` is not recorded: {reason}");

@@ -136,6 +136,7 @@ impl Rig {
         let saved = Arc::new(Saved {
             path: snapshot.path.clone(),
             table: Arc::clone(&snapshot.table),
+            layout: (snapshot.bytes.len() as u64 / MIB).into(),
         });
         let ending = Ending::new().unwrap();
         let pipeline = PreparedPipeline::new(image, crate::memory::reading::DEPTH);
@@ -342,7 +343,7 @@ fn vcpu(rig: &Rig, vm: &Vm) -> (VcpuFd, u8) {
 
 fn vm(rig: &Rig) -> Vm {
     let kvm = crate::kvm::vm::open().unwrap();
-    Vm::new(&kvm, Arc::clone(&rig.memory), DirtyLog::Off).unwrap()
+    Vm::new(&kvm, Arc::clone(&rig.memory), None, DirtyLog::Off).unwrap()
 }
 
 #[test]

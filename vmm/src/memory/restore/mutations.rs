@@ -271,6 +271,7 @@ fn eagerly(saved: &SavedMemory<'_>) -> Result<Vec<u8>, RestoreError> {
     let file = Arc::new(Saved {
         path: saved.path.to_owned(),
         table: Arc::clone(&saved.table),
+        layout: saved.layout(),
     });
     let reader = ChunkReader::bind(PreparedPipeline::new(image, DEPTH), file).unwrap();
     let memory = allocate(saved.table.size_bytes() / MIB, Backing::Anonymous, saved.pages).unwrap();
@@ -311,6 +312,7 @@ fn a_memory_file_that_was_changed_is_refused_unless_the_guest_gets_what_was_save
     let saved = || SavedMemory {
         path: &path,
         table: Arc::clone(&table),
+        hotplug: None,
         verify: Verify::Chunks,
         pages: PageSize::Base,
         owner: &owner,

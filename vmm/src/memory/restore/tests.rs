@@ -209,6 +209,7 @@ fn a_file_that_is_cut_off_under_the_pager_ends_the_machine() {
     let file = Arc::new(Saved {
         path: snapshot.path.clone(),
         table: Arc::clone(&saved.table),
+        layout: saved.layout(),
     });
     let pipeline = PreparedPipeline::new(image, DEPTH);
     let pager = Pager::start(guarded, file, pipeline, Vec::new(), ending.clone()).unwrap();
@@ -309,6 +310,7 @@ fn eagerly(snapshot: &Snapshot) -> Result<Vec<u8>, LoadError> {
     let file = Arc::new(Saved {
         path: snapshot.path.clone(),
         table: Arc::clone(&snapshot.table),
+        layout: (snapshot.bytes.len() as u64 / MIB).into(),
     });
     let reader = ChunkReader::bind(PreparedPipeline::new(image, DEPTH), file).unwrap();
     let len = snapshot.bytes.len();

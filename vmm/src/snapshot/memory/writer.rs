@@ -38,6 +38,8 @@ const LANES_MAX: usize = 2;
 pub enum Content<'a> {
     /// All that are not zeros.
     Full(Untouched),
+    /// Those of these that are not zeros; the others are taken for zeros, whatever is in them.
+    Among(&'a PageSet),
     /// Those that were written since the parent's file was.
     Diff {
         /// The memory that the file goes on from.
@@ -144,6 +146,7 @@ pub fn write(
     let (kind, candidates) = match content {
         Content::Full(Untouched::Zeros) => (Kind::Full, &residence::touched(memory)),
         Content::Full(Untouched::Anything) => (Kind::Full, &PageSet::full(size_bytes)),
+        Content::Among(pages) => (Kind::Full, pages),
         Content::Diff { parent, written } => (Kind::Diff { parent }, written),
     };
     let job = Job {
@@ -168,10 +171,12 @@ fn check_sizes(size_bytes: u64, content: &Content<'_>, image: &dyn Backend) -> R
         return Err(WriteError::FileSize { found, expected });
     }
     match content {
-        Content::Diff { written, .. } if written.size_bytes() != size_bytes => Err(WriteError::PageSet {
-            found: written.size_bytes(),
-            expected: size_bytes,
-        }),
+        Content::Among(pages) | Content::Diff { written: pages, .. } if pages.size_bytes() != size_bytes => {
+            Err(WriteError::PageSet {
+                found: pages.size_bytes(),
+                expected: size_bytes,
+            })
+        }
         _ => Ok(()),
     }
 }

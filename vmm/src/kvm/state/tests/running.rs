@@ -73,7 +73,7 @@ impl Rig {
         install_kick_handler().unwrap();
         let memory = allocate(2, Backing::Anonymous, PageSize::Base).unwrap();
         memory.write_slice(code, CODE).unwrap();
-        let vm = Vm::new(kvm, Arc::clone(&memory), DirtyLog::On).unwrap();
+        let vm = Vm::new(kvm, Arc::clone(&memory), None, DirtyLog::On).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
         let topology = Topology::new(1, Smt::Off).unwrap();
         let cpu = Cpu::new(kvm, topology, CpuTemplate::default()).unwrap();

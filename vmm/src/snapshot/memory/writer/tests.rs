@@ -63,6 +63,34 @@ fn memory_that_may_be_anything_is_read_where_nobody_has_touched_it() {
 }
 
 #[test]
+fn what_is_none_of_the_guests_pages_is_zeros_whatever_is_in_it() {
+    let memory = memory(2);
+    [3, 9].iter().for_each(|page| fill_page(&memory, *page, 1));
+    let scratch = Scratch::new(2);
+    let progress = Progress::new();
+    let its = set(2 * MIB, [3, 4]);
+    let table = write(
+        &memory,
+        plain(1),
+        Content::Among(&its),
+        scratch.image(),
+        &progress,
+    )
+    .unwrap();
+    assert_eq!(table.kind(), Kind::Full);
+    assert!(table.pages().count() == 1 && table.pages().contains(3));
+    let other = set(4 * MIB, [3]);
+    let refused = write(
+        &memory,
+        plain(1),
+        Content::Among(&other),
+        scratch.image(),
+        &progress,
+    );
+    assert!(matches!(refused, Err(WriteError::PageSet { .. })));
+}
+
+#[test]
 fn a_diff_has_the_pages_that_were_written_and_takes_no_space_for_zeros() {
     let memory = memory(4);
     PAGES.iter().for_each(|page| fill_page(&memory, *page % 1024, 1));

@@ -1,0 +1,336 @@
+//! The region, and what requests do to it.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::blocks::{BlockState, Blocks};
+use super::request::{Request, RequestedRange, Response};
+use super::{MemState, Slots};
+use crate::complaints::Complaints;
+use crate::virtio::state::DeviceStateError;
+
+/// How a region is divided.
+#[derive(Clone, Debug)]
+pub struct Geometry {
+    /// Its blocks.
+    pub blocks: Arc<Blocks>,
+    /// Bytes of a slot, which is whole blocks; the region is whole slots.
+    pub slot_bytes: u64,
+}
+
+/// How much there is of what, in bytes (5.15.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) requested: u64,
+    /// Only this much of the region may be plugged from: as many slots as what was ever requested fills.
+    pub(super) usable: u64,
+    pub(super) plugged: u64,
+}
+
+/// [`Sizes`], which the API, the driver's registers and its requests change and see.
+#[derive(Debug, Default)]
+pub(super) struct SharedSizes(Mutex<Sizes>);
+
+impl SharedSizes {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Sizes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was done for requests of one kind.
+#[derive(Debug, Default)]
+pub struct OfRequest {
+    /// How many there were.
+    pub count: AtomicU64,
+    /// How many of them were not done.
+    pub fails: AtomicU64,
+    /// Microseconds that the shortest took; 0 for none.
+    pub min_us: AtomicU64,
+    /// Microseconds that the longest took.
+    pub max_us: AtomicU64,
+    /// Microseconds that all took together.
+    pub sum_us: AtomicU64,
+}
+
+/// What the device has done, for metrics.
+#[derive(Debug, Default)]
+pub struct MemCounts {
+    /// Requests to plug.
+    pub plug: OfRequest,
+    /// Bytes that were plugged.
+    pub plug_bytes: AtomicU64,
+    /// Requests to unplug.
+    pub unplug: OfRequest,
+    /// Bytes that were unplugged.
+    pub unplug_bytes: AtomicU64,
+    /// Requests to unplug everything.
+    pub unplug_all: OfRequest,
+    /// Ranges that were unplugged, and that the host did not take back.
+    pub discard_fails: AtomicU64,
+    /// Requests for the state of blocks.
+    pub state: OfRequest,
+    /// Requests in all.
+    pub requests: AtomicU64,
+    /// Requests that made no sense, and rings that broke.
+    pub guest_faults: AtomicU64,
+}
+
+impl OfRequest {
+    fn note(&self, begun: Instant, response: Response) {
+        let us = u64::try_from(begun.elapsed().as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        self.count.fetch_add(1, Relaxed);
+        if !matches!(response, Response::Ack | Response::State(_)) {
+            self.fails.fetch_add(1, Relaxed);
+        }
+        // One thread counts.
+        let least = match self.min_us.load(Relaxed) {
+            0 => us,
+            least => least.min(us),
+        };
+        self.min_us.store(least, Relaxed);
+        self.max_us.fetch_max(us, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+}
+
+/// What requests change: the blocks, and what the guest reaches.
+pub(super) struct Region {
+    geometry: Geometry,
+    slots: Box<dyn Slots>,
+    sizes: Arc<SharedSizes>,
+    counts: Arc<MemCounts>,
+    complaints: Complaints,
+}
+
+impl Region {
+    pub(super) fn new(
+        geometry: Geometry,
+        slots: Box<dyn Slots>,
+        sizes: Arc<SharedSizes>,
+        counts: Arc<MemCounts>,
+    ) -> Self {
+        assert!(
+            geometry.slot_bytes.is_multiple_of(geometry.blocks.block_bytes())
+                && geometry.blocks.size_bytes().is_multiple_of(geometry.slot_bytes),
+            "slots are whole blocks, and the region is whole slots"
+        );
+        Self {
+            geometry,
+            slots,
+            sizes,
+            counts,
+            complaints: Complaints::default(),
+        }
+    }
+
+    /// Does what a request says.
+    pub(super) fn answer(&mut self, request: Request) -> Response {
+        let begun = Instant::now();
+        let counts = Arc::clone(&self.counts);
+        counts.requests.fetch_add(1, Relaxed);
+        let (response, of_kind) = match request {
+            Request::Plug(range) => (self.plug(range), &counts.plug),
+            Request::Unplug(range) => (self.unplug(range), &counts.unplug),
+            Request::UnplugAll => (self.unplug_all(), &counts.unplug_all),
+            Request::State(range) => (self.state(range), &counts.state),
+        };
+        of_kind.note(begun, response);
+        response
+    }
+
+    /// The numbers of the blocks that the driver names, if it may name them.
+    fn blocks_of(&self, range: RequestedRange) -> Option<Range<u64>> {
+        let Geometry { blocks, .. } = &self.geometry;
+        let offset = range.address.checked_sub(blocks.start())?;
+        let first = offset / blocks.block_bytes();
+        let end = first.checked_add(u64::from(range.blocks))?;
+        let usable = self.sizes.lock().usable / blocks.block_bytes();
+        let is_one = offset.is_multiple_of(blocks.block_bytes()) && first < end && end <= usable;
+        is_one.then_some(first..end)
+    }
+
+    fn plug(&mut self, range: RequestedRange) -> Response {
+        let Some(blocks) = self.blocks_of(range) else {
+            return Response::Error;
+        };
+        let map = Arc::clone(&self.geometry.blocks);
+        if map.state(blocks.clone()) != BlockState::Unplugged {
+            return Response::Error;
+        }
+        let bytes = (blocks.end - blocks.start) * map.block_bytes();
+        let sizes = *self.sizes.lock();
+        if sizes.plugged + bytes > sizes.requested {
+            return Response::Nack;
+        }
+        if !self.show(self.slots_of(&blocks)) {
+            return Response::Busy;
+        }
+        let block_bytes = map.block_bytes();
+        self.slots
+            .came(blocks.start * block_bytes..blocks.end * block_bytes);
+        map.set(blocks, BlockState::Plugged);
+        self.sizes.lock().plugged += bytes;
+        self.counts.plug_bytes.fetch_add(bytes, Relaxed);
+        Response::Ack
+    }
+
+    /// Lets the guest reach those of `slots` that it does not; none of them, if one cannot be.
+    fn show(&mut self, slots: Range<u64>) -> bool {
+        let hidden: Vec<u64> = slots.filter(|slot| self.is_empty(*slot)).collect();
+        for (done, slot) in hidden.iter().enumerate() {
+            if let Err(error) = self.slots.show(*slot) {
+                self.complaints
+                    .complain(format_args!("memory cannot be plugged for now: {error}"));
+                for slot in hidden.iter().take(done) {
+                    self.hide(*slot);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    fn unplug(&mut self, range: RequestedRange) -> Response {
+        let Some(blocks) = self.blocks_of(range) else {
+            return Response::Error;
+        };
+        if self.geometry.blocks.state(blocks.clone()) != BlockState::Plugged {
+            return Response::Error;
+        }
+        self.take_back(blocks);
+        Response::Ack
+    }
+
+    /// Takes plugged blocks from the guest: first from devices, then from processors, and then to the host.
+    fn take_back(&mut self, blocks: Range<u64>) {
+        let map = Arc::clone(&self.geometry.blocks);
+        let block_bytes = map.block_bytes();
+        map.set(blocks.clone(), BlockState::Unplugged);
+        let slot_bytes = self.geometry.slot_bytes;
+        let mut bytes = blocks.start * block_bytes..blocks.end * block_bytes;
+        let unplugged = bytes.end - bytes.start;
+        for slot in self.slots_of(&blocks) {
+            if self.is_empty(slot) && self.hide(slot) {
+                // What it may have written beside its blocks goes, too.
+                bytes = bytes.start.min(slot * slot_bytes)..bytes.end.max((slot + 1) * slot_bytes);
+            }
+        }
+        if let Err(error) = self.slots.discard(bytes) {
+            self.counts.discard_fails.fetch_add(1, Relaxed);
+            self.complaints.complain(format_args!(
+                "unplugged memory does not go back to the host: {error}"
+            ));
+        }
+        self.sizes.lock().plugged -= unplugged;
+        self.counts.unplug_bytes.fetch_add(unplugged, Relaxed);
+    }
+
+    fn hide(&mut self, slot: u64) -> bool {
+        let hidden = self.slots.hide(slot);
+        if let Err(error) = &hidden {
+            let what = format_args!("the guest still reaches memory that it has unplugged: {error}");
+            self.complaints.complain(what);
+        }
+        hidden.is_ok()
+    }
+
+    fn unplug_all(&mut self) -> Response {
+        let map = Arc::clone(&self.geometry.blocks);
+        for range in map.plugged().collect::<Vec<_>>() {
+            self.take_back(range.start / map.block_bytes()..range.end / map.block_bytes());
+        }
+        // Once nothing is plugged, less may be usable.
+        let mut sizes = self.sizes.lock();
+        sizes.usable = sizes.requested.next_multiple_of(self.geometry.slot_bytes);
+        Response::Ack
+    }
+
+    fn state(&self, range: RequestedRange) -> Response {
+        match self.blocks_of(range) {
+            Some(blocks) => Response::State(self.geometry.blocks.state(blocks)),
+            None => Response::Error,
+        }
+    }
+
+    /// The slots that `blocks` lie in.
+    fn slots_of(&self, blocks: &Range<u64>) -> Range<u64> {
+        let per_slot = self.blocks_per_slot();
+        blocks.start / per_slot..blocks.end.div_ceil(per_slot)
+    }
+
+    fn blocks_per_slot(&self) -> u64 {
+        self.geometry.slot_bytes / self.geometry.blocks.block_bytes()
+    }
+
+    /// Whether no block of `slot` is plugged.
+    fn is_empty(&self, slot: u64) -> bool {
+        let per_slot = self.blocks_per_slot();
+        let blocks = slot * per_slot..(slot + 1) * per_slot;
+        self.geometry.blocks.state(blocks) == BlockState::Unplugged
+    }
+
+    pub(super) fn save(&self) -> MemState {
+        let sizes = *self.sizes.lock();
+        MemState {
+            requested_bytes: sizes.requested,
+            usable_bytes: sizes.usable,
+            plugged: self.geometry.blocks.save(),
+        }
+    }
+
+    /// Takes up what [`Self::save`] gave elsewhere, and lets the guest reach what it has plugged.
+    pub(super) fn restore(&mut self, state: &MemState) -> Result<(), DeviceStateError> {
+        let wrong = DeviceStateError::Memory;
+        let Geometry { blocks, slot_bytes } = self.geometry.clone();
+        let size = blocks.size_bytes();
+        if state.requested_bytes > size || !state.requested_bytes.is_multiple_of(blocks.block_bytes()) {
+            return Err(wrong("more is requested of it than there is"));
+        }
+        let is_usable = state.usable_bytes <= size
+            && state.usable_bytes >= state.requested_bytes
+            && state.usable_bytes.is_multiple_of(slot_bytes);
+        if !is_usable {
+            return Err(wrong(
+                "more of it is usable than there is, or less than is requested",
+            ));
+        }
+        if !blocks.restore(&state.plugged) {
+            return Err(wrong("it has other blocks"));
+        }
+        let nothing = || {
+            let restored = blocks.restore(&vec![0; state.plugged.len()]);
+            assert!(restored, "no block is plugged of as many as there are");
+        };
+        if blocks.plugged().any(|range| range.end > state.usable_bytes) {
+            nothing();
+            return Err(wrong("a block of it is plugged that is not usable"));
+        }
+        for slot in 0..size / slot_bytes {
+            if !self.is_empty(slot)
+                && let Err(error) = self.slots.show(slot)
+            {
+                nothing();
+                let errno = error.raw_os_error().unwrap_or(0);
+                return Err(DeviceStateError::Slot { slot, errno });
+            }
+        }
+        *self.sizes.lock() = Sizes {
+            requested: state.requested_bytes,
+            usable: state.usable_bytes,
+            plugged: blocks.plugged_count() * blocks.block_bytes(),
+        };
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Region")
+            .field("geometry", &self.geometry)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+//! The data half of the device: the thread `memory`.
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Mutex};
+
+use super::device::{Shared, locked};
+use super::region::Region;
+use super::request::{REQUEST_BYTES, RESPONSE_BYTES, Request, Response};
+use crate::complaints::Complaints;
+use crate::virtio::device::{ActiveQueue, Session};
+use crate::virtio::ring::{Chain, PopError};
+use crate::virtio::segments;
+use crate::virtio::service::Mailbox;
+use crate::wait::wait;
+
+/// Requests served before the worker looks into its mailbox again: one, as each may take as long as the host takes to give memory
+/// back.
+const BATCH_REQUESTS_MAX: usize = 1;
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    region: Arc<Mutex<Region>>,
+    chain: Chain,
+    complaints: Complaints,
+}
+
+/// What a worker that has served what it could waits for, besides its mailbox.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Nothing: there is more.
+    More,
+    /// The guest's kick.
+    Kick,
+    /// A reset: the ring is broken.
+    Reset,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, region: Arc<Mutex<Region>>) -> Self {
+        Self {
+            shared,
+            region,
+            chain: Chain::default(),
+            complaints: Complaints::default(),
+        }
+    }
+
+    /// Serves until the session is recalled.
+    pub(super) fn serve(&mut self, mailbox: &Mailbox, session: &mut Session) {
+        let Session {
+            queues, interrupt, ..
+        } = session;
+        let Some(Some(queue)) = queues.first_mut() else {
+            return;
+        };
+        let mut is_broken = false;
+        while !mailbox.is_recalled() {
+            if self.shared.is_news.swap(false, SeqCst) {
+                interrupt.configuration_changed();
+            }
+            if is_broken {
+                wait(&[mailbox.wake()], None);
+                continue;
+            }
+            let next = self.answer(queue);
+            queue.ring.publish();
+            if queue.ring.needs_interrupt() {
+                interrupt.used_buffer();
+            }
+            match next {
+                Next::More => {}
+                Next::Kick if queue.ring.enable_kicks() => {}
+                Next::Kick => wait(&[mailbox.wake(), &queue.kick], None),
+                Next::Reset => {
+                    is_broken = true;
+                    interrupt.device_needs_reset();
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, queue: &mut ActiveQueue) -> Next {
+        for _ in 0..BATCH_REQUESTS_MAX {
+            match queue.ring.pop(&mut self.chain) {
+                Ok(false) => return Next::Kick,
+                Ok(true) => {
+                    let written_bytes = self.serve_one();
+                    queue.ring.push(self.chain.head, written_bytes);
+                }
+                Err(PopError::Malformed { head, .. }) => {
+                    self.shared.counts.guest_faults.fetch_add(1, Relaxed);
+                    queue.ring.push(head, 0);
+                }
+                Err(PopError::Broken(fault)) => {
+                    let what = format_args!(
+                        "the guest's driver of hot-plugged memory broke its queue, which needs a reset: {fault}"
+                    );
+                    self.complaints.complain(what);
+                    self.shared.counts.guest_faults.fetch_add(1, Relaxed);
+                    return Next::Reset;
+                }
+            }
+        }
+        Next::More
+    }
+
+    /// Answers the chain that was taken; returns how many bytes that has. Where there is no room for an answer, nothing is done.
+    fn serve_one(&mut self) -> u32 {
+        let Chain {
+            readable, writable, ..
+        } = &self.chain;
+        if segments::len_bytes(writable) < RESPONSE_BYTES as u64 {
+            self.shared.counts.guest_faults.fetch_add(1, Relaxed);
+            return 0;
+        }
+        let mut bytes = [0; REQUEST_BYTES];
+        let read = segments::gather(readable, 0, &mut bytes);
+        let request = bytes.get(..read).and_then(Request::parse);
+        let response = match request {
+            Some(request) => locked(&self.region).answer(request),
+            None => {
+                self.shared.counts.guest_faults.fetch_add(1, Relaxed);
+                Response::Error
+            }
+        };
+        let written = segments::scatter(writable, 0, &response.to_bytes());
+        u32::try_from(written).expect("an answer is short")
+    }
+}

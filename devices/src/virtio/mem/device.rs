@@ -25,6 +25,8 @@ const UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 const QUEUE_SIZES_MAX: [u16; 1] = [256];
 
 const MIB: u64 = 1 << 20;
+/// How long a stop waits for a request, as long as for a disk: what goes back may be much.
+const DRAIN_MS_MAX: u64 = 10_000;
 
 /// What the register half and the control share with their worker.
 #[derive(Debug, Default)]
@@ -106,7 +108,8 @@ impl Mem {
         let mut worker = Worker::new(Arc::clone(&shared), Arc::clone(&region));
         let service = Service::new(threads::Kind::Memory, "memory", move |mailbox| {
             mailbox.serve(|session| worker.serve(mailbox, session));
-        })?;
+        })?
+        .with_drain_limit(DRAIN_MS_MAX);
         let control = MemControl {
             shared: Arc::clone(&shared),
             geometry: geometry.clone(),

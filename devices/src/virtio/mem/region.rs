@@ -170,9 +170,10 @@ impl Region {
             return Response::Busy;
         }
         let block_bytes = map.block_bytes();
+        map.set(blocks.clone(), BlockState::Plugged);
+        // Afterwards: whoever begins to look at pages drops the marks that are there, and then sees this block or has its mark.
         self.slots
             .came(blocks.start * block_bytes..blocks.end * block_bytes);
-        map.set(blocks, BlockState::Plugged);
         self.sizes.lock().plugged += bytes;
         self.counts.plug_bytes.fetch_add(bytes, Relaxed);
         Response::Ack

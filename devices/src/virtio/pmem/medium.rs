@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_storage::backend::Access;
 
@@ -18,7 +17,8 @@ pub struct Medium {
     /// As long as the file was when it was opened.
     size_bytes: u64,
     access: Access,
-    has_failed: AtomicBool,
+    /// Held by whoever flushes: the kernel tells one of two who wait for the same pages that these were not written.
+    has_failed: Mutex<bool>,
 }
 
 /// Why nobody can say that what was stored is on the medium.
@@ -52,7 +52,7 @@ impl Medium {
             file,
             size_bytes,
             access,
-            has_failed: AtomicBool::new(false),
+            has_failed: Mutex::new(false),
         }
     }
 
@@ -86,24 +86,27 @@ impl Medium {
         }
     }
 
-    /// Puts what was stored by now on the medium. Waits for the host as long as that takes.
+    /// Puts what was stored by now on the medium. Waits for the host, and for others who flush, as long as that takes.
     ///
     /// # Errors
     ///
     /// That it may not be there. Then it may not be there for good: no later flush succeeds.
     pub fn flush(&self) -> Result<(), FlushError> {
-        if self.has_failed.load(Ordering::SeqCst) {
+        self.flush_by(File::sync_data)
+    }
+
+    fn flush_by(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> Result<(), FlushError> {
+        let mut has_failed = self.has_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *has_failed {
             return Err(FlushError::Earlier);
         }
         let synced = match self.access {
             Access::ReadOnly => Ok(()),
-            Access::ReadWrite => self.file.sync_data().map_err(FlushError::from),
+            Access::ReadWrite => sync(&self.file).map_err(FlushError::from),
         };
         // Afterwards: what was cut meanwhile was not written.
         let flushed = synced.and_then(|()| self.check_whole());
-        if flushed.is_err() {
-            self.has_failed.store(true, Ordering::SeqCst);
-        }
+        *has_failed = flushed.is_err();
         flushed
     }
 
@@ -131,5 +134,40 @@ impl Medium {
 impl AsFd for Medium {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_flushes_beside_one_whose_flush_fails_is_not_told_that_all_is_well() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(REGION_ALIGNMENT_BYTES).unwrap();
+        let medium = Medium::new(Arc::new(file), REGION_ALIGNMENT_BYTES, Access::ReadWrite);
+        let ((entered, is_in), (release, released)) = (channel(), channel::<()>());
+        let medium = &medium;
+        thread::scope(|scope| {
+            let first = scope.spawn(move || {
+                medium.flush_by(|_| {
+                    entered.send(()).unwrap();
+                    released.recv().unwrap();
+                    Err(io::ErrorKind::StorageFull.into())
+                })
+            });
+            is_in.recv().unwrap();
+            // The kernel has told the first of it, and has no more to tell.
+            let second = scope.spawn(|| medium.flush_by(|_| Ok(())));
+            thread::sleep(Duration::from_millis(50));
+            release.send(()).unwrap();
+            assert!(matches!(first.join().unwrap(), Err(FlushError::Host(_))));
+            assert!(matches!(second.join().unwrap(), Err(FlushError::Earlier)));
+        });
     }
 }

@@ -27,11 +27,6 @@ pub(crate) const CASES: &[Case] = &[
         run: the_records_are_what_firecracker_answers,
     },
     Case {
-        name: "what_is_not_offered_is_named",
-        need: Need::Kvm,
-        run: what_is_not_offered_is_named,
-    },
-    Case {
         name: "what_was_put_is_what_is_got",
         need: Need::Kvm,
         run: what_was_put_is_what_is_got,
@@ -162,28 +157,6 @@ fn difference(expected: &Exchange, found: &Exchange) -> Option<String> {
             request.phase, found.status
         )
     })
-}
-
-fn what_is_not_offered_is_named(context: &Context) -> Outcome {
-    let rows = [("PUT", "/hotplug/memory", r#"{"total_size_mib":128}"#, "memory")];
-    let monitor = Launch::new(&context.environment)?.start()?;
-    for (method, path, body, word) in rows {
-        let answer = monitor
-            .connect()?
-            .request(method, path, (!body.is_empty()).then_some(body))?;
-        ensure!(
-            answer.status == 400,
-            "{method} {path}: {} {}",
-            answer.status,
-            answer.body
-        );
-        let fault = answer.fault().to_lowercase();
-        ensure!(
-            fault.contains(word),
-            "{method} {path} does not name {word}: {fault}"
-        );
-    }
-    Ok(())
 }
 
 fn what_was_put_is_what_is_got(context: &Context) -> Outcome {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::ring::QueueLayout;
+use super::device::{ActiveQueue, Interrupt, Session};
+use super::ring::{QueueLayout, Virtqueue};
 
 /// Flag of a descriptor: another follows.
 pub(crate) const NEXT: u16 = 1;
@@ -22,6 +24,23 @@ pub(crate) enum Piece {
     Readable(u64, u32),
     /// The device writes `len` bytes at the address.
     Writable(u64, u32),
+}
+
+/// A session of a device with one queue, which is that of `driver`.
+pub(crate) fn session(driver: &DriverRing) -> Session {
+    let memory = Arc::clone(driver.memory());
+    let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let ring = Virtqueue::new(Arc::clone(&memory), driver.layout(), 0).unwrap();
+    let queues = vec![Some(ActiveQueue {
+        ring,
+        kick: eventfd(),
+    })];
+    Session {
+        memory,
+        features: 0,
+        queues,
+        interrupt: Interrupt::new(Arc::default(), eventfd()),
+    }
 }
 
 /// `len_bytes` of guest memory at address 0.

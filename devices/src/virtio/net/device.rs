@@ -18,11 +18,12 @@ use super::NetState;
 use super::config::{MacAddress, NetworkInterfaceConfig};
 use super::control::Link;
 use super::tap::Tap;
-use super::worker::{NetCounts, NewLimits, Worker};
+use super::worker::{NetCounts, Worker};
 use crate::mmds::Stack;
 use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice, read_space,
 };
+use crate::virtio::limits::NewLimits;
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::{Nudge, Service};
 use crate::virtio::state::{DeviceState, DeviceStateError};
@@ -71,7 +72,7 @@ pub struct Net {
 /// What may be asked of a network device while its guest runs.
 #[derive(Clone, Debug)]
 pub struct NetControl {
-    limits: Arc<NewLimits>,
+    limits: Arc<NewLimits<2>>,
     counts: Arc<NetCounts>,
     link: Arc<Link>,
     nudge: Nudge,
@@ -80,7 +81,7 @@ pub struct NetControl {
 impl NetControl {
     /// Gives it new limits; buckets that are left out stay as they are.
     pub fn limit(&self, rx: Option<RateLimiterConfig>, tx: Option<RateLimiterConfig>) {
-        self.limits.leave(rx.unwrap_or_default(), tx.unwrap_or_default());
+        self.limits.leave([rx, tx].map(Option::unwrap_or_default));
         self.nudge.nudge();
     }
 
@@ -118,7 +119,7 @@ impl Net {
 
         let link = Arc::<Link>::default();
         let counts = Arc::<NetCounts>::default();
-        let limits = Arc::<NewLimits>::default();
+        let limits = Arc::<NewLimits<2>>::default();
         let now = Instant::now();
         let limiter = |limits: Option<RateLimiterConfig>| RateLimiter::new(&limits.unwrap_or_default(), now);
         let mut worker = Worker::new(tap, Arc::clone(&counts), Arc::clone(&link), Arc::clone(&limits));

@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "a frame of our own is written like those of the guest")]
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
+use coracle_storage::limit::RateLimiter;
 use coracle_storage::request::Segment;
 use rustix::event::{PollFd, PollFlags};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_ANNOUNCE;
@@ -20,6 +20,7 @@ use super::tap::{HEADER_BYTES, Tap};
 use crate::complaints::Complaints;
 use crate::mmds::Stack;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session};
+use crate::virtio::limits::NewLimits;
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::service::Mailbox;
 use crate::wait::{wait, wait_also};
@@ -66,34 +67,14 @@ pub(super) enum Next {
     TapTakes,
 }
 
-/// New limits, left for the worker.
-#[derive(Debug, Default)]
-pub(super) struct NewLimits(Mutex<Option<(RateLimiterConfig, RateLimiterConfig)>>);
-
-impl NewLimits {
-    /// Leaves limits for what the guest receives and sends; those that are there already are changed by them.
-    pub(super) fn leave(&self, rx: RateLimiterConfig, tx: RateLimiterConfig) {
-        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let merged = |old: RateLimiterConfig, new: RateLimiterConfig| RateLimiterConfig {
-            bandwidth: new.bandwidth.or(old.bandwidth),
-            ops: new.ops.or(old.ops),
-        };
-        let (old_rx, old_tx) = left.unwrap_or_default();
-        *left = Some((merged(old_rx, rx), merged(old_tx, tx)));
-    }
-
-    fn take(&self) -> Option<(RateLimiterConfig, RateLimiterConfig)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
 /// What serves the queues.
 #[derive(Debug)]
 pub(super) struct Worker {
     tap: Tap,
     counts: Arc<NetCounts>,
     link: Arc<Link>,
-    limits: Arc<NewLimits>,
+    /// For what the guest receives, and for what it sends.
+    limits: Arc<NewLimits<2>>,
     receiver: Receiver,
     sender: Sender,
     command: Chain,
@@ -105,7 +86,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(tap: Tap, counts: Arc<NetCounts>, link: Arc<Link>, limits: Arc<NewLimits>) -> Self {
+    pub(super) fn new(tap: Tap, counts: Arc<NetCounts>, link: Arc<Link>, limits: Arc<NewLimits<2>>) -> Self {
         Self {
             tap,
             counts,
@@ -203,7 +184,7 @@ impl Worker {
     }
 
     fn take_limits(&mut self) {
-        if let Some((rx, tx)) = self.limits.take() {
+        if let Some([rx, tx]) = self.limits.take() {
             let now = Instant::now();
             self.receiver.limit(&rx, now);
             self.sender.limiter.update(&tx, now);

@@ -11,10 +11,11 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use super::PmemRange;
 use super::config::PmemConfig;
 use super::medium::{FlushError, Medium};
-use super::worker::{NewLimits, PmemCounts, Worker};
+use super::worker::{PmemCounts, Worker};
 use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice, read_space,
 };
+use crate::virtio::limits::NewLimits;
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::{Nudge, Service};
 use crate::virtio::state::{DeviceState, DeviceStateError};
@@ -34,7 +35,7 @@ pub struct Pmem {
 /// What may be asked of persistent memory while its guest runs.
 #[derive(Clone, Debug)]
 pub struct PmemControl {
-    limits: Arc<NewLimits>,
+    limits: Arc<NewLimits<1>>,
     counts: Arc<PmemCounts>,
     nudge: Nudge,
 }
@@ -42,7 +43,7 @@ pub struct PmemControl {
 impl PmemControl {
     /// Gives it new limits; buckets that are left out stay as they are.
     pub fn limit(&self, limits: RateLimiterConfig) {
-        self.limits.leave(limits);
+        self.limits.leave([limits]);
         self.nudge.nudge();
     }
 
@@ -66,7 +67,7 @@ impl Pmem {
         on_cut: impl FnMut(&FlushError) + Send + 'static,
     ) -> io::Result<(Self, PmemControl)> {
         let counts = Arc::<PmemCounts>::default();
-        let limits = Arc::<NewLimits>::default();
+        let limits = Arc::<NewLimits<1>>::default();
         let limiter = RateLimiter::new(&config.rate_limiter.unwrap_or_default(), Instant::now());
         let mut worker = Worker::new(
             (medium, Box::new(on_cut)),

@@ -12,14 +12,12 @@ use std::time::{Duration, Instant};
 use coracle_storage::backend::Access;
 use coracle_storage::lease::{Owner, Succession};
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::virtio::conformance::{BUFFERS, Subject, conforms, wait_until};
-use crate::virtio::device::{ActiveQueue, Interrupt, Session, VirtioDevice};
-use crate::virtio::ring::Virtqueue;
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::state::DeviceState;
-use crate::virtio::testing::{DriverRing, Piece, memory};
+use crate::virtio::testing::{DriverRing, Piece, memory, session};
 
 const RANGE: PmemRange = PmemRange {
     start: 64 << 30,
@@ -44,22 +42,6 @@ fn medium(size_bytes: u64, access: Access) -> (tempfile::NamedTempFile, Arc<Medi
 
 fn device(config: &PmemConfig, medium: &Arc<Medium>) -> (Pmem, PmemControl) {
     Pmem::new(config, Arc::clone(medium), RANGE, |_| ()).unwrap()
-}
-
-fn session(driver: &DriverRing) -> Session {
-    let memory = Arc::clone(driver.memory());
-    let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let ring = Virtqueue::new(Arc::clone(&memory), driver.layout(), 0).unwrap();
-    let queues = vec![Some(ActiveQueue {
-        ring,
-        kick: eventfd(),
-    })];
-    Session {
-        memory,
-        features: 0,
-        queues,
-        interrupt: Interrupt::new(Arc::default(), eventfd()),
-    }
 }
 
 fn driver() -> DriverRing {

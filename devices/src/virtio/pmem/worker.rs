@@ -1,14 +1,15 @@
 //! The data half of persistent memory: a thread of its own, as a flush waits for the host.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
+use coracle_storage::limit::RateLimiter;
 
 use super::medium::{FlushError, Medium};
 use crate::complaints::Complaints;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session};
+use crate::virtio::limits::NewLimits;
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
 use crate::virtio::service::Mailbox;
@@ -42,26 +43,6 @@ pub struct PmemCounts {
     pub refilled: AtomicU64,
 }
 
-/// Limits that wait for the worker to take them up.
-#[derive(Debug, Default)]
-pub(super) struct NewLimits(Mutex<Option<RateLimiterConfig>>);
-
-impl NewLimits {
-    /// Leaves limits; those that are there already are changed by them.
-    pub(super) fn leave(&self, new: RateLimiterConfig) {
-        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = left.unwrap_or_default();
-        *left = Some(RateLimiterConfig {
-            bandwidth: new.bandwidth.or(old.bandwidth),
-            ops: new.ops.or(old.ops),
-        });
-    }
-
-    fn take(&self) -> Option<RateLimiterConfig> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
 /// Hears that the file is cut, as often as that is noticed.
 pub(super) type OnCut = Box<dyn FnMut(&FlushError) + Send>;
 
@@ -70,7 +51,7 @@ pub(super) struct Worker {
     on_cut: OnCut,
     limiter: RateLimiter,
     counts: Arc<PmemCounts>,
-    limits: Arc<NewLimits>,
+    limits: Arc<NewLimits<1>>,
     /// Chains that were taken, and those that will be.
     chains: Vec<Chain>,
     complaints: Complaints,
@@ -93,7 +74,7 @@ impl Worker {
         (medium, on_cut): (Arc<Medium>, OnCut),
         limiter: RateLimiter,
         counts: Arc<PmemCounts>,
-        limits: Arc<NewLimits>,
+        limits: Arc<NewLimits<1>>,
     ) -> Self {
         Self {
             medium,
@@ -116,7 +97,7 @@ impl Worker {
         };
         let mut broken = false;
         while !mailbox.is_recalled() {
-            if let Some(limits) = self.limits.take() {
+            if let Some([limits]) = self.limits.take() {
                 self.limiter.update(&limits, Instant::now());
             }
             let next = if broken {

@@ -1,34 +1,15 @@
 //! The entropy device from a driver's side.
 #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use coracle_storage::limit::{RateLimiterConfig, TokenBucketConfig};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::virtio::conformance::{BUFFERS, Subject, conforms};
-use crate::virtio::device::{ActiveQueue, Interrupt, Session, VirtioDevice};
-use crate::virtio::ring::Virtqueue;
-use crate::virtio::testing::{DriverRing, Piece, memory};
-
-fn session(driver: &DriverRing) -> Session {
-    let memory = Arc::clone(driver.memory());
-    let eventfd = || Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let ring = Virtqueue::new(Arc::clone(&memory), driver.layout(), 0).unwrap();
-    let queues = vec![Some(ActiveQueue {
-        ring,
-        kick: eventfd(),
-    })];
-    Session {
-        memory,
-        features: 0,
-        queues,
-        interrupt: Interrupt::new(Arc::default(), eventfd()),
-    }
-}
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::testing::{DriverRing, Piece, memory, session};
 
 /// Offers `pieces` to a device of `config`, and waits for the answer.
 fn ask(config: &EntropyConfig, chains: &[&[Piece]]) -> (Entropy, DriverRing, Vec<(u32, u32)>) {

@@ -101,7 +101,8 @@ pub(crate) struct RunArgs {
     /// noroot, sync, async, unsafe, writeback, id=ID, partuuid=UUID; a comma in the path is written twice
     #[arg(long, value_name = "PATH[,OPTION]…")]
     disk: Vec<DiskSpec>,
-    /// A network interface, by its tap on this host, which has to be there. Options: id=ID, mac=ADDRESS, mtu=BYTES
+    /// A network interface, by its tap on this host, which has to be there. Options: id=ID, mac=ADDRESS, mtu=BYTES,
+    /// pairs=NUMBER of its queues
     #[arg(long, value_name = "TAP[,OPTION]…")]
     net: Vec<NetSpec>,
     /// A socket device: programs of this host reach the guest by the socket PATH, which is made, and the guest reaches those at

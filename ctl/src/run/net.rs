@@ -13,6 +13,7 @@ pub(crate) struct NetSpec {
     id: Option<String>,
     mac: Option<MacAddress>,
     mtu: Option<u16>,
+    pairs: Option<u16>,
 }
 
 /// Why a text is no network interface.
@@ -20,7 +21,9 @@ pub(crate) struct NetSpec {
 pub(crate) enum NetError {
     #[error("the network interface has no tap: write TAP[,OPTION]…")]
     NoTap,
-    #[error("unknown option {0:?} of a network interface: there are id=ID, mac=ADDRESS and mtu=BYTES")]
+    #[error(
+        "unknown option {0:?} of a network interface: there are id=ID, mac=ADDRESS, mtu=BYTES and pairs=NUMBER"
+    )]
     Option(String),
     #[error(transparent)]
     Mac(#[from] MacError),
@@ -42,6 +45,7 @@ impl FromStr for NetSpec {
             id: None,
             mac: None,
             mtu: None,
+            pairs: None,
         };
         for option in parts {
             let unknown = || NetError::Option(option.to_owned());
@@ -49,6 +53,7 @@ impl FromStr for NetSpec {
                 ("id", id) if !id.is_empty() => net.id = Some(id.to_owned()),
                 ("mac", mac) => net.mac = Some(mac.parse()?),
                 ("mtu", mtu) => net.mtu = Some(mtu.parse().map_err(|_| unknown())?),
+                ("pairs", pairs) => net.pairs = Some(pairs.parse().map_err(|_| unknown())?),
                 _ => return Err(unknown()),
             }
         }
@@ -78,6 +83,9 @@ pub(super) fn configs(nets: &[NetSpec]) -> Result<Vec<(String, Value)>, NetError
         if let Some(mtu) = net.mtu {
             set("mtu", mtu.into());
         }
+        if let Some(pairs) = net.pairs {
+            set("queue_pairs", pairs.into());
+        }
         configs.push((id, Value::Object(config)));
     }
     Ok(configs)
@@ -97,7 +105,7 @@ mod tests {
 
     #[test]
     fn an_interface_is_a_tap_with_options() {
-        let nets = parsed(&["tap0", "tap1,mac=06:00:ac:10:00:02,mtu=9000,id=lan"]).unwrap();
+        let nets = parsed(&["tap0", "tap1,mac=06:00:ac:10:00:02,mtu=9000,id=lan,pairs=2"]).unwrap();
         assert_eq!(
             nets,
             [
@@ -108,7 +116,8 @@ mod tests {
                 (
                     "lan".to_owned(),
                     json!({
-                        "iface_id": "lan", "host_dev_name": "tap1", "guest_mac": "06:00:ac:10:00:02", "mtu": 9000
+                        "iface_id": "lan", "host_dev_name": "tap1", "guest_mac": "06:00:ac:10:00:02", "mtu": 9000,
+                        "queue_pairs": 2
                     })
                 ),
             ]
@@ -122,6 +131,7 @@ mod tests {
             (",id=a", "no tap"),
             ("tap0,fast", "there are id=ID"),
             ("tap0,mtu=x", "there are id=ID"),
+            ("tap0,pairs=-1", "pairs=NUMBER"),
             ("tap0,mac=1", "MAC address"),
         ] {
             let error = parsed(&[text]).unwrap_err().to_string();

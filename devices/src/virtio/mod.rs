@@ -16,6 +16,7 @@ pub mod rng;
 pub mod segments;
 mod service;
 pub mod state;
+mod team;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vsock;

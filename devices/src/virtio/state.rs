@@ -6,7 +6,7 @@ use super::balloon::BalloonState;
 use super::blk::BlkState;
 use super::device::DeviceKind;
 use super::mem::MemState;
-use super::net::NetState;
+use super::net::{MultiqueueState, NetState};
 use super::pmem::PmemRange;
 use super::vsock::VsockState;
 
@@ -27,6 +27,8 @@ pub enum DeviceState {
     Pmem(PmemRange),
     /// Memory that comes and goes.
     Memory(MemState),
+    /// A network device with several pairs of queues.
+    MultiqueueNetwork(MultiqueueState),
 }
 
 impl DeviceState {
@@ -35,7 +37,7 @@ impl DeviceState {
         match self {
             Self::Block(_) => DeviceKind::Block,
             Self::Entropy => DeviceKind::Entropy,
-            Self::Network(_) => DeviceKind::Network,
+            Self::Network(_) | Self::MultiqueueNetwork(_) => DeviceKind::Network,
             Self::Socket(_) => DeviceKind::Socket,
             Self::Balloon(_) => DeviceKind::Balloon,
             Self::Pmem(_) => DeviceKind::Pmem,
@@ -76,6 +78,17 @@ pub enum DeviceStateError {
         saved: PmemRange,
         /// Where it is.
         here: PmemRange,
+    },
+    /// The driver would use queues that are not there.
+    #[error(
+        "a virtio Network device was saved whose driver uses {saved} pairs of queues, and this one has {here}: `queue_pairs` has \
+         to be what it was"
+    )]
+    QueuePairs {
+        /// How many it uses.
+        saved: u16,
+        /// How many there are.
+        here: u16,
     },
     /// No memory that comes and goes is so.
     #[error("the state of memory that comes and goes is not one of this machine: {0}")]

@@ -28,10 +28,34 @@ impl SharedLimiter {
     #[inline]
     pub fn reserve(&self, bytes: u64, now: Instant) -> Instant {
         // A change of the limits is seen soon, which is all that is promised.
-        if !self.is_limiting.load(Ordering::Relaxed) {
+        if !self.is_limiting() {
             return now;
         }
         self.locked().reserve(bytes, now)
+    }
+
+    /// Whether there is any limit: if not, the caller need not look at a clock.
+    #[inline]
+    pub fn is_limiting(&self) -> bool {
+        self.is_limiting.load(Ordering::Relaxed)
+    }
+
+    /// As [`RateLimiter::admit`], for callers that wait with nothing taken: whoever asks first when there are tokens goes first.
+    ///
+    /// # Errors
+    ///
+    /// The time from which on the same request will pass, if nothing else is admitted before.
+    #[inline]
+    pub fn admit(&self, bytes: u64, now: Instant) -> Result<(), Instant> {
+        if !self.is_limiting() {
+            return Ok(());
+        }
+        self.locked().admit(bytes, now)
+    }
+
+    /// From when on one operation of `bytes` bytes would pass, if nothing else did before; takes nothing.
+    pub fn ready_at(&self, bytes: u64, now: Instant) -> Instant {
+        self.locked().ready_at(bytes, now)
     }
 
     /// Gives back what [`Self::reserve`] took at the time `reserved` for an operation that does not start after all.
@@ -109,6 +133,21 @@ mod tests {
         limiter.refund(1, now);
         limiter.refund(1, now);
         assert_eq!(limiter.reserve(1, now), now);
+    }
+
+    #[test]
+    fn who_is_not_admitted_has_taken_nothing() {
+        let now = Instant::now();
+        let limiter = SharedLimiter::new(&ops(1, 10), now);
+        assert_eq!(limiter.admit(1, now), Ok(()));
+        let soon = now + Duration::from_millis(10);
+        for _ in 0..2 {
+            assert_eq!(limiter.admit(1, now), Err(soon));
+            assert_eq!(limiter.ready_at(1, now), soon);
+        }
+        assert_eq!(limiter.admit(1, soon), Ok(()));
+        limiter.update(&ops(0, 0), soon);
+        assert_eq!(limiter.admit(1, soon), Ok(()));
     }
 
     #[test]

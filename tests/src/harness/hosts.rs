@@ -145,12 +145,37 @@ impl Host {
     fn ports(&self, taps: &[&str]) -> Outcome {
         self.ip(&["link", "add", BRIDGE, "type", "bridge"])?;
         self.ip(&["link", "set", BRIDGE, "up"])?;
+        taps.iter().try_for_each(|tap| self.tap(tap, &[]))
+    }
+
+    /// One more tap on the bridge, with options of `ip tuntap`.
+    ///
+    /// # Errors
+    ///
+    /// When it is there, or cannot be made.
+    pub fn tap(&self, name: &str, options: &[&str]) -> Outcome {
         let user = UID.to_string();
-        for tap in taps {
-            self.ip(&["tuntap", "add", "dev", tap, "mode", "tap", "user", &user])?;
-            self.ip(&["link", "set", tap, "master", BRIDGE, "up"])?;
-        }
-        Ok(())
+        let made = ["tuntap", "add", "dev", name, "mode", "tap", "user", &user];
+        self.ip(&[&made[..], options].concat())?;
+        self.ip(&["link", "set", name, "master", BRIDGE, "up"])
+    }
+
+    /// Takes a device out of its network.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there.
+    pub fn remove(&self, device: &str) -> Outcome {
+        self.ip(&["link", "delete", device])
+    }
+
+    /// All that the kernel says about a device of its network.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there.
+    pub fn shows(&self, device: &str) -> Outcome<String> {
+        self.told(&["-details", "link", "show", device])
     }
 
     /// Does something on this host: sockets and programs that it makes stay there.
@@ -194,6 +219,11 @@ impl Host {
     }
 
     fn ip(&self, arguments: &[&str]) -> Outcome {
+        self.told(arguments).map(drop)
+    }
+
+    /// What `ip` says to that.
+    fn told(&self, arguments: &[&str]) -> Outcome<String> {
         // Debian keeps it where only root looks.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let done = self
@@ -205,6 +235,6 @@ impl Host {
             arguments.join(" "),
             String::from_utf8_lossy(&done.stderr).trim()
         );
-        Ok(())
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
     }
 }

@@ -1,5 +1,6 @@
 //! The network of a guest: a real Linux behind a tap.
 
+mod pairs;
 mod together;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -47,6 +48,31 @@ pub(crate) const CASES: &[Case] = &[
         run: is_handed_in,
     },
     Case {
+        name: "linux_uses_a_pair_of_queues_for_each_processor_and_goes_on_with_them",
+        need: Need::KvmAndHosts,
+        run: pairs::two_are_used,
+    },
+    Case {
+        name: "a_pair_of_queues_that_the_guest_does_not_use_gets_no_frames",
+        need: Need::KvmAndHosts,
+        run: pairs::one_is_used,
+    },
+    Case {
+        name: "a_tap_whose_descriptors_are_handed_in_serves_each_pair",
+        need: Need::KvmAndHosts,
+        run: pairs::are_handed_in,
+    },
+    Case {
+        name: "pairs_of_queues_that_cannot_be_had_are_an_error_that_says_what_to_do",
+        need: Need::KvmAndHosts,
+        run: pairs::what_cannot_be_had,
+    },
+    Case {
+        name: "a_tap_that_is_deleted_costs_nothing",
+        need: Need::KvmAndHosts,
+        run: pairs::tap_is_deleted,
+    },
+    Case {
         name: "a_tap_that_cannot_be_had_is_an_error_that_says_what_to_do",
         need: Need::KvmAndHosts,
         run: what_cannot_be_had,
@@ -59,6 +85,11 @@ const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 0, 1));
 const BYTES: usize = 1 << 20;
 /// What the server sends at a time.
 const PIECE_BYTES: usize = 16 << 10;
+
+/// The guest's interface, on this tap.
+fn interface(tap: &str) -> Value {
+    json!({ "iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:10:00:02" })
+}
 
 /// A host with a bridge, a server of one file, and somebody to send it back to.
 struct Network {
@@ -73,8 +104,8 @@ struct Network {
 }
 
 impl Network {
-    /// A server that rests so long after each piece.
-    fn new(context: &Context, rest: Duration) -> Outcome<Self> {
+    /// A server that rests so long after each piece; before each command of the guest there are these words.
+    fn new(context: &Context, rest: Duration, before: &str) -> Outcome<Self> {
         let star = Star::new(0)?;
         star.server.bridge(HOST, &["tap0", "tap1"])?;
         let mut seed = context.seed.clone();
@@ -82,7 +113,7 @@ impl Network {
         let listen = || TcpListener::bind((HOST, 0));
         let (from, to) = (star.server.inside(listen)??, star.server.inside(listen)??);
         let words = format!(
-            "run ifconfig eth0 172.16.0.2 up && wget -q -O /data/f http://{}/f && nc 172.16.0.1 {} < /data/f",
+            "run ifconfig eth0 172.16.0.2 up && {before}wget -q -O /data/f http://{}/f && {before}nc 172.16.0.1 {} < /data/f",
             from.local_addr()?,
             to.local_addr()?.port()
         );
@@ -98,14 +129,11 @@ impl Network {
         })
     }
 
-    fn machine(&self, context: &Context, launch: &std::path::Path, tap: &str) -> Outcome<Machine> {
+    fn machine(&self, context: &Context, launch: &std::path::Path, interface: &Value) -> Outcome<Machine> {
         let linux = Linux::read(&context.environment)?;
-        let network = json!([{
-            "iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:10:00:02"
-        }]);
         Ok(linux
             .machine("smp", launch, &self.words)?
-            .part("network-interfaces", network))
+            .part("network-interfaces", json!([interface])))
     }
 
     /// All of it has come back, and nothing else.
@@ -122,9 +150,9 @@ impl Network {
 }
 
 fn fetches_and_sends(context: &Context) -> Outcome {
-    let network = Network::new(context, Duration::ZERO)?;
+    let network = Network::new(context, Duration::ZERO, "")?;
     let launch = Launch::new(&context.environment)?;
-    let machine = network.machine(context, launch.directory(), "tap0")?;
+    let machine = network.machine(context, launch.directory(), &interface("tap0"))?;
     let ended = network
         .star
         .server
@@ -171,9 +199,11 @@ fn streams(context: &Context) -> Outcome {
 }
 
 fn goes_on_on_another_tap(context: &Context) -> Outcome {
-    let network = Network::new(context, Duration::from_millis(50))?;
+    let network = Network::new(context, Duration::from_millis(50), "")?;
     let directory = tempfile::tempdir()?;
-    let config = network.machine(context, directory.path(), "tap0")?.config();
+    let config = network
+        .machine(context, directory.path(), &interface("tap0"))?
+        .config();
     let host = &network.star.server;
     let first = host.inside(|| started(context, &config))??;
     let deadline = Instant::now() + END_WITHIN;
@@ -216,9 +246,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 ";
 
 fn is_handed_in(context: &Context) -> Outcome {
-    let network = Network::new(context, Duration::ZERO)?;
+    let network = Network::new(context, Duration::ZERO, "")?;
     let launch = Launch::new(&context.environment)?.by_way_of(["python3", "-c", HANDS_IN]);
-    let machine = network.machine(context, launch.directory(), "/dev/fd/9")?;
+    let machine = network.machine(context, launch.directory(), &interface("/dev/fd/9"))?;
     let ended = network
         .star
         .server

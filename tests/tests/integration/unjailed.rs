@@ -109,6 +109,10 @@ pub(crate) const UNJAILED: &[Unjailed] = &[
     both("lease::a_descriptor_is_one_more_name_of_an_image", NO_DESCRIPTORS),
     both("net::a_tap_whose_descriptor_is_handed_in_serves", NO_DESCRIPTORS),
     both(
+        "net::a_tap_whose_descriptors_are_handed_in_serves_each_pair",
+        NO_DESCRIPTORS,
+    ),
+    both(
         "lease::a_descriptor_that_cannot_be_opened_again_is_refused",
         NO_DESCRIPTORS,
     ),

@@ -1,7 +1,7 @@
 //! The rules of network interfaces.
 
 use coracle_devices::virtio::net::{
-    MTU_MIN, MacAddress, NetworkInterfaceConfig, PartialNetworkInterface, TapError,
+    MTU_MIN, MacAddress, NetworkInterfaceConfig, PartialNetworkInterface, QUEUE_PAIRS_MAX, TapError,
 };
 use coracle_storage::limit::RateLimiterConfig;
 
@@ -19,6 +19,10 @@ pub enum NetworkError {
     TapInUse(String, String),
     #[error("an mtu of {0} is too small for IP: {MTU_MIN} to 65535")]
     Mtu(u16),
+    #[error(
+        "network interface `{id}` asks for {pairs} pairs of queues: `queue_pairs` is 1 to {QUEUE_PAIRS_MAX}"
+    )]
+    QueuePairs { id: String, pairs: u16 },
     #[error("there are {NETWORKS_MAX} network interfaces, and no machine can have more")]
     TooMany,
     #[error("there is no network interface `{0}`; GET /vm/config lists them")]
@@ -46,6 +50,10 @@ impl Config {
         if let Some(mtu) = network.mtu.filter(|mtu| *mtu < MTU_MIN) {
             return Err(NetworkError::Mtu(mtu).into());
         }
+        if !(1..=QUEUE_PAIRS_MAX).contains(&network.pairs()) {
+            let (id, pairs) = (network.iface_id.clone(), network.pairs());
+            return Err(NetworkError::QueuePairs { id, pairs }.into());
+        }
         let others = || {
             self.networks
                 .iter()
@@ -54,8 +62,8 @@ impl Config {
         if others().count() == NETWORKS_MAX {
             return Err(NetworkError::TooMany.into());
         }
-        if let Some(other) = others().find(|other| other.host_dev_name == network.host_dev_name) {
-            return Err(NetworkError::TapInUse(network.host_dev_name, other.iface_id.clone()).into());
+        if let Some(error) = others().find_map(|other| shares_tap(&network, other)) {
+            return Err(error.into());
         }
         if let Some(mac) = network.guest_mac
             && let Some(other) = others().find(|other| other.guest_mac == Some(mac))
@@ -136,9 +144,8 @@ impl Config {
         }
         for (number, network) in self.networks.iter().enumerate() {
             let mut others = self.networks.iter().skip(number + 1);
-            if let Some(other) = others.find(|other| other.host_dev_name == network.host_dev_name) {
-                let tap = network.host_dev_name.clone();
-                return Err(NetworkError::TapInUse(tap, other.iface_id.clone()));
+            if let Some(error) = others.find_map(|other| shares_tap(network, other)) {
+                return Err(error);
             }
         }
         Ok(())
@@ -148,6 +155,14 @@ impl Config {
         let found = self.networks.iter_mut().find(|network| network.iface_id == id);
         found.ok_or_else(|| NetworkError::NoSuch(id.to_owned()))
     }
+}
+
+/// What is wrong with an interface that has a tap of another.
+fn shares_tap(network: &NetworkInterfaceConfig, other: &NetworkInterfaceConfig) -> Option<NetworkError> {
+    let tap = network
+        .taps()
+        .find(|tap| other.taps().any(|other| other == *tap))?;
+    Some(NetworkError::TapInUse(tap.to_owned(), other.iface_id.clone()))
 }
 
 #[cfg(test)]

@@ -388,7 +388,7 @@ impl DiskPlan {
 
 impl NetworkPlan {
     pub(super) fn new(config: &NetworkInterfaceConfig) -> Result<Self, PlanError> {
-        let tap = Tap::open(&config.host_dev_name).map_err(|source| PlanError::Network {
+        let tap = Tap::open(&config.host_dev_name, config.pairs()).map_err(|source| PlanError::Network {
             iface_id: config.iface_id.clone(),
             source,
         })?;

@@ -45,10 +45,12 @@ impl Monitor {
     /// The same for a network interface.
     pub(super) fn put_network(&mut self, network: NetworkInterfaceConfig) -> Result<Reaction, Fault> {
         if matches!(self.guest, Guest::NotStarted) {
+            let mut config = self.config.clone();
+            config.insert_network(network.clone())?;
             // Opened again at the start, like a kernel.
-            Tap::open(&network.host_dev_name)
+            Tap::open(&network.host_dev_name, network.pairs())
                 .map_err(|error| ConfigError::from(NetworkError::from(error)))?;
-            self.config.insert_network(network)?;
+            self.config = config;
             return Ok(Reaction::Done(Data::Empty));
         }
         let mut config = self.config.clone();

@@ -7,8 +7,12 @@ use coracle_storage::limit::RateLimiterConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::tap::AND;
+
 /// The smallest MTU of a network that carries IPv4 (RFC 791).
 pub const MTU_MIN: u16 = 68;
+/// Pairs of queues of one interface.
+pub const QUEUE_PAIRS_MAX: u16 = 8;
 
 /// A network interface of the guest, and the tap of the host that it is connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,7 +20,8 @@ pub const MTU_MIN: u16 = 68;
 pub struct NetworkInterfaceConfig {
     /// What the interface is called.
     pub iface_id: String,
-    /// The tap on the host, or the descriptor of one that was handed in, as `/dev/fd/7`.
+    /// The tap on the host, or the descriptor of one that was handed in, as `/dev/fd/7`; one for each pair of queues, as
+    /// `/dev/fd/7,/dev/fd/8`.
     pub host_dev_name: String,
     /// The guest's address; without, the guest chooses one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,12 +30,29 @@ pub struct NetworkInterfaceConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 68))]
     pub mtu: Option<u16>,
+    /// Pairs of queues, of which the guest uses as many as it has processors: 1 to 8; without, 1. For more than one the tap has
+    /// to be `multi_queue`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 8))]
+    pub queue_pairs: Option<u16>,
     /// Limits of what the guest receives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiterConfig>,
     /// Limits of what the guest sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiterConfig>,
+}
+
+impl NetworkInterfaceConfig {
+    /// How many pairs of queues it has.
+    pub fn pairs(&self) -> u16 {
+        self.queue_pairs.unwrap_or(1)
+    }
+
+    /// The taps, or descriptors of one, that it is connected to.
+    pub fn taps(&self) -> impl Iterator<Item = &str> {
+        self.host_dev_name.split(AND)
+    }
 }
 
 /// New limits of a network interface; buckets that are left out stay as they are.

@@ -3,14 +3,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
 use coracle_storage::request::Segment;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
-use super::tap::{FRAME_BYTES_MAX, HEADER_BYTES, Tap};
-use super::worker::{NetCounts, Next};
+use super::tap::{FRAME_BYTES_MAX, HEADER_BYTES};
+use super::worker::{NetCounts, Next, Way, locked};
 use crate::mmds::Stack;
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::ring::{CHAIN_SEGMENTS_MAX, Chain, PopError, Virtqueue};
@@ -18,6 +17,8 @@ use crate::virtio::segments;
 
 /// Frames received before the other direction has its turn.
 const BATCH_FRAMES_MAX: usize = 64;
+/// When a tap is looked at again that cannot be read: what waits for it would be told at once, and again and again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Where a header says in how many buffers its frame is (5.1.6).
 const NUM_BUFFERS_AT: usize = 10;
 
@@ -37,9 +38,6 @@ pub(super) struct Receiver {
     merges: bool,
     /// The driver has once offered room for the longest frame, so it is worth waiting for.
     is_generous: bool,
-    pub(super) limiter: RateLimiter,
-    /// The limiter lets nothing pass before.
-    not_before: Option<Instant>,
 }
 
 impl Receiver {
@@ -47,14 +45,6 @@ impl Receiver {
     pub(super) fn begin(&mut self, features: u64) {
         self.merges = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         self.is_generous = false;
-    }
-
-    /// New limits hold from now on, whatever the old ones had let nobody do yet.
-    pub(super) fn limit(&mut self, limits: &RateLimiterConfig, now: Instant) {
-        if *limits != RateLimiterConfig::default() {
-            self.limiter.update(limits, now);
-            self.not_before = None;
-        }
     }
 
     /// Puts back what was taken: nothing is in flight then.
@@ -68,15 +58,16 @@ impl Receiver {
     }
 
     /// Receives some frames, and says what there is to wait for.
-    pub(super) fn turn(
-        &mut self,
-        queue: &mut ActiveQueue,
-        tap: &Tap,
-        metadata: Option<&mut Stack>,
-        counts: &NetCounts,
-    ) -> Result<Next, PopError> {
+    pub(super) fn turn(&mut self, queue: &mut ActiveQueue, way: &Way<'_>) -> Result<Next, PopError> {
+        let (counts, limiter) = (way.counts, &way.limiters.rx);
         // Once in a turn: what the guest says is answered when it comes.
-        let mut metadata = metadata.and_then(|stack| stack.is_ready(Instant::now()).then_some(stack));
+        let mut metadata = way.metadata.map(locked);
+        if !metadata
+            .as_mut()
+            .is_some_and(|stack| stack.is_ready(Instant::now()))
+        {
+            metadata = None;
+        }
         for _ in 0..BATCH_FRAMES_MAX {
             if let Some(stack) = &mut metadata
                 && stack.has_frames()
@@ -87,23 +78,25 @@ impl Receiver {
                 self.hand_over(&mut queue.ring, stack, counts);
                 continue;
             }
-            if let Some(at) = self.not_before {
-                if Instant::now() < at {
+            if limiter.is_limiting() {
+                let now = Instant::now();
+                // How long a frame is shows when it is here: the next one waits for what this one has cost.
+                let at = limiter.ready_at(1, now);
+                if at > now {
                     counts.rx_throttled.fetch_add(1, Relaxed);
-                    return Ok(Next::Tokens(at));
+                    return Ok(Next::Then(at));
                 }
-                self.not_before = None;
             }
             if !self.borrow(&mut queue.ring, counts)? {
                 return Ok(Next::Kick);
             }
-            let bytes = match tap.read(&self.segments) {
+            let bytes = match way.tap.read(&self.segments) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::TapGives),
-                // The interface is down, or gone: what waits is its next change.
+                // The tap is gone.
                 Err(_) => {
                     counts.rx_fails.fetch_add(1, Relaxed);
-                    return Ok(Next::TapGives);
+                    return Ok(Next::Then(Instant::now() + LOOK_AGAIN));
                 }
             };
             // A frame that fills all there is may have been longer: what was cut would only look like one.
@@ -114,12 +107,8 @@ impl Receiver {
             self.give_back(&mut queue.ring, bytes as u64);
             counts.rx_frames.fetch_add(1, Relaxed);
             counts.rx_bytes.fetch_add((bytes - HEADER_BYTES) as u64, Relaxed);
-            if self.limiter.is_limiting() {
-                let now = Instant::now();
-                // How long a frame is shows when it is here: the next one waits for what this one has cost.
-                self.limiter.reserve(bytes as u64, now);
-                let at = self.limiter.ready_at(1, now);
-                self.not_before = (at > now).then_some(at);
+            if limiter.is_limiting() {
+                limiter.reserve(bytes as u64, Instant::now());
             }
         }
         Ok(Next::More)

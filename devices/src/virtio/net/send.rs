@@ -4,10 +4,8 @@ use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use coracle_storage::limit::RateLimiter;
-
-use super::tap::{FRAME_BYTES_MAX, HEADER_BYTES, Tap};
-use super::worker::{NetCounts, Next};
+use super::tap::{FRAME_BYTES_MAX, HEADER_BYTES};
+use super::worker::{Next, Way, locked};
 use crate::mmds::{HEAD_BYTES, Stack};
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::ring::{Chain, PopError};
@@ -20,18 +18,12 @@ const BATCH_FRAMES_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Sender {
     chain: Chain,
-    pub(super) limiter: RateLimiter,
 }
 
 impl Sender {
     /// Sends some of it, and says what there is to wait for. What is left in the queue was not taken out of it.
-    pub(super) fn turn(
-        &mut self,
-        queue: &mut ActiveQueue,
-        tap: &Tap,
-        mut metadata: Option<&mut Stack>,
-        counts: &NetCounts,
-    ) -> Result<Next, PopError> {
+    pub(super) fn turn(&mut self, queue: &mut ActiveQueue, way: &Way<'_>) -> Result<Next, PopError> {
+        let (counts, limiter) = (way.counts, &way.limiters.tx);
         for _ in 0..BATCH_FRAMES_MAX {
             match queue.ring.pop(&mut self.chain) {
                 Ok(false) => return Ok(Next::Kick),
@@ -50,27 +42,28 @@ impl Sender {
                 continue;
             }
             // What never leaves this process is no part of what is limited.
-            if let Some(stack) = &mut metadata
-                && self.is_for(stack)
-            {
-                self.divert(stack, bytes);
-                queue.ring.push(self.chain.head, 0);
-                continue;
+            if let Some(metadata) = way.metadata {
+                let mut stack = locked(metadata);
+                if self.is_for(&stack) {
+                    self.divert(&mut stack, bytes);
+                    queue.ring.push(self.chain.head, 0);
+                    continue;
+                }
             }
-            if self.limiter.is_limiting()
-                && let Err(at) = self.limiter.admit(bytes, Instant::now())
+            if limiter.is_limiting()
+                && let Err(at) = limiter.admit(bytes, Instant::now())
             {
                 queue.ring.unpop();
                 counts.tx_throttled.fetch_add(1, Relaxed);
-                return Ok(Next::Tokens(at));
+                return Ok(Next::Then(at));
             }
-            match tap.write(&self.chain.readable) {
+            match way.tap.write(&self.chain.readable) {
                 Ok(_) => {
                     counts.tx_frames.fetch_add(1, Relaxed);
                     counts.tx_bytes.fetch_add(bytes - HEADER_BYTES as u64, Relaxed);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.limiter.refund(bytes, Instant::now());
+                    limiter.refund(bytes, Instant::now());
                     queue.ring.unpop();
                     return Ok(Next::TapTakes);
                 }

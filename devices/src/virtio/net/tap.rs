@@ -1,4 +1,4 @@
-//! A tap of the host: a network interface whose other end is a descriptor.
+//! A tap of the host: a network interface whose other end is a descriptor, or several, of which each has a queue of its own.
 #![expect(
     unsafe_code,
     reason = "ioctls of the tun driver, and vectored I/O into guest memory"
@@ -19,6 +19,8 @@ use virtio_bindings::virtio_net::{
 const TUN: &str = "/dev/net/tun";
 /// How the name of a descriptor begins.
 const HANDED_IN: &str = "/dev/fd/";
+/// What is between the names of several.
+pub(super) const AND: char = ',';
 /// Whole frames, nothing of the driver's before them, but a virtio header.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// `struct virtio_net_hdr_v1`, which goes before each frame (5.1.6).
@@ -29,79 +31,86 @@ pub(super) const FRAME_BYTES_MAX: usize = HEADER_BYTES + 14 + 65_535;
 /// An open tap whose frames have a virtio header, and that never waits.
 #[derive(Debug)]
 pub struct Tap {
-    file: File,
+    queues: Vec<TapQueue>,
     /// Whether this kernel cuts and joins UDP segments (since Linux 6.2).
     has_uso: bool,
 }
 
+/// One queue of a tap.
+#[derive(Debug)]
+pub(super) struct TapQueue {
+    file: File,
+    /// What the kernel lets be attached and detached; the only queue of a tap cannot be.
+    is_one_of_several: bool,
+}
+
 impl Tap {
-    /// Opens the tap of this name; one that is not there is made for as long as it is open, if this process may do that. A
-    /// name as `/dev/fd/7` is that of a descriptor of a tap, which whoever has started the process has handed in.
+    /// Opens the tap of this name with so many queues; one that is not there is made for as long as it is open, if this process
+    /// may do that. A name as `/dev/fd/7` is that of a descriptor of a tap, which whoever has started the process has handed
+    /// in; of a tap with several queues there are as many, as in `/dev/fd/7,/dev/fd/8`.
     ///
     /// # Errors
     ///
     /// When it cannot be had, and what to do then.
-    pub fn open(name: &str) -> Result<Self, TapError> {
-        let refused = |source| TapError::new(name, source);
-        if let Some(number) = name.strip_prefix(HANDED_IN) {
-            return Self::handed_in(number).map_err(|source| TapError::of_descriptor(name, source));
+    pub fn open(name: &str, queues: u16) -> Result<Self, TapError> {
+        if name.starts_with(HANDED_IN) {
+            return Self::all_handed_in(name, queues);
         }
-        let mut request = request(name)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(TUN)
-            .map_err(|source| TapError::NoDriver { source })?;
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(FLAGS).unwrap_or_default();
-        // SAFETY: the kernel reads and writes a `struct ifreq`, which `request` is.
-        checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
-            .map_err(refused)?;
-        Self::of(file).map_err(refused)
+        let refused = |source| TapError::new(name, queues, source);
+        let files = (0..queues).map(|_| opened(name, queues));
+        Self::of(files.collect::<Result<_, _>>()?).map_err(refused)
     }
 
-    /// A copy of the descriptor of this number, which stays open for whoever needs it next.
-    fn handed_in(number: &str) -> io::Result<Self> {
-        let refused = || io::Error::from_raw_os_error(libc::EBADF);
-        let is_plain = |written: &RawFd| *written >= 0 && written.to_string() == number;
-        let number: RawFd = number.parse().ok().filter(is_plain).ok_or_else(refused)?;
-        // SAFETY: it is not -1, and is looked at for two calls only, which themselves find out whether it is open.
-        let inherited = unsafe { BorrowedFd::borrow_raw(number) };
-        // What this process has opened itself ends when it executes another.
-        if rustix::io::fcntl_getfd(inherited)?.contains(rustix::io::FdFlags::CLOEXEC) {
-            return Err(refused());
+    fn all_handed_in(names: &str, queues: u16) -> Result<Self, TapError> {
+        let mut interface = None;
+        let mut files = Vec::new();
+        for name in names.split(AND) {
+            let refused = |source| TapError::of_descriptor(name, source);
+            let number = name.strip_prefix(HANDED_IN).unwrap_or_default();
+            let (file, of) = handed_in(number, queues).map_err(refused)?;
+            if *interface.get_or_insert(of) != of {
+                return Err(refused(io::Error::from_raw_os_error(libc::EINVAL)));
+            }
+            files.push(file);
         }
-        let file = File::from(inherited.try_clone_to_owned()?);
-        let mut request = blank_request();
-        // SAFETY: the kernel writes a `struct ifreq`, which `request` is; or refuses, if it is no tap's.
-        checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
-        // SAFETY: the kernel has written the flags.
-        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-        if flags & FLAGS != FLAGS {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        if files.len() != usize::from(queues) {
+            let names = names.to_owned();
+            return Err(TapError::Count { names, queues });
         }
-        let status = rustix::fs::fcntl_getfl(&file)?;
-        rustix::fs::fcntl_setfl(&file, status | rustix::fs::OFlags::NONBLOCK)?;
-        Self::of(file)
+        Self::of(files).map_err(|source| TapError::of_descriptor(names, source))
     }
 
-    /// An open descriptor of a tap becomes one that devices can use.
-    fn of(file: File) -> io::Result<Self> {
-        let header = i32::try_from(HEADER_BYTES).unwrap_or_default();
-        // SAFETY: the kernel reads one int.
-        checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) })?;
-        let mut tap = Self { file, has_uso: false };
-        let all = libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6;
-        tap.has_uso = tap.offload(all).is_ok();
-        tap.offload(0)?;
-        Ok(tap)
+    /// Open descriptors of one tap become one that devices can use.
+    fn of(files: Vec<File>) -> io::Result<Self> {
+        let is_one_of_several = files.len() > 1;
+        let queue = |file| TapQueue {
+            file,
+            is_one_of_several,
+        };
+        let queues: Vec<TapQueue> = files.into_iter().map(queue).collect();
+        let mut has_uso = false;
+        if let Some(first) = queues.first() {
+            let header = i32::try_from(HEADER_BYTES).unwrap_or_default();
+            // SAFETY: the kernel reads one int.
+            checked(unsafe {
+                libc::ioctl(first.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header)
+            })?;
+            let all = libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+            has_uso = first.offload(all).is_ok();
+            first.offload(0)?;
+        }
+        Ok(Self { queues, has_uso })
     }
 
-    /// A socket whose datagrams are frames with their headers: no device of this kind can tell, so tests need no tap. It has to
-    /// be one that does not wait.
-    pub fn over(socket: std::os::unix::net::UnixDatagram) -> Self {
-        Self {
+    /// Sockets whose datagrams are frames with their headers, one for each queue: no device of this kind can tell, so tests
+    /// need no tap. They have to be some that do not wait.
+    pub fn over(sockets: impl IntoIterator<Item = std::os::unix::net::UnixDatagram>) -> Self {
+        let queue = |socket| TapQueue {
             file: File::from(std::os::fd::OwnedFd::from(socket)),
+            is_one_of_several: false,
+        };
+        Self {
+            queues: sockets.into_iter().map(queue).collect(),
             has_uso: true,
         }
     }
@@ -111,7 +120,15 @@ impl Tap {
         self.has_uso
     }
 
-    /// Lets the kernel give the guest what it has said that it takes: frames without checksums, and long ones.
+    /// Its queues, all of which are attached.
+    pub(super) fn into_queues(self) -> Vec<TapQueue> {
+        self.queues
+    }
+}
+
+impl TapQueue {
+    /// Lets the kernel give the guest what it has said that it takes: frames without checksums, and long ones. That holds for
+    /// all queues of the tap.
     ///
     /// # Errors
     ///
@@ -145,6 +162,26 @@ impl Tap {
         })
     }
 
+    /// Has the kernel give this queue frames, or none, which loses those that it has; either way once, in turn.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn attach(&self, wish: bool) -> io::Result<()> {
+        if !self.is_one_of_several {
+            return Ok(());
+        }
+        let mut request = blank_request();
+        let flag = if wish {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).unwrap_or_default();
+        // SAFETY: the kernel reads a `struct ifreq`, which `request` is.
+        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+    }
+
     /// Reads one frame into `segments`, its header first; what does not fit is lost.
     ///
     /// # Errors
@@ -168,10 +205,61 @@ impl Tap {
     }
 }
 
-impl AsFd for Tap {
+impl AsFd for TapQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// What a tap with so many queues is opened with.
+fn flags_for(queues: u16) -> libc::c_int {
+    if queues > 1 {
+        FLAGS | libc::IFF_MULTI_QUEUE
+    } else {
+        FLAGS
+    }
+}
+
+/// One queue of the tap of this name, of which so many are wanted.
+fn opened(name: &str, queues: u16) -> Result<File, TapError> {
+    let mut request = request(name)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(TUN)
+        .map_err(|source| TapError::NoDriver { source })?;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags_for(queues)).unwrap_or_default();
+    // SAFETY: the kernel reads and writes a `struct ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+        .map_err(|source| TapError::new(name, queues, source))?;
+    Ok(file)
+}
+
+/// A copy of the descriptor of this number, which stays open for whoever needs it next, and what its tap is called.
+fn handed_in(number: &str, queues: u16) -> io::Result<(File, [libc::c_char; libc::IFNAMSIZ])> {
+    let refused = || io::Error::from_raw_os_error(libc::EBADF);
+    let is_plain = |written: &RawFd| *written >= 0 && written.to_string() == number;
+    let number: RawFd = number.parse().ok().filter(is_plain).ok_or_else(refused)?;
+    // SAFETY: it is not -1, and is looked at for two calls only, which themselves find out whether it is open.
+    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+    // What this process has opened itself ends when it executes another.
+    if rustix::io::fcntl_getfd(inherited)?.contains(rustix::io::FdFlags::CLOEXEC) {
+        return Err(refused());
+    }
+    let file = File::from(inherited.try_clone_to_owned()?);
+    let mut request = blank_request();
+    // SAFETY: the kernel writes a `struct ifreq`, which `request` is; or refuses, if it is no tap's.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: the kernel has written the flags.
+    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    let needed = flags_for(queues);
+    if flags & needed != needed {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let status = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, status | rustix::fs::OFlags::NONBLOCK)?;
+    Ok((file, request.ifr_name))
 }
 
 /// Segments are laid out as what the kernel takes; of more than that it takes none.
@@ -267,11 +355,24 @@ pub enum TapError {
         #[source]
         source: io::Error,
     },
+    /// Not as many as there are pairs of queues.
+    #[error(
+        "`{names}` is not a descriptor for each of {queues} pairs of queues: hand in one of the tap for each, as in \
+             `/dev/fd/7,/dev/fd/8`, and say `queue_pairs`"
+    )]
+    Count {
+        /// As configured.
+        names: String,
+        /// How many pairs of queues there are.
+        queues: u16,
+    },
     /// Not one that suits.
-    #[error("`{name}` is no tap that can be used: it has to be `mode tap`, with one queue")]
+    #[error("`{name}` is no tap that can be used: it has to be `mode tap`{}", with(*queues))]
     Other {
         /// As configured.
         name: String,
+        /// With how many queues.
+        queues: u16,
         /// What the kernel says.
         #[source]
         source: io::Error,
@@ -283,16 +384,29 @@ impl TapError {
         let name = name.to_owned();
         match source.raw_os_error() {
             Some(libc::EBADF | libc::EBADFD | libc::ENOTTY | libc::EINVAL) => Self::HandedIn { name, source },
-            _ => Self::Other { name, source },
+            _ => Self::Other {
+                name,
+                queues: 1,
+                source,
+            },
         }
     }
 
-    fn new(name: &str, source: io::Error) -> Self {
+    fn new(name: &str, queues: u16, source: io::Error) -> Self {
         let name = name.to_owned();
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::NotAllowed { name, source },
             Some(libc::EBUSY) => Self::Busy { name, source },
-            _ => Self::Other { name, source },
+            _ => Self::Other { name, queues, source },
         }
+    }
+}
+
+/// How a tap with so many queues is made.
+fn with(queues: u16) -> &'static str {
+    if queues > 1 {
+        " and `multi_queue` (`ip tuntap add dev NAME mode tap multi_queue`), as `queue_pairs` is more than 1"
+    } else {
+        ", without `multi_queue` unless `queue_pairs` is more than 1"
     }
 }

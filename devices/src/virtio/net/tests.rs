@@ -14,6 +14,8 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+mod pairs;
+
 use super::*;
 use crate::virtio::conformance::{BUFFERS, Subject, conforms};
 use crate::virtio::device::{
@@ -35,7 +37,7 @@ fn config() -> NetworkInterfaceConfig {
 fn pair() -> (Tap, UnixDatagram) {
     let (ours, hosts) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    (Tap::over(ours), hosts)
+    (Tap::over([ours]), hosts)
 }
 
 /// A frame as a tap gives it: a header of zeros, and bytes that say where they are.
@@ -168,25 +170,29 @@ fn comes(what: impl Fn() -> bool) {
 static NEXT: AtomicU64 = AtomicU64::new(1);
 const MERGES: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 
+/// As much as is taken, until nobody is there to take it.
+fn sends_for_ever(host: UnixDatagram) {
+    host.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            // No frame is like the one before, whoever got that.
+            match host.send(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes().repeat(4)) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    });
+}
+
 #[test]
 fn the_network_device_keeps_the_promises_of_every_device() {
     conforms(&Subject {
-        // Whose host sends as much as is taken.
         make: || {
             let (tap, host) = pair();
-            host.set_nonblocking(true).unwrap();
-            std::thread::spawn(move || {
-                loop {
-                    // No frame is like the one before, whoever got that.
-                    match host.send(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes().repeat(4)) {
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                            std::thread::sleep(Duration::from_micros(200));
-                        }
-                        Err(_) => return,
-                        Ok(_) => {}
-                    }
-                }
-            });
+            sends_for_ever(host);
             Box::new(Net::new(&config(), tap, None).unwrap().0)
         },
         offer: |driver| {
@@ -468,7 +474,7 @@ fn an_address_is_six_pairs_of_digits() {
 #[test]
 fn no_interface_has_such_a_name() {
     for name in ["", "sixteen-is-long-", "a b", "a/b", "tap%d"] {
-        assert!(matches!(Tap::open(name), Err(TapError::Name { .. })), "{name}");
+        assert!(matches!(Tap::open(name, 1), Err(TapError::Name { .. })), "{name}");
     }
 }
 
@@ -477,7 +483,7 @@ fn what_is_no_descriptor_of_a_tap_is_refused_and_left_as_it_was() {
     let file = tempfile::tempfile().unwrap();
     let number = file.as_raw_fd().to_string();
     for number in ["", "-1", "+1", "01", "x", "1000000", "99999999999", &number] {
-        let opened = Tap::open(&format!("/dev/fd/{number}"));
+        let opened = Tap::open(&format!("/dev/fd/{number}"), 1);
         assert!(matches!(opened, Err(TapError::HandedIn { .. })), "{number}");
     }
     assert!(file.metadata().is_ok());

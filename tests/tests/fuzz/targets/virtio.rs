@@ -62,25 +62,29 @@ pub(crate) fn run_net(data: &[u8]) {
     const FRAMES: usize = 8;
     let hosts = RefCell::new(Vec::new());
     let make: &Make = &|| {
-        let (ours, host) = UnixDatagram::pair().expect("a pair of sockets");
-        for socket in [&ours, &host] {
-            socket.set_nonblocking(true).expect("any socket can");
-        }
-        for frame in data.chunks(data.len() / FRAMES + 1) {
-            // As many as fit.
-            let _ = host.send(frame);
-        }
-        hosts.borrow_mut().push(host);
+        let queue = || {
+            let (ours, host) = UnixDatagram::pair().expect("a pair of sockets");
+            for socket in [&ours, &host] {
+                socket.set_nonblocking(true).expect("any socket can");
+            }
+            for frame in data.chunks(data.len() / FRAMES + 1) {
+                // As many as fit.
+                let _ = host.send(frame);
+            }
+            hosts.borrow_mut().push(host);
+            ours
+        };
+        let tap = Tap::over([queue(), queue()]);
         let config = NetworkInterfaceConfig {
             iface_id: "fuzz".to_owned(),
             host_dev_name: "fuzz".to_owned(),
             guest_mac: "06:00:ac:10:00:02".parse().ok(),
             mtu: Some(1500),
+            queue_pairs: Some(2),
             rx_rate_limiter: None,
             tx_rate_limiter: None,
         };
-        let (device, control) =
-            Net::new(&config, Tap::over(ours), None).expect("a thread and a descriptor: none leaks");
+        let (device, control) = Net::new(&config, tap, None).expect("threads and descriptors: none leaks");
         control.announce();
         Box::new(device)
     };

@@ -4,6 +4,7 @@ pub mod api;
 pub mod balloon;
 pub mod contender;
 pub mod course;
+pub mod frames;
 pub mod idle;
 pub mod image;
 pub mod measurement;

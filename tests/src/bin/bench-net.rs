@@ -1,5 +1,6 @@
 //! How fast a guest talks with its host and what that costs, beside Firecracker (`FIRECRACKER=`): by TCP over a tap, and by
-//! streams of the socket device. And how soon memory goes back that a Linux guest has freed.
+//! streams of the socket device. How soon memory goes back that a Linux guest has freed. And whether frames should go to a tap
+//! one by one or by io_uring.
 //!
 //! The guest is the unikernel, with every offload that the device has; its host is a network namespace. Each figure is the median
 //! of alternating runs; the results are printed as tables and written as JSON to `target/bench/net.json`.
@@ -9,6 +10,7 @@
 use std::path::PathBuf;
 
 use coracle_tests::Outcome;
+use coracle_tests::bench::frames::{self, Direction};
 use coracle_tests::bench::measurement::{Figure, Results};
 use coracle_tests::bench::net::{HOST, TAP, Talk, Way, measure};
 use coracle_tests::bench::table;
@@ -84,8 +86,36 @@ fn run() -> Outcome {
     if only.is_empty() || only.iter().any(|part| BALLOON.contains(part.as_str())) {
         report.insert(BALLOON.to_owned(), returns(&environment, &mut tally)?);
     }
+    if only.is_empty() || only.iter().any(|part| FRAMES.contains(part.as_str())) {
+        report.insert(FRAMES.to_owned(), by_io_uring(&star)?);
+    }
     bench::keep("net", &Value::Object(report))?;
     tally.finish()
+}
+
+const FRAMES: &str = "frames-by-io_uring";
+
+/// What a frame costs by either way: no target, but what the way is chosen by.
+fn by_io_uring(star: &Star) -> Outcome<Value> {
+    println!("{FRAMES}");
+    let mut costs = Vec::new();
+    for direction in [Direction::Send, Direction::Receive] {
+        for bytes in [64, 1514] {
+            let rounds = 50 * bench::count("RUNS", 7)?;
+            let cost = frames::measure(&star.server, direction, bytes, rounds)?;
+            println!(
+                "  {direction:?} {bytes} bytes: {:.0} ns one by one, {:.0} ns by io_uring, {:.2}x",
+                cost.one_by_one_ns,
+                cost.batched_ns,
+                cost.batched_ns / cost.one_by_one_ns
+            );
+            costs.push(json!({
+                "direction": format!("{direction:?}"), "bytes": bytes,
+                "one_by_one_ns": cost.one_by_one_ns, "batched_ns": cost.batched_ns
+            }));
+        }
+    }
+    Ok(Value::Array(costs))
 }
 
 const BALLOON: &str = "balloon-reporting";

@@ -160,6 +160,19 @@ impl Host {
         self.ip(&["link", "set", name, "master", BRIDGE, "up"])
     }
 
+    /// A tap on no bridge, with an address for the host and a neighbour whom nobody has to look for.
+    ///
+    /// # Errors
+    ///
+    /// When it is there, or cannot be made.
+    pub fn lone_tap(&self, name: &str, here: &str, (neighbour, mac): (Ipv4Addr, &str)) -> Outcome {
+        self.ip(&["tuntap", "add", "dev", name, "mode", "tap"])?;
+        self.ip(&["address", "add", here, "dev", name])?;
+        self.ip(&["link", "set", name, "up"])?;
+        let neighbour = neighbour.to_string();
+        self.ip(&["neighbour", "add", &neighbour, "lladdr", mac, "dev", name])
+    }
+
     /// Takes a device out of its network.
     ///
     /// # Errors

@@ -100,6 +100,8 @@ impl OfRequest {
 /// What requests change: the blocks, and what the guest reaches.
 pub(super) struct Region {
     geometry: Geometry,
+    /// How many blocks are plugged of each slot, which may have very many.
+    plugged_of: Vec<u64>,
     slots: Box<dyn Slots>,
     sizes: Arc<SharedSizes>,
     counts: Arc<MemCounts>,
@@ -118,8 +120,10 @@ impl Region {
                 && geometry.blocks.size_bytes().is_multiple_of(geometry.slot_bytes),
             "slots are whole blocks, and the region is whole slots"
         );
+        let count = geometry.blocks.size_bytes() / geometry.slot_bytes;
         Self {
             geometry,
+            plugged_of: vec![0; usize_of(count)],
             slots,
             sizes,
             counts,
@@ -170,7 +174,7 @@ impl Region {
             return Response::Busy;
         }
         let block_bytes = map.block_bytes();
-        map.set(blocks.clone(), BlockState::Plugged);
+        self.set(blocks.clone(), BlockState::Plugged);
         // Afterwards: whoever begins to look at pages drops the marks that are there, and then sees this block or has its mark.
         self.slots
             .came(blocks.start * block_bytes..blocks.end * block_bytes);
@@ -210,7 +214,7 @@ impl Region {
     fn take_back(&mut self, blocks: Range<u64>) {
         let map = Arc::clone(&self.geometry.blocks);
         let block_bytes = map.block_bytes();
-        map.set(blocks.clone(), BlockState::Unplugged);
+        self.set(blocks.clone(), BlockState::Unplugged);
         let slot_bytes = self.geometry.slot_bytes;
         let mut bytes = blocks.start * block_bytes..blocks.end * block_bytes;
         let unplugged = bytes.end - bytes.start;
@@ -269,9 +273,39 @@ impl Region {
 
     /// Whether no block of `slot` is plugged.
     fn is_empty(&self, slot: u64) -> bool {
+        self.plugged_of.get(usize_of(slot)) == Some(&0)
+    }
+
+    /// Plugs or unplugs the blocks with these numbers, all of which are not so.
+    fn set(&mut self, blocks: Range<u64>, state: BlockState) {
+        self.geometry.blocks.set(blocks.clone(), state);
         let per_slot = self.blocks_per_slot();
-        let blocks = slot * per_slot..(slot + 1) * per_slot;
-        self.geometry.blocks.state(blocks) == BlockState::Unplugged
+        for slot in self.slots_of(&blocks) {
+            let first = blocks.start.max(slot * per_slot);
+            let changed = blocks.end.min((slot + 1) * per_slot) - first;
+            let plugged = self.plugged_of.get_mut(usize_of(slot));
+            let plugged = plugged.expect("blocks are checked to be in the region");
+            match state {
+                BlockState::Plugged => *plugged += changed,
+                BlockState::Unplugged => *plugged -= changed,
+                BlockState::Mixed => unreachable!("a block is plugged or not"),
+            }
+        }
+    }
+
+    /// Counts what is plugged of each slot.
+    fn count(&mut self) {
+        self.plugged_of.fill(0);
+        let Geometry { blocks, slot_bytes } = &self.geometry;
+        for mut range in blocks.plugged() {
+            while range.start < range.end {
+                let slot = range.start / slot_bytes;
+                let end = range.end.min((slot + 1) * slot_bytes);
+                let plugged = self.plugged_of.get_mut(usize_of(slot));
+                *plugged.expect("blocks lie in the region") += (end - range.start) / blocks.block_bytes();
+                range.start = end;
+            }
+        }
     }
 
     pub(super) fn save(&self) -> MemState {
@@ -302,19 +336,17 @@ impl Region {
         if !blocks.restore(&state.plugged) {
             return Err(wrong("it has other blocks"));
         }
-        let nothing = || {
-            let restored = blocks.restore(&vec![0; state.plugged.len()]);
-            assert!(restored, "no block is plugged of as many as there are");
-        };
-        if blocks.plugged().any(|range| range.end > state.usable_bytes) {
-            nothing();
+        let is_beyond = blocks.plugged().any(|range| range.end > state.usable_bytes);
+        if is_beyond {
+            self.forget();
             return Err(wrong("a block of it is plugged that is not usable"));
         }
+        self.count();
         for slot in 0..size / slot_bytes {
             if !self.is_empty(slot)
                 && let Err(error) = self.slots.show(slot)
             {
-                nothing();
+                self.forget();
                 let errno = error.raw_os_error().unwrap_or(0);
                 return Err(DeviceStateError::Slot { slot, errno });
             }
@@ -326,6 +358,19 @@ impl Region {
         };
         Ok(())
     }
+
+    /// Takes nothing for plugged.
+    fn forget(&mut self) {
+        let Geometry { blocks, .. } = &self.geometry;
+        let count = blocks.save().len();
+        let restored = blocks.restore(&vec![0; count]);
+        assert!(restored, "no block is plugged of as many as there are");
+        self.count();
+    }
+}
+
+fn usize_of(number: u64) -> usize {
+    usize::try_from(number).expect("this is a 64-bit monitor")
 }
 
 impl std::fmt::Debug for Region {

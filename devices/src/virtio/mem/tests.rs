@@ -103,12 +103,18 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        let mut rig = Self::stopped(geometry());
+        rig.start();
+        rig
+    }
+
+    /// One that does not serve yet.
+    fn stopped(geometry: Geometry) -> Self {
         let memory = memory(4 << 20);
         let host = Host::default();
-        let geometry = geometry();
         let blocks = Arc::clone(&geometry.blocks);
         let (device, control) = Mem::new(geometry, Box::new(host.clone())).unwrap();
-        let mut rig = Self {
+        Self {
             device,
             control,
             host,
@@ -118,9 +124,7 @@ impl Rig {
             kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             status: Arc::default(),
             answered: 0,
-        };
-        rig.start();
-        rig
+        }
     }
 
     fn start(&mut self) {
@@ -363,6 +367,30 @@ fn less_is_usable_again_once_nothing_is_plugged() {
     assert_eq!(rig.ask(UNPLUG_ALL, 0, 0).0, ACK);
     assert_eq!(rig.plug(2 * PER_SLOT, 1), ERROR);
     assert_eq!(rig.plug(0, 1), ACK);
+}
+
+#[test]
+fn a_slot_of_very_many_blocks_is_not_looked_through_for_each_of_them() {
+    const SIZE: u64 = 256 << 30;
+    let mut rig = Rig::stopped(Geometry {
+        blocks: Arc::new(Blocks::new(START, SIZE, BLOCK)),
+        slot_bytes: SIZE,
+    });
+    let words = usize::try_from(SIZE / BLOCK / 64).unwrap();
+    let state = MemState {
+        requested_bytes: SIZE,
+        usable_bytes: SIZE,
+        // As many ranges as there can be.
+        plugged: vec![0x5555_5555_5555_5555; words],
+    };
+    rig.device.restore(&DeviceState::Memory(state)).unwrap();
+    rig.start();
+    assert_eq!(rig.plugged_mib(), SIZE / MIB / 2);
+    // Answered in time: with each range all blocks again, it would take minutes.
+    assert_eq!(rig.ask(UNPLUG_ALL, 0, 0).0, ACK);
+    assert_eq!(rig.plugged_mib(), 0);
+    let asked = rig.asked();
+    assert_eq!(asked.iter().filter(|asked| **asked == Hide(0)).count(), 1);
 }
 
 #[test]

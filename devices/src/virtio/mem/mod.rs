@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The driver asks, block by block, until it has as much as is requested; it cannot be made to give anything back. What it
-//! unplugs goes back to the host at once, and no device reads or writes it (see [`Blocks`]). A processor of the guest reaches
-//! whole slots.
+//! unplugs no device reads or writes from then on (see [`Blocks`]), and it goes back to the host before anything else is done. A
+//! processor of the guest reaches whole slots.
 
 mod blocks;
 mod config;

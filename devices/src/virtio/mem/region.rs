@@ -1,5 +1,6 @@
 //! The region, and what requests do to it.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,7 +68,7 @@ pub struct MemCounts {
     pub unplug_bytes: AtomicU64,
     /// Requests to unplug everything.
     pub unplug_all: OfRequest,
-    /// Ranges that were unplugged, and that the host did not take back.
+    /// Pieces of what was unplugged that the host did not take back.
     pub discard_fails: AtomicU64,
     /// Requests for the state of blocks.
     pub state: OfRequest,
@@ -75,6 +76,15 @@ pub struct MemCounts {
     pub requests: AtomicU64,
     /// Requests that made no sense, and rings that broke.
     pub guest_faults: AtomicU64,
+}
+
+/// What has come of letting the guest reach slots.
+enum Showing {
+    Done,
+    /// The host has not let it.
+    Refused,
+    /// It was to stop before.
+    Recalled,
 }
 
 impl OfRequest {
@@ -97,11 +107,27 @@ impl OfRequest {
     }
 }
 
+/// Memory that goes back to the host at a time, in bytes: so long a stop waits. Whole huge pages.
+const PIECE_BYTES: u64 = 16 << 20;
+
 /// What requests change: the blocks, and what the guest reaches.
+///
+/// ```text
+///   UNPLUG ──► not plugged, all at once ──► answered
+///                └─► hidden, slot by slot ──► discarded, piece by piece ──► the next request is taken
+/// ```
+///
+/// What follows may take long, so a stop may come between, and then it is gone on with in the next session. No request is ever
+/// done in part for that: what is unplugged is unplugged, and one to plug that is recalled is undone. So a request that is taken
+/// again is none that has to be known again, and a saved state has nothing of all that: there, what is not plugged is not there.
 pub(super) struct Region {
     geometry: Geometry,
     /// How many blocks are plugged of each slot, which may have very many.
     plugged_of: Vec<u64>,
+    /// Slots that the guest is to reach no more, none of whose blocks is plugged.
+    to_hide: VecDeque<u64>,
+    /// What is to be discarded then, in bytes from the beginning of the region.
+    to_discard: VecDeque<Range<u64>>,
     slots: Box<dyn Slots>,
     sizes: Arc<SharedSizes>,
     counts: Arc<MemCounts>,
@@ -124,6 +150,8 @@ impl Region {
         Self {
             geometry,
             plugged_of: vec![0; usize_of(count)],
+            to_hide: VecDeque::new(),
+            to_discard: VecDeque::new(),
             slots,
             sizes,
             counts,
@@ -131,19 +159,54 @@ impl Region {
         }
     }
 
-    /// Does what a request says.
-    pub(super) fn answer(&mut self, request: Request) -> Response {
+    /// Does what a request says, and gives back what there is to be given back until `is_recalled`. Of earlier requests there is
+    /// nothing. `None` if it was recalled before it was done; then the request is to be taken again.
+    pub(super) fn answer(&mut self, request: Request, is_recalled: &dyn Fn() -> bool) -> Option<Response> {
         let begun = Instant::now();
         let counts = Arc::clone(&self.counts);
-        counts.requests.fetch_add(1, Relaxed);
         let (response, of_kind) = match request {
-            Request::Plug(range) => (self.plug(range), &counts.plug),
+            Request::Plug(range) => (self.plug(range, is_recalled)?, &counts.plug),
             Request::Unplug(range) => (self.unplug(range), &counts.unplug),
             Request::UnplugAll => (self.unplug_all(), &counts.unplug_all),
             Request::State(range) => (self.state(range), &counts.state),
         };
+        self.give_back(is_recalled);
+        counts.requests.fetch_add(1, Relaxed);
         of_kind.note(begun, response);
-        response
+        Some(response)
+    }
+
+    /// Takes what is not plugged from the guest's processors, and gives it back to the host. Says whether all of it is: it may
+    /// have been recalled before.
+    pub(super) fn give_back(&mut self, is_recalled: &dyn Fn() -> bool) -> bool {
+        while let Some(slot) = self.to_hide.front().copied() {
+            if is_recalled() {
+                return false;
+            }
+            self.to_hide.pop_front();
+            if let Err(error) = self.slots.hide(slot) {
+                let what = format_args!("the guest still reaches memory that it has unplugged: {error}");
+                self.complaints.complain(what);
+            }
+        }
+        while let Some(range) = self.to_discard.front_mut() {
+            if is_recalled() {
+                return false;
+            }
+            let end = range.end.min((range.start / PIECE_BYTES + 1) * PIECE_BYTES);
+            let piece = range.start..end;
+            range.start = end;
+            if range.is_empty() {
+                self.to_discard.pop_front();
+            }
+            if let Err(error) = self.slots.discard(piece) {
+                self.counts.discard_fails.fetch_add(1, Relaxed);
+                self.complaints.complain(format_args!(
+                    "unplugged memory does not go back to the host: {error}"
+                ));
+            }
+        }
+        true
     }
 
     /// The numbers of the blocks that the driver names, if it may name them.
@@ -157,46 +220,52 @@ impl Region {
         is_one.then_some(first..end)
     }
 
-    fn plug(&mut self, range: RequestedRange) -> Response {
+    fn plug(&mut self, range: RequestedRange, is_recalled: &dyn Fn() -> bool) -> Option<Response> {
         let Some(blocks) = self.blocks_of(range) else {
-            return Response::Error;
+            return Some(Response::Error);
         };
         let map = Arc::clone(&self.geometry.blocks);
         if map.state(blocks.clone()) != BlockState::Unplugged {
-            return Response::Error;
-        }
-        let bytes = (blocks.end - blocks.start) * map.block_bytes();
-        let sizes = *self.sizes.lock();
-        if sizes.plugged + bytes > sizes.requested {
-            return Response::Nack;
-        }
-        if !self.show(self.slots_of(&blocks)) {
-            return Response::Busy;
+            return Some(Response::Error);
         }
         let block_bytes = map.block_bytes();
+        let bytes = (blocks.end - blocks.start) * block_bytes;
+        let sizes = *self.sizes.lock();
+        if sizes.plugged + bytes > sizes.requested {
+            return Some(Response::Nack);
+        }
+        match self.show(self.slots_of(&blocks), is_recalled) {
+            Showing::Done => {}
+            Showing::Refused => return Some(Response::Busy),
+            Showing::Recalled => return None,
+        }
         self.set(blocks.clone(), BlockState::Plugged);
         // Afterwards: whoever begins to look at pages drops the marks that are there, and then sees this block or has its mark.
         self.slots
             .came(blocks.start * block_bytes..blocks.end * block_bytes);
         self.sizes.lock().plugged += bytes;
         self.counts.plug_bytes.fetch_add(bytes, Relaxed);
-        Response::Ack
+        Some(Response::Ack)
     }
 
-    /// Lets the guest reach those of `slots` that it does not; none of them, if one cannot be.
-    fn show(&mut self, slots: Range<u64>) -> bool {
+    /// Lets the guest reach those of `slots` that it does not; none of them for long, if one cannot be.
+    fn show(&mut self, slots: Range<u64>, is_recalled: &dyn Fn() -> bool) -> Showing {
         let hidden: Vec<u64> = slots.filter(|slot| self.is_empty(*slot)).collect();
         for (done, slot) in hidden.iter().enumerate() {
-            if let Err(error) = self.slots.show(*slot) {
-                self.complaints
-                    .complain(format_args!("memory cannot be plugged for now: {error}"));
-                for slot in hidden.iter().take(done) {
-                    self.hide(*slot);
-                }
-                return false;
+            let refused = match is_recalled() {
+                true => Some(Showing::Recalled),
+                false => self.slots.show(*slot).err().map(|error| {
+                    let what = format_args!("memory cannot be plugged for now: {error}");
+                    self.complaints.complain(what);
+                    Showing::Refused
+                }),
+            };
+            if let Some(refused) = refused {
+                self.to_hide.extend(hidden.iter().take(done));
+                return refused;
             }
         }
-        true
+        Showing::Done
     }
 
     fn unplug(&mut self, range: RequestedRange) -> Response {
@@ -210,47 +279,39 @@ impl Region {
         Response::Ack
     }
 
-    /// Takes plugged blocks from the guest: first from devices, then from processors, and then to the host.
+    /// Takes plugged blocks from devices. Processors lose them next, with those slots that have no others, and the host has them.
     fn take_back(&mut self, blocks: Range<u64>) {
-        let map = Arc::clone(&self.geometry.blocks);
-        let block_bytes = map.block_bytes();
+        let block_bytes = self.geometry.blocks.block_bytes();
         self.set(blocks.clone(), BlockState::Unplugged);
         let slot_bytes = self.geometry.slot_bytes;
         let mut bytes = blocks.start * block_bytes..blocks.end * block_bytes;
         let unplugged = bytes.end - bytes.start;
         for slot in self.slots_of(&blocks) {
-            if self.is_empty(slot) && self.hide(slot) {
+            if self.is_empty(slot) {
+                self.to_hide.push_back(slot);
                 // What it may have written beside its blocks goes, too.
                 bytes = bytes.start.min(slot * slot_bytes)..bytes.end.max((slot + 1) * slot_bytes);
             }
         }
-        if let Err(error) = self.slots.discard(bytes) {
-            self.counts.discard_fails.fetch_add(1, Relaxed);
-            self.complaints.complain(format_args!(
-                "unplugged memory does not go back to the host: {error}"
-            ));
-        }
+        self.to_discard.push_back(bytes);
         self.sizes.lock().plugged -= unplugged;
         self.counts.unplug_bytes.fetch_add(unplugged, Relaxed);
     }
 
-    fn hide(&mut self, slot: u64) -> bool {
-        let hidden = self.slots.hide(slot);
-        if let Err(error) = &hidden {
-            let what = format_args!("the guest still reaches memory that it has unplugged: {error}");
-            self.complaints.complain(what);
-        }
-        hidden.is_ok()
-    }
-
     fn unplug_all(&mut self) -> Response {
-        let map = Arc::clone(&self.geometry.blocks);
-        for range in map.plugged().collect::<Vec<_>>() {
-            self.take_back(range.start / map.block_bytes()..range.end / map.block_bytes());
+        let plugged_of = self.plugged_of.clone();
+        self.forget();
+        let slot_bytes = self.geometry.slot_bytes;
+        for (slot, _) in (0..).zip(plugged_of).filter(|(_, plugged)| *plugged > 0) {
+            self.to_hide.push_back(slot);
+            self.to_discard
+                .push_back(slot * slot_bytes..(slot + 1) * slot_bytes);
         }
-        // Once nothing is plugged, less may be usable.
         let mut sizes = self.sizes.lock();
-        sizes.usable = sizes.requested.next_multiple_of(self.geometry.slot_bytes);
+        self.counts.unplug_bytes.fetch_add(sizes.plugged, Relaxed);
+        sizes.plugged = 0;
+        // Once nothing is plugged, less may be usable.
+        sizes.usable = sizes.requested.next_multiple_of(slot_bytes);
         Response::Ack
     }
 

@@ -13,8 +13,7 @@ use crate::virtio::segments;
 use crate::virtio::service::Mailbox;
 use crate::wait::wait;
 
-/// Requests served before the worker looks into its mailbox again: one, as each may take as long as the host takes to give memory
-/// back.
+/// Requests served before the worker looks into its mailbox again: one, as each may take as long as KVM takes to hide slots.
 const BATCH_REQUESTS_MAX: usize = 1;
 
 pub(super) struct Worker {
@@ -62,7 +61,7 @@ impl Worker {
                 wait(&[mailbox.wake()], None);
                 continue;
             }
-            let next = self.answer(queue);
+            let next = self.answer(mailbox, queue);
             queue.ring.publish();
             if queue.ring.needs_interrupt() {
                 interrupt.used_buffer();
@@ -79,14 +78,18 @@ impl Worker {
         }
     }
 
-    fn answer(&mut self, queue: &mut ActiveQueue) -> Next {
+    fn answer(&mut self, mailbox: &Mailbox, queue: &mut ActiveQueue) -> Next {
+        // What an earlier session was recalled from.
+        if !locked(&self.region).give_back(&|| mailbox.is_recalled()) {
+            return Next::More;
+        }
         for _ in 0..BATCH_REQUESTS_MAX {
             match queue.ring.pop(&mut self.chain) {
                 Ok(false) => return Next::Kick,
-                Ok(true) => {
-                    let written_bytes = self.serve_one();
-                    queue.ring.push(self.chain.head, written_bytes);
-                }
+                Ok(true) => match self.serve_one(mailbox) {
+                    Some(written_bytes) => queue.ring.push(self.chain.head, written_bytes),
+                    None => queue.ring.unpop(),
+                },
                 Err(PopError::Malformed { head, .. }) => {
                     self.shared.counts.guest_faults.fetch_add(1, Relaxed);
                     queue.ring.push(head, 0);
@@ -104,26 +107,27 @@ impl Worker {
         Next::More
     }
 
-    /// Answers the chain that was taken; returns how many bytes that has. Where there is no room for an answer, nothing is done.
-    fn serve_one(&mut self) -> u32 {
+    /// Answers the chain that was taken; returns how many bytes that has, and `None` if the worker was recalled before it was
+    /// done. Where there is no room for an answer, nothing is done.
+    fn serve_one(&mut self, mailbox: &Mailbox) -> Option<u32> {
         let Chain {
             readable, writable, ..
         } = &self.chain;
         if segments::len_bytes(writable) < RESPONSE_BYTES as u64 {
             self.shared.counts.guest_faults.fetch_add(1, Relaxed);
-            return 0;
+            return Some(0);
         }
         let mut bytes = [0; REQUEST_BYTES];
         let read = segments::gather(readable, 0, &mut bytes);
         let request = bytes.get(..read).and_then(Request::parse);
         let response = match request {
-            Some(request) => locked(&self.region).answer(request),
+            Some(request) => locked(&self.region).answer(request, &|| mailbox.is_recalled())?,
             None => {
                 self.shared.counts.guest_faults.fetch_add(1, Relaxed);
                 Response::Error
             }
         };
         let written = segments::scatter(writable, 0, &response.to_bytes());
-        u32::try_from(written).expect("an answer is short")
+        Some(u32::try_from(written).expect("an answer is short"))
     }
 }

@@ -500,6 +500,7 @@ impl<'a> VirtioBus<'a> {
                 control,
                 range,
                 medium: pmem.medium,
+                flusher: Arc::default(),
                 hold: pmem.hold,
             });
             self.insert(&id, Box::new(device))?;

@@ -15,6 +15,7 @@ mod assemble;
 mod change;
 pub mod cpu_template;
 pub mod disks;
+mod flush;
 pub mod handover;
 mod lineage;
 mod memory_slots;
@@ -61,10 +62,11 @@ use self::pmem::PmemSlot;
 
 pub use assemble::{BuildError, build};
 pub use change::{DriveChange, DriveChangeError, Drives, Progress};
+pub use flush::PmemFlushError;
 pub use pausing::{Pause, Pausing};
 pub use platform::{GENERATION_MEMORY, PlatformError, tell_restored};
 pub use plug::{Departed, Newcomer, PlugError, Plugged, Socket, StillUsed};
-pub use pmem::{PmemFlushError, PmemPlaceError};
+pub use pmem::PmemPlaceError;
 pub use restore::{check_compatible, check_processors};
 pub use round::{Round, RoundError};
 

@@ -13,22 +13,19 @@
 //! A file is no part of the guest's memory: it is in no snapshot of that and no migration, no device reaches it, and KVM's log of
 //! dirty pages does not cover it.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
-use std::time::{Duration, Instant};
 
-use coracle_devices::virtio::device::{Notice, Patience};
+use coracle_devices::virtio::device::Notice;
 use coracle_devices::virtio::pmem::{
     FlushError, HeldPmem, Medium, PartialPmem, PmemConfig, PmemControl, PmemRange, REGION_ALIGNMENT_BYTES,
 };
 use coracle_storage::backend::Access;
 use coracle_storage::lease::{Owner, Succession};
 use coracle_storage::open::Hold;
-use coracle_storage::threads;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
+use super::flush::{Flush, Flusher, PmemFlushError};
 use super::plan::PlanError;
 use super::state::MachineState;
 use super::{BuildError, Machine};
@@ -58,6 +55,7 @@ pub(super) struct PmemSlot {
     pub(super) control: PmemControl,
     pub(super) range: PmemRange,
     pub(super) medium: Arc<Medium>,
+    pub(super) flusher: Arc<Flusher>,
     /// After the file: its lease ends when nobody uses it any more.
     pub(super) hold: Hold,
 }
@@ -118,21 +116,6 @@ pub enum PmemPlaceError {
         source: FlushError,
     },
 }
-
-/// Whether the guest can be told that all that it has stored is kept.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the text of an error is its documentation")]
-pub enum PmemFlushError {
-    #[error("what the guest has stored is not on the medium")]
-    Flush(#[from] FlushError),
-    #[error("the host has no thread left to flush it")]
-    Thread(#[source] io::Error),
-    #[error("what the guest has stored is not on the medium after {} s", FLUSH_MAX.as_secs())]
-    Late,
-}
-
-/// How long the flush of one file may take, before a snapshot is given up.
-pub(super) const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 impl PmemPlan {
     /// Opens the files of `configs` and leases them to `owner`, for a guest that boots with `memory_end` of memory, or goes on
@@ -287,48 +270,8 @@ impl PmemSlot {
 
     /// Begins to put everything on the medium that was stored, on a thread of its own; `notice` rings when that is done.
     pub(super) fn begin_flush(&self, notice: &Notice) -> Result<Flush, PmemFlushError> {
-        let (sender, done) = channel();
-        let (medium, notice) = (Arc::clone(&self.medium), notice.clone());
-        // Not joined: it may wait for a disk that never answers.
-        threads::spawn(threads::Kind::Mover, "flush", move || {
-            let flushed = medium.flush();
-            // The lease of the file ends with the last who has it.
-            drop(medium);
-            if sender.send(flushed).is_ok() {
-                notice.ring();
-            }
-        })
-        .map_err(PmemFlushError::Thread)?;
-        Ok(Flush {
-            done,
-            until: Instant::now() + FLUSH_MAX,
-        })
-    }
-}
-
-/// A flush under way.
-pub(super) struct Flush {
-    done: Receiver<Result<(), FlushError>>,
-    until: Instant,
-}
-
-impl Flush {
-    /// What it has come to, once.
-    pub(super) fn poll(&self, patience: Patience) -> Option<Result<(), PmemFlushError>> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        let answer = match patience {
-            Patience::WithinLimit => self.done.recv_timeout(left),
-            Patience::None => self.done.try_recv().map_err(|error| match error {
-                TryRecvError::Empty => RecvTimeoutError::Timeout,
-                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-            }),
-        };
-        match answer {
-            Ok(flushed) => Some(flushed.map_err(PmemFlushError::from)),
-            Err(RecvTimeoutError::Timeout) if Instant::now() < self.until => None,
-            Err(RecvTimeoutError::Timeout) => Some(Err(PmemFlushError::Late)),
-            Err(RecvTimeoutError::Disconnected) => panic!("a thread that panics ends the process"),
-        }
+        let medium = Arc::clone(&self.medium);
+        self.flusher.begin(move || medium.flush(), notice)
     }
 }
 

@@ -9,7 +9,8 @@ use coracle_storage::backend::Access;
 use coracle_storage::open::OpenError;
 
 use super::change::Progress;
-use super::pmem::{Flush, PmemFlushError, PmemSlot};
+use super::flush::{Flush, PmemFlushError};
+use super::pmem::PmemSlot;
 use super::{DriveSlot, Machine, Paused};
 
 /// How long each may take.

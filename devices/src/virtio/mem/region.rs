@@ -261,7 +261,13 @@ impl Region {
                 }),
             };
             if let Some(refused) = refused {
-                self.to_hide.extend(hidden.iter().take(done));
+                let slot_bytes = self.geometry.slot_bytes;
+                for slot in hidden.iter().take(done) {
+                    self.to_hide.push_back(*slot);
+                    // A processor may have written there, and KVM does not tell of a slot that is hidden.
+                    self.to_discard
+                        .push_back(slot * slot_bytes..(slot + 1) * slot_bytes);
+                }
                 return refused;
             }
         }

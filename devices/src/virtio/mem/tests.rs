@@ -444,8 +444,8 @@ fn a_request_to_plug_that_is_recalled_is_undone_and_done_again() {
     let found = recalled(&mut rig, plug, 2);
     assert_eq!(found, (vec![Show(0), Show(1)], false));
     let all = [Show(0), Show(1), Show(2), Came(0..3 * SLOT)];
-    let undone = [Hide(0), Hide(1)];
-    assert_eq!(rig.asked(), [&undone[..], &all[..]].concat());
+    let undone = [Hide(0), Hide(1), Discard(0..2 * SLOT)];
+    assert_eq!(rig.asked(), [&undone[..], &all].concat());
     assert_eq!(rig.plugged_mib(), 384);
     assert_eq!(rig.control.counts().plug.count.load(Ordering::Relaxed), 1);
 }
@@ -480,7 +480,7 @@ fn what_the_host_cannot_show_is_not_plugged() {
     rig.control.request(384);
     rig.host.refuses.store(true, Ordering::SeqCst);
     assert_eq!(rig.plug(PER_SLOT - 1, 2), BUSY);
-    assert_eq!(rig.asked(), [Show(0), Hide(0)]);
+    assert_eq!(rig.asked(), [Show(0), Hide(0), Discard(0..SLOT)]);
     assert_eq!(rig.plugged_mib(), 0);
     rig.host.refuses.store(false, Ordering::SeqCst);
     assert_eq!(rig.plug(PER_SLOT - 1, 2), ACK);

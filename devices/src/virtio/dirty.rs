@@ -71,7 +71,11 @@ impl DirtyPages {
     /// The marks, and none are left: for each region of the memory, in its order, one bit a page, the lowest first.
     pub fn take(&self) -> Vec<Vec<u64>> {
         // Acquire: what was written before a mark is there to be copied.
-        let taken = |word: &AtomicU64| word.swap(0, Ordering::Acquire);
+        let taken = |word: &AtomicU64| match word.load(Ordering::Relaxed) {
+            // Most of them, where the memory is large.
+            0 => 0,
+            _ => word.swap(0, Ordering::Acquire),
+        };
         self.regions
             .iter()
             .map(|region| region.words.iter().map(taken).collect())

@@ -85,21 +85,20 @@ impl Lineage {
     }
 }
 
-/// The pages of `memory` that the guest has; of a region of which memory comes and goes, those of blocks that are plugged. Nobody
-/// looks at the others: that alone would take memory for what is none.
-fn there(memory: &GuestMemoryMmap, blocks: Option<&Blocks>) -> PageSet {
+/// The pages of `memory` that the guest has, if not all: of a region of which memory comes and goes, those of `blocks` that are
+/// plugged. Nobody looks at the others: that takes time for what is very large, and memory for what is none.
+fn there(memory: &GuestMemoryMmap, blocks: Option<&Blocks>) -> Option<PageSet> {
+    let blocks = blocks?;
+    let page = |bytes: u64| bytes / PAGE_BYTES as u64;
     let size_bytes = size_bytes(memory);
-    let mut pages = PageSet::full(size_bytes);
-    if let Some(blocks) = blocks {
-        let page = |bytes: u64| bytes / PAGE_BYTES as u64;
-        // It is the last region of the memory.
-        let start_bytes = size_bytes - blocks.size_bytes();
-        pages.remove(page(start_bytes), page(size_bytes));
-        for range in blocks.plugged() {
-            pages.insert(page(start_bytes + range.start), page(start_bytes + range.end));
-        }
+    // It is the last region of the memory.
+    let start_bytes = size_bytes - blocks.size_bytes();
+    let mut pages = PageSet::empty(size_bytes);
+    pages.insert(0, page(start_bytes));
+    for range in blocks.plugged() {
+        pages.insert(page(start_bytes + range.start), page(start_bytes + range.end));
     }
-    pages
+    Some(pages)
 }
 
 fn size_bytes(memory: &GuestMemoryMmap) -> u64 {
@@ -123,11 +122,11 @@ impl<P> Machine<P> {
         // What was written before is among all pages.
         self.take_round()?;
         let parts = &*self.parts;
+        // After the log was begun: what is plugged and touched later is in that, or is marked when it comes.
+        let there = there(&parts.memory, parts.blocks.as_deref());
         Ok(match parts.lineage.untouched {
-            // After the log was begun: what is touched later is in that.
-            Untouched::Zeros => touched(&parts.memory),
-            // What is plugged later is marked when it comes.
-            Untouched::Anything => there(&parts.memory, parts.blocks.as_deref()),
+            Untouched::Zeros => touched(&parts.memory, there.as_ref()),
+            Untouched::Anything => there.unwrap_or_else(|| PageSet::full(size_bytes)),
         })
     }
 
@@ -166,9 +165,13 @@ impl Machine<Paused> {
     /// The pages for a full snapshot.
     pub fn all_pages(&self) -> Pages {
         let parts = &self.parts;
-        match (parts.lineage.untouched, &parts.blocks) {
-            (Untouched::Anything, Some(blocks)) => Pages::Among(there(&parts.memory, Some(blocks))),
-            (untouched, _) => Pages::All(untouched),
+        match (
+            there(&parts.memory, parts.blocks.as_deref()),
+            parts.lineage.untouched,
+        ) {
+            (Some(there), Untouched::Anything) => Pages::Among(there),
+            (Some(there), Untouched::Zeros) => Pages::Touched(there),
+            (None, untouched) => Pages::All(untouched),
         }
     }
 
@@ -183,7 +186,11 @@ impl Machine<Paused> {
         parts.lineage.gather(parts.vm.as_deref(), &parts.memory)?;
         let written = parts.lineage.since_snapshot.clone();
         Ok(match (parts.lineage.parent, written) {
-            (Some(parent), Some(written)) => Pages::Written { parent, written },
+            (Some(parent), Some(written)) => Pages::Written {
+                parent,
+                written,
+                there: there(&parts.memory, parts.blocks.as_deref()),
+            },
             _ => self.all_pages(),
         })
     }

@@ -38,6 +38,8 @@ pub struct Job {
 pub enum Pages {
     /// All that are not zeros.
     All(Untouched),
+    /// Those of these that somebody has touched, and that are not zeros: the others are none of the guest's, or began as zeros.
+    Touched(PageSet),
     /// Those of these that are not zeros: the others are none of the guest's.
     Among(PageSet),
     /// Those that were written since another snapshot.
@@ -46,6 +48,8 @@ pub enum Pages {
         parent: MemoryId,
         /// The pages.
         written: PageSet,
+        /// The pages that the guest has, if not all: it has had others, which nobody looks at.
+        there: Option<PageSet>,
     },
 }
 
@@ -185,10 +189,16 @@ impl Job {
         let draft = Draft::create(path, file_bytes(size_bytes)).map_err(failed(path))?;
         let content = match &self.pages {
             Pages::All(untouched) => Content::Full(*untouched),
+            Pages::Touched(pages) => Content::Touched(pages),
             Pages::Among(pages) => Content::Among(pages),
-            Pages::Written { parent, written } => Content::Diff {
+            Pages::Written {
+                parent,
+                written,
+                there,
+            } => Content::Diff {
                 parent: *parent,
                 written,
+                there: there.as_ref(),
             },
         };
         let image = draft.image().map_err(failed(path))?;

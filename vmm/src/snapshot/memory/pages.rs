@@ -190,18 +190,27 @@ pub(super) fn chunks_of(size_bytes: u64) -> usize {
 
 /// The runs of ones in `masks`, as ranges of pages counted from the first mask.
 pub(super) fn runs(masks: &[u16]) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let is_in = |page: usize| {
-        let mask = masks.get(page / CHUNK_PAGES)?;
-        Some(mask & 1 << (page % CHUNK_PAGES) != 0)
-    };
     let mut from = 0;
     std::iter::from_fn(move || {
-        let start = (from..).map_while(|page| is_in(page).map(|is_in| (page, is_in)));
-        let (start, _) = start.into_iter().find(|(_, is_in)| *is_in)?;
-        let end = (start..).find(|page| is_in(*page) != Some(true))?;
-        from = end;
-        Some(start..end)
+        let start = next_one(masks, from, |mask| mask)?;
+        let end = next_one(masks, start, |mask| !mask);
+        from = end.unwrap_or(masks.len() * CHUNK_PAGES);
+        Some(start..from)
     })
+}
+
+/// The first page from `from` on that is a one in what `of` makes of its mask. Sets of a large memory are mostly masks without.
+fn next_one(masks: &[u16], from: usize, of: impl Fn(u16) -> u16) -> Option<usize> {
+    let mut masks = masks.iter().zip(0..).skip(from / CHUNK_PAGES);
+    let (first, chunk) = masks.next()?;
+    let behind = of(*first) & u16::MAX << (from % CHUNK_PAGES);
+    let (ones, chunk) = match behind {
+        0 => masks
+            .map(|(mask, chunk)| (of(*mask), chunk))
+            .find(|(ones, _)| *ones != 0)?,
+        behind => (behind, chunk),
+    };
+    Some(chunk * CHUNK_PAGES + ones.trailing_zeros() as usize)
 }
 
 #[cfg(test)]
@@ -296,6 +305,9 @@ mod tests {
         let masks = [0b1100_0000_0000_0001, 0b11, 0, u16::MAX];
         let found: Vec<_> = runs(&masks).collect();
         assert_eq!(found, [0..1, 14..18, 48..64]);
+        let far = [vec![0; 1000], vec![1 << 15, u16::MAX, 0, 1]].concat();
+        let found: Vec<_> = runs(&far).collect();
+        assert_eq!(found, [16_015..16_032, 16_048..16_049]);
         assert_eq!(runs(&[]).count(), 0);
         assert_eq!(runs(&[0, 0]).count(), 0);
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{SeekFrom, seek};
@@ -10,25 +11,29 @@ use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegi
 
 use super::{PAGE_BYTES, PageSet};
 
-/// The pages of `memory`, all of which were zeros at first and are there or on swap, that may hold something else now.
-pub fn touched(memory: &GuestMemoryMmap) -> PageSet {
+/// The pages of `memory`, all of which were zeros at first and are there or on swap, that may hold something else now; nobody
+/// asks for others than those `among` which they are, where these are not all.
+pub fn touched(memory: &GuestMemoryMmap, among: Option<&PageSet>) -> PageSet {
     let size_bytes = memory.iter().map(GuestMemoryRegion::len).sum();
     let mut pages = PageSet::empty(size_bytes);
     let mut first = 0;
     for region in memory.iter() {
-        let count = region.len() / PAGE_BYTES as u64;
-        let told = match region.file_offset() {
-            // Another process may have written it, and what this one has in its page tables says little.
-            Some(file) => insert_data(&mut pages, first, count, file),
-            None => insert_resident(&mut pages, first, region),
+        let end = first + region.len() / PAGE_BYTES as u64;
+        let mut looked = Looked {
+            region,
+            first,
+            map: None,
         };
-        if let Err(error) = told {
-            log::debug!(
-                "all of {count} pages of guest memory are looked at: the host does not say which were touched: {error}"
-            );
-            pages.insert(first, first + count);
+        match among {
+            None => looked.insert_touched(&mut pages, first..end),
+            Some(among) => {
+                let runs = among.runs().map(|run| run.start.max(first)..run.end.min(end));
+                for run in runs.filter(|run| !run.is_empty()) {
+                    looked.insert_touched(&mut pages, run);
+                }
+            }
         }
-        first += count;
+        first = end;
     }
     pages
 }
@@ -39,33 +44,64 @@ const ENTRY_BYTES: usize = 8;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 
-fn insert_resident(pages: &mut PageSet, first: u64, region: &GuestRegionMmap) -> io::Result<()> {
-    let map = File::open("/proc/self/pagemap")?;
-    let host_page = region.as_ptr() as u64 / PAGE_BYTES as u64;
-    let count = region.len() / PAGE_BYTES as u64;
-    let mut buffer = vec![0; ENTRIES_AT_A_TIME * ENTRY_BYTES];
-    let mut page = 0;
-    while page < count {
-        let left = usize::try_from(count - page).unwrap_or(usize::MAX);
-        let entries = left.min(ENTRIES_AT_A_TIME);
-        let part = buffer
-            .get_mut(..entries * ENTRY_BYTES)
-            .expect("the buffer is for as many");
-        map.read_exact_at(part, (host_page + page) * ENTRY_BYTES as u64)?;
-        for (number, entry) in (first + page..).zip(part.as_chunks().0) {
-            if u64::from_ne_bytes(*entry) & (PRESENT | SWAPPED) != 0 {
-                pages.insert(number, number + 1);
-            }
-        }
-        page += entries as u64;
-    }
-    Ok(())
+/// A region that is looked at, run by run, of which there may be many.
+struct Looked<'a> {
+    region: &'a GuestRegionMmap,
+    /// The number of its first page.
+    first: u64,
+    /// The page map, once it was needed, and room for entries of it.
+    map: Option<(File, Vec<u8>)>,
 }
 
-fn insert_data(pages: &mut PageSet, first: u64, count: u64, file: &FileOffset) -> io::Result<()> {
+impl Looked<'_> {
+    /// Inserts those pages of `run`, which lies in the region, that may hold something.
+    fn insert_touched(&mut self, pages: &mut PageSet, run: Range<u64>) {
+        let told = match self.region.file_offset() {
+            // Another process may have written it, and what this one has in its page tables says little.
+            Some(file) => insert_data(pages, self.first, run.clone(), file),
+            None => self.insert_resident(pages, run.clone()),
+        };
+        if let Err(error) = told {
+            log::debug!(
+                "all of {} pages of guest memory are looked at: the host does not say which were touched: {error}",
+                run.end - run.start
+            );
+            pages.insert(run.start, run.end);
+        }
+    }
+
+    fn insert_resident(&mut self, pages: &mut PageSet, run: Range<u64>) -> io::Result<()> {
+        let (map, buffer) = match &mut self.map {
+            Some(map) => map,
+            none => none.insert((
+                File::open("/proc/self/pagemap")?,
+                vec![0; ENTRIES_AT_A_TIME * ENTRY_BYTES],
+            )),
+        };
+        let host_page = self.region.as_ptr() as u64 / PAGE_BYTES as u64;
+        let mut page = run.start;
+        while page < run.end {
+            let left = usize::try_from(run.end - page).unwrap_or(usize::MAX);
+            let entries = left.min(ENTRIES_AT_A_TIME);
+            let part = buffer
+                .get_mut(..entries * ENTRY_BYTES)
+                .expect("the buffer is for as many");
+            map.read_exact_at(part, (host_page + page - self.first) * ENTRY_BYTES as u64)?;
+            for (number, entry) in (page..).zip(part.as_chunks().0) {
+                if u64::from_ne_bytes(*entry) & (PRESENT | SWAPPED) != 0 {
+                    pages.insert(number, number + 1);
+                }
+            }
+            page += entries as u64;
+        }
+        Ok(())
+    }
+}
+
+fn insert_data(pages: &mut PageSet, first: u64, run: Range<u64>, file: &FileOffset) -> io::Result<()> {
     let page_bytes = PAGE_BYTES as u64;
-    let end = file.start() + count * page_bytes;
-    let mut at = file.start();
+    let end = file.start() + (run.end - first) * page_bytes;
+    let mut at = file.start() + (run.start - first) * page_bytes;
     while at < end {
         let data = match seek(file.file(), SeekFrom::Data(at)) {
             Ok(data) => data,
@@ -95,17 +131,28 @@ mod tests {
     fn only_what_was_touched_may_hold_something() {
         for backing in [Backing::Anonymous, Backing::Shared] {
             let memory = allocate(5 << 10, backing, PageSize::Base).unwrap();
-            assert_eq!(touched(&memory).count(), 0, "{backing:?}");
+            assert_eq!(touched(&memory, None).count(), 0, "{backing:?}");
             // The last has its place in the file right behind 3 GiB.
             for address in [0, 0x7000, (3 << 30) - 4096, 4 << 30, (6 << 30) - 1] {
                 memory.write_obj(1_u8, GuestAddress(address)).unwrap();
             }
-            let pages = touched(&memory);
+            let pages = touched(&memory, None);
             for page in [0, 7, (3 << 18) - 1, 3 << 18, (5 << 18) - 1] {
                 assert!(pages.contains(page), "{backing:?} {page}");
             }
             // Where the host gives huge pages, there are more.
             assert!(pages.count() <= 5 * 512, "{backing:?} {pages:?}");
+            // Parts of both regions.
+            let mut among = PageSet::empty(pages.size_bytes());
+            among.insert(5, 8);
+            among.insert((3 << 18) - 1, (3 << 18) + 1);
+            among.insert((3 << 18) + 512, (5 << 18) - 1);
+            let some = touched(&memory, Some(&among));
+            let found: Vec<u64> = [0, 7, (3 << 18) - 1, 3 << 18, (5 << 18) - 1]
+                .into_iter()
+                .filter(|page| some.contains(*page))
+                .collect();
+            assert_eq!(found, [7, (3 << 18) - 1, 3 << 18], "{backing:?}");
         }
     }
 }

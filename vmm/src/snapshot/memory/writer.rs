@@ -38,6 +38,9 @@ const LANES_MAX: usize = 2;
 pub enum Content<'a> {
     /// All that are not zeros.
     Full(Untouched),
+    /// Those of these that somebody has touched, in a memory that began empty, and that are not zeros; the others are taken for
+    /// zeros.
+    Touched(&'a PageSet),
     /// Those of these that are not zeros; the others are taken for zeros, whatever is in them.
     Among(&'a PageSet),
     /// Those that were written since the parent's file was.
@@ -46,6 +49,8 @@ pub enum Content<'a> {
         parent: MemoryId,
         /// Those pages.
         written: &'a PageSet,
+        /// The pages that the guest has, if not all: a MiB of others is taken for zeros, and nobody looks at it.
+        there: Option<&'a PageSet>,
     },
 }
 
@@ -143,17 +148,23 @@ pub fn write(
     let size_bytes = memory.iter().map(GuestMemoryRegion::len).sum();
     check_sizes(size_bytes, &content, image.as_ref())?;
     progress.begin(size_bytes);
-    let (kind, candidates) = match content {
-        Content::Full(Untouched::Zeros) => (Kind::Full, &residence::touched(memory)),
-        Content::Full(Untouched::Anything) => (Kind::Full, &PageSet::full(size_bytes)),
-        Content::Among(pages) => (Kind::Full, pages),
-        Content::Diff { parent, written } => (Kind::Diff { parent }, written),
+    let (kind, candidates, there) = match content {
+        Content::Full(Untouched::Zeros) => (Kind::Full, &residence::touched(memory, None), None),
+        Content::Touched(pages) => (Kind::Full, &residence::touched(memory, Some(pages)), None),
+        Content::Full(Untouched::Anything) => (Kind::Full, &PageSet::full(size_bytes), None),
+        Content::Among(pages) => (Kind::Full, pages, None),
+        Content::Diff {
+            parent,
+            written,
+            there,
+        } => (Kind::Diff { parent }, written, there),
     };
     let job = Job {
         memory,
         kind,
         seal: &seal,
         candidates,
+        there,
         progress,
         next: AtomicUsize::new(0),
         is_over: AtomicBool::new(false),
@@ -170,14 +181,18 @@ fn check_sizes(size_bytes: u64, content: &Content<'_>, image: &dyn Backend) -> R
     if found != expected {
         return Err(WriteError::FileSize { found, expected });
     }
-    match content {
-        Content::Among(pages) | Content::Diff { written: pages, .. } if pages.size_bytes() != size_bytes => {
-            Err(WriteError::PageSet {
-                found: pages.size_bytes(),
-                expected: size_bytes,
-            })
-        }
-        _ => Ok(()),
+    let sets = match content {
+        Content::Full(_) => [None, None],
+        Content::Touched(pages) | Content::Among(pages) => [Some(*pages), None],
+        Content::Diff { written, there, .. } => [Some(*written), *there],
+    };
+    let mut sizes = sets.into_iter().flatten().map(PageSet::size_bytes);
+    match sizes.find(|found| *found != size_bytes) {
+        Some(found) => Err(WriteError::PageSet {
+            found,
+            expected: size_bytes,
+        }),
+        None => Ok(()),
     }
 }
 
@@ -199,6 +214,8 @@ struct Job<'a> {
     seal: &'a Seal,
     /// No other page goes to the file.
     candidates: &'a PageSet,
+    /// Nobody looks at a piece without such pages.
+    there: Option<&'a PageSet>,
     progress: &'a Progress,
     /// The first piece that no lane has taken.
     next: AtomicUsize,
@@ -272,6 +289,11 @@ impl<'a> Job<'a> {
                 return Ok(None);
             };
             if self.candidates_of(number).iter().any(|mask| *mask != 0) {
+                let is_there = |there| masks_of(there, number).iter().any(|mask| *mask != 0);
+                let bytes = match self.there.is_none_or(is_there) {
+                    true => bytes,
+                    false => ZEROS.get(..bytes.len()).expect("it is as long as a piece"),
+                };
                 return Ok(Some(Piece { number, bytes }));
             }
             self.progress.add(bytes.len() as u64);
@@ -279,10 +301,7 @@ impl<'a> Job<'a> {
     }
 
     fn candidates_of(&self, piece: usize) -> &'a [u16] {
-        let first = piece * PIECE_CHUNKS;
-        let masks = self.candidates.masks();
-        let masks = masks.get(first..(first + PIECE_CHUNKS).min(masks.len()));
-        masks.unwrap_or_default()
+        masks_of(self.candidates, piece)
     }
 
     /// A piece by its number in the file. Pieces end where regions do: those are whole MiB.
@@ -301,6 +320,16 @@ impl<'a> Job<'a> {
         }
         None
     }
+}
+
+/// What a piece is that is not there.
+static ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
+
+fn masks_of(pages: &PageSet, piece: usize) -> &[u16] {
+    let first = piece * PIECE_CHUNKS;
+    let masks = pages.masks();
+    let masks = masks.get(first..(first + PIECE_CHUNKS).min(masks.len()));
+    masks.unwrap_or_default()
 }
 
 impl Summed {

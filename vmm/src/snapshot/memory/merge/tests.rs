@@ -21,6 +21,7 @@ fn write_diff(
     let content = Content::Diff {
         parent: parent.id(),
         written: &set(MIB_OF_MEMORY * MIB, pages.iter().copied()),
+        there: None,
     };
     let table = write(memory, plain(number), content, scratch.image(), &Progress::new()).unwrap();
     (table, scratch)
@@ -159,6 +160,7 @@ fn what_is_merged_is_protected_as_it_is_to_be_however_both_were() {
         let content = Content::Diff {
             parent: full.id(),
             written: &set(MIB_OF_MEMORY * MIB, [3, 5, 100]),
+            there: None,
         };
         let image = diff_file.image();
         let diff = write(&memory, protected(2, &from), content, image, &Progress::new()).unwrap();

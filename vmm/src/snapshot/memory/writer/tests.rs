@@ -102,6 +102,7 @@ fn a_diff_has_the_pages_that_were_written_and_takes_no_space_for_zeros() {
     let content = Content::Diff {
         parent,
         written: &written,
+        there: None,
     };
     let table = write(&memory, plain(2), content, scratch.image(), &Progress::new()).unwrap();
     assert_eq!(table.kind(), Kind::Diff { parent });
@@ -109,6 +110,58 @@ fn a_diff_has_the_pages_that_were_written_and_takes_no_space_for_zeros() {
     // Pages 1, 2 and 700, and the trailer: 300 was zeroed, and 701 was never anything else.
     assert_eq!(scratch.data_bytes(), 4 * 4096);
     verify(&table, scratch.image(), &Progress::new()).unwrap();
+}
+
+#[test]
+fn what_was_written_and_is_not_there_any_more_is_zeros_that_nobody_looks_at() {
+    // A page of such a memory that is looked at is made.
+    let memory = allocate(8, Backing::Shared, PageSize::Base).unwrap();
+    fill_page(&memory, 3, 1);
+    // Not back yet at the host.
+    fill_page(&memory, 600, 1);
+    let mut written = set(8 * MIB, [3, 4]);
+    written.insert(512, 1024);
+    let there = {
+        let mut there = PageSet::full(8 * MIB);
+        there.remove(512, 1024);
+        there
+    };
+    let touched = residence::touched(&memory, None);
+    let scratch = Scratch::new(8);
+    let content = Content::Diff {
+        parent: id(1),
+        written: &written,
+        there: Some(&there),
+    };
+    let table = write(&memory, plain(2), content, scratch.image(), &Progress::new()).unwrap();
+    assert_eq!(table.pages(), &written);
+    // Page 3, and the trailer.
+    assert_eq!(scratch.data_bytes(), 2 * 4096);
+    verify(&table, scratch.image(), &Progress::new()).unwrap();
+    let now = residence::touched(
+        &memory,
+        Some(&{
+            let mut gone = PageSet::empty(8 * MIB);
+            gone.insert(512, 1024);
+            gone
+        }),
+    );
+    assert_eq!((now.count(), touched.count()), (1, 2));
+}
+
+#[test]
+fn of_a_memory_that_began_empty_only_what_is_the_guests_is_in_a_full_file() {
+    for backing in [Backing::Anonymous, Backing::Shared] {
+        let memory = allocate(8, backing, PageSize::Base).unwrap();
+        [3, 600].iter().for_each(|page| fill_page(&memory, *page, 1));
+        let mut there = PageSet::full(8 * MIB);
+        there.remove(512, 1024);
+        let scratch = Scratch::new(8);
+        let content = Content::Touched(&there);
+        let table = write(&memory, plain(1), content, scratch.image(), &Progress::new()).unwrap();
+        let found: Vec<_> = table.pages().runs().collect();
+        assert!(found.iter().eq([&(3..4)]), "{backing:?}: {found:?}");
+    }
 }
 
 #[test]
@@ -188,6 +241,7 @@ fn a_file_or_a_set_of_pages_of_another_size_is_refused() {
     let content = Content::Diff {
         parent: id(1),
         written: &PageSet::empty(2 * MIB),
+        there: None,
     };
     let refused = write(
         &memory,
@@ -266,6 +320,7 @@ fn zeros_of_an_encrypted_diff_are_encrypted_as_everything_else_in_it() {
         let content = Content::Diff {
             parent: MemoryId([1; 16]),
             written: &written,
+            there: None,
         };
         let table = write(&memory, (id, seal), content, scratch.image(), &Progress::new()).unwrap();
         assert_eq!(table.pages(), &written);

@@ -15,6 +15,7 @@ pub mod ring;
 pub mod rng;
 pub mod segments;
 mod service;
+mod single;
 pub mod state;
 mod team;
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::virtio::device::{
 };
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::{Nudge, Service};
+use crate::virtio::single;
 use crate::virtio::state::{DeviceState, DeviceStateError};
 
 /// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE (5.15.3): what is not plugged is not there.
@@ -107,7 +108,7 @@ impl Mem {
         let region = Arc::new(Mutex::new(region));
         let mut worker = Worker::new(Arc::clone(&shared), Arc::clone(&region));
         let service = Service::new(threads::Kind::Memory, "memory", move |mailbox| {
-            mailbox.serve(|session| worker.serve(mailbox, session));
+            mailbox.serve(|session| single::serve(&mut worker, mailbox, session));
         })?
         .with_drain_limit(DRAIN_MS_MAX);
         let control = MemControl {

@@ -7,11 +7,11 @@ use super::device::{Shared, locked};
 use super::region::Region;
 use super::request::{REQUEST_BYTES, RESPONSE_BYTES, Request, Response};
 use crate::complaints::Complaints;
-use crate::virtio::device::{ActiveQueue, Session};
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
 use crate::virtio::service::Mailbox;
-use crate::wait::wait;
+use crate::virtio::single::{Next, Single};
 
 /// Requests served before the worker looks into its mailbox again: one, as each may take as long as KVM takes to hide slots.
 const BATCH_REQUESTS_MAX: usize = 1;
@@ -21,17 +21,6 @@ pub(super) struct Worker {
     region: Arc<Mutex<Region>>,
     chain: Chain,
     complaints: Complaints,
-}
-
-/// What a worker that has served what it could waits for, besides its mailbox.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// Nothing: there is more.
-    More,
-    /// The guest's kick.
-    Kick,
-    /// A reset: the ring is broken.
-    Reset,
 }
 
 impl Worker {
@@ -44,41 +33,33 @@ impl Worker {
         }
     }
 
-    /// Serves until the session is recalled.
-    pub(super) fn serve(&mut self, mailbox: &Mailbox, session: &mut Session) {
-        let Session {
-            queues, interrupt, ..
-        } = session;
-        let Some(Some(queue)) = queues.first_mut() else {
-            return;
-        };
-        let mut is_broken = false;
-        while !mailbox.is_recalled() {
-            if self.shared.is_news.swap(false, SeqCst) {
-                interrupt.configuration_changed();
-            }
-            if is_broken {
-                wait(&[mailbox.wake()], None);
-                continue;
-            }
-            let next = self.answer(mailbox, queue);
-            queue.ring.publish();
-            if queue.ring.needs_interrupt() {
-                interrupt.used_buffer();
-            }
-            match next {
-                Next::More => {}
-                Next::Kick if queue.ring.enable_kicks() => {}
-                Next::Kick => wait(&[mailbox.wake(), &queue.kick], None),
-                Next::Reset => {
-                    is_broken = true;
-                    interrupt.device_needs_reset();
-                }
-            }
+    /// Answers the chain that was taken; returns how many bytes that has, and `None` if the worker was recalled before it was
+    /// done. Where there is no room for an answer, nothing is done.
+    fn serve_one(&mut self, mailbox: &Mailbox) -> Option<u32> {
+        let Chain {
+            readable, writable, ..
+        } = &self.chain;
+        if segments::len_bytes(writable) < RESPONSE_BYTES as u64 {
+            self.shared.counts.guest_faults.fetch_add(1, Relaxed);
+            return Some(0);
         }
+        let mut bytes = [0; REQUEST_BYTES];
+        let read = segments::gather(readable, 0, &mut bytes);
+        let request = bytes.get(..read).and_then(Request::parse);
+        let response = match request {
+            Some(request) => locked(&self.region).answer(request, &|| mailbox.is_recalled())?,
+            None => {
+                self.shared.counts.guest_faults.fetch_add(1, Relaxed);
+                Response::Error
+            }
+        };
+        let written = segments::scatter(writable, 0, &response.to_bytes());
+        Some(u32::try_from(written).expect("an answer is short"))
     }
+}
 
-    fn answer(&mut self, mailbox: &Mailbox, queue: &mut ActiveQueue) -> Next {
+impl Single for Worker {
+    fn turn(&mut self, mailbox: &Mailbox, queue: &mut ActiveQueue) -> Next {
         // What an earlier session was recalled from.
         if !locked(&self.region).give_back(&|| mailbox.is_recalled()) {
             return Next::More;
@@ -107,27 +88,9 @@ impl Worker {
         Next::More
     }
 
-    /// Answers the chain that was taken; returns how many bytes that has, and `None` if the worker was recalled before it was
-    /// done. Where there is no room for an answer, nothing is done.
-    fn serve_one(&mut self, mailbox: &Mailbox) -> Option<u32> {
-        let Chain {
-            readable, writable, ..
-        } = &self.chain;
-        if segments::len_bytes(writable) < RESPONSE_BYTES as u64 {
-            self.shared.counts.guest_faults.fetch_add(1, Relaxed);
-            return Some(0);
+    fn look(&mut self, interrupt: &Interrupt) {
+        if self.shared.is_news.swap(false, SeqCst) {
+            interrupt.configuration_changed();
         }
-        let mut bytes = [0; REQUEST_BYTES];
-        let read = segments::gather(readable, 0, &mut bytes);
-        let request = bytes.get(..read).and_then(Request::parse);
-        let response = match request {
-            Some(request) => locked(&self.region).answer(request, &|| mailbox.is_recalled())?,
-            None => {
-                self.shared.counts.guest_faults.fetch_add(1, Relaxed);
-                Response::Error
-            }
-        };
-        let written = segments::scatter(writable, 0, &response.to_bytes());
-        Some(u32::try_from(written).expect("an answer is short"))
     }
 }

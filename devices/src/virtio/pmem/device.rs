@@ -18,6 +18,7 @@ use crate::virtio::device::{
 use crate::virtio::limits::NewLimits;
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::{Nudge, Service};
+use crate::virtio::single;
 use crate::virtio::state::{DeviceState, DeviceStateError};
 
 /// One request queue (5.19.2).
@@ -77,7 +78,7 @@ impl Pmem {
         );
         let name = format!("pmem {}", config.id);
         let service = Service::new(threads::Kind::Pmem, &name, move |mailbox| {
-            mailbox.serve(|session| worker.serve(mailbox, session));
+            mailbox.serve(|session| single::serve(&mut worker, mailbox, session));
         })?;
         let service = service.with_drain_limit(DRAIN_MS_MAX);
         let control = PmemControl {

@@ -8,12 +8,12 @@ use coracle_storage::limit::RateLimiter;
 
 use super::medium::{FlushError, Medium};
 use crate::complaints::Complaints;
-use crate::virtio::device::{ActiveQueue, Interrupt, Session};
+use crate::virtio::device::{ActiveQueue, Interrupt};
 use crate::virtio::limits::NewLimits;
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
 use crate::virtio::service::Mailbox;
-use crate::wait::wait;
+use crate::virtio::single::{Next, Single};
 
 /// How long a file may be shorter than what its guest sees before somebody notices who is not asked to flush it. Not every KVM
 /// says that a guest waits for a page that nobody has.
@@ -57,18 +57,6 @@ pub(super) struct Worker {
     complaints: Complaints,
 }
 
-/// What a worker that has served what it could waits for, besides its mailbox.
-enum Next {
-    /// Nothing: there is more.
-    More,
-    /// The guest's kick.
-    Kick,
-    /// The rate limiter.
-    Tokens(Instant),
-    /// A reset: the ring is broken.
-    Reset,
-}
-
 impl Worker {
     pub(super) fn new(
         (medium, on_cut): (Arc<Medium>, OnCut),
@@ -87,65 +75,10 @@ impl Worker {
         }
     }
 
-    /// Serves until the session is recalled.
-    pub(super) fn serve(&mut self, mailbox: &Mailbox, session: &mut Session) {
-        let Session {
-            queues, interrupt, ..
-        } = session;
-        let Some(Some(queue)) = queues.first_mut() else {
-            return;
-        };
-        let mut broken = false;
-        while !mailbox.is_recalled() {
-            if let Some([limits]) = self.limits.take() {
-                self.limiter.update(&limits, Instant::now());
-            }
-            let next = if broken {
-                Next::Reset
-            } else {
-                self.serve_batch(queue, interrupt)
-            };
-            broken = matches!(next, Next::Reset);
-            match next {
-                Next::More => {}
-                Next::Kick => {
-                    wait(&[mailbox.wake(), &queue.kick], Some(LOOK_PERIOD));
-                    self.look();
-                }
-                Next::Tokens(at) => {
-                    let pause = at.saturating_duration_since(Instant::now());
-                    wait(&[mailbox.wake()], Some(pause));
-                    self.counts.refilled.fetch_add(1, Ordering::Relaxed);
-                }
-                Next::Reset => {
-                    wait(&[mailbox.wake()], Some(LOOK_PERIOD));
-                    self.look();
-                }
-            }
-        }
-    }
-
     /// Looks whether the file is still there.
-    fn look(&mut self) {
+    fn check_whole(&mut self) {
         if let Err(error @ FlushError::Cut { .. }) = self.medium.check_whole() {
             (self.on_cut)(&error);
-        }
-    }
-
-    fn serve_batch(&mut self, queue: &mut ActiveQueue, interrupt: &Interrupt) -> Next {
-        let (taken, next) = self.take(queue);
-        self.answer(queue, taken);
-        queue.ring.publish();
-        if queue.ring.needs_interrupt() {
-            interrupt.used_buffer();
-        }
-        match next {
-            Next::Kick if queue.ring.enable_kicks() => Next::More,
-            Next::Reset => {
-                interrupt.device_needs_reset();
-                next
-            }
-            _ => next,
         }
     }
 
@@ -233,6 +166,31 @@ impl Worker {
             self.limiter.admit(self.medium.size_bytes(), Instant::now())
         } else {
             Ok(())
+        }
+    }
+}
+
+impl Single for Worker {
+    const LOOK_PERIOD: Option<Duration> = Some(LOOK_PERIOD);
+
+    fn turn(&mut self, _mailbox: &Mailbox, queue: &mut ActiveQueue) -> Next {
+        let (taken, next) = self.take(queue);
+        self.answer(queue, taken);
+        next
+    }
+
+    fn look(&mut self, _interrupt: &Interrupt) {
+        if let Some([limits]) = self.limits.take() {
+            self.limiter.update(&limits, Instant::now());
+        }
+    }
+
+    fn has_waited(&mut self, next: Next) {
+        match next {
+            Next::Tokens(_) => {
+                self.counts.refilled.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => self.check_whole(),
         }
     }
 }

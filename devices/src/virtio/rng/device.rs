@@ -13,6 +13,7 @@ use super::worker::{EntropyCounts, Worker};
 use crate::virtio::device::{DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::Service;
+use crate::virtio::single;
 use crate::virtio::state::{DeviceState, DeviceStateError};
 
 /// One request queue.
@@ -36,7 +37,7 @@ impl Entropy {
         let limiter = RateLimiter::new(&config.rate_limiter.unwrap_or_default(), Instant::now());
         let mut worker = Worker::new(Arc::clone(&counts), limiter);
         let service = Service::new(threads::Kind::Entropy, "rng", move |mailbox| {
-            mailbox.serve(|session| worker.serve(mailbox, session));
+            mailbox.serve(|session| single::serve(&mut worker, mailbox, session));
         })?;
         Ok(Self { service, counts })
     }

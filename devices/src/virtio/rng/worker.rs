@@ -8,11 +8,11 @@ use coracle_storage::limit::RateLimiter;
 
 use crate::complaints::Complaints;
 use crate::random;
-use crate::virtio::device::{ActiveQueue, Interrupt, Session};
+use crate::virtio::device::ActiveQueue;
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
 use crate::virtio::service::Mailbox;
-use crate::wait::wait;
+use crate::virtio::single::{Next, Single};
 
 /// The most that one request is given, in bytes; a device may use less of a buffer than there is (5.4.6).
 pub const REQUEST_BYTES_MAX: u64 = 64 << 10;
@@ -43,18 +43,6 @@ pub(super) struct Worker {
     complaints: Complaints,
 }
 
-/// What a worker that has served what it could waits for, besides its mailbox.
-enum Next {
-    /// Nothing: there is more.
-    More,
-    /// The guest's kick.
-    Kick,
-    /// The rate limiter.
-    Tokens(Instant),
-    /// A reset: the ring is broken.
-    Reset,
-}
-
 impl Worker {
     pub(super) fn new(counts: Arc<EntropyCounts>, limiter: RateLimiter) -> Self {
         Self {
@@ -65,51 +53,36 @@ impl Worker {
         }
     }
 
-    /// Serves until the session is recalled.
-    pub(super) fn serve(&mut self, mailbox: &Mailbox, session: &mut Session) {
-        let Session {
-            queues, interrupt, ..
-        } = session;
-        let Some(Some(queue)) = queues.first_mut() else {
-            return;
-        };
-        let mut broken = false;
-        while !mailbox.is_recalled() {
-            let next = if broken {
-                Next::Reset
-            } else {
-                self.serve_batch(queue, interrupt)
-            };
-            broken = matches!(next, Next::Reset);
-            match next {
-                Next::More => {}
-                Next::Kick => wait(&[mailbox.wake(), &queue.kick], None),
-                Next::Tokens(at) => {
-                    let pause = at.saturating_duration_since(Instant::now());
-                    wait(&[mailbox.wake()], Some(pause));
-                }
-                Next::Reset => wait(&[mailbox.wake()], None),
-            }
+    fn admit(&mut self, bytes: u64) -> Result<(), Instant> {
+        if self.limiter.is_limiting() {
+            self.limiter.admit(bytes, Instant::now())
+        } else {
+            Ok(())
         }
     }
 
-    fn serve_batch(&mut self, queue: &mut ActiveQueue, interrupt: &Interrupt) -> Next {
-        let next = self.answer(queue);
-        queue.ring.publish();
-        if queue.ring.needs_interrupt() {
-            interrupt.used_buffer();
-        }
-        match next {
-            Next::Kick if queue.ring.enable_kicks() => Next::More,
-            Next::Reset => {
-                interrupt.device_needs_reset();
-                next
+    /// Writes up to `wanted_bytes` random bytes into the chain; returns how many it could.
+    fn fill(&mut self, wanted_bytes: u64) -> u32 {
+        let wanted_bytes = usize::try_from(wanted_bytes.min(REQUEST_BYTES_MAX)).unwrap_or(0);
+        let mut piece = [0; PIECE_BYTES];
+        let mut done = 0;
+        while done < wanted_bytes {
+            let len = PIECE_BYTES.min(wanted_bytes - done);
+            let piece = piece.get_mut(..len).expect("at most PIECE_BYTES");
+            if let Err(error) = random::fill(piece) {
+                self.complaints
+                    .complain(format_args!("the host gives no random bytes: {error}"));
+                self.counts.host_failures.fetch_add(1, Ordering::Relaxed);
+                break;
             }
-            _ => next,
+            done += segments::scatter(&self.chain.writable, done, piece);
         }
+        u32::try_from(done).expect("a request has at most REQUEST_BYTES_MAX")
     }
+}
 
-    fn answer(&mut self, queue: &mut ActiveQueue) -> Next {
+impl Single for Worker {
+    fn turn(&mut self, _mailbox: &Mailbox, queue: &mut ActiveQueue) -> Next {
         for _ in 0..BATCH_REQUESTS_MAX {
             match queue.ring.pop(&mut self.chain) {
                 Ok(false) => return Next::Kick,
@@ -143,32 +116,5 @@ impl Worker {
             }
         }
         Next::More
-    }
-
-    fn admit(&mut self, bytes: u64) -> Result<(), Instant> {
-        if self.limiter.is_limiting() {
-            self.limiter.admit(bytes, Instant::now())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Writes up to `wanted_bytes` random bytes into the chain; returns how many it could.
-    fn fill(&mut self, wanted_bytes: u64) -> u32 {
-        let wanted_bytes = usize::try_from(wanted_bytes.min(REQUEST_BYTES_MAX)).unwrap_or(0);
-        let mut piece = [0; PIECE_BYTES];
-        let mut done = 0;
-        while done < wanted_bytes {
-            let len = PIECE_BYTES.min(wanted_bytes - done);
-            let piece = piece.get_mut(..len).expect("at most PIECE_BYTES");
-            if let Err(error) = random::fill(piece) {
-                self.complaints
-                    .complain(format_args!("the host gives no random bytes: {error}"));
-                self.counts.host_failures.fetch_add(1, Ordering::Relaxed);
-                break;
-            }
-            done += segments::scatter(&self.chain.writable, done, piece);
-        }
-        u32::try_from(done).expect("a request has at most REQUEST_BYTES_MAX")
     }
 }

@@ -30,6 +30,11 @@ pub(crate) const CASES: &[Case] = &[
         run: migrates,
     },
     Case {
+        name: "a_target_without_memory_for_what_is_to_come_refuses",
+        need: Need::Kvm,
+        run: is_refused_without_memory,
+    },
+    Case {
         name: "a_guest_plugs_no_more_than_it_is_given_and_reaches_nothing_else",
         need: Need::Kvm,
         run: is_held,
@@ -232,6 +237,39 @@ fn migrates(context: &Context) -> Outcome {
         let arrived = receiver.received()?;
         goes_on(arrived).map_err(|e| format!("postcopy {postcopy}: {}", text(&e)))?;
     }
+    Ok(())
+}
+
+fn is_refused_without_memory(context: &Context) -> Outcome {
+    // More than a host for tests has.
+    const MUCH_MIB: u64 = 512 << 10;
+    let directory = tempfile::tempdir()?;
+    let machine = Machine::unikernel(&context.environment, "do=hello do=registers:ms=100000,seed=1")
+        .memory_mib(BOOT_MIB)
+        .part(
+            "memory-hotplug",
+            json!({ "total_size_mib": MUCH_MIB, "slot_size_mib": 1024 }),
+        );
+    let source = started(context, &machine.config())?;
+    source.console.wait_for("registers: ready", SOON)?;
+    let tls = Authority::new(directory.path())?.host("127.0.0.1")?;
+    let receive = json!({ "listen": "127.0.0.1:0", "tls": tls });
+    // Never in a jail: what its host has to give is nothing that is known there.
+    let receiver = Receiver::of(Launch::of(&context.environment.coracle)?.start()?, &receive)?;
+    let send = json!({ "to": receiver.to(), "tls": tls });
+    // The guest has plugged nothing, and may at any time.
+    request(&source, MUCH_MIB)?;
+    let answer = source.request("PUT", "/migration/send", Some(&send))?;
+    let words = format!(
+        "the guest has {} MiB of memory, of which {MUCH_MIB} MiB have come while it ran or are to come",
+        MUCH_MIB + u64::from(BOOT_MIB)
+    );
+    ensure!(
+        answer.status == 400 && answer.body.contains(&words),
+        "{} {}",
+        answer.status,
+        answer.body
+    );
     Ok(())
 }
 

@@ -42,6 +42,41 @@ pub struct Hello {
     pub copies: Vec<CopyOffer>,
     /// The drives that only read, as far as it is known what their images look like.
     pub images: Vec<ImageOffer>,
+    /// How much memory the guest has beside what it has booted with, or is to have, in MiB: whichever is more.
+    pub hotplug_mib: u64,
+}
+
+/// What version 3 said first.
+#[derive(Deserialize)]
+struct HelloV3 {
+    version: u32,
+    written_by: String,
+    vm: String,
+    config: ConfigState,
+    drives: Vec<DriveOffer>,
+    streams: u8,
+    postcopy: bool,
+    cpuid: Vec<CpuidEntryState>,
+    copies: Vec<CopyOffer>,
+    images: Vec<ImageOffer>,
+}
+
+impl From<HelloV3> for Hello {
+    fn from(hello: HelloV3) -> Self {
+        Self {
+            version: hello.version,
+            written_by: hello.written_by,
+            vm: hello.vm,
+            config: hello.config,
+            drives: hello.drives,
+            streams: hello.streams,
+            postcopy: hello.postcopy,
+            cpuid: hello.cpuid,
+            copies: hello.copies,
+            images: hello.images,
+            hotplug_mib: 0,
+        }
+    }
 }
 
 /// What version 2 said first.
@@ -70,6 +105,7 @@ impl From<HelloV2> for Hello {
             cpuid: hello.cpuid,
             copies: Vec::new(),
             images: Vec::new(),
+            hotplug_mib: 0,
         }
     }
 }
@@ -97,6 +133,7 @@ impl From<HelloV1> for Hello {
             cpuid: Vec::new(),
             copies: Vec::new(),
             images: Vec::new(),
+            hotplug_mib: 0,
         }
     }
 }
@@ -278,6 +315,7 @@ impl Hello {
             cpuid: cpuid.to_vec(),
             copies,
             images: Vec::new(),
+            hotplug_mib: 0,
         })
     }
 
@@ -315,6 +353,7 @@ impl Hello {
         match version {
             1 => Ok(whole::<HelloV1>(body)?.into()),
             2 => Ok(whole::<HelloV2>(body)?.into()),
+            3 => Ok(whole::<HelloV3>(body)?.into()),
             PROTOCOL_VERSION => Ok(whole(body)?),
             _ => Err(HelloError::Version { version, written_by }),
         }
@@ -384,7 +423,7 @@ impl Hello {
                 (Ok(()), _) => {}
             }
         }
-        problems.extend(memory_problem(config.machine(), available_mib));
+        problems.extend(memory_problem(config.machine(), self.hotplug_mib, available_mib));
         if let Err(error) = check_processors([self.cpuid.as_slice()]) {
             problems.push(crate::api::chain(&error));
         }
@@ -461,12 +500,17 @@ impl Hello {
 /// How much of a name is told that somebody else has given.
 const NAME_CHARS_MAX: usize = 64;
 
-/// Huge pages are kept apart by the host: it says itself when it has none left.
-fn memory_problem(machine: &MachineConfig, available_mib: Option<u64>) -> Option<String> {
-    let needed_mib = machine.mem_size_mib;
+/// Of memory that may come, what has come or is to come counts. Huge pages are kept apart by the host: it says itself when it has
+/// none left.
+fn memory_problem(machine: &MachineConfig, hotplug_mib: u64, available_mib: Option<u64>) -> Option<String> {
+    let needed_mib = machine.mem_size_mib.saturating_add(hotplug_mib);
     let available_mib = available_mib.filter(|available_mib| *available_mib < needed_mib)?;
+    let of_which = match hotplug_mib {
+        0 => ",".to_owned(),
+        hotplug_mib => format!(", of which {hotplug_mib} MiB have come while it ran or are to come,"),
+    };
     let problem = format!(
-        "the guest has {needed_mib} MiB of memory, and this host has {available_mib} MiB left: free some, or send it to \
+        "the guest has {needed_mib} MiB of memory{of_which} and this host has {available_mib} MiB left: free some, or send it to \
          another host"
     );
     (machine.huge_pages != HugePages::Hugetlbfs2M).then_some(problem)
@@ -495,18 +539,25 @@ mod tests {
             mem_size_mib: 512,
             ..MachineConfig::default()
         };
-        assert_eq!(memory_problem(&machine, None), None);
-        assert_eq!(memory_problem(&machine, Some(512)), None);
-        let problem = memory_problem(&machine, Some(511)).unwrap_or_default();
+        assert_eq!(memory_problem(&machine, 0, None), None);
+        assert_eq!(memory_problem(&machine, 0, Some(512)), None);
+        let problem = memory_problem(&machine, 0, Some(511)).unwrap_or_default();
         assert!(
             problem.contains("512 MiB") && problem.contains("511 MiB left"),
             "{problem}"
         );
+        assert_eq!(memory_problem(&machine, 256, Some(768)), None);
+        let problem = memory_problem(&machine, 256, Some(767)).unwrap_or_default();
+        assert!(
+            problem.contains("768 MiB") && problem.contains("256 MiB have come"),
+            "{problem}"
+        );
+        assert!(memory_problem(&machine, u64::MAX, Some(1 << 30)).is_some());
         let huge = MachineConfig {
             huge_pages: HugePages::Hugetlbfs2M,
             ..machine
         };
-        assert_eq!(memory_problem(&huge, Some(1)), None);
+        assert_eq!(memory_problem(&huge, 0, Some(1)), None);
     }
 
     #[test]

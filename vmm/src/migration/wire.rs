@@ -13,7 +13,7 @@ use super::postcopy::absent::ABSENT_BYTES_MAX;
 use super::tls::ended;
 
 /// The version of what is said. One more than before whenever a frame changes.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// The oldest version that is still taken.
 pub const PROTOCOL_VERSION_MIN: u32 = 1;
 

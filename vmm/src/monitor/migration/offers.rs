@@ -28,7 +28,10 @@ impl Monitor {
             machine.cpuid(),
             offers.map_err(|error| fault(&error))?,
         );
+        let hotplug = machine.memory_hotplug().zip(self.config.memory_hotplug());
+        let hotplug = hotplug.map(|(control, config)| control.status(config));
         let hello = Hello {
+            hotplug_mib: hotplug.map_or(0, |has| has.plugged_size_mib.max(has.requested_size_mib)),
             streams: asked.streams,
             postcopy: asked.allow_postcopy,
             ..hello.map_err(|error| fault(&error))?

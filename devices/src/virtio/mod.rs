@@ -6,7 +6,6 @@ pub mod blk;
 pub(crate) mod conformance;
 pub mod device;
 pub mod dirty;
-mod limits;
 pub mod mem;
 pub mod mmio;
 pub mod net;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use coracle_storage::limit::{RateLimiter, RateLimiterConfig};
+use coracle_storage::limit::{RateLimiterConfig, SharedLimiter};
 use coracle_storage::threads;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
@@ -15,7 +15,6 @@ use super::worker::{PmemCounts, Worker};
 use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, VirtioDevice, read_space,
 };
-use crate::virtio::limits::NewLimits;
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::service::{Nudge, Service};
 use crate::virtio::single;
@@ -36,7 +35,7 @@ pub struct Pmem {
 /// What may be asked of persistent memory while its guest runs.
 #[derive(Clone, Debug)]
 pub struct PmemControl {
-    limits: Arc<NewLimits<1>>,
+    limiter: Arc<SharedLimiter>,
     counts: Arc<PmemCounts>,
     nudge: Nudge,
 }
@@ -44,7 +43,7 @@ pub struct PmemControl {
 impl PmemControl {
     /// Gives it new limits; buckets that are left out stay as they are.
     pub fn limit(&self, limits: RateLimiterConfig) {
-        self.limits.leave([limits]);
+        self.limiter.update(&limits, Instant::now());
         self.nudge.nudge();
     }
 
@@ -68,13 +67,12 @@ impl Pmem {
         on_cut: impl FnMut(&FlushError) + Send + 'static,
     ) -> io::Result<(Self, PmemControl)> {
         let counts = Arc::<PmemCounts>::default();
-        let limits = Arc::<NewLimits<1>>::default();
-        let limiter = RateLimiter::new(&config.rate_limiter.unwrap_or_default(), Instant::now());
+        let limits = config.rate_limiter.unwrap_or_default();
+        let limiter = Arc::new(SharedLimiter::new(&limits, Instant::now()));
         let mut worker = Worker::new(
             (medium, Box::new(on_cut)),
-            limiter,
+            Arc::clone(&limiter),
             Arc::clone(&counts),
-            Arc::clone(&limits),
         );
         let name = format!("pmem {}", config.id);
         let service = Service::new(threads::Kind::Pmem, &name, move |mailbox| {
@@ -82,7 +80,7 @@ impl Pmem {
         })?;
         let service = service.with_drain_limit(DRAIN_MS_MAX);
         let control = PmemControl {
-            limits,
+            limiter,
             counts,
             nudge: service.nudge(),
         };

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use coracle_storage::limit::RateLimiter;
+use coracle_storage::limit::SharedLimiter;
 
 use super::medium::{FlushError, Medium};
 use crate::complaints::Complaints;
-use crate::virtio::device::{ActiveQueue, Interrupt};
-use crate::virtio::limits::NewLimits;
+use crate::virtio::device::ActiveQueue;
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
 use crate::virtio::service::Mailbox;
@@ -49,9 +48,8 @@ pub(super) type OnCut = Box<dyn FnMut(&FlushError) + Send>;
 pub(super) struct Worker {
     medium: Arc<Medium>,
     on_cut: OnCut,
-    limiter: RateLimiter,
+    limiter: Arc<SharedLimiter>,
     counts: Arc<PmemCounts>,
-    limits: Arc<NewLimits<1>>,
     /// Chains that were taken, and those that will be.
     chains: Vec<Chain>,
     complaints: Complaints,
@@ -60,16 +58,14 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(
         (medium, on_cut): (Arc<Medium>, OnCut),
-        limiter: RateLimiter,
+        limiter: Arc<SharedLimiter>,
         counts: Arc<PmemCounts>,
-        limits: Arc<NewLimits<1>>,
     ) -> Self {
         Self {
             medium,
             on_cut,
             limiter,
             counts,
-            limits,
             chains: Vec::new(),
             complaints: Complaints::default(),
         }
@@ -161,7 +157,7 @@ impl Worker {
         FAILED
     }
 
-    fn admit(&mut self) -> Result<(), Instant> {
+    fn admit(&self) -> Result<(), Instant> {
         if self.limiter.is_limiting() {
             self.limiter.admit(self.medium.size_bytes(), Instant::now())
         } else {
@@ -177,12 +173,6 @@ impl Single for Worker {
         let (taken, next) = self.take(queue);
         self.answer(queue, taken);
         next
-    }
-
-    fn look(&mut self, _interrupt: &Interrupt) {
-        if let Some([limits]) = self.limits.take() {
-            self.limiter.update(&limits, Instant::now());
-        }
     }
 
     fn has_waited(&mut self, next: Next) {

@@ -63,6 +63,12 @@ impl Slots for MemorySlots {
         }
     }
 
+    /// A snapshot that is taken before it is discarded has to know already.
+    fn goes(&mut self, range: Range<u64>) {
+        let start = GuestAddress(self.hotplug.start + range.start);
+        self.dirty.mark(start, range.end - range.start);
+    }
+
     fn hide(&mut self, slot: u64) -> io::Result<()> {
         self.ask(|vm| vm.hide(slot))
     }

@@ -108,7 +108,11 @@ impl Mem {
         let region = Arc::new(Mutex::new(region));
         let mut worker = Worker::new(Arc::clone(&shared), Arc::clone(&region));
         let service = Service::new(threads::Kind::Memory, "memory", move |mailbox| {
-            mailbox.serve(|session| single::serve(&mut worker, mailbox, session));
+            mailbox.serve_and_forget(
+                &mut worker,
+                |worker, session| single::serve(worker, mailbox, session),
+                |worker| worker.give_all_back(mailbox),
+            );
         })?
         .with_drain_limit(DRAIN_MS_MAX);
         let control = MemControl {
@@ -173,8 +177,10 @@ impl VirtioDevice for Mem {
     fn write_config(&mut self, _offset_bytes: u64, _data: &[u8]) {}
 
     /// What is plugged stays so when the driver resets the device: the next driver finds `plugged_size`, and may unplug
-    /// everything.
-    fn reset_config(&mut self) {}
+    /// everything. What was unplugged goes back, also if there is no next driver.
+    fn reset_config(&mut self) {
+        self.service.forget();
+    }
 
     fn save(&self) -> DeviceState {
         DeviceState::Memory(locked(&self.region).save())

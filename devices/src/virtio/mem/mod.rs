@@ -46,6 +46,10 @@ pub trait Slots: Send {
     /// Is told that the memory of `range`, which the guest reaches, is about to be plugged.
     fn came(&mut self, range: Range<u64>);
 
+    /// Is told that the memory of `range` is not plugged any more: it is hidden and discarded later, and until then has what it
+    /// had.
+    fn goes(&mut self, range: Range<u64>);
+
     /// Has the guest reach `slot` no more.
     ///
     /// # Errors

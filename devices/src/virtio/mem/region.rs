@@ -299,6 +299,7 @@ impl Region {
                 bytes = bytes.start.min(slot * slot_bytes)..bytes.end.max((slot + 1) * slot_bytes);
             }
         }
+        self.slots.goes(bytes.clone());
         self.to_discard.push_back(bytes);
         self.sizes.lock().plugged -= unplugged;
         self.counts.unplug_bytes.fetch_add(unplugged, Relaxed);
@@ -309,9 +310,10 @@ impl Region {
         self.forget();
         let slot_bytes = self.geometry.slot_bytes;
         for (slot, _) in (0..).zip(plugged_of).filter(|(_, plugged)| *plugged > 0) {
+            let bytes = slot * slot_bytes..(slot + 1) * slot_bytes;
+            self.slots.goes(bytes.clone());
             self.to_hide.push_back(slot);
-            self.to_discard
-                .push_back(slot * slot_bytes..(slot + 1) * slot_bytes);
+            self.to_discard.push_back(bytes);
         }
         let mut sizes = self.sizes.lock();
         self.counts.unplug_bytes.fetch_add(sizes.plugged, Relaxed);

@@ -46,6 +46,8 @@ use Asked::{Came, Discard, Hide, Show};
 struct Host {
     asked: Arc<Mutex<Vec<Asked>>>,
     refuses: Arc<AtomicBool>,
+    /// What it was told is not plugged any more.
+    gone: Arc<Mutex<Vec<Range<u64>>>>,
     /// Takes its time when it has been asked so often.
     holds_at: Arc<AtomicUsize>,
 }
@@ -75,6 +77,10 @@ impl Slots for Host {
 
     fn came(&mut self, range: Range<u64>) {
         self.asked.lock().unwrap().push(Came(range));
+    }
+
+    fn goes(&mut self, range: Range<u64>) {
+        self.gone.lock().unwrap().push(range);
     }
 
     fn hide(&mut self, slot: u64) -> io::Result<()> {
@@ -434,6 +440,32 @@ fn a_stop_comes_amid_what_goes_back_and_nothing_is_plugged_before_all_is_back() 
         let expected = [Discard(16 * MIB..SLOT), Show(0), Came(bytes(1..2))];
         assert_eq!(rig.asked(), expected, "{kind}");
     }
+}
+
+#[test]
+fn what_was_unplugged_goes_back_after_a_reset_though_no_driver_comes() {
+    let mut rig = Rig::new();
+    rig.control.request(256);
+    assert_eq!(rig.plug(0, 2 * PER_SLOT), ACK);
+    rig.asked();
+    rig.queue.write(BUFFERS, &request(UNPLUG_ALL, 0, 0));
+    rig.host.holds_at.store(1, Ordering::SeqCst);
+    rig.queue
+        .offer_chain(&[Piece::Readable(BUFFERS, 24), Piece::Writable(ANSWER, 10)]);
+    rig.kick.write(1).unwrap();
+    wait_until(|| rig.host.asked.lock().unwrap().len() == 1, "the host is asked");
+    // Whoever saves the guest now has to know of both.
+    assert_eq!(*rig.host.gone.lock().unwrap(), [0..SLOT, SLOT..2 * SLOT]);
+    rig.device.begin_stop(&Notice::default());
+    rig.host.holds_at.store(0, Ordering::SeqCst);
+    rig.device.stop().unwrap().unwrap();
+    assert_eq!(rig.asked(), [Hide(0)]);
+    rig.device.reset_config();
+    wait_until(
+        || rig.host.asked.lock().unwrap().last() == Some(&Discard(2 * SLOT - 16 * MIB..2 * SLOT)),
+        "all of it is back",
+    );
+    assert_eq!(rig.asked(), [Hide(1), Discard(0..2 * SLOT)]);
 }
 
 #[test]

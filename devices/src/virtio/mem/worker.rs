@@ -1,5 +1,6 @@
 //! The data half of the device: the thread `memory`.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex};
 
@@ -30,6 +31,15 @@ impl Worker {
             region,
             chain: Chain::default(),
             complaints: Complaints::default(),
+        }
+    }
+
+    /// Gives back what an earlier session was recalled from, without another. Others may look at the region in between.
+    pub(super) fn give_all_back(&self, mailbox: &Mailbox) {
+        let mut is_done = false;
+        while !is_done && !mailbox.is_recalled() {
+            let steps = Cell::new(0);
+            is_done = locked(&self.region).give_back(&|| steps.replace(steps.get() + 1) > 0);
         }
     }
 

@@ -197,6 +197,10 @@ pub(crate) fn run_mem(data: &[u8]) {
             );
         }
 
+        fn goes(&mut self, range: Range<u64>) {
+            assert!(range.start < range.end && range.end <= SIZE);
+        }
+
         fn hide(&mut self, slot: u64) -> std::io::Result<()> {
             self.set(slot, false);
             Ok(())

@@ -116,10 +116,15 @@ impl Service {
             Patience::None => Duration::ZERO,
             Patience::WithinLimit => left,
         };
-        match self.mailbox.returned(limit) {
-            None if patience == Patience::None && !left.is_zero() => Stop::Pending { until },
+        let mut returned = self.mailbox.returned(limit);
+        if returned.is_none() {
+            if patience == Patience::None && !left.is_zero() {
+                return Stop::Pending { until };
+            }
+            returned = self.mailbox.withdraw();
+        }
+        match returned {
             None => {
-                self.mailbox.tell(|mail| mail.stop = false);
                 self.recalled = None;
                 Stop::Refused(StopError::Drain {
                     in_flight: 1,
@@ -179,6 +184,8 @@ struct Mail {
     /// What is kept from earlier sessions is to be forgotten, before the next one.
     forget: bool,
     stop: bool,
+    /// The session was asked for, and is not any more; the worker may not have seen that.
+    is_withdrawn: bool,
     /// Rings when the session is given back.
     notice: Notice,
     end: bool,
@@ -235,11 +242,26 @@ impl Mailbox {
     fn give_back(&self, session: Session) {
         let mut notice = Notice::default();
         self.tell(|mail| {
-            mail.given_back = Some(session);
+            // Whoever asked for it may have given up meanwhile: then it is served on.
+            if mail.is_withdrawn && !mail.stop && !mail.end {
+                mail.to_serve = Some(session);
+            } else {
+                mail.given_back = Some(session);
+            }
             mail.stop = false;
+            mail.is_withdrawn = false;
             notice = std::mem::take(&mut mail.notice);
         });
         notice.ring();
+    }
+
+    /// Does not ask for the session any more, unless it is there at last.
+    fn withdraw(&self) -> Option<Result<Session, StopError>> {
+        let mut mail = self.lock();
+        let given_back = mail.given_back.take();
+        mail.stop = false;
+        mail.is_withdrawn = given_back.is_none();
+        given_back.map(Ok)
     }
 
     /// The session that was asked for, or why it does not come; `None` if it has not come after `limit`.
@@ -273,5 +295,58 @@ struct EndOfWorker(Arc<Mailbox>);
 impl Drop for EndOfWorker {
     fn drop(&mut self) {
         self.0.tell(|mail| mail.worker_lives = false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::virtio::conformance::wait_until;
+    use crate::virtio::testing::{DriverRing, memory, session};
+
+    #[test]
+    fn a_session_that_comes_too_late_is_served_on_and_stops_when_it_is_asked_again() {
+        let served = Arc::new(AtomicUsize::new(0));
+        let number = Arc::clone(&served);
+        let service = Service::new(threads::Kind::Net, "late", move |mailbox| {
+            mailbox.serve(|_| {
+                let is_first = number.fetch_add(1, Ordering::SeqCst) == 0;
+                while !mailbox.is_recalled() {
+                    std::thread::yield_now();
+                }
+                if is_first {
+                    // It has seen that it is recalled, and not that it is not any more.
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        });
+        let mut service = service.unwrap().with_drain_limit(20);
+        let memory = memory(1 << 20);
+        service
+            .start(session(&DriverRing::new(&memory, 0x1000, 16)), 1)
+            .unwrap();
+        wait_until(|| served.load(Ordering::SeqCst) == 1, "it is served");
+        let refused = service.poll_stop(Patience::WithinLimit);
+        assert!(
+            matches!(refused, Stop::Refused(StopError::Drain { .. })),
+            "{refused:?}"
+        );
+        wait_until(|| served.load(Ordering::SeqCst) == 2, "it is served on");
+        for _ in 0..2 {
+            let Stop::Stopped(Some(session)) = service.poll_stop(Patience::WithinLimit) else {
+                panic!("it does not stop");
+            };
+            let before = served.load(Ordering::SeqCst);
+            service.start(session, 1).unwrap();
+            wait_until(
+                || served.load(Ordering::SeqCst) == before + 1,
+                "it is served again",
+            );
+            assert!(service.mailbox.returned(Duration::from_millis(20)).is_none());
+        }
     }
 }

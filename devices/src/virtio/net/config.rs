@@ -7,7 +7,7 @@ use coracle_storage::limit::RateLimiterConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::tap::AND;
+use super::tap::{AND, HANDED_IN};
 
 /// The smallest MTU of a network that carries IPv4 (RFC 791).
 pub const MTU_MIN: u16 = 68;
@@ -51,7 +51,10 @@ impl NetworkInterfaceConfig {
 
     /// The taps, or descriptors of one, that it is connected to.
     pub fn taps(&self) -> impl Iterator<Item = &str> {
-        self.host_dev_name.split(AND)
+        let name = self.host_dev_name.as_str();
+        // The name of a tap may have a comma.
+        let is_list = name.starts_with(HANDED_IN);
+        name.split(move |character| is_list && character == AND)
     }
 }
 

@@ -16,8 +16,8 @@ use crate::virtio::device::ActiveQueue;
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments;
 
-/// Commands answered before the frames have their turn.
-const BATCH_COMMANDS_MAX: usize = 8;
+/// Commands answered before the frames have their turn: one, as the kernel takes its time to attach and detach queues.
+const BATCH_COMMANDS_MAX: usize = 1;
 
 /// What the guest reads as the status of its link, and takes note of by the control queue, and how many pairs of queues it
 /// uses.

@@ -19,11 +19,11 @@ pub(super) struct Pairs {
 #[derive(Debug)]
 struct Pair {
     tap: TapQueue,
-    /// Held by who moves frames, and by who attaches the queue; whether it is attached.
+    /// Held by who moves frames to the guest, and by who attaches the queue; whether it is attached.
     turn: Mutex<bool>,
 }
 
-/// A worker moves frames of its pair, which is used for as long as this is held.
+/// A worker moves frames of its pair to the guest, which is used for as long as this is held.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     _held: Option<MutexGuard<'a, bool>>,
@@ -53,7 +53,7 @@ impl Pairs {
         &self.pairs.get(number).expect("each worker has a pair").tap
     }
 
-    /// The right to move frames of a pair, unless it is not used. The first one always is.
+    /// The right to move frames of a pair to the guest, unless it is not used. The first one always is.
     pub(super) fn turn(&self, number: usize) -> Option<Turn<'_>> {
         if number == 0 {
             return Some(Turn { _held: None });
@@ -65,8 +65,8 @@ impl Pairs {
         })
     }
 
-    /// Has so many pairs be used. When it returns, the others have no frame on its way to the guest. Only the worker of the
-    /// first pair does this.
+    /// Has so many pairs be used. When it returns, the others have no frame on its way to the guest, and give it none. Only the
+    /// worker of the first pair does this.
     ///
     /// # Errors
     ///
@@ -75,29 +75,31 @@ impl Pairs {
         let before = self.link.pairs();
         self.link.set_pairs(used.min(before));
         let attached = self.attach(used);
-        if attached.is_ok() {
-            self.link.set_pairs(used);
-        } else {
-            // Frames would wait for ever in a queue that nobody reads.
-            self.attach(before)?;
-            self.link.set_pairs(before);
+        if attached.is_err() {
+            // Frames would wait for ever in a queue that nobody reads. What cannot be undone was complained of.
+            let _ = self.attach(before);
         }
+        self.link.set_pairs(if attached.is_ok() { used } else { before });
         let others = self.nudges.get().into_iter().flatten().skip(1);
         others.for_each(Nudge::nudge);
         attached
     }
 
-    /// Attaches the queues of the first so many pairs, and only those.
+    /// Attaches the queues of the first so many pairs, and only those; of those that cannot be, says what is wrong with one.
     fn attach(&self, used: usize) -> io::Result<()> {
+        let mut done = Ok(());
         for (number, pair) in self.pairs.iter().enumerate().skip(1) {
             let mut is_attached = locked(pair);
             let wish = number < used;
-            if *is_attached != wish {
-                pair.tap.attach(wish)?;
-                *is_attached = wish;
+            if *is_attached == wish {
+                continue;
+            }
+            match pair.tap.attach(wish) {
+                Ok(()) => *is_attached = wish,
+                Err(error) => done = Err(error),
             }
         }
-        Ok(())
+        done
     }
 }
 

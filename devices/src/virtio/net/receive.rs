@@ -93,10 +93,13 @@ impl Receiver {
             let bytes = match way.tap.read(&self.segments) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::TapGives),
-                // The tap is gone.
-                Err(_) => {
+                Err(error) => {
                     counts.rx_fails.fetch_add(1, Relaxed);
-                    return Ok(Next::Then(Instant::now() + LOOK_AGAIN));
+                    if error.raw_os_error() == Some(libc::EBADFD) {
+                        // The tap is gone, or the queue detached.
+                        return Ok(Next::Then(Instant::now() + LOOK_AGAIN));
+                    }
+                    continue;
                 }
             };
             // A frame that fills all there is may have been longer: what was cut would only look like one.

@@ -50,12 +50,17 @@ impl Sender {
                     continue;
                 }
             }
-            if limiter.is_limiting()
-                && let Err(at) = limiter.admit(bytes, Instant::now())
-            {
-                queue.ring.unpop();
-                counts.tx_throttled.fetch_add(1, Relaxed);
-                return Ok(Next::Then(at));
+            if limiter.is_limiting() {
+                // It goes as soon as there is a token, and leaves its debt to all pairs: were it to wait for all of its own, who
+                // sends small frames by another pair would take them away for ever.
+                let now = Instant::now();
+                let at = limiter.ready_at(1, now);
+                if at > now {
+                    queue.ring.unpop();
+                    counts.tx_throttled.fetch_add(1, Relaxed);
+                    return Ok(Next::Then(at));
+                }
+                limiter.reserve(bytes, now);
             }
             match way.tap.write(&self.chain.readable) {
                 Ok(_) => {

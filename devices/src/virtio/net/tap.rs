@@ -18,7 +18,7 @@ use virtio_bindings::virtio_net::{
 /// What makes taps.
 const TUN: &str = "/dev/net/tun";
 /// How the name of a descriptor begins.
-const HANDED_IN: &str = "/dev/fd/";
+pub(super) const HANDED_IN: &str = "/dev/fd/";
 /// What is between the names of several.
 pub(super) const AND: char = ',';
 /// Whole frames, nothing of the driver's before them, but a virtio header.
@@ -64,8 +64,13 @@ impl Tap {
     fn all_handed_in(names: &str, queues: u16) -> Result<Self, TapError> {
         let mut interface = None;
         let mut files = Vec::new();
-        for name in names.split(AND) {
+        for (number, name) in names.split(AND).enumerate() {
             let refused = |source| TapError::of_descriptor(name, source);
+            if names.split(AND).take(number).any(|before| before == name) {
+                return Err(TapError::Twice {
+                    name: name.to_owned(),
+                });
+            }
             let number = name.strip_prefix(HANDED_IN).unwrap_or_default();
             let (file, of) = handed_in(number, queues).map_err(refused)?;
             if *interface.get_or_insert(of) != of {
@@ -171,15 +176,12 @@ impl TapQueue {
         if !self.is_one_of_several {
             return Ok(());
         }
-        let mut request = blank_request();
         let flag = if wish {
             libc::IFF_ATTACH_QUEUE
         } else {
             libc::IFF_DETACH_QUEUE
         };
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).unwrap_or_default();
-        // SAFETY: the kernel reads a `struct ifreq`, which `request` is.
-        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+        switch(&self.file, flag)
     }
 
     /// Reads one frame into `segments`, its header first; what does not fit is lost.
@@ -220,6 +222,14 @@ fn flags_for(queues: u16) -> libc::c_int {
     }
 }
 
+/// Attaches the queue of a descriptor to its tap, or detaches it.
+fn switch(file: &File, flag: libc::c_int) -> io::Result<()> {
+    let mut request = blank_request();
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).unwrap_or_default();
+    // SAFETY: the kernel reads a `struct ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+}
+
 /// One queue of the tap of this name, of which so many are wanted.
 fn opened(name: &str, queues: u16) -> Result<File, TapError> {
     let mut request = request(name)?;
@@ -256,6 +266,10 @@ fn handed_in(number: &str, queues: u16) -> io::Result<(File, [libc::c_char; libc
     let needed = flags_for(queues);
     if flags & needed != needed {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // Whoever had it last may have left it without its queue, which is the descriptor's and not the process's.
+    if flags & libc::IFF_DETACH_QUEUE != 0 {
+        switch(&file, libc::IFF_ATTACH_QUEUE)?;
     }
     let status = rustix::fs::fcntl_getfl(&file)?;
     rustix::fs::fcntl_setfl(&file, status | rustix::fs::OFlags::NONBLOCK)?;
@@ -354,6 +368,14 @@ pub enum TapError {
         /// What the kernel says.
         #[source]
         source: io::Error,
+    },
+    /// One descriptor, twice.
+    #[error(
+        "`{name}` is named twice: hand in a descriptor of its own for each pair of queues (open /dev/net/tun for each)"
+    )]
+    Twice {
+        /// As configured.
+        name: String,
     },
     /// Not as many as there are pairs of queues.
     #[error(

@@ -59,6 +59,8 @@ pub(super) enum Next {
     More,
     /// The guest's kick.
     Kick,
+    /// Somebody else who changes something.
+    Nudge,
     /// This time: the rate limiter, or a tap that cannot be read.
     Then(Instant),
     /// A frame from the host.
@@ -196,8 +198,7 @@ impl Worker {
                 continue;
             }
             match self.turns(&mut mine, layout.pairs_max, interrupt) {
-                Ok(Some(next)) => self.wait_for(mailbox, &mut mine, next),
-                Ok(None) => self.rest(mailbox, &mut mine),
+                Ok(next) => self.wait_for(mailbox, &mut mine, next),
                 Err(fault) => {
                     self.complaints.complain(format_args!(
                         "the guest's network driver broke a queue, which needs a reset: {fault}"
@@ -213,25 +214,15 @@ impl Worker {
         }
     }
 
-    /// Waits until the pair is used, or used again.
-    fn rest(&mut self, mailbox: &Mailbox, queues: &mut Queues<'_>) {
-        if let [Some(rx), ..] = queues {
-            self.receiver.end(rx);
-        }
-        wait(&[mailbox.wake()], None);
-    }
-
-    /// One turn of each queue, if the pair is used; one that the driver has left alone waits for nothing.
+    /// One turn of each queue; one that the driver has left alone waits for nothing, and nor does that of a pair that it does not
+    /// use for what it would receive. What it had sent by a pair before it gave that up is sent.
     fn turns(
         &mut self,
         queues: &mut Queues<'_>,
         pairs_max: usize,
         interrupt: &Interrupt,
-    ) -> Result<Option<[Next; 3]>, PopError> {
+    ) -> Result<[Next; 3], PopError> {
         let shared = &self.shared;
-        let Some(_turn) = shared.pairs.turn(self.number) else {
-            return Ok(None);
-        };
         let way = Way {
             tap: shared.pairs.tap(self.number),
             metadata: shared.metadata.as_deref(),
@@ -244,7 +235,13 @@ impl Worker {
                 continue;
             };
             let done = match index {
-                0 => self.receiver.turn(queue, &way),
+                0 => match shared.pairs.turn(self.number) {
+                    Some(_turn) => self.receiver.turn(queue, &way),
+                    None => {
+                        self.receiver.end(queue);
+                        Ok(Next::Nudge)
+                    }
+                },
                 1 => self.sender.turn(queue, &way),
                 _ => {
                     let mut subject = Subject {
@@ -264,12 +261,12 @@ impl Worker {
         }
         // What was sent after the guest was given frames may have been answered at once.
         if let (Some(metadata), [rx, ..]) = (way.metadata, &mut next)
-            && *rx != Next::Kick
+            && !matches!(*rx, Next::Kick | Next::Nudge)
             && locked(metadata).has_frames()
         {
             *rx = Next::More;
         }
-        Ok(Some(next))
+        Ok(next)
     }
 
     /// Waits for what all directions wait for, if each of them does.
@@ -287,6 +284,7 @@ impl Worker {
                 Next::More => return,
                 Next::Kick if queue.ring.enable_kicks() => return,
                 Next::Kick => kicks.push(&queue.kick),
+                Next::Nudge => {}
                 Next::Then(at) => until = Some(until.map_or(at, |until| until.min(at))),
                 Next::TapGives => events |= PollFlags::IN,
                 Next::TapTakes => events |= PollFlags::OUT,

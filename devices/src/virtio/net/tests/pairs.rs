@@ -124,7 +124,7 @@ impl TwoPairs {
 
     fn sends(&mut self, pair: usize, length: usize) {
         let frame = frame(length);
-        let at = SENT + 0x1000 * pair as u64;
+        let at = SENT + 0x2_0000 * pair as u64;
         self.queue(2 * pair + 1).write(at, &frame);
         let length = u32::try_from(frame.len()).unwrap();
         self.queue(2 * pair + 1)
@@ -133,7 +133,7 @@ impl TwoPairs {
     }
 
     fn host_hears(&self, pair: usize) -> usize {
-        self.hosts.get(pair).unwrap().recv(&mut [0; 4096]).unwrap()
+        self.hosts.get(pair).unwrap().recv(&mut [0; 1 << 17]).unwrap()
     }
 
     /// Nothing comes of it, for longer than anything takes.
@@ -192,11 +192,10 @@ fn the_second_pair_is_used_when_the_driver_says_so_and_until_it_says_otherwise()
     two.offer(0);
     two.offer(1);
     two.host_sends(1);
-    two.sends(1, 100);
     two.is_left_alone(2);
-    two.is_left_alone(3);
     assert_eq!(two.use_pairs(2), OK);
     assert_eq!(used(two.queue(2), 1), [(0, 112)]);
+    two.sends(1, 100);
     assert_eq!(two.host_hears(1), 112);
     two.host_sends(0);
     assert_eq!(used(two.queue(0), 1), [(0, 112)]);
@@ -212,6 +211,22 @@ fn the_second_pair_is_used_when_the_driver_says_so_and_until_it_says_otherwise()
     assert_eq!(used(two.queue(0), 1), [(1, 112)]);
     assert_eq!(two.use_pairs(2), OK);
     assert_eq!(used(two.queue(2), 1), [(1, 112)]);
+}
+
+/// Whoever gives a pair up waits for what it has sent by it.
+#[test]
+fn what_was_sent_by_a_pair_that_is_not_used_any_more_is_sent() {
+    let mut two = TwoPairs::new(KNOWS);
+    assert_eq!(two.use_pairs(2), OK);
+    // The host takes no more of these than fit a socket.
+    for _ in 0..8 {
+        two.sends(1, 60_000);
+    }
+    assert_eq!(two.use_pairs(1), OK);
+    for _ in 0..8 {
+        assert_eq!(two.host_hears(1), 60_012);
+    }
+    assert_eq!(used(two.queue(3), 8).len(), 8);
 }
 
 #[test]
@@ -236,6 +251,7 @@ fn a_driver_that_does_not_know_of_pairs_has_one_and_commands_behind_it() {
     two.offer(0);
     two.host_sends(0);
     assert_eq!(used(two.queue(0), 1), [(0, 112)]);
+    // With the first worker, which leaves it alone.
     two.sends(1, 100);
     two.is_left_alone(3);
     let session = two.device.stop().unwrap().unwrap();
@@ -306,7 +322,9 @@ fn both_pairs_have_the_limits_together() {
     assert_eq!(two.use_pairs(2), OK);
     two.sends(0, 1000);
     assert_eq!(two.host_hears(0), 1012);
+    // The first may have left a debt; without one, a frame does not wait for all of its tokens, which others could take away.
     two.sends(1, 1000);
+    assert_eq!(used(two.queue(1), 1).len(), 1);
     two.is_left_alone(3);
     let counts = Arc::clone(two.control.counts());
     comes(|| counts.tx_throttled.load(Ordering::Relaxed) > 0);

@@ -123,12 +123,15 @@ impl TwoPairs {
     }
 
     fn sends(&mut self, pair: usize, length: usize) {
-        let frame = frame(length);
+        self.sends_as_it_is(pair, &frame(length));
+    }
+
+    /// Sends a header and a frame.
+    fn sends_as_it_is(&mut self, pair: usize, frame: &[u8]) {
         let at = SENT + 0x2_0000 * pair as u64;
-        self.queue(2 * pair + 1).write(at, &frame);
-        let length = u32::try_from(frame.len()).unwrap();
-        self.queue(2 * pair + 1)
-            .offer_chain(&[Piece::Readable(at, length)]);
+        let queue = self.queue(2 * pair + 1);
+        queue.write(at, frame);
+        queue.offer_chain(&[Piece::Readable(at, u32::try_from(frame.len()).unwrap())]);
         self.kick(2 * pair + 1);
     }
 
@@ -354,13 +357,9 @@ fn metadata_is_told_by_the_pair_by_which_it_is_asked_for() {
     let request = parts.concat();
     for pair in [1, 0, 1] {
         two.offer(pair);
-        let at = SENT + 0x1000 * pair as u64;
-        two.queue(2 * pair + 1).write(at, &request);
-        let length = u32::try_from(request.len()).unwrap();
-        two.queue(2 * pair + 1)
-            .offer_chain(&[Piece::Readable(at, length)]);
-        two.kick(2 * pair + 1);
+        two.sends_as_it_is(pair, &request);
         let told = used(two.queue(2 * pair), 1);
+        let length = u32::try_from(request.len()).unwrap();
         assert_eq!(told.first().map(|(_, written)| *written), Some(length));
         let answer = two
             .queue(2 * pair)

@@ -9,6 +9,7 @@ pub mod dirty;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+mod parts;
 pub mod pmem;
 pub mod ring;
 pub mod rng;

@@ -19,7 +19,6 @@ use super::loss::LossSignal;
 use super::mailbox::{Command, Gone, Inbox, Mailbox, StopAnswer, StopCall, StopReply, Unanswered};
 use super::metrics::BlkMetrics;
 use super::request::SERIAL_BYTES;
-use super::share::{Share, collect, deal};
 use super::space::{WRITEBACK, features, space};
 use super::state::BlkState;
 use super::worker::{DRAIN_MS_MAX, StillBorn, Worker};
@@ -27,6 +26,7 @@ use crate::complaints::Complaints;
 use crate::virtio::device::{
     DeviceKind, Notice, Patience, Session, StartError, Stop, StopError, VirtioDevice, read_space,
 };
+use crate::virtio::parts::{parts, whole};
 use crate::virtio::state::{DeviceState, DeviceStateError};
 
 /// The size of a queue, in descriptors; what it has in flight at most.
@@ -120,13 +120,13 @@ impl Blk {
         Ok((device, control))
     }
 
-    /// Lends each share to its worker.
-    fn hand_out(&self, shares: impl IntoIterator<Item = (usize, Share)>) -> Result<(), StartError> {
-        for (number, share) in shares {
+    /// Lends each part to its worker.
+    fn hand_out(&self, parts: impl IntoIterator<Item = (usize, Session)>) -> Result<(), StartError> {
+        for (number, part) in parts {
             let worker = self.workers.get(number).ok_or(StartError::WorkerGone)?;
             worker
                 .mailbox
-                .post(Command::Serve(Box::new(share)))
+                .post(Command::Serve(Box::new(part)))
                 .map_err(|_| StartError::WorkerGone)?;
         }
         Ok(())
@@ -157,7 +157,7 @@ impl Blk {
         let mut gathered = Gathered::default();
         for (number, reply) in recall.replies.drain(..).enumerate() {
             match reply {
-                Reply::Given(Ok(share)) => gathered.shares.extend(share.map(|share| (number, *share))),
+                Reply::Given(Ok(part)) => gathered.parts.extend(part.map(|part| (number, *part))),
                 Reply::Given(Err(error)) => gathered.obstacle = Some(error),
                 Reply::Awaited(_) => unreachable!("nobody is waited for any more"),
             }
@@ -166,7 +166,7 @@ impl Blk {
     }
 }
 
-/// All workers were asked for their shares.
+/// All workers were asked for their parts of the session.
 struct Recall {
     replies: Vec<Reply>,
     deadline: Instant,
@@ -178,10 +178,10 @@ enum Reply {
     Given(StopReply),
 }
 
-/// The shares of those that gave theirs back, by the number of the worker, and what stands in the way of the others.
+/// The parts of those that gave theirs back, by the number of the worker, and what stands in the way of the others.
 #[derive(Default)]
 struct Gathered {
-    shares: Vec<(usize, Share)>,
+    parts: Vec<(usize, Session)>,
     obstacle: Option<StopError>,
 }
 
@@ -323,7 +323,8 @@ impl VirtioDevice for Blk {
             return Err(StartError::QueueMissing(0));
         }
         self.cache.agree(session.features);
-        self.hand_out(deal(session, self.workers.len()))?;
+        let workers = self.workers.len();
+        self.hand_out(parts(session, workers, |index| index % workers))?;
         self.serving = true;
         Ok(())
     }
@@ -356,16 +357,16 @@ impl VirtioDevice for Blk {
             return Stop::Pending { until };
         };
         self.recall = None;
-        let Gathered { shares, obstacle } = gathered;
+        let Gathered { parts, obstacle } = gathered;
         if let Some(error) = obstacle {
             // Some queues cannot stand still, so the others go on as well.
-            return Stop::Refused(match self.hand_out(shares) {
+            return Stop::Refused(match self.hand_out(parts) {
                 Ok(()) => error,
                 Err(_) => StopError::WorkerGone,
             });
         }
         self.serving = false;
-        Stop::Stopped(collect(shares.into_iter().map(|(_, share)| share)))
+        Stop::Stopped(whole(parts.into_iter().map(|(_, part)| part)))
     }
 }
 

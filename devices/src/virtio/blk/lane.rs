@@ -14,9 +14,8 @@ use super::cache::WriteCache;
 use super::loss::LossSignal;
 use super::metrics::BlkMetrics;
 use super::request::{Action, Parsed, SERIAL_BYTES, Status, parse, take_segments};
-use super::share::Share;
 use crate::complaints::Complaints;
-use crate::virtio::device::{ActiveQueue, Interrupt};
+use crate::virtio::device::{ActiveQueue, Interrupt, Session};
 use crate::virtio::ring::{Chain, PopError};
 use crate::virtio::segments::scatter;
 
@@ -119,14 +118,14 @@ fn flight_of(request: &Request) -> Option<usize> {
 }
 
 impl Lane {
-    /// A lane for the queue of this `index`, which belongs to `share`.
-    pub(super) fn new(number: usize, index: usize, queue: ActiveQueue, share: &Share) -> Self {
+    /// A lane for the queue of this `index`, which belongs to `session`.
+    pub(super) fn new(number: usize, index: usize, queue: ActiveQueue, session: &Session) -> Self {
         let size = usize::from(queue.ring.size());
         Self {
             number,
             index,
-            features: share.features,
-            interrupt: share.interrupt.clone(),
+            features: session.features,
+            interrupt: session.interrupt.clone(),
             chain: Chain::default(),
             flights: Slab::with_capacity(size),
             spare: Vec::with_capacity(size),

@@ -10,14 +10,13 @@ use coracle_storage::backend::Backend;
 use coracle_storage::request::{Failure, Operation};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::share::Share;
-use crate::virtio::device::{Notice, Patience, StopError};
+use crate::virtio::device::{Notice, Patience, Session, StopError};
 
 /// What may be asked of a worker.
 pub(super) enum Command {
-    /// Serve the queues of this share from now on.
-    Serve(Box<Share>),
-    /// Quiesce and give the share back.
+    /// Serve the queues of this part of a session from now on.
+    Serve(Box<Session>),
+    /// Quiesce and give the session back.
     Stop(StopCall),
     /// Use another image, and give the old one back; only while nothing is served.
     Replace(Box<dyn Backend>, Call<ReplaceReply>),
@@ -30,8 +29,8 @@ pub(super) enum Command {
     Retire,
 }
 
-/// The share, `None` if nothing was served; or why it could not be given back.
-pub(super) type StopReply = Result<Option<Box<Share>>, StopError>;
+/// The session, `None` if nothing was served; or why it could not be given back.
+pub(super) type StopReply = Result<Option<Box<Session>>, StopError>;
 
 /// The image that was in use, or why it is still.
 pub(super) type ReplaceReply = io::Result<Box<dyn Backend>>;

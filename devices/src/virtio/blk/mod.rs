@@ -23,7 +23,6 @@ mod mailbox;
 mod metrics;
 mod polling;
 mod request;
-mod share;
 mod space;
 mod state;
 #[cfg(test)]

@@ -14,8 +14,7 @@ use super::departure::{Departure, Whereabouts};
 use super::lane::{Drive, Lane, lane_of};
 use super::mailbox::{AskReply, Call, Command, Inbox, ReplaceReply, StopCall};
 use super::polling::Polling;
-use super::share::Share;
-use crate::virtio::device::StopError;
+use crate::virtio::device::{ActiveQueue, Session, StopError};
 
 /// How long a worker waits for its requests in flight before it refuses to stop.
 pub(super) const DRAIN_MS_MAX: u64 = 10_000;
@@ -32,7 +31,7 @@ const LEAVE_MS_MAX: u64 = 1_000;
 ///
 /// ```text
 ///            Serve                     Stop                      drained
-///   idle ───────────► serving ──────────────────► stopping ───────────────► idle, share given back
+///   idle ───────────► serving ──────────────────► stopping ───────────────► idle, session given back
 ///    │ Replace           ▲                            │
 ///    ▼                   └── drain_ms_max is over: Drain; the disk is lost: Lost
 ///   replacing ── the old image has left, the new one is attached, or the old one again ──► idle
@@ -58,11 +57,11 @@ pub(super) struct Worker {
     drain_ms_max: u64,
 }
 
-/// The queues of a share, being served.
+/// The queues of a session, being served.
 struct Service {
     lanes: Vec<Lane>,
-    /// The share without its queues.
-    share: Share,
+    /// The session without its queues.
+    session: Session,
 }
 
 /// Who waits for a request of the worker's own.
@@ -249,7 +248,7 @@ impl Worker {
             .service
             .as_mut()
             .and_then(|service| service.lanes.get_mut(lane_of(&completion.request)));
-        lane.expect("a share is given back when nothing of its queues is in flight")
+        lane.expect("a session is given back when nothing of its queues is in flight")
             .complete(completion, &self.drive, now);
     }
 
@@ -286,7 +285,7 @@ impl Worker {
             && let Some(command) = self.inbox.take()
         {
             match command {
-                Command::Serve(share) => self.begin(*share),
+                Command::Serve(session) => self.begin(*session),
                 Command::Stop(call) => self.stop_for(Purpose::GiveBack(call), now),
                 Command::Retire => self.stop_for(Purpose::Retire, now),
                 Command::Reconsider => {
@@ -300,23 +299,27 @@ impl Worker {
         }
     }
 
-    fn begin(&mut self, mut share: Share) {
+    fn begin(&mut self, mut session: Session) {
         assert!(
             self.service.is_none(),
             "the device starts a worker only when it is stopped"
         );
-        let queues = std::mem::take(&mut share.queues).into_iter();
+        let places = session.queues.iter_mut().enumerate();
+        let queues: Vec<(usize, ActiveQueue)> = places
+            .filter_map(|(index, place)| Some((index, place.take()?)))
+            .collect();
         let lanes: Vec<Lane> = queues
+            .into_iter()
             .enumerate()
-            .map(|(number, (index, queue))| Lane::new(number, index, queue, &share))
+            .map(|(number, (index, queue))| Lane::new(number, index, queue, &session))
             .collect();
         for lane in &lanes {
             if let Err(error) = self.drive.io.watch(lane.queue().kick.as_raw_fd(), kick_of(lane)) {
                 log::error!("a disk's worker cannot watch its queue's kick: {error}");
-                share.interrupt.device_needs_reset();
+                session.interrupt.device_needs_reset();
             }
         }
-        self.service = Some(Service { lanes, share });
+        self.service = Some(Service { lanes, session });
     }
 
     fn stop_for(&mut self, purpose: Purpose, now: Instant) {
@@ -483,18 +486,21 @@ impl Worker {
     }
 
     fn give_back(&mut self, call: &StopCall) {
-        let share = self.service.take().map(|Service { lanes, mut share }| {
+        let session = self.service.take().map(|Service { lanes, mut session }| {
             for lane in lanes {
                 if let Err(error) = self.drive.io.unwatch(kick_of(&lane)) {
                     log::error!("a disk's worker cannot take its watch back: {error}");
                 }
-                share.queues.push(lane.into_queue());
+                let (index, queue) = lane.into_queue();
+                if let Some(place) = session.queues.get_mut(index) {
+                    *place = Some(queue);
+                }
             }
-            Box::new(share)
+            Box::new(session)
         });
-        // Whoever asked has given up: the disk serves on, so that the share is not lost.
-        if let Err(Ok(Some(share))) = call.answer(Ok(share)) {
-            self.begin(*share);
+        // Whoever asked has given up: the disk serves on, so that the session is not lost.
+        if let Err(Ok(Some(session))) = call.answer(Ok(session)) {
+            self.begin(*session);
         }
     }
 

@@ -12,11 +12,10 @@ use super::super::cache::WriteCache;
 use super::super::lane::Drive;
 use super::super::loss::LossSignal;
 use super::super::mailbox::{Call, Command, Mailbox, ReplaceReply, StopAnswer, StopCall};
-use super::super::share::Share;
 use super::super::worker::{Life, Worker};
 use super::*;
 use crate::complaints::Complaints;
-use crate::virtio::device::{ActiveQueue, Interrupt, Notice};
+use crate::virtio::device::{ActiveQueue, Interrupt, Notice, Session};
 use crate::virtio::testing::memory;
 
 const DRAIN_MS: u64 = 1_000;
@@ -293,14 +292,13 @@ impl Bench {
             ring: Virtqueue::new(Arc::clone(&memory), self.driver.layout(), 0).unwrap(),
             kick: eventfd(),
         };
-        let share = Share {
+        let session = Session {
             memory,
             features: 0,
             interrupt: Interrupt::new(Arc::default(), eventfd()),
-            queues: vec![(0, queue)],
-            queue_count: 1,
+            queues: vec![Some(queue)],
         };
-        self.post(Command::Serve(Box::new(share)));
+        self.post(Command::Serve(Box::new(session)));
         self.offer();
         self.turn();
     }

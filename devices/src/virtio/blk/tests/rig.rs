@@ -21,7 +21,6 @@ use super::super::lane::Drive;
 use super::super::mailbox::{Command, Mailbox};
 use super::super::metrics::BlkMetrics;
 use super::super::request::Status;
-use super::super::share::Share;
 use super::super::worker::Worker;
 use crate::complaints::Complaints;
 use crate::virtio::device::{ActiveQueue, Interrupt, Session, VirtioDevice};
@@ -254,15 +253,14 @@ pub(super) fn by_hand(
         ring: Virtqueue::new(Arc::clone(&memory), driver.layout(), features).unwrap(),
         kick: Arc::clone(&kick),
     };
-    let share = Share {
+    let session = Session {
         memory,
         features,
         interrupt: Interrupt::new(Arc::default(), eventfd()),
-        queues: vec![(0, queue)],
-        queue_count: 1,
+        queues: vec![Some(queue)],
     };
     let (mailbox, inbox) = Mailbox::new().unwrap();
-    mailbox.post(Command::Serve(Box::new(share))).unwrap();
+    mailbox.post(Command::Serve(Box::new(session))).unwrap();
     ByHand {
         worker: Worker::new(drive, inbox, 1000)
             .map_err(|born| born.error)

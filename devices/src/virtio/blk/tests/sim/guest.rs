@@ -14,12 +14,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::super::super::config::CacheType;
 use super::super::super::mailbox::{Command, Mailbox, StopAnswer, StopCall};
-use super::super::super::share::Share;
 use super::super::super::space::{FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_WRITE_ZEROES};
 use super::super::{IO_ERROR, OK, UNANSWERED, UNSUPPORTED, header, range};
 use super::ring::{Asked, Offer, Ring};
 use super::wish::{SECTORS_MAX, Wish};
-use crate::virtio::device::{Interrupt, Notice};
+use crate::virtio::device::{Interrupt, Notice, Session};
 use crate::virtio::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC};
 use crate::virtio::testing::{Piece, memory};
 
@@ -46,7 +45,7 @@ pub(super) struct Guest {
     free_slots: Vec<u64>,
     stop: Option<StopAnswer>,
     /// Given back by the worker, and not yet lent again.
-    share: Option<Box<Share>>,
+    session: Option<Box<Session>>,
     answered_ops: u64,
     answered_bytes: u64,
 }
@@ -95,12 +94,11 @@ impl Guest {
             .collect();
         let queues = rings.iter().map(|ring| ring.device_end(features));
         let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let share = Share {
+        let session = Session {
             memory: Arc::clone(&memory),
             features,
             interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), Arc::clone(&line)),
-            queues: queues.enumerate().collect(),
-            queue_count: rings.len(),
+            queues: queues.map(Some).collect(),
         };
         let mut guest = Self {
             rings,
@@ -112,7 +110,7 @@ impl Guest {
             waits_for_interrupts: dice.one_in(2),
             free_slots: (0..SLOT_COUNT).map(|slot| SLOTS + slot * SLOT_BYTES).collect(),
             stop: None,
-            share: Some(Box::new(share)),
+            session: Some(Box::new(session)),
             answered_ops: 0,
             answered_bytes: 0,
             dice,
@@ -132,7 +130,9 @@ impl Guest {
                 0..=4 => self.offer(ring),
                 5..=7 => drop(self.rings[ring].kick_if_wanted()),
                 8..=10 => self.look(),
-                _ if self.dice.one_in(8) && self.stop.is_none() && self.share.is_none() => self.ask_to_stop(),
+                _ if self.dice.one_in(8) && self.stop.is_none() && self.session.is_none() => {
+                    self.ask_to_stop()
+                }
                 _ => {}
             }
         }
@@ -143,7 +143,7 @@ impl Guest {
         if self.stop.is_some() {
             return self.take_back();
         }
-        if self.share.is_some() {
+        if self.session.is_some() {
             return self.serve_again();
         }
         let kicks: Vec<bool> = self.rings.iter_mut().map(Ring::kick_if_wanted).collect();
@@ -348,25 +348,25 @@ impl Guest {
         self.stop = Some(answer);
     }
 
-    /// The worker was asked to stop, and sleeps: it has given the share back.
+    /// The worker was asked to stop, and sleeps: it has given the session back.
     fn take_back(&mut self) {
         let answer = self.stop.take().and_then(|stop| stop.wait(Duration::ZERO));
-        let Some(Ok(Ok(Some(share)))) = answer else {
-            panic!("a worker that was asked to stop sleeps, and has not given its share back");
+        let Some(Ok(Ok(Some(session)))) = answer else {
+            panic!("a worker that was asked to stop sleeps, and has not given its session back");
         };
         assert_eq!(
             self.io.in_flight(),
             0,
             "something is in flight in a session that was given back"
         );
-        self.share = Some(share);
+        self.session = Some(session);
     }
 
-    /// Lends the share out again. Kicks from before may have been lost: the worker looks by itself.
+    /// Lends the session out again. Kicks from before may have been lost: the worker looks by itself.
     fn serve_again(&mut self) {
-        if let Some(share) = self.share.take() {
+        if let Some(session) = self.session.take() {
             self.rings.iter().for_each(Ring::forget_kick);
-            self.post(Command::Serve(share));
+            self.post(Command::Serve(session));
         }
     }
 

@@ -46,7 +46,7 @@ run: monitor linux ## Build everything and boot Linux from a disk; ends with the
 	tests/tools/need python3
 	tests/tools/run-linux $(RELEASE) $(LINUX) $(TARGET)/run
 
-demo: monitor unikernel ## Show a guest that moves between three hosts, one of which is killed in the middle of it (seconds; root)
+demo: monitor unikernel ## Show a guest that moves between three hosts, one of which is killed in the middle of it (seconds once everything is built; root)
 	tests/tools/need ip $(NFS)
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer cargo run -q -p coracle-tests --bin demo
 
@@ -114,7 +114,7 @@ check: ## Formatting, lints, documentation, licences and duplicate versions, the
 	cargo test -p coracle-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; fi
 
-bench: bench-start bench-disk bench-snapshot bench-migration ## Run every benchmark; the results are JSON in target/bench/
+bench: bench-start bench-disk bench-snapshot bench-migration ## Run these four benchmarks, of starts, disks, snapshots and migrations; JSON in target/bench/ (by name: bench-iscsi, bench-nfs, bench-jailer, bench-net)
 
 bench-start: monitor unikernel ## Start-up time, memory and size beside QEMU, and beside Firecracker if FIRECRACKER is set
 	tests/tools/need qemu-system-x86_64

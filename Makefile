@@ -59,13 +59,13 @@ test-unit:
 	cd resources/guests/unikernel && CARGO_TARGET_DIR=$(TARGET)/guests/unikernel cargo test
 
 test-integration: monitor-dev unikernel linux clients
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
+	tests/tools/need debugfs e2fsck mke2fs iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl CORACLE_JAILER_BIN=$(DEV)/coracle-jailer \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 
 # Each mode says what it has left out and why; the second runs whatever the first comes to, and both have to be well.
 test-jailed: monitor-dev unikernel linux clients ## Run the integration tests with every monitor in a jail, made by root and by an ordinary user (half an hour)
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
+	tests/tools/need debugfs e2fsck mke2fs iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	@status=0; for mode in $(if $(filter 0,$(shell id -u)),root) rootless; do \
 		echo "jails of mode $$mode:"; \
 		CORACLE_JAILED=$$mode CORACLE_BIN=$(DEV)/coracle CORACLECTL_BIN=$(DEV)/coraclectl CORACLE_JAILER_BIN=$(DEV)/coracle-jailer \
@@ -83,13 +83,13 @@ sim: ## Run disks on a simulated host that reorders, shortens, fails and crashes
 	cargo test -p coracle-devices --lib tests::sim -- --nocapture
 
 soak: monitor unikernel linux clients ## Run every matrix in full; a run that was stopped goes on where it was (hours)
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
+	tests/tools/need debugfs e2fsck mke2fs iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	CORACLE_BIN=$(RELEASE)/coracle CORACLECTL_BIN=$(RELEASE)/coraclectl CORACLE_JAILER_BIN=$(RELEASE)/coracle-jailer CORACLE_SOAK=$(TARGET)/soak/state.json \
 		cargo test -p coracle-tests --test integration -- $(TESTS)
 	PROPTEST_CASES=$(or $(CASES),20000) MUTATIONS=100000 cargo test --release --workspace --exclude coracle-tests
 
 audit-seccomp: monitor unikernel linux clients ## Run the integration tests under strace, and compare what monitors ask of the kernel with their filters (an hour)
-	tests/tools/need debugfs e2fsck iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
+	tests/tools/need debugfs e2fsck mke2fs iasl ip qemu-system-x86_64 strace $(ISCSI) $(NFS)
 	cargo build -q -p coracle-tests --bin audit-seccomp
 	rm -rf $(TARGET)/audit && mkdir -m 1777 -p $(TARGET)/audit/traces && cp $(DEV)/audit-seccomp $(TARGET)/audit/coracle
 	@echo "A test may fail for want of time under strace; what counts is the report. Jailed monitors are not traced."

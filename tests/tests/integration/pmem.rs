@@ -4,11 +4,14 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use coracle_tests::case::{Case, Context};
 use coracle_tests::environment::Need;
-use coracle_tests::guest::{Machine, blank_image, run};
+use coracle_tests::guest::{Linux, Machine, blank_image, run};
 use coracle_tests::monitor::{Launch, Monitor};
+use coracle_tests::seed::Seed;
 use coracle_tests::{Outcome, ensure};
 use serde_json::{Value, json};
 
@@ -54,6 +57,16 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_limit_on_flushes_holds_until_it_is_another",
         need: Need::Kvm,
         run: is_limited,
+    },
+    Case {
+        name: "linux_has_its_root_there",
+        need: Need::Kvm,
+        run: linux_has_its_root_there,
+    },
+    Case {
+        name: "linux_maps_files_there_and_has_what_it_synced_after_a_kill",
+        need: Need::Kvm,
+        run: linux_maps_files_there,
     },
     Case {
         name: "what_no_pmem_device_can_be_is_an_error_that_says_what_to_do",
@@ -295,6 +308,89 @@ fn is_limited(context: &Context) -> Outcome {
     let none = json!({ "id": "p", "rate_limiter": { "ops": { "size": 0, "refill_time": 0 } } });
     monitor.must("PATCH", "/pmem/p", Some(&none))?;
     monitor.wait(SOON)?.expect(7)
+}
+
+/// As long as other tests of Linux give it.
+const LINUX_WITHIN: Duration = Duration::from_secs(240);
+
+/// What a tool for ext4 says to `arguments`; it may end with these statuses.
+fn ext4(tool: &str, arguments: &[&str], statuses: &[i32]) -> Outcome {
+    let done = Command::new(tool).args(arguments).output()?;
+    ensure!(
+        done.status
+            .code()
+            .is_some_and(|status| statuses.contains(&status)),
+        "{tool} {arguments:?}: {}{}",
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr)
+    );
+    Ok(())
+}
+
+/// The file of this name in an image of ext4.
+fn file_in(image: &Path, name: &str) -> Outcome<Vec<u8>> {
+    let found = image.with_extension("found");
+    let (request, image) = (format!("dump {name} {}", found.display()), text(image)?);
+    ext4("/sbin/debugfs", &["-R", &request, image], &[0])?;
+    Ok(std::fs::read(found)?)
+}
+
+fn text(path: &Path) -> Outcome<&str> {
+    path.to_str()
+        .ok_or_else(|| format!("{} is no UTF-8", path.display()).into())
+}
+
+fn linux_has_its_root_there(context: &Context) -> Outcome {
+    const KIB: u64 = 512;
+    let seed = context.seed.clone().below(1 << 31);
+    let directory = tempfile::tempdir()?;
+    let words = format!("disk-write /data/pattern {KIB} {seed} disk-read /data/pattern {KIB} {seed}");
+    let machine = Linux::read(&context.environment)?.machine("smp", directory.path(), &words)?;
+    let root = directory.path().join("test-root.ext4");
+    let config = with(machine.config(), "", "drives", json!([]));
+    let device = json!([{ "id": "root", "path_on_host": root, "root_device": true }]);
+    let config = with(config, "", "pmem", device);
+    let monitor = started(context, &config)?;
+    let ended = monitor.wait(LINUX_WITHIN)?;
+    ended.expect(0)?;
+    ext4("/sbin/e2fsck", &["-fn", text(&root)?], &[0])?;
+    let mut expected = Seed::from(seed);
+    let words = (0..KIB * 1024 / 8).flat_map(|_| expected.draw().to_le_bytes());
+    ensure!(
+        file_in(&root, "/data/pattern")? == words.collect::<Vec<u8>>(),
+        "the file holds something else than the pattern"
+    );
+    Ok(())
+}
+
+fn linux_maps_files_there(context: &Context) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let path = file(directory.path(), "pmem", 32 << 20)?;
+    ext4(
+        "/sbin/mke2fs",
+        &["-q", "-t", "ext4", "-b", "4096", text(&path)?],
+        &[0],
+    )?;
+    // The program that runs from there is in the pages of the file, and nowhere else in the guest.
+    let words = "run mkdir /tmp/p; mount -t ext4 -o dax /dev/pmem0 /tmp/p && mount|grep pmem && \
+                 dd if=/bin/busybox of=/tmp/p/busybox bs=64k conv=fsync && chmod 755 /tmp/p/busybox && \
+                 /tmp/p/busybox echo it runs && sleep 1000";
+    let machine = Linux::read(&context.environment)?
+        .machine("smp", directory.path(), words)?
+        .read_only_root()
+        .part("pmem", json!([pmem(&path)]));
+    let monitor = started(context, &machine.config())?;
+    monitor.console.wait_for("dax=always", LINUX_WITHIN)?;
+    monitor.console.wait_for("\nit runs", LINUX_WITHIN)?;
+    killed(monitor)?;
+    // Its journal has what it synced.
+    ext4("/sbin/e2fsck", &["-fp", text(&path)?], &[0, 1])?;
+    let root = directory.path().join("test-root.ext4");
+    ensure!(
+        file_in(&path, "/busybox")? == file_in(&root, "/bin/busybox")?,
+        "the file holds something else than the program"
+    );
+    Ok(())
 }
 
 fn what_cannot_be(context: &Context) -> Outcome {

@@ -55,15 +55,14 @@ pub(super) fn run(exec: &Exec, stream: &mut impl Stream, decoder: Decoder) -> io
     let (child, ends) = match start(exec, program) {
         Ok(started) => started,
         Err(error) => {
-            let status = match error.kind() {
-                io::ErrorKind::NotFound => STATUS_NOT_FOUND,
-                _ => STATUS_NOT_RUN,
-            };
-            let why = match exec.directory.as_deref() {
-                Some(directory) if !std::path::Path::new(directory).is_dir() => {
-                    format!("there is no directory {directory} to run in")
-                }
-                _ => format!("cannot run {program}: {error}"),
+            let is_found = error.kind() != io::ErrorKind::NotFound;
+            let (status, why) = match exec.directory.as_deref() {
+                Some(directory) if !std::path::Path::new(directory).is_dir() => (
+                    STATUS_NOT_RUN,
+                    format!("there is no directory {directory} to run in"),
+                ),
+                _ if is_found => (STATUS_NOT_RUN, format!("cannot run {program}: {error}")),
+                _ => (STATUS_NOT_FOUND, format!("cannot run {program}: {error}")),
             };
             return ToHost::Failed(status, &why).write(stream);
         }

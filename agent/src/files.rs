@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -132,9 +132,22 @@ impl<W: Write> Packer<W> {
             }
             Ok(())
         } else if kind.is_file() {
-            let file = File::open(path).map_err(read)?;
+            // What is like a file and never ends, as in /proc, is not waited for.
+            let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(nonblocking)
+                .open(path);
+            let file = file.map_err(read)?;
             // Of this file as it is now: another may have its name since.
             let metadata = file.metadata().map_err(read)?;
+            if metadata.len() == 0 {
+                // Files of the kernel say so of themselves, and have something.
+                let content = all_of(file).map_err(read)?;
+                let bytes = u64::try_from(content.len()).unwrap_or_default();
+                let size = (EntryType::Regular, bytes);
+                return self.append(path, name, &metadata, size, content.as_slice());
+            }
             let mut content = Content {
                 left: metadata.len(),
                 file,
@@ -184,6 +197,21 @@ fn header(metadata: &Metadata, kind: EntryType, bytes: u64) -> Header {
     header.set_mode(metadata.mode() & 0o777);
     header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or_default());
     header
+}
+
+/// What is in a file that says it is empty.
+fn all_of(file: File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    match file.take(UNTOLD_BYTES_MAX + 1).read_to_end(&mut content) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+        _ => {}
+    }
+    if u64::try_from(content.len()).unwrap_or(u64::MAX) > UNTOLD_BYTES_MAX {
+        return Err(io::Error::other(
+            "it does not say how long it is, and is longer than 16 MiB",
+        ));
+    }
+    Ok(content)
 }
 
 /// Exactly as many bytes of a file as its header says.
@@ -347,6 +375,8 @@ struct Plain<R> {
 /// A path of the longest that Linux takes.
 const NAME_BYTES_MAX: u64 = 4096 + 1;
 const BLOCK_BYTES: u64 = 512;
+/// How much is taken of a file that says it is empty.
+const UNTOLD_BYTES_MAX: u64 = 16 << 20;
 
 impl<R: Read> Plain<R> {
     fn new(from: R) -> Self {

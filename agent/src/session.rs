@@ -10,8 +10,8 @@ use coracle_agent::wire::{DATA_BYTES, Decoder, Encode, Request, ToGuest, ToHost,
 
 use crate::{boot, command};
 
-/// What a shell gives where something cannot be done.
-const STATUS_FAILED: u8 = 1;
+/// Nothing was begun, for a reason of ours: no command gives this as readily as 1.
+const STATUS_FAILED: u8 = 125;
 
 /// A connection: of a vsock device, or in a test.
 pub(super) trait Stream: Read + Write + AsFd {}

@@ -56,12 +56,13 @@ impl Host {
     /// Looks at this host, and removes the runtime directories that nobody uses any more.
     pub(crate) fn look() -> Self {
         let root = RuntimeRoot::of_this_user();
-        let mut host = Self::default();
+        let mut host = Self {
+            cleaned: root.remove_stale(),
+            found: Vec::new(),
+        };
         for name in root.names() {
             let socket = root.socket(&name);
-            if root.remove_if_stale(&name) {
-                host.cleaned.push(name);
-            } else if socket.exists() {
+            if !root.is_kept(&name) && socket.exists() {
                 host.found.push(Found {
                     id: name.to_string(),
                     socket,

@@ -18,7 +18,7 @@ pub(crate) struct HereArgs {
 }
 
 /// The id of a drive or a network interface, and where it is here.
-fn named(text: &str) -> Result<(String, String), &'static str> {
+pub(crate) fn named(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
         Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok((id.to_owned(), path.to_owned())),
         _ => Err("say it as ID=PATH or ID=TAP, with the id that the machine has for it"),
@@ -26,6 +26,24 @@ fn named(text: &str) -> Result<(String, String), &'static str> {
 }
 
 impl HereArgs {
+    /// Whether nothing was said.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.overrides().next().is_none()
+    }
+
+    /// The same as arguments of another command that takes them.
+    pub(crate) fn arguments(&self) -> impl Iterator<Item = String> {
+        let of = |flag: &'static str, given: &[(String, String)]| {
+            let given = given.iter().map(|(id, place)| format!("--{flag}={id}={place}"));
+            given.collect::<Vec<_>>()
+        };
+        let vsock = self.vsock.iter().map(|path| format!("--vsock={path}"));
+        let vsock: Vec<_> = vsock.collect();
+        [of("disk", &self.disks), of("net", &self.nets), vsock]
+            .into_iter()
+            .flatten()
+    }
+
     /// What there is to say of its drives, its networks and its socket, as the API has it; nothing of what is where it was.
     pub(crate) fn overrides(&self) -> impl Iterator<Item = (Overridden, Value)> {
         let list = |given: &[(String, String)], [id, place]: [&str; 2]| {

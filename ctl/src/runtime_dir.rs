@@ -21,6 +21,8 @@ use crate::name::Name;
 
 const SOCKET_NAME: &str = "api.sock";
 const LOG_NAME: &str = "monitor.log";
+/// In a directory that stays although its machine has ended.
+const KEPT_NAME: &str = "kept";
 /// `sun_path` with its terminating zero (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// How often a directory is made again that another process has just removed.
@@ -129,9 +131,24 @@ impl RuntimeRoot {
         Err(RuntimeDirError::InUse(name.clone()))
     }
 
+    /// Whether the machine `name` has ended, and its directory is to stay.
+    pub(crate) fn is_kept(&self, name: &Name) -> bool {
+        self.0.join(name.as_str()).join(KEPT_NAME).exists()
+    }
+
+    /// Removes the directories that nobody uses any more, and says whose they were.
+    pub(crate) fn remove_stale(&self) -> Vec<Name> {
+        let mut names = self.names();
+        names.retain(|name| self.remove_if_stale(name));
+        names
+    }
+
     /// Removes the directory of `name` if no machine uses it; true when it did.
     pub(crate) fn remove_if_stale(&self, name: &Name) -> bool {
         let path = self.0.join(name.as_str());
+        if self.is_kept(name) {
+            return false;
+        }
         match lock(&path, name) {
             Ok(Some(_lock)) => !is_answered(&self.socket(name)) && remove_tree(&path).is_ok(),
             Ok(None) | Err(_) => false,
@@ -146,6 +163,8 @@ pub(crate) enum AtTheEnd {
     Remove,
     /// It stays, for whoever wants to read the log.
     Keep,
+    /// It is the machine's, which runs on by itself.
+    Leave,
 }
 
 /// The directory of one running machine; removed when it is dropped, unless it is to stay.
@@ -184,9 +203,12 @@ impl Drop for RuntimeDir {
     fn drop(&mut self) {
         // Removed while it is still locked: a `run` that waits for this lock then sees that the
         // directory is gone and makes its own.
-        if self.at_the_end == AtTheEnd::Remove {
+        match self.at_the_end {
             // What cannot be removed is found and reported by the next `ps`.
-            let _ = remove_tree(&self.path);
+            AtTheEnd::Remove => drop(remove_tree(&self.path)),
+            // Without the mark the next `ps` would take it for one that was left behind.
+            AtTheEnd::Keep => drop(fs::write(self.path.join(KEPT_NAME), "")),
+            AtTheEnd::Leave => {}
         }
     }
 }
@@ -373,6 +395,14 @@ mod tests {
     fn a_directory_that_is_to_stay_stays() {
         let (_place, root, name) = root();
         let path = root.create(&name).unwrap().then(AtTheEnd::Keep).path().to_owned();
+        assert!(path.exists() && root.is_kept(&name));
+        // Another machine of that name begins with an empty one.
+        let dir = root.create(&name).unwrap();
+        assert!(!root.is_kept(&name));
+        drop(dir);
+        assert!(!path.exists());
+        drop(root.create(&name).unwrap().then(AtTheEnd::Keep));
+        assert!(!root.remove_if_stale(&name));
         assert!(path.exists());
     }
 
@@ -389,7 +419,7 @@ mod tests {
     #[test]
     fn a_name_is_taken_while_its_monitor_listens() {
         let (_place, root, name) = root();
-        let dir = root.create(&name).unwrap().then(AtTheEnd::Keep);
+        let dir = root.create(&name).unwrap().then(AtTheEnd::Leave);
         let listener = UnixListener::bind(dir.socket()).unwrap();
         drop(dir);
         assert!(matches!(root.create(&name), Err(RuntimeDirError::InUse(_))));
@@ -398,7 +428,7 @@ mod tests {
         assert!(
             root.create(&name)
                 .unwrap()
-                .then(AtTheEnd::Keep)
+                .then(AtTheEnd::Leave)
                 .socket()
                 .symlink_metadata()
                 .is_err()

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::places::Places;
 use crate::client::{Client, ClientError};
 use crate::deadline::Deadline;
 use crate::disk::Progress;
@@ -36,6 +37,8 @@ pub(super) struct Fleet<'a> {
     pub(super) more_arguments: &'a [OsString],
     /// What each is told.
     pub(super) step: &'a Step,
+    /// And of what each has for itself.
+    pub(super) places: &'a Places,
     /// The directory for what guests say.
     pub(super) consoles: Option<&'a Path>,
     /// They end it.
@@ -154,7 +157,8 @@ impl Fleet<'_> {
         let console = self
             .consoles
             .map(|directory| directory.join(format!("{name}.log")));
-        match self.load(&name, &dir, console.as_deref()) {
+        let step = self.places.told(self.step, number, &dir);
+        match self.load(&step, &name, &dir, console.as_deref()) {
             Ok((monitor, loaded_after)) => Ok(Running {
                 monitor,
                 number,
@@ -177,6 +181,7 @@ impl Fleet<'_> {
 
     fn load(
         &self,
+        step: &Step,
         name: &Name,
         dir: &RuntimeDir,
         console: Option<&Path>,
@@ -202,7 +207,7 @@ impl Fleet<'_> {
         let socket = dir.socket();
         let client = Client::new(&socket).interrupted_by(self.signals.as_fd());
         monitor.await_api(&client, self.signals)?;
-        let loaded = client.send("PUT", &self.step.path, &self.step.body);
+        let loaded = client.send("PUT", &step.path, &step.body);
         loaded.map_err(|error| match error {
             ClientError::Refused { fault, .. } => StartError::Refused(fault),
             other => StartError::Load(other),
@@ -216,7 +221,7 @@ impl Running {
     pub(super) fn leave(self) -> Clone {
         let pid = self.monitor.process().pid().as_raw_nonzero().get();
         self.monitor.leave();
-        let dir = self.dir.then(AtTheEnd::Keep);
+        let dir = self.dir.then(AtTheEnd::Leave);
         Clone {
             name: self.name,
             pid,

@@ -8,6 +8,7 @@
 
 mod disks;
 mod fleet;
+mod places;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ use thiserror::Error;
 
 use self::disks::DisksError;
 use self::fleet::{Berth, Clone, Failed, Fleet, Running, StartError, Started};
+use self::places::{Places, PlacesError};
+use crate::here::named;
 use crate::name::{Name, NameError};
 use crate::output::{Format, OutputError, causes, joined, note, note_json, path_text, print, print_json};
 use crate::run::monitor;
@@ -54,6 +57,14 @@ pub(crate) struct CloneArgs {
     /// What they are called: this, a hyphen and a number from 1 [default: clone- and the process id]
     #[arg(long, value_name = "NAME")]
     name_prefix: Option<Name>,
+    /// The taps of the clones for the network interface ID: TAP has a `{}`, in whose place each clone has its number; may be
+    /// given for each interface. A tap is one machine's
+    #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
+    nets: Vec<(String, String)>,
+    /// The sockets of the clones' vsock devices: PATH has a `{}`, in whose place each clone has its number [default: `v.sock` in
+    /// each one's runtime directory]
+    #[arg(long, value_name = "PATH")]
+    vsock: Option<String>,
     /// Keep those that have started when one cannot be
     #[arg(long)]
     keep_going: bool,
@@ -88,6 +99,8 @@ pub(crate) enum CloneError {
     Seal(#[from] SealError),
     #[error(transparent)]
     Disks(#[from] DisksError),
+    #[error(transparent)]
+    Places(#[from] PlacesError),
     #[error("there is no name for clone {number}: choose a shorter --name-prefix")]
     Name {
         number: u16,
@@ -131,6 +144,7 @@ pub(crate) fn clone(args: &CloneArgs, format: Format) -> Result<u8, CloneError> 
             path.display()
         ));
     }
+    let places = Places::of(args, config)?;
     // Before anything is started: a name that is taken is said at once.
     let berths = berths(args)?;
     let signals = Signals::watch()?;
@@ -149,6 +163,7 @@ pub(crate) fn clone(args: &CloneArgs, format: Format) -> Result<u8, CloneError> 
         program: &monitor::program(args.monitor.as_deref()),
         more_arguments: &args.monitor_arg,
         step: &load.step(),
+        places: &places,
         consoles: args.console.as_deref(),
         signals: &signals,
         keeps_going: args.keep_going,

@@ -175,6 +175,9 @@ struct Sent<'a> {
 
 impl Sent<'_> {
     fn pass(&mut self, piece: &[u8]) -> Result<(), CopyError> {
+        if self.ended.is_some() {
+            return Err(LinkError::Closed.into());
+        }
         if let Some(signal) = self.signals.take() {
             return Err(LinkError::Interrupted(signal).into());
         }
@@ -194,7 +197,8 @@ impl Write for &mut Sent<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let piece = bytes.get(..bytes.len().min(DATA_BYTES)).unwrap_or_default();
         if let Err(error) = self.pass(piece) {
-            self.ended = Some(error);
+            // What is written after that, as when the archive is dropped, is told nothing new.
+            self.ended.get_or_insert(error);
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let more = u64::try_from(piece.len()).unwrap_or_default();

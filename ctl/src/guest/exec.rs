@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use coracle_agent::wire::{self, DATA_BYTES, Encode, Exec, Exit, Size, ToGuest, ToHost, WINDOW_BYTES};
@@ -20,6 +20,10 @@ use crate::terminal::{RawTerminal, TerminalError};
 
 /// As much as a pipe that polls as writable takes without blocking (POSIX's PIPE_BUF, as Linux has it).
 const PIPE_BYTES: usize = 4096;
+/// What a command ends with whose time was over, as with timeout(1).
+pub(crate) const STATUS_LATE: u8 = 124;
+/// How long nobody may read what a command writes after a signal that it has to be told of.
+const UNREAD: Duration = Duration::from_secs(5);
 /// How often it is looked whether the terminal has another size.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -100,7 +104,10 @@ pub(crate) fn exec(args: &ExecArgs, format: Format) -> Result<u8, ExecError> {
     let request = args.surroundings.of(&args.command)?;
     let ran = Link::open(&args.vm, &args.link, &signals)
         .map_err(ExecError::from)
-        .and_then(|link| converse(link, &signals, request, args.surroundings.no_stdin, format));
+        .and_then(|link| {
+            let terms = Terms::of(args.surroundings.no_stdin, format);
+            converse(link, &signals, request, terms)
+        });
     match ran {
         Err(ExecError::Link(LinkError::Interrupted(signal))) => Ok(status_of(signal)),
         ran => ran.map(Ran::status),
@@ -114,6 +121,8 @@ pub(crate) enum Ran {
     Ended(u8),
     /// It was not waited for: this is our status.
     GivenUp(u8),
+    /// Its time was over, and it was told to end, or given up if that was of no use.
+    Late { has_ended: bool },
 }
 
 impl Ran {
@@ -121,6 +130,7 @@ impl Ran {
     pub(crate) fn status(self) -> u8 {
         match self {
             Self::Ended(status) | Self::GivenUp(status) => status,
+            Self::Late { .. } => STATUS_LATE,
         }
     }
 }
@@ -160,19 +170,45 @@ impl Surroundings {
     }
 }
 
+/// How a command is stayed with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// It gets none of our standard input.
+    is_deaf: bool,
+    format: Format,
+    /// When it is told to end as by SIGTERM.
+    until: Option<Deadline>,
+    /// How long it is waited for after a signal; for ever if that is not said.
+    patience: Option<Duration>,
+}
+
+impl Terms {
+    pub(crate) fn of(is_deaf: bool, format: Format) -> Self {
+        Self {
+            is_deaf,
+            format,
+            until: None,
+            patience: None,
+        }
+    }
+
+    /// The same, with a limit to all of it, and one to what is done after a signal.
+    pub(crate) fn limited(self, until: Option<Deadline>, patience: Duration) -> Self {
+        Self {
+            until,
+            patience: Some(patience),
+            ..self
+        }
+    }
+}
+
 /// Has the agent run a command, and stays between it and our own standard input, output and error until it has ended, or
 /// is given up.
 ///
 /// # Errors
 ///
 /// When the guest's agent is lost.
-pub(crate) fn converse(
-    link: Link,
-    signals: &Signals,
-    request: Exec,
-    is_deaf: bool,
-    format: Format,
-) -> Result<Ran, ExecError> {
+pub(crate) fn converse(link: Link, signals: &Signals, request: Exec, terms: Terms) -> Result<Ran, ExecError> {
     let size = request.terminal;
     link.send(&ToGuest::Request(wire::Request::Exec(request)), signals)?;
     // Only now: until then Ctrl-C is for this program.
@@ -182,14 +218,21 @@ pub(crate) fn converse(
         signals,
         credit: WINDOW_BYTES,
         outgoing: Vec::new(),
-        reads: !is_deaf && Input::of_this_process() != Input::Nothing,
+        reads: !terms.is_deaf && Input::of_this_process() != Input::Nothing,
         size,
         asked: None,
+        is_late: false,
+        terms,
     };
     if !pump.reads {
         ToGuest::End.encode(&mut pump.outgoing);
     }
-    pump.run(format)
+    let ran = pump.run()?;
+    Ok(match (pump.is_late, ran) {
+        (false, ran) => ran,
+        (true, Ran::Ended(_)) => Ran::Late { has_ended: true },
+        (true, _) => Ran::Late { has_ended: false },
+    })
 }
 
 fn variable(given: &str) -> Result<(String, String), ExecError> {
@@ -223,15 +266,18 @@ struct Pump<'a> {
     reads: bool,
     /// That of the terminal, if the command has one.
     size: Option<Size>,
-    /// The signal that the command was sent.
-    asked: Option<i32>,
+    /// The signal that the command was sent, and when.
+    asked: Option<(i32, Instant)>,
+    /// Its time was over.
+    is_late: bool,
+    terms: Terms,
 }
 
 impl Pump<'_> {
-    fn run(&mut self, format: Format) -> Result<Ran, ExecError> {
+    fn run(&mut self) -> Result<Ran, ExecError> {
         loop {
             loop {
-                match self.hear(format)? {
+                match self.hear()? {
                     Heard::Nothing => break,
                     Heard::More => {}
                     Heard::Last(ran) => return Ok(ran),
@@ -242,6 +288,9 @@ impl Pump<'_> {
             if let Some(signal) = self.signals.take()
                 && let Some(ran) = self.pass_on(signal)
             {
+                return Ok(ran);
+            }
+            if let Some(ran) = self.look_at_clock(self.terms.patience) {
                 return Ok(ran);
             }
             if comes {
@@ -260,7 +309,7 @@ impl Pump<'_> {
     }
 
     /// Does what the next message says.
-    fn hear(&mut self, format: Format) -> Result<Heard, ExecError> {
+    fn hear(&mut self) -> Result<Heard, ExecError> {
         let Some(message) = self.link.take()? else {
             return Ok(Heard::Nothing);
         };
@@ -281,7 +330,7 @@ impl Pump<'_> {
             ToHost::Exited(Exit::Code(code)) => Some(Ran::Ended(code)),
             ToHost::Exited(Exit::Signal(number)) => Some(Ran::Ended(number.saturating_add(128))),
             ToHost::Failed(status, why) => {
-                match format {
+                match self.terms.format {
                     Format::Text => note(format_args!("the guest's agent: {why}")),
                     Format::Json => note_json(&serde_json::json!({ "error": why, "causes": [] })),
                 }
@@ -300,12 +349,24 @@ impl Pump<'_> {
                 PollFd::new(to, PollFlags::OUT),
                 PollFd::new(self.signals, PollFlags::IN),
             ];
-            wait_ready(&mut watched, None)?;
+            // The agent hears nothing while it waits for us to take more.
+            let patience = Some(
+                self.terms
+                    .patience
+                    .map_or(UNREAD, |patience| patience.min(UNREAD)),
+            );
+            let is_ready = wait_ready(&mut watched, self.deadline(patience))?;
             if let Some(signal) = self.signals.take() {
                 if let Some(ran) = self.pass_on(signal) {
                     return Ok(Some(ran));
                 }
                 self.link.send_some(&mut self.outgoing)?;
+                continue;
+            }
+            if let Some(ran) = self.look_at_clock(patience) {
+                return Ok(Some(ran));
+            }
+            if !is_ready {
                 continue;
             }
             // A pipe that is ready takes so much without waiting.
@@ -323,11 +384,34 @@ impl Pump<'_> {
 
     /// The first signal is the command's, and the next one ours.
     fn pass_on(&mut self, signal: i32) -> Option<Ran> {
-        if self.asked.replace(signal).is_some() {
+        if self.asked.replace((signal, Instant::now())).is_some() {
             return Some(Ran::GivenUp(status_of(signal)));
         }
         ToGuest::Signal(u8::try_from(signal).unwrap_or_default()).encode(&mut self.outgoing);
         None
+    }
+
+    /// When the clock is to be looked at, where a command is waited for so long after a signal.
+    fn deadline(&self, patience: Option<Duration>) -> Option<Deadline> {
+        match (self.asked, patience) {
+            (None, _) => self.terms.until,
+            (Some((_, at)), Some(patience)) => Some(Deadline::after(patience.saturating_sub(at.elapsed()))),
+            (Some(_), None) => None,
+        }
+    }
+
+    /// Tells the command to end when its time is over, and gives it up when it has not for so long.
+    fn look_at_clock(&mut self, patience: Option<Duration>) -> Option<Ran> {
+        match self.asked {
+            Some((signal, at)) if patience.is_some_and(|patience| at.elapsed() >= patience) => {
+                Some(Ran::GivenUp(status_of(signal)))
+            }
+            None if self.terms.until.is_some_and(Deadline::passed) => {
+                self.is_late = true;
+                self.pass_on(libc::SIGTERM)
+            }
+            _ => None,
+        }
     }
 
     /// Whether something comes, and whether there is something to read.
@@ -342,7 +426,12 @@ impl Pump<'_> {
         if self.reads && self.credit > 0 && self.outgoing.is_empty() {
             watched.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
-        wait_ready(&mut watched, self.size.map(|_| Deadline::after(LOOK)))?;
+        let look = self.size.map(|_| Deadline::after(LOOK));
+        let deadlines = [look, self.deadline(self.terms.patience)].into_iter().flatten();
+        wait_ready(
+            &mut watched,
+            deadlines.min_by_key(|deadline| deadline.remaining()),
+        )?;
         let found = |place: usize, but: PollFlags| {
             let watched = watched.get(place);
             watched.is_some_and(|watched| watched.revents().intersects(!but))

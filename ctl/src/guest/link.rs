@@ -11,7 +11,7 @@ use clap::Args;
 use coracle_agent::wire::{self, Decoder, Encode, PORT, ToGuest, ToHost, VERSION, WireError};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 
 use crate::client::{Client, ClientError, REQUEST_WAIT, Request};
@@ -32,7 +32,7 @@ pub(crate) struct LinkArgs {
     /// The vsock port on which the agent listens
     #[arg(long, value_name = "N", default_value_t = PORT)]
     port: u32,
-    /// How long to wait for an agent that does not listen yet
+    /// How long to wait for a machine that is not there yet, and for its agent
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86400))]
     wait: u64,
 }
@@ -61,6 +61,17 @@ pub(crate) enum LinkError {
         "nobody listens on vsock port {port} of the guest: coracle-agent has to be running there; --wait SECONDS waits for it"
     )]
     NoAgent { port: u32 },
+    #[error("the machine has not been started; --wait SECONDS waits for it")]
+    NotStarted,
+    #[error(
+        "nobody answers on vsock port {port} of the guest: coracle-agent has to be running there, and its guest not to be too \
+         busy for it; --wait SECONDS waits longer"
+    )]
+    Slow { port: u32 },
+    #[error("the guest's agent has not answered in time")]
+    Late,
+    #[error("{0} is paused, and nothing in its guest answers: coraclectl resume {0}")]
+    Paused(String),
     #[error("what listens on vsock port {port} of the guest is not coracle-agent")]
     Stranger { port: u32 },
     #[error(
@@ -77,11 +88,28 @@ pub(crate) enum LinkError {
     Interrupted(i32),
 }
 
+impl LinkError {
+    /// Whether it may be so only because the machine has just been started.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::NoAgent { .. }
+                | Self::Slow { .. }
+                | Self::NotStarted
+                | Self::Paused(_)
+                | Self::Find(FindError::Unknown(_))
+                | Self::Client(ClientError::NoSocket { .. } | ClientError::NobodyListens { .. })
+        )
+    }
+}
+
 /// A connection on which the agent has said that it is one.
 #[derive(Debug)]
 pub(crate) struct Link {
     stream: UnixStream,
     decoder: Decoder,
+    /// When nothing is waited for any more.
+    until: Option<Deadline>,
 }
 
 impl Link {
@@ -91,12 +119,10 @@ impl Link {
     ///
     /// When there is no such machine, no device or no agent, or a signal comes first.
     pub(crate) fn open(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
-        let client = Client::new(&resolve(vm)?);
-        let path = socket_of(&client)?;
         let deadline = Deadline::after(Duration::from_secs(args.wait));
         loop {
-            match Self::reach(&path, args.port, signals) {
-                Err(LinkError::NoAgent { .. }) if !deadline.passed() => thread::sleep(ATTEMPT_PAUSE),
+            match Self::attempt(vm, args, signals) {
+                Err(error) if error.may_pass() && !deadline.passed() => thread::sleep(ATTEMPT_PAUSE),
                 reached => return reached,
             }
             if let Some(signal) = signals.take() {
@@ -105,19 +131,27 @@ impl Link {
         }
     }
 
+    fn attempt(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
+        let socket = resolve(vm)?;
+        let client = Client::new(&socket);
+        let path = socket_of(&client)?;
+        if has_state(&client, "Paused") {
+            return Err(LinkError::Paused(vm.to_owned()));
+        }
+        Self::reach(&path, args.port, signals)
+    }
+
     /// Reaches the agent at `port` by the socket of its machine's vsock device.
     ///
     /// # Errors
     ///
     /// When there is none, or a signal comes first.
     pub(crate) fn reach(path: &Path, port: u32, signals: &Signals) -> Result<Self, LinkError> {
-        let stream = UnixStream::connect(path).map_err(|source| LinkError::Connect {
-            path: path.to_owned(),
-            source,
-        })?;
+        let stream = connect(path, port)?;
         let mut link = Self {
             stream,
             decoder: Decoder::default(),
+            until: None,
         };
         let deadline = Deadline::after(GREETING_WAIT);
         link.stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
@@ -160,7 +194,7 @@ impl Link {
     fn await_bytes(&self, signals: &Signals, deadline: Deadline, port: u32) -> Result<(), LinkError> {
         match self.is_ready(PollFlags::IN, Some(deadline), signals)? {
             true => Ok(()),
-            false => Err(LinkError::NoAgent { port }),
+            false => Err(LinkError::Slow { port }),
         }
     }
 
@@ -175,13 +209,23 @@ impl Link {
             PollFd::new(&self.stream, events),
             PollFd::new(signals, PollFlags::IN),
         ];
-        if !wait_ready(&mut watched, deadline)? {
-            return Ok(false);
+        let limits = [deadline, self.until].into_iter().flatten();
+        if !wait_ready(&mut watched, limits.min_by_key(|limit| limit.remaining()))? {
+            return match self.until.is_some_and(Deadline::passed) {
+                true => Err(LinkError::Late),
+                false => Ok(false),
+            };
         }
         match signals.take() {
             Some(signal) => Err(LinkError::Interrupted(signal)),
             None => Ok(true),
         }
+    }
+
+    /// The same connection, for which nothing is waited for after `until`.
+    pub(crate) fn limited(mut self, until: Option<Deadline>) -> Self {
+        self.until = until;
+        self
     }
 
     /// Sends a message, and waits until it is on its way.
@@ -307,13 +351,43 @@ fn gone(error: io::Error) -> LinkError {
     }
 }
 
+/// Connects to the socket of a vsock device, and waits for nobody: where it has as many callers as it takes, nobody takes them.
+fn connect(path: &Path, port: u32) -> Result<UnixStream, LinkError> {
+    let refused = |source| LinkError::Connect {
+        path: path.to_owned(),
+        source,
+    };
+    let address = SocketAddrUnix::new(path).map_err(|errno| refused(errno.into()))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let socket = socket.map_err(|errno| refused(errno.into()))?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) => {}
+        Err(Errno::AGAIN) => return Err(LinkError::Slow { port }),
+        Err(errno) => return Err(refused(errno.into())),
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false).map_err(refused)?;
+    Ok(stream)
+}
+
+/// Whether the machine says that it is in this state.
+fn has_state(client: &Client<'_>, state: &str) -> bool {
+    let info = client.read(Request::get("/"));
+    info.is_ok_and(|info| info.get("state").and_then(serde_json::Value::as_str) == Some(state))
+}
+
 /// The socket of the machine's vsock device, as this process reaches it.
 fn socket_of(client: &Client<'_>) -> Result<PathBuf, LinkError> {
     let config = client.read(Request::get("/vm/config"))?;
     let path = config
         .pointer("/vsock/uds_path")
         .and_then(serde_json::Value::as_str);
-    let path = Path::new(path.ok_or(LinkError::NoVsock)?);
+    let path = path.ok_or_else(|| match has_state(client, "Not started") {
+        true => LinkError::NotStarted,
+        false => LinkError::NoVsock,
+    });
+    let path = Path::new(path?);
     let process = client.peer(REQUEST_WAIT)?.as_raw_nonzero();
     Ok(path_of(Path::new(&format!("/proc/{process}")), path))
 }

@@ -5,5 +5,5 @@ mod exec;
 mod link;
 
 pub(crate) use self::copy::{CopyArgs, CopyError, copy, fetch};
-pub(crate) use self::exec::{ExecArgs, ExecError, Ran, Surroundings, converse, exec};
+pub(crate) use self::exec::{ExecArgs, ExecError, Ran, STATUS_LATE, Surroundings, Terms, converse, exec};
 pub(crate) use self::link::{Done, Link, LinkError};

@@ -31,6 +31,10 @@ pub(crate) enum MigrateError {
     Receiver(#[from] ReceiverError),
     #[error("`{0}` is no receiver: give it as HOST:PORT or tls://HOST:PORT")]
     To(String),
+    #[error(
+        "--disk, --net and --vsock are for a receiver that --here starts; another one is told itself: coraclectl receive --help"
+    )]
+    NotHere,
     #[error("no migration of `{0}` is under way")]
     None(String),
     #[error(transparent)]

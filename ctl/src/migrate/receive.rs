@@ -32,7 +32,7 @@ pub(crate) struct ReceiveArgs {
     #[command(flatten)]
     here: HereArgs,
     /// How long a sender may not be reached that still has a part of the guest's memory (`migrate --allow-postcopy`); then the
-    /// guest is stopped for good
+    /// guest is stopped for good [default: 300]
     #[arg(long, value_name = "SECONDS")]
     postcopy_wait: Option<u64>,
     #[command(flatten)]

@@ -17,6 +17,7 @@ use super::CertsDirectory;
 use crate::client::{Client, Request};
 use crate::deadline::{Deadline, wait_ready};
 use crate::discovery::resolve;
+use crate::here::HereArgs;
 use crate::name::Name;
 use crate::run::log_tail;
 use crate::signals::Signals;
@@ -75,15 +76,21 @@ const PERIOD: Duration = Duration::from_millis(50);
 const END_MAX: Duration = Duration::from_secs(5);
 
 impl Receiver {
-    /// One on this host, by the name `name`. What its guest says goes to `log`.
+    /// One on this host, by the name `name`, which has `elsewhere` what the sender cannot share. What its guest says goes
+    /// to `log`.
     ///
     /// # Errors
     ///
     /// When it cannot be started.
-    pub(super) fn here(name: &Name, certs: &CertsDirectory, log: &Path) -> Result<Self, ReceiverError> {
+    pub(super) fn here(
+        name: &Name,
+        certs: &CertsDirectory,
+        elsewhere: &HereArgs,
+        log: &Path,
+    ) -> Result<Self, ReceiverError> {
         let mut command = Command::new(std::env::current_exe().map_err(ReceiverError::Start)?);
         command.args(["receive", "127.0.0.1:0", "--name", name.as_str(), "--certs"]);
-        command.arg(certs.path());
+        command.arg(certs.path()).args(elsewhere.arguments());
         Self::start(command, Place::Here(name.to_string()), log)
     }
 

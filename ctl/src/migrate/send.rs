@@ -16,6 +16,7 @@ use crate::client::{Client, ClientError, LONG_REQUEST_WAIT, Request};
 use crate::deadline::{Deadline, wait_ready};
 use crate::discovery::resolve;
 use crate::disk::Progress;
+use crate::here::HereArgs;
 use crate::name::Name;
 use crate::output::{Format, print, print_json};
 use crate::signals::Signals;
@@ -37,9 +38,12 @@ pub(crate) struct MigrateArgs {
     /// Give up the migration that is under way, whoever began it; the guest runs on here
     #[arg(long, conflicts_with_all = ["to", "certs"])]
     cancel: bool,
-    /// Start the receiver on this host, as the machine NAME in the background
+    /// Start the receiver on this host, as the machine NAME in the background. A tap and the socket of a vsock device are one
+    /// machine's: --net and --vsock say which the receiver has
     #[arg(long, value_name = "NAME", conflicts_with_all = ["to", "cancel"])]
     here: Option<Name>,
+    #[command(flatten)]
+    elsewhere: HereArgs,
     /// Start the receiver by this command of the shell, such as `ssh host-b coraclectl receive :7000 --certs /etc/coracle`; it
     /// goes on in the background when it has the machine, and is ended if it does not get it
     #[arg(long, value_name = "COMMAND", requires = "to", conflicts_with = "cancel")]
@@ -51,7 +55,7 @@ pub(crate) struct MigrateArgs {
     /// then on it is lost if either host dies, and boots from its disks
     #[arg(long)]
     allow_postcopy: bool,
-    /// How long the receiver may not be reached from then on
+    /// How long the receiver may not be reached from then on [default: 300]
     #[arg(long, value_name = "SECONDS")]
     postcopy_wait: Option<u64>,
     /// The two sides have lost each other while memory was being fetched: have them find each other by another way. At the sender
@@ -64,10 +68,10 @@ pub(crate) struct MigrateArgs {
     /// The name in the receiver's certificate, if it is not HOST
     #[arg(long, value_name = "NAME")]
     to_name: Option<String>,
-    /// How long the guest may stand still for its last pages
+    /// How long the guest may stand still for its last pages [default: 50]
     #[arg(long, value_name = "MS")]
     downtime_ms: Option<u64>,
-    /// After how long it is given up if the guest writes memory faster than it is sent
+    /// After how long it is given up if the guest writes memory faster than it is sent [default: 300]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     /// Then stop the guest for as long as the rest takes, instead of giving up
@@ -83,7 +87,7 @@ pub(crate) struct MigrateArgs {
     /// How many bytes are sent per second at most
     #[arg(long, value_name = "BYTES")]
     bandwidth_limit: Option<NonZeroU64>,
-    /// How many connections memory goes by; each takes about a core on either host
+    /// How many connections memory goes by; each takes about a core on either host [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(STREAMS_MAX)))]
     streams: Option<u8>,
     /// Pack memory by LZ4: always, or as long as that is faster, which is measured again and again
@@ -224,12 +228,15 @@ fn start(
     certs: &CertsDirectory,
     to: Option<&str>,
 ) -> Result<Option<Receiver>, MigrateError> {
+    if args.here.is_none() && !args.elsewhere.is_empty() {
+        return Err(MigrateError::NotHere);
+    }
     let log = args.receiver_log.clone().unwrap_or_else(|| {
         let vm = Path::new(&args.vm).file_name().unwrap_or_default();
         PathBuf::from(format!("{}.receiver.log", vm.to_string_lossy()))
     });
     Ok(match (&args.here, &args.receiver, to) {
-        (Some(name), _, _) => Some(Receiver::here(name, certs, &log)?),
+        (Some(name), _, _) => Some(Receiver::here(name, certs, &args.elsewhere, &log)?),
         (None, Some(line), Some(to)) => Some(Receiver::by(line, to, &log)?),
         _ => None,
     })

@@ -15,7 +15,7 @@ use std::process::{ChildStdout, Stdio};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coracle_agent::wire::{PORT, Request, SEED_BYTES};
 use thiserror::Error;
@@ -28,7 +28,7 @@ use super::warm::{Making, Warm, WarmError};
 use super::{RunArgs, initrd, last_lines, unused_name};
 use crate::client::Client;
 use crate::deadline::Deadline;
-use crate::guest::{CopyError, Done, ExecError, Link, LinkError, Ran, converse, fetch};
+use crate::guest::{CopyError, Done, ExecError, Link, LinkError, Ran, STATUS_LATE, Terms, converse, fetch};
 use crate::ladder::Rung;
 use crate::name::Name;
 use crate::output::{Format, note, note_json, report};
@@ -123,6 +123,11 @@ pub(crate) enum CommandError {
     },
     #[error("the guest has ended before its agent was there")]
     GuestEnded,
+    #[error(
+        "the guest has ended before its agent was there: it has gone on from the warm snapshot {}, which is made anew once it is \
+         removed", .0.display()
+    )]
+    WarmEnded(PathBuf),
     #[error("the guest's agent is not there after {0} s: --boot-timeout SECONDS waits longer")]
     NotThere(u64),
     #[error("the guest cannot use {device} as its root: {why}")]
@@ -143,17 +148,42 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
         return Err(CommandError::NoCommand);
     }
     let signals = Signals::watch()?;
-    match begin(args, image, format, &signals) {
-        Err(error) => error
-            .signal(&signals)
-            .map_or(Err(error), |signal| Ok(status_of(signal))),
-        ran => ran,
-    }
-}
-
-fn begin(args: &RunArgs, image: &str, format: Format, signals: &Signals) -> Result<u8, CommandError> {
     let request = args.disposable.surroundings.of(&args.command)?;
     let (name, dir) = args.foreground.place()?;
+    let begun = Instant::now();
+    let (status, stopped_by) = match begin(args, image, (&name, &dir), request, format, &signals) {
+        Err(error) => match error.signal(&signals) {
+            Some(signal) => (status_of(signal), Some("signal")),
+            None if error.is_late() => {
+                report(&error, format);
+                (STATUS_LATE, Some("timeout"))
+            }
+            None => return Err(error),
+        },
+        Ok(Ran::Ended(status)) => (status, None),
+        Ok(ran @ Ran::GivenUp(_)) => (ran.status(), Some("signal")),
+        Ok(ran @ Ran::Late { .. }) => (ran.status(), Some("timeout")),
+    };
+    if format == Format::Json {
+        note_json(&serde_json::json!({
+            "id": name.as_str(),
+            "status": status,
+            "ended": if stopped_by.is_some() { "stopped" } else { "command" },
+            "stopped_by": stopped_by,
+            "seconds": begun.elapsed().as_secs_f64(),
+        }));
+    }
+    Ok(status)
+}
+
+fn begin(
+    args: &RunArgs,
+    image: &str,
+    (name, dir): (&Name, &RuntimeDir),
+    request: coracle_agent::wire::Exec,
+    format: Format,
+    signals: &Signals,
+) -> Result<Ran, CommandError> {
     let (image, vsock) = (
         image::prepare(image, dir.path(), signals)?,
         dir.path().join("vsock"),
@@ -167,10 +197,12 @@ fn begin(args: &RunArgs, image: &str, format: Format, signals: &Signals) -> Resu
         save(args, &making, format, signals)?;
         making.finish(args, warm)?;
     }
+    let warm_path = warm.as_ref().map(Warm::path);
     let machine = Machine {
         args,
-        dir: &dir,
+        dir,
         vsock: &vsock,
+        warm: warm_path.as_deref(),
         signals,
         format,
     };
@@ -178,8 +210,8 @@ fn begin(args: &RunArgs, image: &str, format: Format, signals: &Signals) -> Resu
         Some(warm) => (Vec::new(), warm.load(args, &image, &vsock)?),
         None => (machine.boots(Root::Image(image))?, machine::start()),
     };
-    let ran = machine.live(&name, &steps, &start, |guest| guest.run(request));
-    args.foreground.tell_what_is_kept(&dir);
+    let ran = machine.live(name, &steps, &start, |guest| guest.run(request));
+    args.foreground.tell_what_is_kept(dir);
     ran
 }
 
@@ -197,12 +229,13 @@ fn save(args: &RunArgs, making: &Making, format: Format, signals: &Signals) -> R
         args,
         dir: &dir,
         vsock: &dir.path().join("vsock"),
+        warm: None,
         signals,
         format,
     };
     let steps = machine.boots(Root::Placeholder(disk))?;
     machine.live(&name, &steps, &machine::start(), |guest| {
-        drop(guest.reach()?);
+        drop(guest.reach(None)?);
         let client = Client::new(&dir.socket());
         Ok(making.save(&client.interrupted_by(signals.as_fd()))?)
     })
@@ -214,6 +247,8 @@ struct Machine<'a> {
     args: &'a RunArgs,
     dir: &'a RuntimeDir,
     vsock: &'a Path,
+    /// The snapshot that it goes on from.
+    warm: Option<&'a Path>,
     signals: &'a Signals,
     format: Format,
 }
@@ -307,10 +342,19 @@ impl CommandError {
         matches!(
             self,
             Self::GuestEnded
+                | Self::WarmEnded(_)
                 | Self::NotThere(_)
                 | Self::Link(LinkError::Closed)
                 | Self::Exec(ExecError::Link(LinkError::Closed))
                 | Self::Copy(CopyError::Link(LinkError::Closed))
+        )
+    }
+
+    /// Whether it is because the time was over.
+    fn is_late(&self) -> bool {
+        matches!(
+            self,
+            Self::Link(LinkError::Late) | Self::Exec(ExecError::Link(LinkError::Late))
         )
     }
 
@@ -372,7 +416,7 @@ struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    fn run(&self, request: coracle_agent::wire::Exec) -> Result<u8, CommandError> {
+    fn run(&self, request: coracle_agent::wire::Exec) -> Result<Ran, CommandError> {
         let Machine {
             args,
             signals,
@@ -381,7 +425,13 @@ impl Guest<'_> {
         } = self.machine;
         let given = &args.disposable;
         let device = given.root_device.clone();
-        let mut link = self.reach()?;
+        let patience = Duration::from_secs(args.foreground.stop_timeout);
+        let time = given.timeout.map(Duration::from_secs);
+        let (until, end) = (
+            time.map(Deadline::after),
+            time.map(|time| Deadline::after(time + patience)),
+        );
+        let mut link = self.reach(until)?.limited(end);
         // Now, and not when it began to boot.
         let root = Request::Root(coracle_agent::wire::Root {
             device: device.clone(),
@@ -392,26 +442,28 @@ impl Guest<'_> {
         if let Done::No(why) = link.settle(root, signals)? {
             return Err(CommandError::Root { device, why });
         }
-        let ran = converse(
-            self.reach()?,
-            signals,
-            request,
-            given.surroundings.is_deaf(),
-            format,
-        );
+        let terms = Terms::of(given.surroundings.is_deaf(), format).limited(until, patience);
+        let ran = converse(self.reach(until)?, signals, request, terms);
         // Each of these whatever has become of the other, and of the command.
         let copied = match ran {
-            Ok(Ran::Ended(_)) => self.copy_out(),
+            Ok(Ran::Ended(_) | Ran::Late { has_ended: true }) => self.copy_out(),
             _ => Ok(()),
         };
-        let synced = self.sync_disks();
-        let status = ran?.status();
+        // A guest that has not heard of a signal may not hear of this either.
+        let has_ended = matches!(ran, Ok(Ran::Ended(_) | Ran::Late { has_ended: true }));
+        let synced = self.sync_disks((!has_ended).then(|| Deadline::after(patience)));
+        let ran = ran?;
+        if let (Ran::Late { .. }, Some(seconds), Format::Text) = (ran, given.timeout, format) {
+            note(format_args!(
+                "the command was not done in {seconds} s (--timeout)"
+            ));
+        }
         match copied.and(synced) {
-            Err(error) if status != 0 => {
+            Err(error) if ran.status() != 0 => {
                 report(&error, format);
-                Ok(status)
+                Ok(ran)
             }
-            done => done.map(|()| status),
+            done => done.map(|()| ran),
         }
     }
 
@@ -420,7 +472,7 @@ impl Guest<'_> {
         let Machine { args, signals, .. } = self.machine;
         for Fetched { from, to } in &args.disposable.copy_out {
             let name = Path::new(from).file_name().and_then(|name| name.to_str());
-            let link = self.reach()?;
+            let link = self.reach(None)?;
             let fetched = fetch(link, signals, from, to, name.unwrap_or_default());
             first = first.and(fetched.map(drop).map_err(CommandError::from));
         }
@@ -428,7 +480,7 @@ impl Guest<'_> {
     }
 
     /// What was written to disks that stay is on them when this is done.
-    fn sync_disks(&self) -> Result<(), CommandError> {
+    fn sync_disks(&self, until: Option<Deadline>) -> Result<(), CommandError> {
         let Machine {
             args,
             dir,
@@ -439,7 +491,7 @@ impl Guest<'_> {
         if args.disk.is_empty() {
             return Ok(());
         }
-        let mut link = Link::reach(vsock, PORT, signals)?;
+        let mut link = Link::reach(vsock, PORT, signals)?.limited(until);
         if let Done::No(why) = link.settle(Request::Sync, signals)? {
             return Err(CommandError::NotSynced(why));
         }
@@ -452,8 +504,8 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// The agent, when it is there.
-    fn reach(&self) -> Result<Link, CommandError> {
+    /// The agent, when it is there; it is waited for until the guest should have booted, or has no more time.
+    fn reach(&self, until: Option<Deadline>) -> Result<Link, CommandError> {
         let Machine {
             args, vsock, signals, ..
         } = self.machine;
@@ -463,6 +515,7 @@ impl Guest<'_> {
             match Link::reach(vsock, PORT, signals) {
                 Err(
                     LinkError::NoAgent { .. }
+                    | LinkError::Slow { .. }
                     | LinkError::Closed
                     | LinkError::Connect { .. }
                     | LinkError::Io(_),
@@ -471,10 +524,16 @@ impl Guest<'_> {
             }
             let now = Deadline::after(Duration::ZERO);
             if self.monitor.process().wait(now).map_err(MonitorError::from)? {
-                return Err(CommandError::GuestEnded);
+                return Err(match self.machine.warm {
+                    Some(path) => CommandError::WarmEnded(path.to_owned()),
+                    None => CommandError::GuestEnded,
+                });
             }
             if deadline.passed() {
                 return Err(CommandError::NotThere(seconds));
+            }
+            if until.is_some_and(Deadline::passed) {
+                return Err(LinkError::Late.into());
             }
             if let Some(signal) = signals.take() {
                 return Err(LinkError::Interrupted(signal).into());

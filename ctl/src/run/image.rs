@@ -1,8 +1,8 @@
 //! What a disposable guest begins with: an image as it is, or a directory or an archive of files made into one.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read as _, Seek as _};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -22,6 +22,12 @@ const ARCHIVES: [&str; 7] = [
 ];
 /// What a file system needs beside the files, and for what a command writes.
 const ROOM_BYTES: u64 = 128 << 20;
+/// What is heard at most of why a program has failed.
+const SAID_BYTES_MAX: u64 = 1 << 20;
+/// A file system with no more room than this is full.
+const FULL_BYTES: u64 = 1 << 20;
+/// What an image is a whole number of.
+const SECTOR_BYTES: u64 = 512;
 /// What one more file costs, whatever it holds.
 const FILE_BYTES: u64 = 4096 + 512;
 /// Inodes beside those of the files.
@@ -44,6 +50,18 @@ pub(crate) enum ImageError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "{} is no image: give a file system in a file or block device, a directory, or an archive whose name ends with .tar, \
+         .tar.gz, .tgz or the like",
+        .0.display()
+    )]
+    Kind(PathBuf),
+    #[error(
+        "the image {} has {bytes} bytes, which is no multiple of 512: truncate --size=%512 {}",
+        path.display(),
+        path.display()
+    )]
+    Size { path: PathBuf, bytes: u64 },
     #[error("it was interrupted by a signal")]
     Interrupted(i32),
     #[error("{program} has made no image of {}: {said}", path.display())]
@@ -78,7 +96,8 @@ pub(super) fn prepare(given: &str, place: &Path, signals: &Signals) -> Result<St
             source,
         })?;
         let mut tar = Command::new("tar");
-        tar.arg("--extract")
+        // A colon in the name is no host.
+        tar.args(["--extract", "--force-local"])
             .arg("--numeric-owner")
             .arg("--file")
             .arg(path)
@@ -86,8 +105,20 @@ pub(super) fn prepare(given: &str, place: &Path, signals: &Signals) -> Result<St
             .arg(&files);
         done(("tar", "tar"), path, tar, place, signals)?;
         files
-    } else {
+    } else if metadata.is_file() {
+        // The monitor would say so, but not before a warm snapshot is gone on from.
+        let bytes = metadata.len();
+        return match bytes > 0 && bytes.is_multiple_of(SECTOR_BYTES) {
+            true => Ok(given.to_owned()),
+            false => Err(ImageError::Size {
+                path: path.to_owned(),
+                bytes,
+            }),
+        };
+    } else if metadata.file_type().is_block_device() {
         return Ok(given.to_owned());
+    } else {
+        return Err(ImageError::Kind(path.to_owned()));
     };
     let (bytes, count) = size(&files)?;
     let image = place.join("image.ext4");
@@ -153,14 +184,16 @@ fn done(
         path: path.to_owned(),
         source,
     };
-    let said = place.join("said");
+    // In memory: the place may be full.
+    let said = rustix::fs::memfd_create("said", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut said = fs::File::from(said.map_err(|errno| no_program(errno.into()))?);
     // `mke2fs` is where an ordinary user's PATH may not lead.
     let paths = std::env::var("PATH").unwrap_or_default();
     command
         .env("PATH", format!("{paths}:/usr/sbin:/sbin"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(fs::File::create(&said).map_err(no_program)?);
+        .stderr(said.try_clone().map_err(no_program)?);
     monitor::tie(&mut command);
     let mut child = command.spawn().map_err(no_program)?;
     let process = Process::open(Pid::from_child(&child)).map_err(no_program)?;
@@ -178,10 +211,21 @@ fn done(
     if status.success() {
         return Ok(());
     }
-    let said = fs::read_to_string(&said).unwrap_or_default();
+    let mut text = Vec::new();
+    let read = said
+        .rewind()
+        .and_then(|()| said.take(SAID_BYTES_MAX).read_to_end(&mut text));
+    read.map_err(no_program)?;
+    let mut said = last_lines(&String::from_utf8_lossy(&text)).join("; ");
+    if rustix::fs::statvfs(place).is_ok_and(|found| found.f_bavail * found.f_frsize < FULL_BYTES) {
+        let place = place.display();
+        said.push_str(&format!(
+            "; there is no room left in {place}: set XDG_RUNTIME_DIR to a directory with more"
+        ));
+    }
     Err(ImageError::Failed {
         program,
         path: path.to_owned(),
-        said: last_lines(&said).join("; "),
+        said,
     })
 }

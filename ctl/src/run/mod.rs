@@ -70,14 +70,15 @@ const LOG_TAIL_LINES_MAX: usize = 10;
 ///
 /// With --json the last line on standard error is one JSON object with the status and what chose it,
 /// `ended`: guest_exit, power_off, reset, triple_fault, kvm_internal_error, entry_failed, run_failed,
-/// memory_lost, migrated, handover_lost, stopped, monitor_failed, or null when the monitor did not say. Standard output stays
-/// the guest's alone.
+/// memory_lost, migrated, handover_lost, stopped, monitor_failed, or null when the monitor did not say; with an IMAGE command or
+/// stopped. Standard output stays the guest's alone.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit status:
   the guest's, whatever it is, when the guest gave one; otherwise
   0        the guest has powered off or reset, or runs on elsewhere
   1        the monitor has failed
+  124      the command of an IMAGE was not done in --timeout
   125      coraclectl itself has failed: a wrong command line or configuration among the reasons
   128 + N  signal N has stopped coraclectl or the monitor (`coraclectl stop --force`: 143)
   152      the monitor cannot use its configuration
@@ -87,7 +88,9 @@ Exit status:
   162      the processor refused a vCPU's state
   163      KVM failed to run a vCPU
   164      memory of a restored guest is damaged in its file, or cannot be read
+  148      the monitor made a system call that its seccomp filter does not allow
   165      the guest was handed over by a migration whose end is not known
+  166      a thread of the monitor has failed
 A guest can give any of these too: the monitor says on standard error which it was, and --json
 says it as `ended`.")]
 pub(crate) struct RunArgs {
@@ -161,6 +164,9 @@ struct DisposableArgs {
     /// agent, monitor, memory, vCPUs and devices of the guest have to be the same, and this host not to have booted since
     #[arg(long, value_name = "DIRECTORY", requires = "image", conflicts_with = "disk")]
     warm: Option<PathBuf>,
+    /// How long it may take from the start of its guest; then the command is told to end as by SIGTERM, and the status is 124
+    #[arg(long, value_name = "SECONDS", requires = "image", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
     /// How long the guest may take to boot
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
     boot_timeout: u64,
@@ -175,7 +181,7 @@ pub(crate) struct ForegroundArgs {
     /// What the machine is called [default: vm- and the process id]
     #[arg(long, visible_alias = "id")]
     name: Option<Name>,
-    /// How long the guest may take to shut down when it is asked to
+    /// How long the guest may take to shut down when it is asked to, or the command of an IMAGE to end
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=86400))]
     stop_timeout: u64,
     /// Keep the runtime directory, with the monitor's log, when the machine has ended
@@ -212,11 +218,18 @@ pub(crate) enum RunError {
 ///
 /// When it could not be started or watched. Nothing is left running or lying about in any case.
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, RunError> {
-    if let Some(image) = &args.image {
-        return Ok(command::run(args, image, format)?);
-    }
-    let steps = machine::steps(args, None)?;
-    foreground(&args.foreground, &steps, &machine::start(), format)
+    let status = match &args.image {
+        Some(image) => command::run(args, image, format)?,
+        None => foreground(
+            &args.foreground,
+            &machine::steps(args, None)?,
+            &machine::start(),
+            format,
+        )?,
+    };
+    // With a command for each machine nobody else may come by: what others have left that were killed.
+    RuntimeRoot::of_this_user().remove_stale();
+    Ok(status)
 }
 
 /// Configures a machine by `steps`, lets it go by `start` and stays with it until it ends; returns the exit status.

@@ -179,6 +179,10 @@ fn snapshot_of(place: &Place<'_>, is_read_only: bool) -> Outcome<String> {
     let config = Machine::unikernel(&place.context.environment, words)
         .memory_mib(64)
         .drive(drive)
+        .part(
+            "vsock",
+            json!({ "guest_cid": 3, "uds_path": place.path("test-v") }),
+        )
         .config();
     let monitor = started(place.context, &config)?;
     monitor.console.wait_for("tick: n=1 ", SOON)?;
@@ -213,6 +217,8 @@ fn go_on(context: &Context) -> Outcome {
         let is = |field, value: &str| instance.get(field) == Some(&json!(value));
         ensure!(is("id", &name) && is("state", "Running"), "{instance}");
         generations.insert(generation(&place, &name)?);
+        let socket = place.path(&format!("coracle/{name}/v.sock"));
+        ensure!(socket.exists(), "{name} has no socket of its own");
     }
     ensure!(generations.len() == COUNT, "{generations:?}");
     one_is_killed(&place, &clones)?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -30,6 +30,11 @@ pub(crate) const CASES: &[Case] = &[
         name: "a_guest_whose_coraclectl_is_ended_or_killed_is_gone",
         need: Need::Kvm,
         run: killed,
+    },
+    Case {
+        name: "a_command_that_hears_no_signal_is_given_up_in_time",
+        need: Need::Kvm,
+        run: given_up,
     },
     Case {
         name: "a_guest_that_cannot_be_made_is_an_error_that_says_what_to_do",
@@ -331,6 +336,47 @@ fn killed(context: &Context) -> Outcome {
     place.nothing_is_left()
 }
 
+/// The last line is an object that says why it was stopped.
+fn says_why(output: &Output, why: &str, status: i32) -> Outcome {
+    says(output, "", status)?;
+    let said = String::from_utf8(output.stderr.clone())?;
+    let last: serde_json::Value = serde_json::from_str(said.lines().last().unwrap_or_default())?;
+    let is = |name: &str, value: &serde_json::Value| last.get(name) == Some(value);
+    ensure!(
+        is("ended", &"stopped".into()) && is("stopped_by", &why.into()) && is("status", &status.into()),
+        "{said}"
+    );
+    Ok(())
+}
+
+fn given_up(context: &Context) -> Outcome {
+    let place = Place::new(context)?;
+    let image = place.image();
+    let deaf = ["--stop-timeout=1", "--json", &image, "--", "sh", "-c"];
+    let script = "trap '' TERM; echo up; while :; do busybox sleep 1; done";
+    let mut child = place
+        .in_linux(&[&deaf[..], &[script]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut up = [0; 3];
+    child
+        .stdout
+        .as_mut()
+        .ok_or("it has an output")?
+        .read_exact(&mut up)?;
+    kill_process(Pid::from_child(&child), Signal::TERM)?;
+    says_why(&child.wait_with_output()?, "signal", 143)?;
+    place.nothing_is_left()?;
+
+    // Whether its guest has booted by then or not.
+    let late = place
+        .in_linux(&[&["--timeout=15"], &deaf[..], &[script]].concat())
+        .output()?;
+    says_why(&late, "timeout", 124)?;
+    place.nothing_is_left()
+}
+
 /// One whose guest has started to boot.
 fn begun(place: &Place<'_>) -> Outcome<Child> {
     let mut child = place
@@ -360,6 +406,11 @@ fn refused(context: &Context) -> Outcome {
         "coraclectl run IMAGE -- COMMAND",
         125,
     )?;
+    fs::write(place.path("odd"), [1; 100])?;
+    let odd = place.in_linux(&["odd", "--", "true"]).output()?;
+    says(&odd, "no multiple of 512", 125)?;
+    let device = place.in_linux(&["/dev/null", "--", "true"]).output()?;
+    says(&device, "/dev/null is no image", 125)?;
     let none = place.in_linux(&["none", "--", "true"]).output()?;
     says(&none, "cannot read the image none", 125)?;
     let unikernel = context.environment.unikernel.display().to_string();

@@ -135,15 +135,16 @@ fn ended_from_outside(context: &Context, monitor: &Monitor) -> Outcome {
     kill_process(Pid::from_child(&waits), Signal::TERM)?;
     ensure!(waits.wait()?.code() == Some(143), "it was not ended by SIGTERM");
 
-    // One whose output nobody reads hears signals all the same.
+    // One whose output nobody reads hears a signal all the same.
     let mut stuck = ctl(context, monitor, &["exec", "VM", "yes"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
     let begun = Instant::now();
+    std::thread::sleep(Duration::from_secs(2));
+    kill_process(Pid::from_child(&stuck), Signal::TERM)?;
     let status = loop {
-        std::thread::sleep(Duration::from_millis(300));
-        kill_process(Pid::from_child(&stuck), Signal::TERM)?;
+        std::thread::sleep(Duration::from_millis(100));
         if let Some(status) = stuck.try_wait()? {
             break status;
         }
@@ -180,6 +181,12 @@ fn ended_from_outside(context: &Context, monitor: &Monitor) -> Outcome {
 fn goes_on_in_a_clone(context: &Context, directory: &Path, monitor: Monitor) -> Outcome {
     let files = Files::in_directory(directory, "test-exec");
     saved(&monitor, &files, "Full")?;
+    says(
+        &does(context, &monitor, &["exec", "VM", "true"])?,
+        "",
+        "is paused, and nothing in its guest answers: coraclectl resume",
+        125,
+    )?;
     killed(monitor)?;
     let second = Launch::new(&context.environment)?.start()?;
     let moved = json!({ "uds_path": directory.join("test-w") });
@@ -231,6 +238,11 @@ fn files(context: &Context) -> Outcome {
         1,
     )?;
 
+    // The reason is told also where much was still to come.
+    let much = directory.path().join("much");
+    fs::write(&much, content.repeat(20))?;
+    says(&copy(&text(&much), ":/no/where")?, "", "no directory /no", 1)?;
+
     let back = directory.path().join("back");
     says(&copy(":/tmp/tree", &text(&back))?, "", "", 0)?;
     ensure!(
@@ -243,6 +255,11 @@ fn files(context: &Context) -> Outcome {
         "its mode is lost"
     );
     says(&copy(":/tmp/none", &text(&back))?, "", "cannot read /tmp/none", 1)?;
+    // A file that says it is empty may have something.
+    let version = directory.path().join("version");
+    says(&copy(":/proc/version", &text(&version))?, "", "", 0)?;
+    let told = fs::read_to_string(&version)?;
+    ensure!(told.starts_with("Linux version "), "{told:?}");
     // What cannot be read to its end is not there at all.
     let script = "mkdir /tmp/odd && cp /tmp/tree/script /tmp/odd/a && mkfifo /tmp/odd/b";
     says(
@@ -269,6 +286,19 @@ fn files(context: &Context) -> Outcome {
 fn no_agent(context: &Context) -> Outcome {
     let directory = tempfile::tempdir()?;
     let machine = Machine::unikernel(&context.environment, "do=tick:ms=10,count=1000000");
+    let begun = Instant::now();
+    says(
+        &Command::new(&context.environment.coraclectl)
+            .args(["exec", "--wait", "1", "no-such-machine-here", "true"])
+            .output()?,
+        "",
+        "no machine named no-such-machine-here is running",
+        125,
+    )?;
+    ensure!(
+        begun.elapsed() >= Duration::from_secs(1),
+        "a machine that may come is not waited for"
+    );
     let bare = started(context, &machine.config())?;
     says(
         &does(context, &bare, &["exec", "VM", "true"])?,
@@ -282,7 +312,7 @@ fn no_agent(context: &Context) -> Outcome {
     says(
         &does(context, &deaf, &["exec", "VM", "true"])?,
         "",
-        "nobody listens on vsock port 1023",
+        "nobody answers on vsock port 1023",
         125,
     )?;
     says(

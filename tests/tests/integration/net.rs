@@ -334,6 +334,12 @@ fn what_cannot_be_had(context: &Context) -> Outcome {
     }
     let answer = put("eth0", "tap0")?;
     ensure!(answer.status == 204, "{answer:?}");
+    // One that nobody has made is made by the kernel, as for Firecracker; whoever has mistyped a name can read that.
+    let hint = "is there for as long as it is open";
+    ensure!(!monitor.log()?.contains(hint), "{}", monitor.log()?);
+    let answer = put("eth2", "mistyped")?;
+    ensure!(answer.status == 204, "{answer:?}");
+    ensure!(monitor.log()?.contains(hint), "{}", monitor.log()?);
     let answer = put("eth1", "tap0")?;
     ensure!(answer.status == 400, "{answer:?}");
     ensure!(answer.fault().contains("`eth0`"), "{answer:?}");

@@ -22,6 +22,8 @@ pub(super) const HANDED_IN: &str = "/dev/fd/";
 /// What is between the names of several.
 pub(super) const AND: char = ',';
 /// Whole frames, nothing of the driver's before them, but a virtio header.
+/// Of a tap that stays when nobody has it open (`linux/if_tun.h`).
+const IFF_PERSIST: libc::c_int = 0x0800;
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// `struct virtio_net_hdr_v1`, which goes before each frame (5.1.6).
 pub(super) const HEADER_BYTES: usize = 12;
@@ -57,8 +59,18 @@ impl Tap {
             return Self::all_handed_in(name, queues);
         }
         let refused = |source| TapError::new(name, queues, source);
-        let files = (0..queues).map(|_| opened(name, queues));
-        Self::of(files.collect::<Result<_, _>>()?).map_err(refused)
+        let files: Vec<File> = (0..queues)
+            .map(|_| opened(name, queues))
+            .collect::<Result<_, _>>()?;
+        let flags = files.first().map(flags_of).transpose().map_err(refused)?;
+        // Firecracker takes one as well, which the kernel has just made for it; who has mistyped a name is to hear of that.
+        if flags.is_some_and(|(flags, _)| flags & IFF_PERSIST == 0) {
+            log::warn!(
+                "tap '{name}' is there for as long as it is open; if nobody else had made it before, it is down and has no \
+                 address: ip tuntap add dev {name} mode tap"
+            );
+        }
+        Self::of(files).map_err(refused)
     }
 
     fn all_handed_in(names: &str, queues: u16) -> Result<Self, TapError> {
@@ -258,11 +270,7 @@ fn handed_in(number: &str, queues: u16) -> io::Result<(File, [libc::c_char; libc
         return Err(refused());
     }
     let file = File::from(inherited.try_clone_to_owned()?);
-    let mut request = blank_request();
-    // SAFETY: the kernel writes a `struct ifreq`, which `request` is; or refuses, if it is no tap's.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
-    // SAFETY: the kernel has written the flags.
-    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    let (flags, name) = flags_of(&file)?;
     let needed = flags_for(queues);
     if flags & needed != needed {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -273,7 +281,17 @@ fn handed_in(number: &str, queues: u16) -> io::Result<(File, [libc::c_char; libc
     }
     let status = rustix::fs::fcntl_getfl(&file)?;
     rustix::fs::fcntl_setfl(&file, status | rustix::fs::OFlags::NONBLOCK)?;
-    Ok((file, request.ifr_name))
+    Ok((file, name))
+}
+
+/// The flags of a tap, and what it is called.
+fn flags_of(file: &File) -> io::Result<(libc::c_int, [libc::c_char; libc::IFNAMSIZ])> {
+    let mut request = blank_request();
+    // SAFETY: the kernel writes a `struct ifreq`, which `request` is; or refuses, if it is no tap's.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: the kernel has written the flags.
+    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    Ok((flags, request.ifr_name))
 }
 
 /// Segments are laid out as what the kernel takes; of more than that it takes none.

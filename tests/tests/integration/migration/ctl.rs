@@ -78,11 +78,16 @@ impl<'a> Host<'a> {
 
     /// The machine `source`, which says so many words to the console.
     fn source(&self, count: u32) -> Outcome<Foreground> {
+        self.source_with(count, &[])
+    }
+
+    fn source_with(&self, count: u32, more: &[&str]) -> Outcome<Foreground> {
         let kernel = self.context.environment.unikernel.to_string_lossy().into_owned();
         let words = format!("console=ttyS0 do=hello do=tick:ms=20,count={count} do=exit:status=7");
         let arguments = [
             &["run", "--name", "source", "--memory", "32", "--kernel", &kernel][..],
             &["--disk", "disk,noroot", "--cmdline", &words],
+            more,
         ];
         let source = self.begin("source", &arguments.concat())?;
         self.until("the guest does not start", || {
@@ -250,7 +255,7 @@ pub(super) fn takes_a_disk_along(context: &Context) -> Outcome {
 /// On this host, and by a command; one that does not listen, and one that is refused, are not left behind.
 pub(super) fn starts_the_receiver(context: &Context) -> Outcome {
     let host = Host::new(context)?;
-    let mut source = host.source(400)?;
+    let mut source = host.source_with(400, &["--vsock", "first.sock"])?;
     let (second, third) = (host.named("second"), host.named("third"));
     let certs = ["--certs", "certs/127.0.0.1"];
     let failed = |arguments: &[&str], why: &str| -> Outcome {
@@ -274,22 +279,28 @@ pub(super) fn starts_the_receiver(context: &Context) -> Outcome {
         ],
         "before it listened: no host of that name",
     )?;
+    let here = ["migrate", "source", "--here", &second];
     failed(
-        &["migrate", "source", "--here", &second, "--to-name", "host-b"],
+        &[&here[..], &["--to-name", "host-b"]].concat(),
         "is not of `host-b`",
+    )?;
+    failed(&here, "first.sock")?;
+    failed(
+        &["migrate", "source", &to, "--vsock", "second.sock"],
+        "are for a receiver that --here starts",
     )?;
     ensure!(
         host.get(&second, "/")? == Value::Null,
         "the receiver was left behind"
     );
 
-    let sent = host.run(&[&["migrate", "source", "--here", &second][..], &certs].concat())?;
+    let sent = host.run(&[&here[..], &["--vsock", "second.sock"], &certs].concat())?;
     ensure!(sent.status.success(), "{sent:?}");
     let status = source.status()?;
     ensure!(status == Some(0), "the source ended with {status:?}");
 
     let program = context.environment.coraclectl.to_string_lossy().into_owned();
-    let line = format!("{program} receive {to} --name {third} --certs certs/127.0.0.1");
+    let line = format!("{program} receive {to} --name {third} --certs certs/127.0.0.1 --vsock third.sock");
     let arguments = [
         &["migrate", &second, &to, "--receiver", &line][..],
         &["--receiver-log", "third", "--json"],

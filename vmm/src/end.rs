@@ -151,9 +151,12 @@ impl fmt::Display for End {
                     "KVM cannot emulate an instruction of vCPU {vcpu} at RIP {rip:#x}: bytes"
                 )?;
                 if instruction.is_empty() {
-                    return write!(f, " not reported");
+                    f.write_str(" not reported")?;
                 }
-                instruction.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
+                for byte in instruction {
+                    write!(f, " {byte:02x}")?;
+                }
+                f.write_str("; a CPU template keeps a guest from what its host cannot emulate (`cpu-config`)")
             }
             Self::InternalError { vcpu, suberror, rip } => {
                 write!(f, "KVM internal error {suberror} on vCPU {vcpu} at RIP {rip:#x}")
@@ -255,9 +258,10 @@ mod tests {
             instruction: vec![0x0f, 0x01, 0xd0],
         };
         assert_eq!(end.status(), EXIT_KVM_INTERNAL_ERROR);
+        let told = end.to_string();
         assert!(
-            end.to_string().ends_with("at RIP 0x100000: bytes 0f 01 d0"),
-            "{end}"
+            told.contains("at RIP 0x100000: bytes 0f 01 d0; a CPU template"),
+            "{told}"
         );
     }
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -17,6 +18,7 @@ use rustix::process::getuid;
 use thiserror::Error;
 
 use crate::client::{Client, ClientError};
+use crate::deadline::Deadline;
 use crate::name::Name;
 
 const SOCKET_NAME: &str = "api.sock";
@@ -27,6 +29,10 @@ const KEPT_NAME: &str = "kept";
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// How often a directory is made again that another process has just removed.
 const CREATE_ATTEMPTS_MAX: usize = 16;
+/// How long somebody may take to remove what was left behind.
+const REMOVAL_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks whether that is done.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// Why there is no runtime directory.
@@ -111,9 +117,19 @@ impl RuntimeRoot {
         }
         private(&self.0)?;
         let path = self.0.join(name.as_str());
+        let until = Deadline::after(REMOVAL_WAIT);
         for _ in 0..CREATE_ATTEMPTS_MAX {
             private(&path)?;
-            if let Some(lock) = lock(&path, name)? {
+            let lock = loop {
+                match lock(&path, name) {
+                    // Somebody may be removing what was left there, and lock it for that.
+                    Err(RuntimeDirError::InUse(_)) if !is_answered(&socket) && !until.passed() => {
+                        thread::sleep(REMOVAL_PAUSE);
+                    }
+                    locked => break locked?,
+                }
+            };
+            if let Some(lock) = lock {
                 if is_answered(&socket) {
                     return Err(RuntimeDirError::InUse(name.clone()));
                 }
@@ -150,6 +166,8 @@ impl RuntimeRoot {
             return false;
         }
         match lock(&path, name) {
+            // It may have ended since we looked.
+            Ok(Some(_lock)) if self.is_kept(name) => false,
             Ok(Some(_lock)) => !is_answered(&self.socket(name)) && remove_tree(&path).is_ok(),
             Ok(None) | Err(_) => false,
         }

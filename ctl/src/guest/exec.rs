@@ -30,8 +30,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Run a command in a guest: its standard input, output and error are ours, and its status too
 ///
 /// The guest has to run coracle-agent, and the machine to have a vsock device (`coraclectl run --vsock PATH`). SIGINT, SIGTERM,
-/// SIGHUP and SIGQUIT go to the command; a second one ends coraclectl, and the command with it. What the command has left running
-/// in the background stays when it has ended.
+/// SIGHUP and SIGQUIT go to the command; a second one ends coraclectl, and the command with it, as does one after which nobody
+/// reads the output for five seconds. What the command has left running in the background stays when it has ended.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit status:
@@ -290,7 +290,7 @@ impl Pump<'_> {
             {
                 return Ok(ran);
             }
-            if let Some(ran) = self.look_at_clock(self.terms.patience) {
+            if let Some(ran) = self.look_at_clock() {
                 return Ok(ran);
             }
             if comes {
@@ -344,35 +344,48 @@ impl Pump<'_> {
     /// Writes what the command has written, and hears signals while nobody reads it.
     fn put(&mut self, to: &impl AsFd, bytes: &[u8]) -> Result<Option<Ran>, ExecError> {
         let mut left = bytes;
+        let mut moved = Instant::now();
         while !left.is_empty() {
             let mut watched = [
                 PollFd::new(to, PollFlags::OUT),
                 PollFd::new(self.signals, PollFlags::IN),
             ];
             // The agent hears nothing while it waits for us to take more.
-            let patience = Some(
-                self.terms
-                    .patience
-                    .map_or(UNREAD, |patience| patience.min(UNREAD)),
-            );
-            let is_ready = wait_ready(&mut watched, self.deadline(patience))?;
-            if let Some(signal) = self.signals.take() {
-                if let Some(ran) = self.pass_on(signal) {
-                    return Ok(Some(ran));
-                }
-                self.link.send_some(&mut self.outgoing)?;
-                continue;
-            }
-            if let Some(ran) = self.look_at_clock(patience) {
+            let stuck = self
+                .asked
+                .map(|(_, at)| Deadline::after(UNREAD.saturating_sub(moved.max(at).elapsed())));
+            let deadlines = [stuck, self.deadline()].into_iter().flatten();
+            let is_ready = wait_ready(
+                &mut watched,
+                deadlines.min_by_key(|deadline| deadline.remaining()),
+            )?;
+            if let Some(signal) = self.signals.take()
+                && let Some(ran) = self.pass_on(signal)
+            {
                 return Ok(Some(ran));
             }
+            if let Some(ran) = self.look_at_clock() {
+                return Ok(Some(ran));
+            }
+            self.link.send_some(&mut self.outgoing)?;
             if !is_ready {
+                match self.asked {
+                    Some((signal, at)) if moved.max(at).elapsed() >= UNREAD => {
+                        return Ok(Some(Ran::GivenUp(status_of(signal))));
+                    }
+                    _ => continue,
+                }
+            }
+            if watched.first().is_none_or(|to| to.revents().is_empty()) {
                 continue;
             }
             // A pipe that is ready takes so much without waiting.
             let (piece, _) = left.split_at(left.len().min(PIPE_BYTES));
             match rustix::io::write(to, piece) {
-                Ok(written) => left = left.get(written..).unwrap_or_default(),
+                Ok(written) => {
+                    left = left.get(written..).unwrap_or_default();
+                    moved = Instant::now();
+                }
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 // Nobody reads it any more: as if the command had written there itself.
                 Err(Errno::PIPE) => return Ok(Some(Ran::GivenUp(status_of(libc::SIGPIPE)))),
@@ -391,19 +404,24 @@ impl Pump<'_> {
         None
     }
 
-    /// When the clock is to be looked at, where a command is waited for so long after a signal.
-    fn deadline(&self, patience: Option<Duration>) -> Option<Deadline> {
-        match (self.asked, patience) {
+    /// When the clock is to be looked at.
+    fn deadline(&self) -> Option<Deadline> {
+        match (self.asked, self.terms.patience) {
             (None, _) => self.terms.until,
             (Some((_, at)), Some(patience)) => Some(Deadline::after(patience.saturating_sub(at.elapsed()))),
             (Some(_), None) => None,
         }
     }
 
-    /// Tells the command to end when its time is over, and gives it up when it has not for so long.
-    fn look_at_clock(&mut self, patience: Option<Duration>) -> Option<Ran> {
+    /// Tells the command to end when its time is over, and gives it up when it has not for too long.
+    fn look_at_clock(&mut self) -> Option<Ran> {
         match self.asked {
-            Some((signal, at)) if patience.is_some_and(|patience| at.elapsed() >= patience) => {
+            Some((signal, at))
+                if self
+                    .terms
+                    .patience
+                    .is_some_and(|patience| at.elapsed() >= patience) =>
+            {
                 Some(Ran::GivenUp(status_of(signal)))
             }
             None if self.terms.until.is_some_and(Deadline::passed) => {
@@ -427,7 +445,7 @@ impl Pump<'_> {
             watched.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
         let look = self.size.map(|_| Deadline::after(LOOK));
-        let deadlines = [look, self.deadline(self.terms.patience)].into_iter().flatten();
+        let deadlines = [look, self.deadline()].into_iter().flatten();
         wait_ready(
             &mut watched,
             deadlines.min_by_key(|deadline| deadline.remaining()),

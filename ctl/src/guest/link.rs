@@ -23,6 +23,8 @@ use crate::signals::{Signals, SignalsError};
 const GREETING_WAIT: Duration = Duration::from_secs(10);
 /// Between two attempts to reach an agent that is waited for.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
+/// Between two looks for a machine that is not there yet.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// `OK`, a space, ten digits and the end of the line.
 const LINE_BYTES_MAX: usize = 14;
 
@@ -91,6 +93,15 @@ pub(crate) enum LinkError {
 impl LinkError {
     /// Whether it may be so only because the machine has just been started.
     fn may_pass(&self) -> bool {
+        let is_absent = |error: &io::Error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            )
+        };
+        if let Self::Connect { source, .. } = self {
+            return is_absent(source);
+        }
         matches!(
             self,
             Self::NoAgent { .. }
@@ -119,41 +130,65 @@ impl Link {
     ///
     /// When there is no such machine, no device or no agent, or a signal comes first.
     pub(crate) fn open(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
-        let deadline = Deadline::after(Duration::from_secs(args.wait));
+        let wait = Duration::from_secs(args.wait);
+        let deadline = Deadline::after(wait);
+        let limit = (!wait.is_zero()).then_some(deadline);
         loop {
-            match Self::attempt(vm, args, signals) {
-                Err(error) if error.may_pass() && !deadline.passed() => thread::sleep(ATTEMPT_PAUSE),
-                reached => return reached,
-            }
+            let error = match Self::attempt(vm, args.port, limit, signals) {
+                Ok(link) => return Ok(link),
+                Err(error) => error,
+            };
             if let Some(signal) = signals.take() {
                 return Err(LinkError::Interrupted(signal));
             }
+            if !error.may_pass() || deadline.passed() {
+                return Err(error);
+            }
+            // Who looks for a machine looks at all of them.
+            thread::sleep(match error {
+                LinkError::Find(_) => LOOK_PAUSE,
+                _ => ATTEMPT_PAUSE,
+            });
         }
     }
 
-    fn attempt(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
+    fn attempt(vm: &str, port: u32, limit: Option<Deadline>, signals: &Signals) -> Result<Self, LinkError> {
         let socket = resolve(vm)?;
-        let client = Client::new(&socket);
-        let path = socket_of(&client)?;
-        if has_state(&client, "Paused") {
-            return Err(LinkError::Paused(vm.to_owned()));
+        let client = Client::new(&socket).interrupted_by(signals.as_fd());
+        if has_state(&client, "Not started") {
+            return Err(LinkError::NotStarted);
         }
-        Self::reach(&path, args.port, signals)
+        let path = socket_of(&client)?;
+        match Self::reach(&path, port, limit, signals) {
+            // A machine that is paused for a moment, as for a snapshot, has answered by then.
+            Err(LinkError::Slow { .. }) if has_state(&client, "Paused") => {
+                Err(LinkError::Paused(vm.to_owned()))
+            }
+            reached => reached,
+        }
     }
 
     /// Reaches the agent at `port` by the socket of its machine's vsock device.
     ///
     /// # Errors
     ///
-    /// When there is none, or a signal comes first.
-    pub(crate) fn reach(path: &Path, port: u32, signals: &Signals) -> Result<Self, LinkError> {
-        let stream = connect(path, port)?;
+    /// When there is none, or a signal comes first, or `limit`.
+    pub(crate) fn reach(
+        path: &Path,
+        port: u32,
+        limit: Option<Deadline>,
+        signals: &Signals,
+    ) -> Result<Self, LinkError> {
+        let greeting = Deadline::after(GREETING_WAIT);
+        let deadline = limit
+            .filter(|limit| limit.remaining() < greeting.remaining())
+            .unwrap_or(greeting);
+        let stream = connect(path, port, deadline, signals)?;
         let mut link = Self {
             stream,
             decoder: Decoder::default(),
             until: None,
         };
-        let deadline = Deadline::after(GREETING_WAIT);
         link.stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
@@ -351,8 +386,8 @@ fn gone(error: io::Error) -> LinkError {
     }
 }
 
-/// Connects to the socket of a vsock device, and waits for nobody: where it has as many callers as it takes, nobody takes them.
-fn connect(path: &Path, port: u32) -> Result<UnixStream, LinkError> {
+/// Connects to the socket of a vsock device, which may have as many callers as it takes until `deadline`.
+fn connect(path: &Path, port: u32, deadline: Deadline, signals: &Signals) -> Result<UnixStream, LinkError> {
     let refused = |source| LinkError::Connect {
         path: path.to_owned(),
         source,
@@ -361,10 +396,16 @@ fn connect(path: &Path, port: u32) -> Result<UnixStream, LinkError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
     let socket = socket.map_err(|errno| refused(errno.into()))?;
-    match rustix::net::connect(&socket, &address) {
-        Ok(()) => {}
-        Err(Errno::AGAIN) => return Err(LinkError::Slow { port }),
-        Err(errno) => return Err(refused(errno.into())),
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => break,
+            Err(Errno::AGAIN) if deadline.passed() => return Err(LinkError::Slow { port }),
+            Err(Errno::AGAIN) => thread::sleep(ATTEMPT_PAUSE),
+            Err(errno) => return Err(refused(errno.into())),
+        }
+        if let Some(signal) = signals.take() {
+            return Err(LinkError::Interrupted(signal));
+        }
     }
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false).map_err(refused)?;
@@ -383,11 +424,7 @@ fn socket_of(client: &Client<'_>) -> Result<PathBuf, LinkError> {
     let path = config
         .pointer("/vsock/uds_path")
         .and_then(serde_json::Value::as_str);
-    let path = path.ok_or_else(|| match has_state(client, "Not started") {
-        true => LinkError::NotStarted,
-        false => LinkError::NoVsock,
-    });
-    let path = Path::new(path?);
+    let path = Path::new(path.ok_or(LinkError::NoVsock)?);
     let process = client.peer(REQUEST_WAIT)?.as_raw_nonzero();
     Ok(path_of(Path::new(&format!("/proc/{process}")), path))
 }

@@ -141,12 +141,17 @@ const GIVE_UP: Request<'_> = Request {
 ///
 /// When there is no such machine, or it was not sent; then it runs on where it was, unless the error says otherwise.
 pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<(), MigrateError> {
-    if args.recover {
-        return recover(args, format);
+    if args.here.is_none() && !args.elsewhere.is_empty() {
+        return Err(MigrateError::NotHere);
     }
-    let Some(certs) = &args.certs else {
-        return cancel(&args.vm, format);
-    };
+    match &args.certs {
+        _ if args.recover => recover(args, format),
+        None => cancel(&args.vm, format),
+        Some(certs) => carry(args, certs, format),
+    }
+}
+
+fn carry(args: &MigrateArgs, certs: &CertsDirectory, format: Format) -> Result<(), MigrateError> {
     let asked = args.to.as_deref().map(place).transpose()?;
     let socket = resolve(&args.vm)?;
     let signals = Signals::watch()?;
@@ -228,9 +233,6 @@ fn start(
     certs: &CertsDirectory,
     to: Option<&str>,
 ) -> Result<Option<Receiver>, MigrateError> {
-    if args.here.is_none() && !args.elsewhere.is_empty() {
-        return Err(MigrateError::NotHere);
-    }
     let log = args.receiver_log.clone().unwrap_or_else(|| {
         let vm = Path::new(&args.vm).file_name().unwrap_or_default();
         PathBuf::from(format!("{}.receiver.log", vm.to_string_lossy()))

@@ -151,7 +151,9 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
     let request = args.disposable.surroundings.of(&args.command)?;
     let (name, dir) = args.foreground.place()?;
     let begun = Instant::now();
-    let (status, stopped_by) = match begin(args, image, (&name, &dir), request, format, &signals) {
+    let ran = begin(args, image, (&name, &dir), request, format, &signals);
+    args.foreground.tell_what_is_kept(&dir);
+    let (status, stopped_by) = match ran {
         Err(error) => match error.signal(&signals) {
             Some(signal) => (status_of(signal), Some("signal")),
             None if error.is_late() => {
@@ -161,7 +163,8 @@ pub(super) fn run(args: &RunArgs, image: &str, format: Format) -> Result<u8, Com
             None => return Err(error),
         },
         Ok(Ran::Ended(status)) => (status, None),
-        Ok(ran @ Ran::GivenUp(_)) => (ran.status(), Some("signal")),
+        Ok(Ran::GivenUp(status)) if status == status_of(libc::SIGPIPE) => (status, Some("output")),
+        Ok(Ran::GivenUp(status)) => (status, Some("signal")),
         Ok(ran @ Ran::Late { .. }) => (ran.status(), Some("timeout")),
     };
     if format == Format::Json {
@@ -210,9 +213,7 @@ fn begin(
         Some(warm) => (Vec::new(), warm.load(args, &image, &vsock)?),
         None => (machine.boots(Root::Image(image))?, machine::start()),
     };
-    let ran = machine.live(name, &steps, &start, |guest| guest.run(request));
-    args.foreground.tell_what_is_kept(dir);
-    ran
+    machine.live(name, &steps, &start, |guest| guest.run(request))
 }
 
 /// Boots a guest until its agent waits for a root, and saves it.
@@ -354,7 +355,9 @@ impl CommandError {
     fn is_late(&self) -> bool {
         matches!(
             self,
-            Self::Link(LinkError::Late) | Self::Exec(ExecError::Link(LinkError::Late))
+            Self::Link(LinkError::Late)
+                | Self::Exec(ExecError::Link(LinkError::Late))
+                | Self::Copy(CopyError::Link(LinkError::Late))
         )
     }
 
@@ -444,14 +447,17 @@ impl Guest<'_> {
         }
         let terms = Terms::of(given.surroundings.is_deaf(), format).limited(until, patience);
         let ran = converse(self.reach(until)?, signals, request, terms);
+        // A guest that has not heard of a signal may not hear of this either.
+        let limit = match ran {
+            Ok(Ran::Ended(_)) => end,
+            _ => Some(Deadline::after(patience)),
+        };
         // Each of these whatever has become of the other, and of the command.
         let copied = match ran {
-            Ok(Ran::Ended(_) | Ran::Late { has_ended: true }) => self.copy_out(),
+            Ok(Ran::Ended(_) | Ran::Late { has_ended: true }) => self.copy_out(limit),
             _ => Ok(()),
         };
-        // A guest that has not heard of a signal may not hear of this either.
-        let has_ended = matches!(ran, Ok(Ran::Ended(_) | Ran::Late { has_ended: true }));
-        let synced = self.sync_disks((!has_ended).then(|| Deadline::after(patience)));
+        let synced = self.sync_disks(limit);
         let ran = ran?;
         if let (Ran::Late { .. }, Some(seconds), Format::Text) = (ran, given.timeout, format) {
             note(format_args!(
@@ -467,12 +473,12 @@ impl Guest<'_> {
         }
     }
 
-    fn copy_out(&self) -> Result<(), CommandError> {
+    fn copy_out(&self, limit: Option<Deadline>) -> Result<(), CommandError> {
         let mut first = Ok(());
         let Machine { args, signals, .. } = self.machine;
         for Fetched { from, to } in &args.disposable.copy_out {
             let name = Path::new(from).file_name().and_then(|name| name.to_str());
-            let link = self.reach(None)?;
+            let link = self.reach(limit)?.limited(limit);
             let fetched = fetch(link, signals, from, to, name.unwrap_or_default());
             first = first.and(fetched.map(drop).map_err(CommandError::from));
         }
@@ -480,7 +486,7 @@ impl Guest<'_> {
     }
 
     /// What was written to disks that stay is on them when this is done.
-    fn sync_disks(&self, until: Option<Deadline>) -> Result<(), CommandError> {
+    fn sync_disks(&self, limit: Option<Deadline>) -> Result<(), CommandError> {
         let Machine {
             args,
             dir,
@@ -491,7 +497,7 @@ impl Guest<'_> {
         if args.disk.is_empty() {
             return Ok(());
         }
-        let mut link = Link::reach(vsock, PORT, signals)?.limited(until);
+        let mut link = Link::reach(vsock, PORT, limit, signals)?.limited(limit);
         if let Done::No(why) = link.settle(Request::Sync, signals)? {
             return Err(CommandError::NotSynced(why));
         }
@@ -512,7 +518,7 @@ impl Guest<'_> {
         let seconds = args.disposable.boot_timeout;
         let deadline = Deadline::after(Duration::from_secs(seconds));
         loop {
-            match Link::reach(vsock, PORT, signals) {
+            match Link::reach(vsock, PORT, until, signals) {
                 Err(
                     LinkError::NoAgent { .. }
                     | LinkError::Slow { .. }

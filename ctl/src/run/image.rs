@@ -110,6 +110,7 @@ pub(super) fn prepare(given: &str, place: &Path, signals: &Signals) -> Result<St
         let bytes = metadata.len();
         return match bytes > 0 && bytes.is_multiple_of(SECTOR_BYTES) {
             true => Ok(given.to_owned()),
+            false if bytes == 0 => Err(ImageError::Kind(path.to_owned())),
             false => Err(ImageError::Size {
                 path: path.to_owned(),
                 bytes,

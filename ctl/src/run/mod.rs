@@ -165,7 +165,7 @@ struct DisposableArgs {
     #[arg(long, value_name = "DIRECTORY", requires = "image", conflicts_with = "disk")]
     warm: Option<PathBuf>,
     /// How long it may take from the start of its guest; then the command is told to end as by SIGTERM, and the status is 124
-    #[arg(long, value_name = "SECONDS", requires = "image", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", requires = "image", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     timeout: Option<u64>,
     /// How long the guest may take to boot
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]

@@ -135,6 +135,16 @@ fn ended_from_outside(context: &Context, monitor: &Monitor) -> Outcome {
     kill_process(Pid::from_child(&waits), Signal::TERM)?;
     ensure!(waits.wait()?.code() == Some(143), "it was not ended by SIGTERM");
 
+    // What it writes until it has ended is waited for.
+    let script = "trap 'sleep 7; echo bye; exit 3' TERM; echo begun; while :; do sleep 1; done";
+    let mut slow = ctl(context, monitor, &["exec", "VM", "sh", "-c", script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    await_line(&mut slow)?;
+    kill_process(Pid::from_child(&slow), Signal::TERM)?;
+    says(&slow.wait_with_output()?, "bye\n", "", 3)?;
+
     // One whose output nobody reads hears a signal all the same.
     let mut stuck = ctl(context, monitor, &["exec", "VM", "yes"])
         .stdin(Stdio::null())

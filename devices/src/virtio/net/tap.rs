@@ -21,9 +21,9 @@ const TUN: &str = "/dev/net/tun";
 pub(super) const HANDED_IN: &str = "/dev/fd/";
 /// What is between the names of several.
 pub(super) const AND: char = ',';
-/// Whole frames, nothing of the driver's before them, but a virtio header.
 /// Of a tap that stays when nobody has it open (`linux/if_tun.h`).
 const IFF_PERSIST: libc::c_int = 0x0800;
+/// Whole frames, nothing of the driver's before them, but a virtio header.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// `struct virtio_net_hdr_v1`, which goes before each frame (5.1.6).
 pub(super) const HEADER_BYTES: usize = 12;

@@ -12,6 +12,7 @@ use super::RunArgs;
 use super::command::{Disposable, Root};
 use super::disk::{self, DiskError};
 use super::net::{self, NetError};
+use super::pmem::{self, PmemError};
 use super::vsock;
 use super::{balloon, hotplug};
 use crate::client::LONG_REQUEST_WAIT;
@@ -45,6 +46,8 @@ pub(crate) enum MachineError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     #[error("cannot read the CPU template {}", path.display())]
     ReadTemplate {
         path: PathBuf,
@@ -108,6 +111,13 @@ pub(super) fn steps(args: &RunArgs, made: Option<&Disposable>) -> Result<Vec<Ste
         step(
             &format!("the network interface {id}"),
             &format!("/network-interfaces/{id}"),
+            config,
+        );
+    }
+    for (id, config) in pmem::configs(&args.pmem, made.is_none())? {
+        step(
+            &format!("the persistent memory {id}"),
+            &format!("/pmem/{id}"),
             config,
         );
     }

@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 pub(crate) mod monitor;
 mod net;
+mod pmem;
 mod session;
 mod vsock;
 mod warm;
@@ -42,6 +43,7 @@ use self::machine::{DEFAULT_CMDLINE, MachineError};
 use self::memory::MemoryMib;
 use self::monitor::{Files, Launch, Monitor, MonitorError, Tie};
 use self::net::NetSpec;
+use self::pmem::PmemSpec;
 use self::session::{Asked, Outcome, Session, SessionError};
 use self::vsock::VsockSpec;
 use crate::guest::Surroundings;
@@ -119,6 +121,10 @@ pub(crate) struct RunArgs {
     /// Memory that may come to the guest while it runs (PATCH /hotplug/memory), such as 1G. Options: block=SIZE, slot=SIZE
     #[arg(long, value_name = "SIZE[,OPTION]…")]
     hotplug_memory: Option<HotplugSpec>,
+    /// A file as persistent memory (/dev/pmem0): lengthened to a multiple of 2 MiB, and no part of snapshots. Options: ro, root,
+    /// id=ID
+    #[arg(long, value_name = "PATH[,OPTION]…", conflicts_with = "warm")]
+    pmem: Vec<PmemSpec>,
     /// The guest's memory, such as 512 (MiB), 128M or 2G
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     memory: MemoryMib,

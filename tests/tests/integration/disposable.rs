@@ -146,8 +146,11 @@ fn a_command(context: &Context) -> Outcome {
     let place = Place::new(context)?;
     let image = place.image();
     for _ in 0..context.count(1, 50) {
-        let script = "cat > result; busybox date +%s; echo $A; ls; echo wrong >&2; exit 7";
+        let script = "cat > result; busybox date +%s; echo $A; ls; busybox test -b /dev/pmem0 || echo none; \
+                      echo wrong >&2; exit 7";
+        fs::File::create(place.path("memory"))?.set_len(16 << 20)?;
         let words = [
+            "--pmem=memory",
             "--copy-out=/srv/none",
             "--copy-out=/srv/result:out",
             "-C",

@@ -283,7 +283,7 @@ impl Pump<'_> {
                     Heard::Last(ran) => return Ok(ran),
                 }
             }
-            self.link.send_some(&mut self.outgoing)?;
+            self.send_some()?;
             let (comes, typed) = self.wait()?;
             if let Some(signal) = self.signals.take()
                 && let Some(ran) = self.pass_on(signal)
@@ -305,6 +305,18 @@ impl Pump<'_> {
                     ToGuest::Resize(now).encode(&mut self.outgoing);
                 }
             }
+        }
+    }
+
+    /// Sends what waits. A command that has ended takes no more, and what it has said last is still to be heard.
+    fn send_some(&mut self) -> Result<(), LinkError> {
+        match self.link.send_some(&mut self.outgoing) {
+            Err(LinkError::Closed) => {
+                self.outgoing.clear();
+                self.reads = false;
+                Ok(())
+            }
+            sent => sent,
         }
     }
 
@@ -367,7 +379,7 @@ impl Pump<'_> {
             if let Some(ran) = self.look_at_clock() {
                 return Ok(Some(ran));
             }
-            self.link.send_some(&mut self.outgoing)?;
+            self.send_some()?;
             if !is_ready {
                 match self.asked {
                     Some((signal, at)) if moved.max(at).elapsed() >= UNREAD => {

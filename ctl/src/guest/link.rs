@@ -132,9 +132,8 @@ impl Link {
     pub(crate) fn open(vm: &str, args: &LinkArgs, signals: &Signals) -> Result<Self, LinkError> {
         let wait = Duration::from_secs(args.wait);
         let deadline = Deadline::after(wait);
-        let limit = (!wait.is_zero()).then_some(deadline);
         loop {
-            let error = match Self::attempt(vm, args.port, limit, signals) {
+            let error = match Self::attempt(vm, args.port, signals) {
                 Ok(link) => return Ok(link),
                 Err(error) => error,
             };
@@ -152,16 +151,16 @@ impl Link {
         }
     }
 
-    fn attempt(vm: &str, port: u32, limit: Option<Deadline>, signals: &Signals) -> Result<Self, LinkError> {
+    fn attempt(vm: &str, port: u32, signals: &Signals) -> Result<Self, LinkError> {
         let socket = resolve(vm)?;
         let client = Client::new(&socket).interrupted_by(signals.as_fd());
-        if has_state(&client, "Not started") {
+        if has_state(&client, "Not started")? {
             return Err(LinkError::NotStarted);
         }
         let path = socket_of(&client)?;
-        match Self::reach(&path, port, limit, signals) {
+        match Self::reach(&path, port, None, signals) {
             // A machine that is paused for a moment, as for a snapshot, has answered by then.
-            Err(LinkError::Slow { .. }) if has_state(&client, "Paused") => {
+            Err(LinkError::Slow { .. }) if has_state(&client, "Paused")? => {
                 Err(LinkError::Paused(vm.to_owned()))
             }
             reached => reached,
@@ -413,9 +412,9 @@ fn connect(path: &Path, port: u32, deadline: Deadline, signals: &Signals) -> Res
 }
 
 /// Whether the machine says that it is in this state.
-fn has_state(client: &Client<'_>, state: &str) -> bool {
-    let info = client.read(Request::get("/"));
-    info.is_ok_and(|info| info.get("state").and_then(serde_json::Value::as_str) == Some(state))
+fn has_state(client: &Client<'_>, state: &str) -> Result<bool, ClientError> {
+    let info = client.read(Request::get("/"))?;
+    Ok(info.get("state").and_then(serde_json::Value::as_str) == Some(state))
 }
 
 /// The socket of the machine's vsock device, as this process reaches it.

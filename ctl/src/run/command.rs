@@ -457,7 +457,8 @@ impl Guest<'_> {
             Ok(Ran::Ended(_) | Ran::Late { has_ended: true }) => self.copy_out(limit),
             _ => Ok(()),
         };
-        let synced = self.sync_disks(limit);
+        // Which has its own time, however long it took to copy.
+        let synced = self.sync_disks(limit.map(|_| Deadline::after(patience)));
         let ran = ran?;
         if let (Ran::Late { .. }, Some(seconds), Format::Text) = (ran, given.timeout, format) {
             note(format_args!(
@@ -494,10 +495,14 @@ impl Guest<'_> {
             signals,
             ..
         } = self.machine;
-        if args.disk.is_empty() {
+        if args.disk.is_empty() && args.pmem.is_empty() {
             return Ok(());
         }
-        let mut link = Link::reach(vsock, PORT, limit, signals)?.limited(limit);
+        let link = Link::reach(vsock, PORT, limit, signals).map_err(|error| match error {
+            LinkError::Slow { .. } if limit.is_some_and(Deadline::passed) => LinkError::Late,
+            error => error,
+        });
+        let mut link = link?.limited(limit);
         if let Done::No(why) = link.settle(Request::Sync, signals)? {
             return Err(CommandError::NotSynced(why));
         }

@@ -104,12 +104,12 @@ impl DiskSpec {
     }
 }
 
-/// The id and the configuration of each disk; the first one is the root unless another is said to be.
+/// The id and the configuration of each disk; the first one is the root unless another is said to be, or something else is.
 ///
 /// # Errors
 ///
 /// When two disks are the root, or have the same id.
-pub(super) fn configs(disks: &[DiskSpec]) -> Result<Vec<(String, Value)>, DiskError> {
+pub(super) fn configs(disks: &[DiskSpec], has_root: bool) -> Result<Vec<(String, Value)>, DiskError> {
     let mut said = disks.iter().filter(|disk| disk.root == Root::Yes);
     let said_root = said.next();
     if let (Some(one), Some(other)) = (said_root, said.next()) {
@@ -122,7 +122,7 @@ pub(super) fn configs(disks: &[DiskSpec]) -> Result<Vec<(String, Value)>, DiskEr
             return Err(DiskError::SameId(id));
         }
         let root = match (disk.root, said_root) {
-            (Root::Unsaid, None) if index == 0 => Root::Yes,
+            (Root::Unsaid, None) if index == 0 && !has_root => Root::Yes,
             (root, _) => root,
         };
         let config = disk.config(&id, root);
@@ -132,7 +132,7 @@ pub(super) fn configs(disks: &[DiskSpec]) -> Result<Vec<(String, Value)>, DiskEr
 }
 
 /// Splits at single commas; two of them are one comma of a part.
-fn split_at_commas(text: &str) -> Vec<String> {
+pub(super) fn split_at_commas(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut rest = text.chars().peekable();
     while let Some(next) = rest.next() {
@@ -156,7 +156,10 @@ mod tests {
 
     fn parsed(texts: &[&str]) -> Result<Vec<Value>, DiskError> {
         let disks: Result<Vec<DiskSpec>, DiskError> = texts.iter().map(|text| text.parse()).collect();
-        Ok(configs(&disks?)?.into_iter().map(|(_, config)| config).collect())
+        Ok(configs(&disks?, false)?
+            .into_iter()
+            .map(|(_, config)| config)
+            .collect())
     }
 
     fn roots(texts: &[&str]) -> Vec<bool> {

@@ -12,7 +12,7 @@ use super::RunArgs;
 use super::command::{Disposable, Root};
 use super::disk::{self, DiskError};
 use super::net::{self, NetError};
-use super::pmem::{self, PmemError};
+use super::pmem::{self, PmemError, PmemSpec};
 use super::vsock;
 use super::{balloon, hotplug};
 use crate::client::LONG_REQUEST_WAIT;
@@ -97,7 +97,7 @@ pub(super) fn steps(args: &RunArgs, made: Option<&Disposable>) -> Result<Vec<Ste
         let root = json!({ "drive_id": ROOT_ID, "is_root_device": false, member: value });
         step("the image", &format!("/drives/{ROOT_ID}"), root);
     }
-    for (id, mut config) in disk::configs(&args.disk)? {
+    for (id, mut config) in disk::configs(&args.disk, args.pmem.iter().any(PmemSpec::is_root))? {
         if made.is_some() && id == ROOT_ID {
             return Err(DiskError::SameId(id).into());
         }

@@ -122,7 +122,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE[,OPTION]…")]
     hotplug_memory: Option<HotplugSpec>,
     /// A file as persistent memory (/dev/pmem0): lengthened to a multiple of 2 MiB, and no part of snapshots. Options: ro, root,
-    /// id=ID
+    /// id=ID; a comma in the path is written twice
     #[arg(long, value_name = "PATH[,OPTION]…", conflicts_with = "warm")]
     pmem: Vec<PmemSpec>,
     /// The guest's memory, such as 512 (MiB), 128M or 2G

@@ -5,6 +5,8 @@ use std::str::FromStr;
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::disk::split_at_commas;
+
 /// Such a file as it is written on the command line: `PATH[,OPTION]…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PmemSpec {
@@ -29,10 +31,10 @@ impl FromStr for PmemSpec {
     type Err = PmemError;
 
     fn from_str(text: &str) -> Result<Self, PmemError> {
-        let mut parts = text.split(',');
+        let mut parts = split_at_commas(text).into_iter();
         let path = parts.next().filter(|path| !path.is_empty());
         let mut pmem = Self {
-            path: path.ok_or(PmemError::NoPath)?.to_owned(),
+            path: path.ok_or(PmemError::NoPath)?,
             id: None,
             is_read_only: false,
             is_root: false,
@@ -42,10 +44,17 @@ impl FromStr for PmemSpec {
                 None if option == "ro" => pmem.is_read_only = true,
                 None if option == "root" => pmem.is_root = true,
                 Some(("id", id)) if !id.is_empty() => pmem.id = Some(id.to_owned()),
-                _ => return Err(PmemError::Option(option.to_owned())),
+                _ => return Err(PmemError::Option(option)),
             }
         }
         Ok(pmem)
+    }
+}
+
+impl PmemSpec {
+    /// Whether the kernel is to find its root there.
+    pub(super) fn is_root(&self) -> bool {
+        self.is_root
     }
 }
 
@@ -84,9 +93,11 @@ mod tests {
 
     #[test]
     fn persistent_memory_is_a_path_and_options() {
-        let all = of(&["a.img", "b.img,ro,root,id=b"]).unwrap();
+        let all = of(&["a,,1.img", "b.img,ro,root,id=b"]).unwrap();
         let ids: Vec<&str> = all.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["pmem0", "b"]);
+        let path = all.first().and_then(|(_, config)| config.get("path_on_host"));
+        assert_eq!(path, Some(&json!("a,1.img")));
         for (index, (_, config)) in all.into_iter().enumerate() {
             for is_so in ["read_only", "root_device"] {
                 assert_eq!(config.get(is_so), Some(&json!(index == 1)));

@@ -146,7 +146,7 @@ fn a_command(context: &Context) -> Outcome {
     let place = Place::new(context)?;
     let image = place.image();
     for _ in 0..context.count(1, 50) {
-        let script = "cat > result; busybox date +%s; echo $A; ls; busybox test -b /dev/pmem0 || echo none; \
+        let script = "cat > result; busybox date +%s; echo $A; ls; echo kept > /dev/pmem0; \
                       echo wrong >&2; exit 7";
         fs::File::create(place.path("memory"))?.set_len(16 << 20)?;
         let words = [
@@ -191,6 +191,10 @@ fn a_command(context: &Context) -> Outcome {
         ensure!(
             !Path::new(&image).join("srv/result").exists(),
             "the image was written to"
+        );
+        ensure!(
+            fs::read(place.path("memory"))?.starts_with(b"kept\n"),
+            "what was written to persistent memory is lost"
         );
         place.nothing_is_left()?;
     }

@@ -98,6 +98,20 @@ fn commands(context: &Context) -> Outcome {
         126,
     )?;
 
+    // One that ends before its input has been heard to its end.
+    let endless = format!(
+        "yes | {} exec $0 head -n 1",
+        context.environment.coraclectl.display()
+    );
+    for _ in 0..3 {
+        let ended = Command::new("sh")
+            .arg("-c")
+            .arg(&endless)
+            .arg(monitor.socket())
+            .output()?;
+        says(&ended, "y\n", "", 0)?;
+    }
+
     // What is piped in comes out, all of it and in order.
     let mut seed = context.seed.clone();
     let content: Vec<u8> = (0..40_000).flat_map(|_| seed.draw().to_le_bytes()).collect();

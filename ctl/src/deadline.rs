@@ -7,7 +7,7 @@ use rustix::event::{PollFd, Timespec, poll};
 use rustix::io::Errno;
 
 /// A point in time by which a wait has to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Deadline(Instant);
 
 impl Deadline {

@@ -367,10 +367,7 @@ impl Pump<'_> {
                 .asked
                 .map(|(_, at)| Deadline::after(UNREAD.saturating_sub(moved.max(at).elapsed())));
             let deadlines = [stuck, self.deadline()].into_iter().flatten();
-            let is_ready = wait_ready(
-                &mut watched,
-                deadlines.min_by_key(|deadline| deadline.remaining()),
-            )?;
+            wait_ready(&mut watched, deadlines.min())?;
             if let Some(signal) = self.signals.take()
                 && let Some(ran) = self.pass_on(signal)
             {
@@ -380,16 +377,13 @@ impl Pump<'_> {
                 return Ok(Some(ran));
             }
             self.send_some()?;
-            if !is_ready {
-                match self.asked {
-                    Some((signal, at)) if moved.max(at).elapsed() >= UNREAD => {
+            if watched.first().is_none_or(|to| to.revents().is_empty()) {
+                match (self.asked, stuck) {
+                    (Some((signal, _)), Some(stuck)) if stuck.passed() => {
                         return Ok(Some(Ran::GivenUp(status_of(signal))));
                     }
                     _ => continue,
                 }
-            }
-            if watched.first().is_none_or(|to| to.revents().is_empty()) {
-                continue;
             }
             // A pipe that is ready takes so much without waiting.
             let (piece, _) = left.split_at(left.len().min(PIPE_BYTES));
@@ -458,10 +452,7 @@ impl Pump<'_> {
         }
         let look = self.size.map(|_| Deadline::after(LOOK));
         let deadlines = [look, self.deadline()].into_iter().flatten();
-        wait_ready(
-            &mut watched,
-            deadlines.min_by_key(|deadline| deadline.remaining()),
-        )?;
+        wait_ready(&mut watched, deadlines.min())?;
         let found = |place: usize, but: PollFlags| {
             let watched = watched.get(place);
             watched.is_some_and(|watched| watched.revents().intersects(!but))

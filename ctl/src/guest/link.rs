@@ -179,9 +179,7 @@ impl Link {
         signals: &Signals,
     ) -> Result<Self, LinkError> {
         let greeting = Deadline::after(GREETING_WAIT);
-        let deadline = limit
-            .filter(|limit| limit.remaining() < greeting.remaining())
-            .unwrap_or(greeting);
+        let deadline = limit.map_or(greeting, |limit| limit.min(greeting));
         let stream = connect(path, port, deadline, signals)?;
         let mut link = Self {
             stream,
@@ -244,7 +242,7 @@ impl Link {
             PollFd::new(signals, PollFlags::IN),
         ];
         let limits = [deadline, self.until].into_iter().flatten();
-        if !wait_ready(&mut watched, limits.min_by_key(|limit| limit.remaining()))? {
+        if !wait_ready(&mut watched, limits.min())? {
             return match self.until.is_some_and(Deadline::passed) {
                 true => Err(LinkError::Late),
                 false => Ok(false),
